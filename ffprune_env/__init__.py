@@ -1,0 +1,82 @@
+"""FastForward Pruning: finds how much of each layer of a language model to keep.
+
+Importing this package registers ``ffprune/PruneBandit-v0`` with Gymnasium and nothing more: the public names below
+are imported, with the libraries they need, when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+import gymnasium as gym
+
+if TYPE_CHECKING:
+    from ffprune_env.budget import Allocation, allocate, ffn_only, uniform
+    from ffprune_env.callbacks import ProgressiveSchedulingCallback
+    from ffprune_env.env import PruneBanditEnv
+    from ffprune_env.evaluator import Evaluator, LMEvaluator, SurrogateEvaluator, load_evaluator
+    from ffprune_env.loss import perplexity
+    from ffprune_env.models import load_model
+    from ffprune_env.pruning.prunable import PrunableModel
+    from ffprune_env.pruning.saliency import Statistics, collect_statistics, wanda_scores
+    from ffprune_env.pruning.units import PruneUnit
+    from ffprune_env.schedule import ProgressiveSchedule
+    from ffprune_env.texts import load_windows
+
+_HOME = {
+    "Allocation": "budget",
+    "Evaluator": "evaluator",
+    "LMEvaluator": "evaluator",
+    "ProgressiveSchedule": "schedule",
+    "ProgressiveSchedulingCallback": "callbacks",
+    "PrunableModel": "pruning.prunable",
+    "PruneBanditEnv": "env",
+    "PruneUnit": "pruning.units",
+    "Statistics": "pruning.saliency",
+    "SurrogateEvaluator": "evaluator",
+    "allocate": "budget",
+    "collect_statistics": "pruning.saliency",
+    "ffn_only": "budget",
+    "load_evaluator": "evaluator",
+    "load_model": "models",
+    "load_windows": "texts",
+    "perplexity": "loss",
+    "uniform": "budget",
+    "wanda_scores": "pruning.saliency",
+}
+
+__all__ = [
+    "Allocation",
+    "Evaluator",
+    "LMEvaluator",
+    "ProgressiveSchedule",
+    "ProgressiveSchedulingCallback",
+    "PrunableModel",
+    "PruneBanditEnv",
+    "PruneUnit",
+    "Statistics",
+    "SurrogateEvaluator",
+    "allocate",
+    "collect_statistics",
+    "ffn_only",
+    "load_evaluator",
+    "load_model",
+    "load_windows",
+    "perplexity",
+    "uniform",
+    "wanda_scores",
+]
+__version__ = "0.1.0"
+
+gym.register(id="ffprune/PruneBandit-v0", entry_point="ffprune_env.env:make_prune_bandit")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

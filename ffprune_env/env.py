@@ -1,0 +1,211 @@
+"""PruneBanditEnv: how much of each layer to keep, as a single-step Gymnasium environment."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+from weakref import WeakValueDictionary
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+
+from ffprune_env.budget import Mapping, allocate, check_sparsity, group_bounds
+
+if TYPE_CHECKING:
+    from ffprune_env.evaluator import Evaluator
+
+Observation = npt.NDArray[np.float32]
+
+#: A reward below this is a collapsed model (design, section 2).
+COLLAPSE_REWARD = 1e-4
+
+
+class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
+    """A contextual bandit: given a target sparsity, score every unit of a language model; good scores are rewarded.
+
+    ## Description
+
+    The decoder of a language model has N = 2 · layers prunable units: the attention and the FFN of every layer. One
+    episode is one step. The observation is the target sparsity σ, the fraction of the units' parameters to remove; the
+    action is one score per unit; the step maps the scores to whole heads and channels that meet the budget, prunes the
+    model, measures its perplexity on the first ``n_samples`` windows of search text, and makes it dense again.
+
+    ## Action space
+
+    ``Box(-1, 1, (N,), float32)``: the scores of attention 0, ffn 0, attention 1, ffn 1, ..., divided by
+    ``action_scale``. The higher the score, the more of the unit stays. Actions outside the box are allowed, non-finite
+    ones are not.
+
+    ## Observation space
+
+    ``Box(0, 1, (1,), float32)``: the target sparsity of the step to come.
+
+    ## Rewards
+
+    PPL_dense / PPL, both on the same windows: 1 for a model as good as the dense one, towards 0 as it gets worse. It is
+    exactly 0 if the pruned model has *collapsed*: its perplexity is not finite, or the ratio is below 1e-4.
+
+    ## Starting state
+
+    The target sparsity given to the constructor, or the one set last by :meth:`set_task` before the reset.
+
+    ## Episode end
+
+    Every episode terminates after one step and is never truncated. A second step raises ``ResetNeeded``.
+
+    ## Information
+
+    | key | what |
+    |---|---|
+    | ``ppl``, ``dense_ppl`` | perplexity of the pruned and of the dense model (``inf`` if not finite) |
+    | ``target_sparsity`` | σ asked for |
+    | ``sparsity`` | fraction of Σ w removed: never below the target, above it by less than one channel |
+    | ``n_samples`` | windows measured on |
+    | ``collapsed`` | whether the reward was set to 0 |
+    | ``scores`` | float64 (N,), the action times ``action_scale`` |
+    | ``rates`` | float64 (N,), fraction of each unit's groups that stays |
+    | ``kept`` | int64 (N,), groups of each unit that stay |
+
+    ``reset`` gives ``target_sparsity`` and ``n_samples``.
+
+    ## Arguments
+
+    ``gym.make("ffprune/PruneBandit-v0", model="smollm2-135m", text="python-docs", sparsity=0.2, ...)`` takes the
+    arguments below, but for ``evaluator``, and those of :func:`ffprune_env.load_evaluator`. Environments of one process
+    that ask for the same model and texts share one copy of it.
+
+    Args:
+        evaluator: what to measure with; its units fix N.
+        sparsity: target sparsity, in the range that the bounds allow.
+        n_samples: windows per measurement, 1 to ``evaluator.max_samples``; None takes all.
+        a_min: lowest retention rate of a unit; lower is freer, but a unit near 0 can ruin the model.
+        a_max: highest retention rate.
+        mapping: ``"waterfill"`` (magnitudes count) or ``"greedy"`` (the paper's: only their order does).
+        action_scale: what actions are multiplied by to give scores.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    ## Version history
+
+    * v0: first version.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        sparsity: float = 0.2,
+        n_samples: int | None = None,
+        a_min: float = 0.2,
+        a_max: float = 1.0,
+        mapping: Mapping = "waterfill",
+        action_scale: float = 3.0,
+    ) -> None:
+        if not 0 < action_scale < math.inf:
+            raise ValueError(f"action_scale must be positive, got {action_scale}")
+        self.evaluator = evaluator
+        self.a_min, self.a_max, self.mapping, self.action_scale = a_min, a_max, mapping, action_scale
+        group_bounds(evaluator.units, a_min, a_max)
+        self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (len(evaluator.units),), np.float32)
+        self._next_task = (sparsity, evaluator.max_samples if n_samples is None else n_samples)
+        self.set_task(*self._next_task)
+        self._task: tuple[float, int] | None = None  # of the episode under way
+
+    def set_task(self, sparsity: float | None = None, n_samples: int | None = None) -> None:
+        """Sets what the episodes after the next reset ask for; what is not given stays.
+
+        The episode under way keeps the sparsity that its observation showed.
+
+        Args:
+            sparsity: target sparsity.
+            n_samples: windows of search text per measurement.
+
+        Raises:
+            ValueError: out of range; nothing changes.
+        """
+        wanted = self._next_task[0] if sparsity is None else float(sparsity)
+        samples = self._next_task[1] if n_samples is None else int(n_samples)
+        check_sparsity(wanted, self.evaluator.units, self.a_min, self.a_max)
+        if not 1 <= samples <= self.evaluator.max_samples:
+            raise ValueError(f"n_samples must be between 1 and {self.evaluator.max_samples}, got {samples}")
+        self._next_task = (wanted, samples)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Starts an episode; ``options`` is unused."""
+        super().reset(seed=seed)
+        self._task = self._next_task
+        return self._observe(self._task[0]), {"target_sparsity": self._task[0], "n_samples": self._task[1]}
+
+    def step(self, action: npt.NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Prunes as the action says and measures; see the class for what comes back.
+
+        Raises:
+            ResetNeeded: the episode is over, or none was started.
+            ValueError: the action has the wrong length or is not finite.
+        """
+        if self._task is None:
+            raise ResetNeeded("an episode of PruneBandit is one step: call reset() before every step()")
+        sparsity, n_samples = self._task
+        scores = np.asarray(action, dtype=np.float64) * self.action_scale
+        allocation = allocate(
+            scores, sparsity, self.evaluator.units, a_min=self.a_min, a_max=self.a_max, mapping=self.mapping
+        )
+        self._task = None
+        ppl = self.evaluator.measure(allocation.kept, n_samples)
+        dense_ppl = self.evaluator.dense(n_samples)
+        reward = dense_ppl / ppl if math.isfinite(ppl) else 0.0
+        collapsed = reward < COLLAPSE_REWARD
+        info = {
+            "ppl": ppl if math.isfinite(ppl) else math.inf,
+            "dense_ppl": dense_ppl,
+            "target_sparsity": sparsity,
+            "sparsity": allocation.sparsity,
+            "n_samples": n_samples,
+            "collapsed": collapsed,
+            "scores": scores,
+            "rates": allocation.rates,
+            "kept": allocation.kept,
+        }
+        return self._observe(sparsity), 0.0 if collapsed else reward, True, False, info
+
+    @staticmethod
+    def _observe(sparsity: float) -> Observation:
+        return np.array([sparsity], dtype=np.float32)
+
+
+_shared_evaluators: WeakValueDictionary[tuple[tuple[str, Any], ...], Any] = WeakValueDictionary()
+_ENV_ARGUMENTS = ("a_min", "a_max", "mapping", "action_scale")
+
+
+def make_prune_bandit(
+    model: str = "smollm2-135m",
+    text: str = "python-docs",
+    sparsity: float = 0.2,
+    n_samples: int = 4,
+    **arguments: Any,
+) -> PruneBanditEnv:
+    """Builds the environment from names alone; the entry point of ``ffprune/PruneBandit-v0``.
+
+    Args:
+        model: see :func:`ffprune_env.load_model`.
+        text: see :func:`ffprune_env.load_windows`.
+        sparsity: target sparsity.
+        n_samples: windows of search text, all of which every step uses until ``set_task`` asks for fewer.
+        **arguments: further arguments of :class:`PruneBanditEnv` and :func:`ffprune_env.load_evaluator`.
+    """
+    from ffprune_env.evaluator import load_evaluator
+
+    of_env = {name: arguments.pop(name) for name in _ENV_ARGUMENTS if name in arguments}
+    key = (("model", model), ("text", text), ("n_samples", n_samples), *sorted(arguments.items()))
+    evaluator = _shared_evaluators.get(key)
+    if evaluator is None:
+        evaluator = _shared_evaluators[key] = load_evaluator(model, text, n_samples=n_samples, **arguments)
+    return PruneBanditEnv(evaluator, sparsity, **of_env)

@@ -1,0 +1,217 @@
+"""What the environment measures with: a real model, or curves that stand in for one (4.8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ffprune_env.budget import FloatArray, IntArray
+from ffprune_env.loss import perplexity
+from ffprune_env.models import context_length, load_model
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import CRITERIA, collect_statistics
+from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.texts import load_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class Evaluator(Protocol):
+    """Anything that can say how good a pruned model would be."""
+
+    @property
+    def units(self) -> tuple[PruneUnit, ...]:
+        """The N units, in order."""
+        ...
+
+    @property
+    def max_samples(self) -> int:
+        """N_max, the most windows a measurement can use."""
+        ...
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` windows; inf if not finite."""
+        ...
+
+    def dense(self, n_samples: int) -> float:
+        """Perplexity of the dense model on the same windows."""
+        ...
+
+
+class LMEvaluator:
+    """Measures a real language model on windows of search text; the same question is answered once.
+
+    Args:
+        prunable: a ranked model.
+        windows: int64 [N_max, seq_len], search text.
+        batch_size: windows per forward pass.
+
+    Raises:
+        ValueError: there is no window, or the dense model's perplexity on the first one is not finite.
+    """
+
+    def __init__(self, prunable: PrunableModel, windows: torch.Tensor, batch_size: int = 1) -> None:
+        self.prunable = prunable
+        self._windows = windows
+        self._batch_size = batch_size
+        self._measured: dict[tuple[bytes, int], float] = {}
+        self._dense: dict[int, float] = {}
+        if not math.isfinite(self.dense(1)):
+            raise ValueError("the dense model's perplexity on the search text is not finite: check weights and dtype")
+
+    @property
+    def units(self) -> tuple[PruneUnit, ...]:
+        """The units of the model."""
+        return self.prunable.units
+
+    @property
+    def max_samples(self) -> int:
+        """Windows of search text."""
+        return len(self._windows)
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """Prunes, measures, and leaves the model dense again."""
+        counts = self.prunable.check_kept(kept)
+        key = (counts.tobytes(), n_samples)
+        if key not in self._measured:
+            with self.prunable.pruned(counts) as model:
+                self._measured[key] = perplexity(model, self._first(n_samples), self._batch_size)
+        return self._measured[key]
+
+    def dense(self, n_samples: int) -> float:
+        """Measured once per number of windows."""
+        if n_samples not in self._dense:
+            self._dense[n_samples] = perplexity(self.prunable.model, self._first(n_samples), self._batch_size)
+        return self._dense[n_samples]
+
+    def _first(self, n_samples: int) -> torch.Tensor:
+        if not 1 <= n_samples <= len(self._windows):
+            raise ValueError(f"n_samples must be between 1 and {len(self._windows)}, got {n_samples}")
+        return self._windows[:n_samples]
+
+
+class SurrogateEvaluator:
+    """Answers from damage curves in microseconds, so that a search can be tested against a known optimum.
+
+    Args:
+        units: the N units.
+        curves: N arrays; ``curves[i][k]`` is the loss in nats that keeping k groups of unit i adds, k in 0..n_groups.
+        dense_ppl: perplexity of the dense model.
+        max_samples: N_max that is claimed; measurements do not depend on the number of samples.
+
+    Raises:
+        ValueError: a curve has the wrong length.
+    """
+
+    def __init__(
+        self, units: Sequence[PruneUnit], curves: Sequence[npt.ArrayLike], dense_ppl: float = 15.0, max_samples: int = 8
+    ) -> None:
+        self.units = tuple(units)
+        self.max_samples = max_samples
+        self.curves: tuple[FloatArray, ...] = tuple(np.asarray(curve, dtype=np.float64) for curve in curves)
+        self._dense_ppl = dense_ppl
+        for unit, curve in zip(self.units, self.curves, strict=True):
+            if curve.shape != (unit.n_groups + 1,):
+                raise ValueError(f"{unit.name}: got a curve of shape {curve.shape}, expected ({unit.n_groups + 1},)")
+
+    @classmethod
+    def synthetic(cls, n_layers: int = 12, heads: int = 8, channels: int = 256, seed: int = 0) -> SurrogateEvaluator:
+        """A invented model whose units differ a hundredfold in how much their groups matter.
+
+        The curve of unit i is s_i · (1 - k/n)², convex, with log s_i normal.
+
+        Args:
+            n_layers: decoder layers; N is twice that.
+            heads: groups of every attention unit.
+            channels: groups of every FFN unit.
+            seed: of the sensitivities.
+        """
+        rng = np.random.default_rng(seed)
+        units, curves = [], []
+        for layer in range(n_layers):
+            attention = PruneUnit(f"layers.{layer}.attention", "attention", layer, heads, heads * 2 * channels)
+            ffn = PruneUnit(f"layers.{layer}.ffn", "ffn", layer, channels, channels * 6 * heads)
+            for unit in (attention, ffn):
+                removed = 1 - np.arange(unit.n_groups + 1) / unit.n_groups
+                units.append(unit)
+                curves.append(np.exp(rng.normal(-1.5, 1.2)) * removed**2)
+        return cls(units, curves)
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """PPL_dense · exp(Σ damage_i(kept_i))."""
+        damage = sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
+        return self._dense_ppl * math.exp(min(damage, 700.0))
+
+    def dense(self, n_samples: int) -> float:
+        """The given perplexity."""
+        return self._dense_ppl
+
+
+def load_evaluator(
+    model: str,
+    text: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> LMEvaluator:
+    """Loads a model by name and builds an evaluator of it.
+
+    Args:
+        model: see :func:`ffprune_env.load_model`, as for the three arguments after ``text``.
+        text: see :func:`ffprune_env.load_windows`.
+        dtype: number format of the weights.
+        device: where the model lives.
+        trust_remote_code: run Python code that the checkpoint brings along.
+        **settings: see :func:`build_evaluator`.
+
+    Raises:
+        ValueError: an unknown name, or a text too short.
+        OSError: something cannot be loaded.
+    """
+    return build_evaluator(*load_model(model, dtype, device, trust_remote_code), text, **settings)
+
+
+def build_evaluator(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    seq_len: int = 512,
+    n_samples: int = 4,
+    calibration_windows: int = 32,
+    criterion: str = "wanda",
+    batch_size: int = 1,
+) -> LMEvaluator:
+    """Ranks the groups of a model on calibration text and returns an evaluator over search text.
+
+    Args:
+        model: a causal language model; wrapped in place.
+        tokenizer: its tokenizer.
+        text: see :func:`ffprune_env.load_windows`.
+        seq_len: tokens per window; a model whose context is shorter uses its own maximum.
+        n_samples: N_max, windows of search text.
+        calibration_windows: windows that the criterion sees.
+        criterion: how groups are scored, a name of :data:`ffprune_env.pruning.saliency.CRITERIA`.
+        batch_size: windows per forward pass.
+
+    Raises:
+        ValueError: the model cannot be pruned, an unknown name, or a text too short.
+        OSError: the text cannot be read.
+    """
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
+    seq_len = min(seq_len, context_length(model))
+    search = load_windows(text, tokenizer, "search", seq_len, n_samples)
+    calibration = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
+    prunable = PrunableModel(model)
+    stats = collect_statistics(prunable, calibration, gram=False, batch_size=batch_size)
+    prunable.rank(CRITERIA[criterion](prunable, stats))
+    return LMEvaluator(prunable, search, batch_size)

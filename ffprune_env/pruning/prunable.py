@@ -1,0 +1,218 @@
+"""PrunableModel: the groups of every unit are put in order once, then pruning is a prefix of each matrix (4.4)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ffprune_env.pruning.attention import index_keys, use_indexed_attention
+from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, group_columns
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+IntArray = npt.NDArray[np.int64]
+
+
+class PrunableModel:
+    """A Hugging Face causal language model, wrapped in place, that can be pruned and made dense again for free.
+
+    :meth:`rank` sorts the groups of every unit by descending score, which changes nothing the model computes.
+    From then on keeping k groups of a unit means keeping the first k of them, and a prefix of a matrix is a
+    view: :meth:`pruned` neither copies nor masks a weight, and the matrix products are really smaller.
+
+    Args:
+        model: the model; its weights are reordered by :meth:`rank`, and its attention function is replaced by one
+            that computes the same if it is grouped-query.
+
+    Raises:
+        ValueError: the architecture cannot be pruned.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model = model
+        self.layouts: tuple[UnitLayout, ...] = find_units(model)
+        self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)
+        #: int64 [n_groups] per unit, on the unit's device: original index of the group now at each place.
+        self.order = tuple(torch.arange(x.unit.n_groups, device=x.output.weight.device) for x in self.layouts)
+        self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
+        self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
+        self._ranked = False
+        self._is_pruned = False
+        grouped = [layout.owner for layout in self.layouts if layout.queries_per_key > 1]
+        if grouped:
+            use_indexed_attention(model, grouped)
+        self._restore_keys()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's first parameter lives; inputs go there."""
+        device: torch.device = next(self.model.parameters()).device
+        return device
+
+    def rank(self, scores: Sequence[npt.ArrayLike]) -> None:
+        """Sorts the groups of every unit by descending score; ties keep their original order.
+
+        Args:
+            scores: N arrays of [n_groups] finite scores, in original group order, whatever the order now is.
+
+        Raises:
+            ValueError: an array has the wrong length or holds a non-finite score; the model is unchanged.
+            RuntimeError: called inside :meth:`pruned`.
+        """
+        self.require_dense("rank")
+        arrays = [np.asarray(score, dtype=np.float64) for score in scores]
+        if len(arrays) != len(self.units):
+            raise ValueError(f"got scores for {len(arrays)} units, expected one array for each of {len(self.units)}")
+        for unit, array in zip(self.units, arrays, strict=True):
+            if array.shape != (unit.n_groups,):
+                raise ValueError(f"{unit.name}: got scores of shape {array.shape}, expected ({unit.n_groups},)")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{unit.name}: {int((~np.isfinite(array)).sum())} of its scores are not finite")
+        new_order = []
+        for layout, order, array in zip(self.layouts, self.order, arrays, strict=True):
+            best_first = torch.from_numpy(np.argsort(-array, kind="stable")).to(order.device)
+            place = torch.empty_like(order)
+            place[order] = torch.arange(len(order), device=order.device)
+            _permute(layout, place[best_first])
+            new_order.append(best_first)
+        self.order = tuple(new_order)
+        self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
+        self._restore_keys()
+        self._ranked = True
+
+    @contextmanager
+    def pruned(self, kept: npt.ArrayLike) -> Iterator[PreTrainedModel]:
+        """Inside the context the model is pruned; outside it is dense again, bit for bit.
+
+        Args:
+            kept: int [N], groups kept per unit, each in 1..n_groups; the best-ranked stay.
+
+        Yields:
+            The model.
+
+        Raises:
+            ValueError: ``kept`` does not fit the model.
+            RuntimeError: the groups were never ranked, or the model is pruned already.
+        """
+        counts = self.check_kept(kept)
+        self.require_dense("prune")
+        if not self._ranked:
+            raise RuntimeError("the groups have no order yet: call rank(scores) before pruned(kept)")
+        self._is_pruned = True
+        dense = [_Dense(layout) for layout in self.layouts]
+        try:
+            for layout, keys, k in zip(self.layouts, self._keys, counts, strict=True):
+                _shrink(layout, int(k))
+                if keys is not None:
+                    index_keys(layout.owner, keys[: int(k)])
+            yield self.model
+        finally:
+            for saved in dense:
+                saved.restore()
+            self._restore_keys()
+            self._is_pruned = False
+
+    def kept_groups(self, kept: npt.ArrayLike) -> list[IntArray]:
+        """Lists the original indices of the groups that stay, ascending, per unit.
+
+        Args:
+            kept: int [N], groups kept per unit.
+        """
+        counts = self.check_kept(kept)
+        return [np.sort(order[: int(k)].cpu().numpy()) for order, k in zip(self.order, counts, strict=True)]
+
+    def sparsity(self, kept: npt.ArrayLike) -> float:
+        """Fraction of Σ w_i that goes away."""
+        return self._removed(kept) / sum(unit.n_params for unit in self.units)
+
+    def total_sparsity(self, kept: npt.ArrayLike) -> float:
+        """Fraction of all parameters of the model that goes away."""
+        return self._removed(kept) / self.n_params
+
+    def params(self, kept: npt.ArrayLike) -> int:
+        """Parameters of the whole model that stay."""
+        return self.n_params - self._removed(kept)
+
+    def require_dense(self, verb: str) -> None:
+        """Raises RuntimeError inside :meth:`pruned`; ``verb`` says what the caller wanted to do to the model."""
+        if self._is_pruned:
+            raise RuntimeError(f"cannot {verb} a model that is pruned: leave the pruned(...) context first")
+
+    def check_kept(self, kept: npt.ArrayLike) -> IntArray:
+        """Returns ``kept`` as an int64 array, or raises ValueError saying what is wrong with it."""
+        counts = np.asarray(kept)
+        if counts.shape != (len(self.units),) or not np.issubdtype(counts.dtype, np.integer):
+            raise ValueError(
+                f"kept must be {len(self.units)} integers, one per unit; got shape {counts.shape}, dtype {counts.dtype}"
+            )
+        for unit, k in zip(self.units, counts, strict=True):
+            if not 1 <= k <= unit.n_groups:
+                raise ValueError(f"{unit.name}: {k} groups kept, allowed are 1 to {unit.n_groups}")
+        return counts.astype(np.int64)
+
+    def _restore_keys(self) -> None:
+        for layout, keys in zip(self.layouts, self._keys, strict=True):
+            if keys is not None:
+                index_keys(layout.owner, keys)
+
+    def _removed(self, kept: npt.ArrayLike) -> int:
+        counts = self.check_kept(kept)
+        return sum(u.group_params * (u.n_groups - int(k)) for u, k in zip(self.units, counts, strict=True))
+
+
+class _Dense:
+    """What one unit's modules were before they were cut."""
+
+    def __init__(self, layout: UnitLayout) -> None:
+        modules = (*layout.inputs, layout.output)
+        self._linears = [(m, m.weight.data, None if m.bias is None else m.bias.data) for m in modules]
+        self._owner = layout.owner
+        self._num_heads: int | None = getattr(layout.owner, "num_heads", None)
+
+    def restore(self) -> None:
+        for module, weight, bias in self._linears:
+            module.weight.data = weight
+            if bias is not None:
+                module.bias.data = bias
+            module.out_features, module.in_features = weight.shape
+        if self._num_heads is not None:
+            self._owner.num_heads = self._num_heads  # type: ignore[assignment]
+
+
+def _shrink(layout: UnitLayout, k: int) -> None:
+    """Replaces the matrices of a unit by views of their first k groups."""
+    width = k * layout.width
+    for module in layout.inputs:
+        module.weight.data = module.weight.data[:width]
+        if module.bias is not None:
+            module.bias.data = module.bias.data[:width]
+        module.out_features = width
+    layout.output.weight.data = layout.output.weight.data[:, :width]
+    layout.output.in_features = width
+    # OPT reads its head count from the module; Llama-like attention infers it from the projection's width.
+    if layout.unit.kind == "attention" and hasattr(layout.owner, "num_heads"):
+        layout.owner.num_heads = k  # type: ignore[assignment]
+
+
+def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
+    """The key/value head of each query head in ``order``; None where every query head has its own."""
+    return order // layout.queries_per_key if layout.queries_per_key > 1 else None
+
+
+def _permute(layout: UnitLayout, groups: torch.Tensor) -> None:
+    """Moves the group now at place ``groups[i]`` to place i, in every matrix of the unit, in place."""
+    columns = group_columns(layout, groups)
+    for module in layout.inputs:
+        module.weight.data.copy_(module.weight.data[columns])
+        if module.bias is not None:
+            module.bias.data.copy_(module.bias.data[columns])
+    layout.output.weight.data.copy_(layout.output.weight.data[:, columns])

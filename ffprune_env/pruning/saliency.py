@@ -1,0 +1,122 @@
+"""Which groups of a unit matter: statistics of what flows into its output projection, and scores made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from ffprune_env.loss import decoder_outputs
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.units import group_columns
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Second moments of the inputs X of every output projection of the dense model.
+
+    Attributes:
+        square_norms: per unit, float32 [columns], ‖X_j‖₂² summed over tokens, in original column order.
+        grams: per unit, float32 [columns, columns], G = XᵀX in original column order; None if not asked for.
+        n_tokens: tokens the sums run over.
+    """
+
+    square_norms: tuple[torch.Tensor, ...]
+    grams: tuple[torch.Tensor, ...] | None
+    n_tokens: int
+
+
+def collect_statistics(
+    prunable: PrunableModel, windows: torch.Tensor, gram: bool = True, batch_size: int = 1
+) -> Statistics:
+    """Runs the dense model over calibration text and accumulates G = XᵀX, or its diagonal, for every unit.
+
+    Sums are kept in float32 on the device of each unit, whatever the model's dtype.
+
+    Args:
+        prunable: the model, not pruned now.
+        windows: int64 [n, seq_len], calibration text.
+        gram: False keeps column norms only, for models whose G would not fit.
+        batch_size: windows per forward pass.
+
+    Raises:
+        RuntimeError: the model is pruned.
+        ValueError: there are no windows, or an activation is not finite.
+    """
+    if windows.ndim != 2 or not windows.numel():
+        raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
+    prunable.require_dense("collect statistics of")
+    shapes = [(x.output.in_features, x.output.weight.device) for x in prunable.layouts]
+    sums = [torch.zeros((d, d) if gram else (d,), dtype=torch.float32, device=device) for d, device in shapes]
+    with ExitStack() as hooks, torch.inference_mode():
+        for total, layout in zip(sums, prunable.layouts, strict=True):
+            accumulate = _accumulate_gram(total) if gram else _accumulate_norms(total)
+            hooks.callback(layout.output.register_forward_pre_hook(accumulate).remove)
+        for batch in torch.split(windows, batch_size):
+            decoder_outputs(prunable.model, batch)
+    originals = [_to_original_order(prunable, i, total) for i, total in enumerate(sums)]
+    norms = tuple(total.diagonal().clone() if gram else total for total in originals)
+    for unit, norm in zip(prunable.units, norms, strict=True):
+        if not bool(torch.isfinite(norm).all()):
+            raise ValueError(
+                f"{unit.name}: its activations are not finite on the calibration text: check weights and dtype"
+            )
+    return Statistics(norms, tuple(originals) if gram else None, windows.numel())
+
+
+def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
+    """Structured Wanda: s_j = ‖X_j‖₂ · Σ_i |W_ij| for column j of the output projection, summed over a group.
+
+    Args:
+        prunable: the model, not pruned now.
+        stats: statistics of the dense model.
+
+    Returns:
+        N arrays, [n_groups] each, in original group order.
+
+    Source:
+        Sun et al., A Simple and Effective Pruning Approach for LLMs, made structural as in arXiv 2511.18977.
+    """
+    prunable.require_dense("score")
+    scores = []
+    for i, (layout, square_norm) in enumerate(zip(prunable.layouts, stats.square_norms, strict=True)):
+        weight_norm = layout.output.weight.detach().abs().sum(dim=0, dtype=torch.float32)
+        columns = square_norm.to(weight_norm.device).sqrt() * _to_original_order(prunable, i, weight_norm)
+        scores.append(columns.view(-1, layout.width).sum(dim=1).double().cpu().numpy())
+    return scores
+
+
+Criterion = Callable[[PrunableModel, Statistics], list[FloatArray]]
+
+#: Ways to score groups, by the name that flags use.
+CRITERIA: dict[str, Criterion] = {"wanda": wanda_scores}
+
+
+def _accumulate_norms(total: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        total.add_(inputs[0].flatten(0, -2).float().square().sum(dim=0))
+
+    return hook
+
+
+def _accumulate_gram(total: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0].flatten(0, -2).float()  # (B * T, columns)
+        total.addmm_(x.T, x)
+
+    return hook
+
+
+def _to_original_order(prunable: PrunableModel, i: int, current: torch.Tensor) -> torch.Tensor:
+    """Undoes the ranking of unit i along every dimension of a vector or a square matrix over its columns."""
+    columns = group_columns(prunable.layouts[i], prunable.order[i])
+    place = torch.empty_like(columns)
+    place[columns] = torch.arange(len(columns), device=columns.device)
+    return current[place] if current.ndim == 1 else current[place][:, place]

@@ -1,0 +1,193 @@
+"""Finds the prunable units of a Hugging Face decoder: the one place that knows how families are built."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+UnitKind = Literal["attention", "ffn"]
+
+# A unit is recognised by the projections that one module owns, not by the name of its class.
+_ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
+_ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
+_FFN_SHAPES = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
+
+
+@dataclass(frozen=True)
+class PruneUnit:
+    """One prunable block: the attention or the FFN of one decoder layer.
+
+    Attributes:
+        name: path of the owning module inside the model, ending in its kind.
+        kind: ``"attention"`` or ``"ffn"``.
+        layer: index of the decoder layer, from 0.
+        n_groups: heads (attention) or channels (FFN) that can be removed one by one.
+        n_params: w_i, the parameters that go away in proportion as groups go (design, section 2).
+    """
+
+    name: str
+    kind: UnitKind
+    layer: int
+    n_groups: int
+    n_params: int
+
+    @property
+    def group_params(self) -> int:
+        """Parameters of one group; every group of a unit has the same number."""
+        return self.n_params // self.n_groups
+
+
+@dataclass(frozen=True)
+class UnitLayout:
+    """Where the groups of one unit live in the model.
+
+    Group g owns the rows ``g * width .. (g + 1) * width`` of every matrix in ``inputs`` and the same
+    columns of ``output``.
+
+    Attributes:
+        unit: what is public about it.
+        owner: the attention or FFN module.
+        inputs: projections whose rows are cut (q, k, v; under GQA q alone; gate and up; fc1).
+        output: the projection whose columns are cut (o_proj, out_proj, down_proj, fc2).
+        width: rows per group: the head dimension, or 1 for an FFN channel.
+        queries_per_key: query heads that share one key/value head; 1 unless the attention is grouped.
+    """
+
+    unit: PruneUnit
+    owner: nn.Module
+    inputs: tuple[nn.Linear, ...]
+    output: nn.Linear
+    width: int
+    queries_per_key: int = 1
+
+
+def find_units(model: PreTrainedModel) -> tuple[UnitLayout, ...]:
+    """Lists the units of a decoder in the order attention 0, ffn 0, attention 1, ffn 1, ...
+
+    Args:
+        model: a Hugging Face causal language model whose layers each hold one attention with q, k and v
+            projections and one FFN with gate, up and down (or fc1 and fc2) projections.
+
+    Returns:
+        Two layouts per decoder layer.
+
+    Raises:
+        ValueError: the architecture cannot be pruned; the message says which module was missing.
+    """
+    prefix, layers = _decoder_layers(model)
+    layouts: list[UnitLayout] = []
+    for index, layer in enumerate(layers):
+        name = f"{prefix}.{index}"
+        layouts += [_attention_layout(model, layer, name, index), _ffn_layout(model, layer, name, index)]
+    return tuple(layouts)
+
+
+def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    # Lists nested in a layer (experts, for one) come after the list of layers and are left to the layer's own checks.
+    for name, module in lists:
+        if len(module) and any(hasattr(sub, _ATTENTION_INPUTS[0]) for sub in module[0].modules()):
+            return name, module
+    found = ", ".join(name for name, _ in lists) or "none"
+    raise ValueError(
+        f"{type(model).__name__} cannot be pruned: no list of decoder layers whose attention has a q_proj "
+        f"(module lists found: {found}); OPT, Llama, Mistral and decoders built the same way can be"
+    )
+
+
+def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+    where, owner = _owner(model, layer, name, "attention", _ATTENTION_INPUTS, _ATTENTION_OUTPUTS)
+    q, k, v = (_linear(model, owner, where, attribute) for attribute in _ATTENTION_INPUTS)
+    output = _linear(model, owner, where, next(o for o in _ATTENTION_OUTPUTS if hasattr(owner, o)))
+    head_dim = getattr(owner, "head_dim", None) or q.out_features // model.config.num_attention_heads
+    heads, key_heads = q.out_features // head_dim, k.out_features // head_dim
+    if not q.out_features == output.in_features == heads * head_dim:
+        raise _unsupported(
+            model,
+            f"{where}: the query projection gives {q.out_features} features, "
+            f"its output projection takes {output.in_features}, with heads of {head_dim}",
+        )
+    if v.out_features != k.out_features or heads % key_heads:
+        shapes = f"{heads} query heads, {key_heads} key heads, {v.out_features} value features"
+        raise _unsupported(model, f"{where} has {shapes}, which do not share evenly")
+    projections = {id(module) for module in (q, k, v, output)}
+    for extra_name, extra in owner.named_modules():
+        spans_heads = any(p.shape[-1] in (q.out_features, k.out_features) for p in extra.parameters(recurse=False))
+        if heads > 1 and id(extra) not in projections and spans_heads:
+            raise _unsupported(model, f"{where}.{extra_name} mixes all heads and cannot be cut with them")
+    grouped = key_heads != heads
+    inputs = (q,) if grouped else (q, k, v)
+    unit = PruneUnit(where, "attention", index, heads, _cut_params(inputs, output))
+    return UnitLayout(unit, owner, inputs, output, head_dim, heads // key_heads)
+
+
+def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+    for input_names, output_name in _FFN_SHAPES:
+        if any(hasattr(module, output_name) for module in layer.modules()):
+            where, owner = _owner(model, layer, name, "ffn", input_names, (output_name,))
+            inputs = tuple(_linear(model, owner, where, attribute) for attribute in input_names)
+            output = _linear(model, owner, where, output_name)
+            if {module.out_features for module in inputs} != {output.in_features}:
+                raise _unsupported(model, f"{where}: the FFN projections disagree about the number of channels")
+            # fc1 and fc2 may sit on the layer itself (OPT); the name says which half of the layer is meant.
+            path = f"{where}.ffn" if owner is layer else where
+            unit = PruneUnit(path, "ffn", index, output.in_features, _cut_params(inputs, output))
+            return UnitLayout(unit, owner, inputs, output, width=1)
+    options = " or ".join(" + ".join((*inputs, output)) for inputs, output in _FFN_SHAPES)
+    raise _unsupported(model, f"{name} has no FFN with {options}")
+
+
+def _owner(
+    model: nn.Module, layer: nn.Module, name: str, kind: UnitKind, inputs: tuple[str, ...], outputs: tuple[str, ...]
+) -> tuple[str, nn.Module]:
+    """Finds the one module inside a layer that owns the given projections."""
+    owners = [
+        (f"{name}.{path}" if path else name, module)
+        for path, module in layer.named_modules()
+        if all(hasattr(module, child) for child in inputs) and any(hasattr(module, child) for child in outputs)
+    ]
+    wanted = " + ".join((*inputs, " or ".join(outputs)))
+    if not owners:
+        raise _unsupported(model, f"{name} has no {kind} module with {wanted}")
+    if len(owners) > 1:
+        paths = ", ".join(path for path, _ in owners)
+        raise _unsupported(model, f"{name} has {len(owners)} {kind} modules ({paths}), one expected")
+    return owners[0]
+
+
+def _linear(model: nn.Module, owner: nn.Module, where: str, attribute: str) -> nn.Linear:
+    module = getattr(owner, attribute)
+    # A subclass (a quantized or adapted layer) may keep state beside weight and bias that slicing would miss.
+    if type(module) is not nn.Linear:
+        raise _unsupported(model, f"{where}.{attribute} is a {type(module).__name__}, a torch.nn.Linear is needed")
+    return module
+
+
+def _cut_params(inputs: tuple[nn.Linear, ...], output: nn.Linear) -> int:
+    """Counts w_i: all of the input projections with biases, and the output weight without its bias."""
+    rows = sum(module.weight.numel() + (0 if module.bias is None else module.bias.numel()) for module in inputs)
+    return rows + output.weight.numel()
+
+
+def _unsupported(model: nn.Module, reason: str) -> ValueError:
+    return ValueError(f"{type(model).__name__} cannot be pruned: {reason}")
+
+
+def group_columns(layout: UnitLayout, groups: torch.Tensor) -> torch.Tensor:
+    """Spells groups out as column indices of the output projection (rows of the input projections).
+
+    Args:
+        layout: the unit.
+        groups: int64 [m], group indices.
+
+    Returns:
+        int64 [m * width].
+    """
+    within = torch.arange(layout.width, device=groups.device)
+    return (groups[:, None] * layout.width + within).flatten()

@@ -1,0 +1,115 @@
+"""The files of a run: written whole or not at all, in strict JSON (section 7 of the design)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_LIBRARIES = ("ffprune", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy", "datasets")
+
+
+class RunFolder:
+    """``runs/<name>/``: config, manifest, samples, best policy, checkpoints, events and plots of one search.
+
+    Args:
+        path: the folder; made by :meth:`create`, not before.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints"
+        self.tensorboard = self.path / "tb"
+
+    def require_free(self) -> None:
+        """Raises ValueError if the folder holds anything: one folder, one run."""
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ValueError(f"run folder {self.path} already holds another run; choose another with --run")
+
+    def create(self, config: Mapping[str, Any], **manifest: Any) -> None:
+        """Makes the folder, with ``config.yaml`` and ``manifest.json``.
+
+        Args:
+            config: every setting of the run; plain values.
+            **manifest: what to record beside versions, platform, revision and command line.
+        """
+        self.require_free()
+        for folder in (self.checkpoints, self.tensorboard, self.path / "plots"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        facts = {
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": {name: _version(name) for name in _LIBRARIES},
+            "git_revision": _git_revision(),
+            **manifest,
+        }
+        self.write_json("manifest.json", facts)
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replaces a file by strict JSON, in one move."""
+        self._write(name, strict_json(content, indent=2) + "\n")
+
+    def append_sample(self, sample: Any) -> None:
+        """Adds one line to ``samples.jsonl``; ``sample`` is a dataclass."""
+        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
+            file.write(strict_json(dataclasses.asdict(sample)) + "\n")
+
+    def save_plot(self, name: str, figure: Figure) -> None:
+        """Writes ``plots/<name>.png``."""
+        figure.savefig(self.path / "plots" / f"{name}.png", dpi=110)
+
+    def _write(self, name: str, text: str) -> None:
+        scratch = self.path / f".writing-{name}"
+        scratch.write_text(text, encoding="utf-8")
+        os.replace(scratch, self.path / name)
+
+
+def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
+    """JSON that any reader takes: a non-finite number becomes null, and ``non_finite`` names it beside it."""
+    return json.dumps(_plain(content), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        plain = {str(key): _plain(item) for key, item in value.items()}
+        lost = [str(key) for key, item in value.items() if isinstance(item, float) and not math.isfinite(item)]
+        return {**plain, "non_finite": lost} if lost else plain
+    if isinstance(value, np.ndarray | np.generic):
+        return _plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout this file is part of; None outside one."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

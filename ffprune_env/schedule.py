@@ -1,0 +1,68 @@
+"""ProgressiveSchedule: one sigmoid makes the task harder and its measurement finer (Eqs. 3-5)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+_PAPER_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class ProgressiveSchedule:
+    """The curriculum of a search: α(t), and from it the target sparsity and the amount of text.
+
+    ``k`` and ``t0`` are given for a search of 1000 steps and rescaled to ``total_steps``, so the curve keeps its
+    shape. α never reaches 1; what is reported must be measured again at ``final_sparsity``.
+
+    Args:
+        final_sparsity: S_final, the target sparsity at the end, in [0, 1).
+        max_samples: N_max, windows of search text per measurement at the end, at least 1.
+        total_steps: environment steps of the whole search, at least 1.
+        alpha_start: α long before t0, in [0, 1]; 1 switches the curriculum off.
+        k: steepness of the sigmoid, positive.
+        t0: step at which α is half way.
+        min_sparsity: σ_t is never below it; 1 - a_max where units may not stay whole.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source:
+        arXiv 2511.18977, Eqs. 3-5.
+    """
+
+    final_sparsity: float
+    max_samples: int
+    total_steps: int
+    alpha_start: float = 0.25
+    k: float = 0.01
+    t0: float = 500.0
+    min_sparsity: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        for name, value, ok, allowed in (
+            ("final_sparsity", self.final_sparsity, 0 <= self.final_sparsity < 1, "in [0, 1)"),
+            ("max_samples", self.max_samples, self.max_samples >= 1, "at least 1"),
+            ("total_steps", self.total_steps, self.total_steps >= 1, "at least 1"),
+            ("alpha_start", self.alpha_start, 0 <= self.alpha_start <= 1, "in [0, 1]"),
+            ("k", self.k, 0 < self.k < math.inf, "positive"),
+            ("t0", self.t0, math.isfinite(self.t0), "finite"),
+        ):
+            if not ok:
+                raise ValueError(f"{name} must be {allowed}, got {value}")
+
+    def alpha(self, t: float) -> float:
+        """α(t) = α_start + (1 - α_start) / (1 + exp(k (t0 - t))) (Eq. 3)."""
+        scale = _PAPER_STEPS / self.total_steps
+        # Past 700 exp overflows; the sigmoid is 0 there to the last bit.
+        exponent = min(self.k * (self.t0 - t * scale), 700.0)
+        return self.alpha_start + (1 - self.alpha_start) / (1 + math.exp(exponent))
+
+    def sparsity(self, t: float) -> float:
+        """σ_t = S_final · α(t) (Eq. 4), not below ``min_sparsity``."""
+        return max(self.final_sparsity * self.alpha(t), min(self.min_sparsity, self.final_sparsity))
+
+    def samples(self, t: float) -> int:
+        """n_t = max(1, round(N_max · α(t))) windows (Eq. 5)."""
+        return max(1, round(self.max_samples * self.alpha(t)))

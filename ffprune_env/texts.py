@@ -1,0 +1,155 @@
+"""A name to windows of tokens; search, calibration and test text never overlap."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from ffprune_env.hub import require_hub
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Split = Literal["search", "calibration", "test", "all"]
+
+DEFAULT_TEXT = "python-docs"
+#: Texts that have a name, with where they come from.
+NAMED_TEXTS = (DEFAULT_TEXT, "wikitext2", "c4")
+_SUFFIXES = (".txt", ".raw", ".tokens", ".jsonl", ".parquet")
+
+# Where one text serves all three purposes it is cut at these fractions of its characters.
+_CUTS: dict[Split, tuple[float, float]] = {
+    "search": (0.0, 0.4), "calibration": (0.4, 0.6), "test": (0.6, 1.0), "all": (0.0, 1.0)
+}  # fmt: skip
+# Hub data sets have a test split of their own, so the rest is shared by search and calibration.
+_TRAIN_CUTS: dict[Split, tuple[float, float]] = {"search": (0.0, 0.5), "calibration": (0.5, 1.0), "all": (0.0, 1.0)}
+_SEPARATOR = "\n\n"
+_C4_ROWS = 20_000  # rows of the shard that are looked at: some 9 million tokens
+# No tokenizer in use here needs more characters per token than this over a whole window.
+_CHARS_PER_TOKEN = 16
+
+
+def load_windows(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split = "test",
+    seq_len: int = 2048,
+    n_windows: int | None = None,
+) -> torch.Tensor:
+    """Tokenizes a text in one call and cuts it into non-overlapping windows; the tail is dropped (protocol P2048).
+
+    Args:
+        name: ``python-docs``, ``wikitext2``, ``c4``, or a path to a .txt, .jsonl (field ``text``), .parquet (column
+            ``text``), or WikiText .raw or .tokens file.
+        tokenizer: the model's; special tokens are what it adds.
+        split: ``search``, ``calibration`` and ``test`` never share text; ``all`` is the whole of a file.
+        seq_len: tokens per window, at least 2.
+        n_windows: how many windows, the first ones; None takes all.
+
+    Returns:
+        int64 [n, seq_len].
+
+    Raises:
+        ValueError: unknown name or split, or a text too short for the windows asked for.
+        OSError: a file is missing or unreadable, or the hub is needed and out of reach.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"unknown split {split!r}; allowed are {', '.join(get_args(Split))}")
+    if seq_len < 2 or (n_windows is not None and n_windows < 1):
+        raise ValueError(f"windows need seq_len ≥ 2 and n_windows ≥ 1, got seq_len={seq_len}, n_windows={n_windows}")
+    text = _text(name, split)
+    if n_windows is not None:  # millions of tokens need not be made for a handful of windows
+        windows = _cut(text[: n_windows * seq_len * _CHARS_PER_TOKEN], tokenizer, seq_len)
+        if len(windows) >= n_windows:
+            return windows[:n_windows]
+    windows = _cut(text, tokenizer, seq_len)
+    if len(windows) < (n_windows or 1):
+        raise ValueError(
+            f"text {name} ({split} part) has {len(windows)} windows of {seq_len} tokens, {n_windows or 1} were asked "
+            f"for: ask for fewer or shorter windows, or give a longer text"
+        )
+    return windows
+
+
+def _cut(text: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> torch.Tensor:
+    tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    n = len(tokens) // seq_len
+    return tokens[: n * seq_len].view(n, seq_len)
+
+
+def _text(name: str, split: Split) -> str:
+    if name == DEFAULT_TEXT:
+        return _part(_python_docs(), _CUTS[split])
+    if name in NAMED_TEXTS:
+        require_hub(f"text {name}", f"{DEFAULT_TEXT} or a local {', '.join(_SUFFIXES)} file")
+        if split == "test":
+            return _SEPARATOR.join(_hub_rows(name, test=True))
+        return _part(_hub_rows(name, test=False), _TRAIN_CUTS[split])
+    path = Path(name)
+    if path.suffix in _SUFFIXES or path.exists():
+        return _part(_file_rows(path), _CUTS[split])
+    near = difflib.get_close_matches(name, NAMED_TEXTS, n=3) or NAMED_TEXTS
+    kinds = ", ".join(_SUFFIXES)
+    raise ValueError(f"unknown text {name!r}: neither a known name nor a {kinds} file; near names: {', '.join(near)}")
+
+
+def _part(rows: Iterable[str], cut: tuple[float, float]) -> str:
+    """Joins rows by a blank line and takes a range of fractions of the characters, moved to whole words."""
+    text = _SEPARATOR.join(rows)
+
+    def boundary(fraction: float) -> int:
+        place = int(fraction * len(text))
+        while 0 < place < len(text) and not text[place].isspace():
+            place += 1
+        return place
+
+    return text[boundary(cut[0]) : boundary(cut[1])]
+
+
+def _python_docs() -> Iterator[str]:
+    """The paragraphs of CPython's language reference, each once: topics repeat each other's sections."""
+    from pydoc_data.topics import topics
+
+    seen = set()
+    for paragraph in chain.from_iterable(topics[key].split(_SEPARATOR) for key in sorted(topics)):
+        words = " ".join(paragraph.split())
+        if words and words not in seen:
+            seen.add(words)
+            yield paragraph
+
+
+def _hub_rows(name: str, test: bool) -> Iterable[str]:
+    from datasets import load_dataset
+
+    if name == "wikitext2":
+        rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test" if test else "train")
+    else:
+        shard = "en/c4-validation.00000-of-00008.json.gz" if test else "en/c4-train.00000-of-01024.json.gz"
+        rows = islice(load_dataset("allenai/c4", data_files={"rows": shard}, split="rows", streaming=True), _C4_ROWS)
+    return (row["text"] for row in rows)
+
+
+def _file_rows(path: Path) -> list[str]:
+    """Rows of a local file, to be joined by a blank line."""
+    if not path.is_file():
+        raise OSError(f"text {path}: no such file")
+    try:
+        if path.suffix == ".parquet":
+            import pyarrow.parquet
+
+            return [str(row) for row in pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()]
+        content = path.read_text(encoding="utf-8")
+        if path.suffix == ".jsonl":
+            return [str(json.loads(line)["text"]) for line in content.splitlines() if line.strip()]
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"text {path} is not a {path.suffix} file with a text field: {error}") from error
+    if path.suffix in (".raw", ".tokens"):
+        # The hub's rows of WikiText: a line with its newline, or nothing for a blank line.
+        return [line if line.strip() else "" for line in content.splitlines(keepends=True)]
+    return [content]

@@ -1,0 +1,398 @@
+"""Searches how much of each layer of a language model to keep, with PPO: FastForward Pruning, arXiv 2511.18977.
+
+    python train/ppo.py                                   # smollm2-135m on python-docs at σ = 0.2
+    python train/ppo.py --model opt-1.3b --text wikitext2 --sparsity 0.3
+    python train/ppo.py --config runs/<name>/config.yaml  # the same run again
+
+One environment step prunes the model by one allocation and measures its perplexity; the files it leaves in
+runs/<name>/ are described in the README.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+import yaml
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Figure as FigureRecord
+from stable_baselines3.common.logger import HParam, configure
+
+from ffprune_env.budget import BASELINES, Allocation, Mapping, allocate, check_sparsity
+from ffprune_env.callbacks import (
+    Archive,
+    CheckpointCallback,
+    InterruptCallback,
+    ProgressiveSchedulingCallback,
+    Sample,
+    SampleCallback,
+)
+from ffprune_env.env import PruneBanditEnv
+from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.loss import perplexity
+from ffprune_env.models import context_length, load_model
+from ffprune_env.plots import learning_curve_plot, retention_plot
+from ffprune_env.run_folder import RunFolder
+from ffprune_env.schedule import ProgressiveSchedule
+from ffprune_env.texts import NAMED_TEXTS, load_windows
+
+logger = logging.getLogger("ffprune")
+console = Console()
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of a search; every field is a flag."""
+
+    preset: Literal["default", "paper"] = "default"
+    """defaults of the search flags: what worked best here, or the paper's own"""
+    run: str | None = None
+    """folder of the run, new or empty; by default runs/<model>-<text>-s<sparsity>-<time>"""
+
+    model: str = "smollm2-135m"
+    """smollm2-135m, opt-125m, opt-1.3b, llama-7b, ..., a local folder, or a hub id owner/repository"""
+    dtype: str = "auto"
+    """auto (bfloat16 where the hardware multiplies it fast), bfloat16, float16 or float32"""
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda, cuda:1, ..."""
+    trust_remote_code: bool = False
+    """run Python code that a checkpoint brings along"""
+
+    text: str = "python-docs"
+    """search and calibration text: python-docs, wikitext2, c4, or a .txt, .jsonl, .parquet, .raw or .tokens file"""
+    test_text: str | None = None
+    """test text; by default the test part of --text. The search never sees it"""
+    seq_len: int = 512
+    """tokens per window of search and calibration text"""
+    samples: int = 4
+    """N_max: windows of search text per evaluation at the end of the schedule"""
+    calibration_windows: int = 32
+    """windows of calibration text that the pruning criterion sees"""
+    test_seq_len: int = 2048
+    """tokens per window of test text"""
+    test_windows: int = 8
+    """windows of test text"""
+    batch_size: int = 1
+    """windows per forward pass"""
+
+    sparsity: float = 0.2
+    """fraction of the prunable parameters to remove"""
+    criterion: str = "wanda"
+    """how heads and channels are ranked: wanda"""
+    mapping: Mapping = "waterfill"
+    """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
+    a_min: float = 0.2
+    """lowest retention rate of a unit"""
+    a_max: float = 1.0
+    """highest retention rate of a unit"""
+
+    timesteps: int = 256
+    """evaluations; rounded up to whole rollouts of --n-steps"""
+    alpha_start: float = 0.5
+    """where the schedule of sparsity and samples starts, as a fraction of its end"""
+    k: float = 0.01
+    """steepness of the schedule, for 1000 evaluations; rescaled to --timesteps"""
+    t0: float = 500.0
+    """middle of the schedule, for 1000 evaluations; rescaled to --timesteps"""
+
+    learning_rate: float = 1e-3
+    """of Adam"""
+    n_steps: int = 16
+    """evaluations per policy update"""
+    n_epochs: int = 10
+    """passes over them per update"""
+    clip_range: float = 0.2
+    """PPO's clipping of the probability ratio"""
+    log_std_init: float = -1.0
+    """log standard deviation of the actions at the start; actions live in [-1, 1]"""
+    action_scale: float = 3.0
+    """what actions are multiplied by to give scores"""
+    seed: int = 0
+    """of the policy and its exploration"""
+    finalists: int = 8
+    """archived samples that are measured again at the final sparsity, beside the policy's mean"""
+
+    @property
+    def rollout(self) -> int:
+        """Evaluations per policy update, no more than there are in all."""
+        return min(self.n_steps, self.timesteps)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the search: whole rollouts."""
+        return self.rollout * math.ceil(self.timesteps / self.rollout)
+
+
+PRESETS: dict[str, Args] = {
+    "default": Args(),
+    "paper": Args(
+        preset="paper", mapping="greedy", timesteps=1000, learning_rate=1e-4, n_steps=64, log_std_init=0.0,
+        clip_range=0.2, k=0.01, t0=500.0,
+    ),
+}  # fmt: skip
+
+
+def main() -> int:
+    """Runs one search; returns the exit code."""
+    args = parse_args(sys.argv[1:])
+    handler = RichHandler(console=console, show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    try:
+        run, evaluator, test_windows = prepare(args)
+    except (ValueError, OSError) as error:
+        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        return 2
+    search(args, run, evaluator, test_windows)
+    return 0
+
+
+def parse_args(argv: list[str]) -> Args:
+    """Reads the flags: the preset gives the defaults, --config replaces them, flags on the command line win."""
+    config, argv = _take_flag(argv, "--config")
+    preset, _ = _take_flag(argv, "--preset")
+    settings: list[str] = []
+    if config is not None:
+        try:
+            saved = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+            # Replayed as flags, so that they are checked like flags.
+            for name, value in saved.items():
+                flag = name.replace("_", "-")
+                if isinstance(value, bool):
+                    settings.append(f"--{flag}" if value else f"--no-{flag}")
+                elif value is not None:
+                    settings += [f"--{flag}", str(value)]
+        except (OSError, yaml.YAMLError, AttributeError) as error:
+            console.print(f"[bold red]error:[/] --config {config} is not the config.yaml of a run: {error}")
+            raise SystemExit(2) from None
+    default = PRESETS.get(preset or "default", Args())
+    return tyro.cli(Args, args=[*settings, *argv], default=default, description=__doc__)
+
+
+def _take_flag(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Returns the value of a flag, given as two words or with =, and the arguments without it."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1], [*argv[:i], *argv[i + 2 :]]
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}="), [*argv[:i], *argv[i + 1 :]]
+    return None, argv
+
+
+def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, torch.Tensor]:
+    """Loads and checks everything that can be wrong; nothing is written before all of it is right."""
+    name = f"{Path(args.model).name}-{Path(args.text).stem}-s{100 * args.sparsity:g}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = RunFolder(args.run or Path("runs") / name)
+    run.require_free()
+    for flag, value, least in (
+        ("--timesteps", args.timesteps, 2),
+        ("--n-steps", args.n_steps, 2),
+        ("--n-epochs", args.n_epochs, 1),
+        ("--batch-size", args.batch_size, 1),
+        ("--finalists", args.finalists, 0),
+    ):
+        if value < least:
+            raise ValueError(f"{flag} must be at least {least}, got {value}")
+    for flag, number in (("--learning-rate", args.learning_rate), ("--clip-range", args.clip_range)):
+        if not 0 < number < math.inf:
+            raise ValueError(f"{flag} must be positive, got {number}")
+    make_schedule(args)
+    model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    test_text, split = (args.text, "test") if args.test_text is None else (args.test_text, "all")
+    if args.test_text in NAMED_TEXTS:
+        split = "test"
+    test_windows = load_windows(
+        test_text, tokenizer, split, min(args.test_seq_len, context_length(model)), args.test_windows
+    )
+    evaluator = build_evaluator(
+        model,
+        tokenizer,
+        args.text,
+        seq_len=args.seq_len,
+        n_samples=args.samples,
+        calibration_windows=args.calibration_windows,
+        criterion=args.criterion,
+        batch_size=args.batch_size,
+    )
+    check_sparsity(args.sparsity, evaluator.units, args.a_min, args.a_max)
+    return run, evaluator, test_windows
+
+
+def make_schedule(args: Args) -> ProgressiveSchedule:
+    """The curriculum of the run."""
+    return ProgressiveSchedule(
+        args.sparsity,
+        args.samples,
+        args.evaluations,
+        alpha_start=args.alpha_start,
+        k=args.k,
+        t0=args.t0,
+        min_sparsity=1 - args.a_max,
+    )
+
+
+def search(args: Args, run: RunFolder, evaluator: LMEvaluator, test_windows: torch.Tensor) -> None:
+    """Trains the policy, picks the best allocation that was found, and leaves the files of the run."""
+    schedule = make_schedule(args)
+    bounds = {"a_min": args.a_min, "a_max": args.a_max, "mapping": args.mapping}
+    env = PruneBanditEnv(evaluator, args.sparsity, args.samples, action_scale=args.action_scale, **bounds)
+    policy = PPO(
+        "MlpPolicy",
+        env,
+        learning_rate=args.learning_rate,
+        n_steps=args.rollout,
+        batch_size=args.rollout,
+        n_epochs=args.n_epochs,
+        clip_range=args.clip_range,
+        # gamma and gae_lambda do nothing in episodes of one step: the advantage is r - V(σ).
+        policy_kwargs={"net_arch": [256, 128], "activation_fn": torch.nn.ReLU, "log_std_init": args.log_std_init},
+        seed=args.seed,
+        device="cpu",  # the policy is tiny; the model may be anywhere
+    )
+    model = evaluator.prunable.model
+    facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    run.create(asdict(args), seed=args.seed, **facts)
+    policy.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
+
+    samples: list[Sample] = []
+    archive = Archive(args.sparsity, args.finalists)
+    checkpoint = CheckpointCallback(run.checkpoints / "policy.zip")
+    started = time.perf_counter()
+    with InterruptCallback() as interrupt, progress_bar(args.evaluations) as show:
+        record = SampleCallback(evaluator.units, samples.append, archive, run.append_sample, show)
+        policy.learn(args.evaluations, [ProgressiveSchedulingCallback(schedule), record, checkpoint, interrupt])
+    seconds = time.perf_counter() - started
+    checkpoint.save()
+    if interrupt.interrupted:
+        logger.warning(
+            "Ctrl-C: stopped after %d of %d evaluations; what was found is kept", len(samples), args.evaluations
+        )
+
+    # Rewards were taken at many sparsities and amounts of text; what counts is S_final with all windows.
+    mean, _ = policy.predict(np.array([args.sparsity], dtype=np.float32), deterministic=True)
+    candidates = [mean.astype(np.float64) * args.action_scale, *(sample.scores for sample in archive.best())]
+    logger.info(
+        "measuring %d finalists again, at sparsity %g on %d windows", len(candidates), args.sparsity, args.samples
+    )
+    finalists = [allocate(scores, args.sparsity, evaluator.units, **bounds) for scores in candidates]
+    ppls = [evaluator.measure(finalist.kept, args.samples) for finalist in finalists]
+    best = int(np.argmin(ppls))
+    logger.info("the best is %s", "the policy's mean" if best == 0 else f"archived sample {best}")
+
+    chosen = finalists[best]
+    policies = {"dense": whole(evaluator), **baselines(args.sparsity, evaluator), "chosen": chosen}
+    logger.info("measuring on %d windows of %d tokens of test text", *test_windows.shape)
+    results = {name: measure(evaluator, x, args, test_windows) for name, x in policies.items()}
+    results["chosen"] |= {"scores": candidates[best], "rates": chosen.rates}
+    about = {"target_sparsity": args.sparsity, "text": args.text, "seq_len": args.seq_len}
+    test = {"test_text": args.test_text or args.text, "test_seq_len": test_windows.shape[1]}
+    run.write_json("best.json", {**about, **test, "evaluations": len(samples), "seconds": seconds, **results})
+
+    dense_ppl = results["dense"]["search_ppl"]
+    rewards = {name: dense_ppl / x["search_ppl"] for name, x in results.items() if name != "dense"}
+    curve = learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards)
+    retention = retention_plot(evaluator.units, {name: x.rates for name, x in policies.items() if name != "dense"})
+    run.save_plot("learning_curve", curve)
+    run.save_plot("retention", retention)
+    log_final(policy, args, results, retention)
+    console.print(summary(results, test_windows))
+    console.print(f"{len(samples)} evaluations in {seconds:.0f} s; files in [bold]{run.path}[/]", highlight=False)
+
+
+def whole(evaluator: LMEvaluator) -> Allocation:
+    """The allocation that keeps everything."""
+    kept = np.array([unit.n_groups for unit in evaluator.units])
+    return Allocation(kept, np.ones(len(kept)), 0.0)
+
+
+def baselines(sparsity: float, evaluator: LMEvaluator) -> dict[str, Allocation]:
+    """`uniform` and `ffn-only`, as far as they can reach the sparsity."""
+    found = {}
+    for name, baseline in BASELINES.items():
+        try:
+            found[name] = baseline(sparsity, evaluator.units)
+        except ValueError as error:
+            logger.warning("no %s to compare with: %s", name, error)
+    return found
+
+
+def measure(evaluator: LMEvaluator, allocation: Allocation, args: Args, test_windows: torch.Tensor) -> dict[str, Any]:
+    """What ``best.json`` says about one policy."""
+    prunable, kept = evaluator.prunable, allocation.kept
+    with prunable.pruned(kept) as model:
+        test_ppl = perplexity(model, test_windows, args.batch_size)
+    return {
+        "kept": kept,
+        "sparsity": prunable.sparsity(kept),
+        "total_sparsity": prunable.total_sparsity(kept),
+        "params": prunable.params(kept),
+        "calibrated": False,
+        "search_ppl": evaluator.measure(kept, args.samples),
+        "test_ppl": test_ppl,
+    }
+
+
+def log_final(policy: PPO, args: Args, results: dict[str, dict[str, Any]], retention: Figure) -> None:
+    """Leaves the outcome in TensorBoard: final figures, hyperparameters, and what was kept."""
+    final = {f"final/{key}_{name}": x[key] for name, x in results.items() for key in ("search_ppl", "test_ppl")}
+    for key, value in final.items():
+        policy.logger.record(key, value)
+    settings = {key: value for key, value in asdict(args).items() if isinstance(value, int | float | str)}
+    elsewhere = ("stdout", "log", "json", "csv")
+    policy.logger.record("hparams", HParam(settings, final), exclude=elsewhere)
+    policy.logger.record("retention/final", FigureRecord(retention, close=False), exclude=elsewhere)
+    policy.logger.dump(policy.num_timesteps)  # this also writes what the last policy update recorded
+
+
+def summary(results: dict[str, dict[str, Any]], test_windows: torch.Tensor) -> Table:
+    """The table a person reads at the end."""
+    table = Table(title=f"Perplexity (test: {len(test_windows)} windows of {test_windows.shape[1]} tokens)")
+    table.add_column("policy")
+    for column in ("removed of Σw", "of the model", "parameters", "search PPL", "test PPL", "vs uniform"):
+        table.add_column(column, justify="right")
+    for name, x in results.items():
+        against = f"{x['test_ppl'] / results['uniform']['test_ppl'] - 1:+.1%}" if "uniform" in results else ""
+        table.add_row(
+            "searched" if name == "chosen" else name,
+            f"{x['sparsity']:.2%}",
+            f"{x['total_sparsity']:.2%}",
+            f"{x['params'] / 1e6:.1f} M",
+            f"{x['search_ppl']:.2f}",
+            f"{x['test_ppl']:.2f}",
+            against,
+        )
+    return table
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[Sample], None]]:
+    """A progress bar fed with samples: reward, perplexity, σ and time left."""
+    with Progress(
+        BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"), console=console
+    ) as progress:
+        task = progress.add_task("search", total=total)
+
+        def show(sample: Sample) -> None:
+            perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f})"
+            text = f"reward {sample.reward:.3f}  {perplexities}  σ {sample.target_sparsity:.3f}"
+            progress.update(task, advance=1, description=text)
+
+        yield show
+
+
+if __name__ == "__main__":
+    sys.exit(main())
