@@ -16,8 +16,8 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Mapping = Literal["greedy", "waterfill"]
 
-_RATE_STEP = 0.01  # step 5 of Algorithm 1
 _BISECTIONS = 64  # halvings of an interval of length 2: past float64 resolution
+_FARTHEST: tuple[float, list[int]] = (math.inf, [])
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def allocate(
     a_max: float = 1.0,
     mapping: Mapping = "greedy",
 ) -> Allocation:
-    """Maps one score per unit to whole groups that meet the parameter budget (Algorithm 1, steps 1-6).
+    """Maps one score per unit to whole groups that meet the parameter budget (Algorithm 1).
 
     Args:
         scores: [N] finite scores, the higher the more is kept.
@@ -99,7 +99,10 @@ BASELINES: dict[str, Callable[[float, Sequence[PruneUnit]], Allocation]] = {"uni
 
 
 def greedy_rates(scores: FloatArray, retention: float, weights: FloatArray, a_min: float, a_max: float) -> FloatArray:
-    """Algorithm 1, steps 1-5: units in descending score take as much of the budget as a_max allows.
+    """Algorithm 1, steps 1-4: units in descending score take as much of the budget as a_max allows.
+
+    Step 5, which rounds rates to 0.01 and gives the difference to the highest score, is not done: whole groups (step 6)
+    are the rounding that counts, and a second one would only move parameters away from where the scores put them.
 
     Args:
         scores: [N] finite scores.
@@ -112,10 +115,11 @@ def greedy_rates(scores: FloatArray, retention: float, weights: FloatArray, a_mi
         [N] rates within the bounds with Σ rate_i w_i = P Σ w.
     """
     rates = np.full(len(scores), a_min)
-    order = descending(scores)
-    rates = _give(rates, order, retention * weights.sum() - rates @ weights, weights, a_min, a_max)  # steps 3-4
-    rates = np.clip(np.round(rates / _RATE_STEP) * _RATE_STEP, a_min, a_max)  # step 5
-    return _give(rates, order, retention * weights.sum() - rates @ weights, weights, a_min, a_max)
+    left = retention * weights.sum() - rates @ weights  # B of step 3
+    for i in descending(scores):
+        rates[i] += min(max(left, 0.0) / weights[i], a_max - rates[i])
+        left -= (rates[i] - a_min) * weights[i]
+    return rates
 
 
 def waterfill_rates(
@@ -204,18 +208,6 @@ def _budget(sparsity: float, total: int) -> int:
     return total - removed
 
 
-def _give(
-    rates: FloatArray, order: IntArray, amount: float, weights: FloatArray, a_min: float, a_max: float
-) -> FloatArray:
-    """Adds ``amount`` parameters to the rates (takes them, if negative), in ``order``, each up to its bound."""
-    rates = rates.copy()
-    for i in order:
-        change = np.clip(amount / weights[i], a_min - rates[i], a_max - rates[i])
-        rates[i] += change
-        amount -= change * weights[i]
-    return rates
-
-
 def _even(sparsity: float, units: Sequence[PruneUnit], attention_rate: float) -> Allocation:
     low, high = group_bounds(units, 0.0, 1.0)
     check_sparsity(sparsity, units, 0.0, 1.0)
@@ -282,14 +274,14 @@ def _closest_totals(wanted: list[int], bounds: list[tuple[int, int]], sizes: lis
     rounded = finish(wanted[:-1], used)
     if rounded is not None and rounded[0] < sizes[-1]:
         return rounded[1]
-    # Rarely (the fine class is stuck at a bound) coarse groups must move too: walk all their reachable sums.
-    reachable: dict[int, tuple[int, list[int]]] = {0: (0, [])}  # parameters used -> (distance from wanted, counts)
+    # Rarely (when the fine class is stuck at a bound) coarse groups must move too: walk all their reachable sums.
+    reachable: dict[int, tuple[float, list[int]]] = {0: (0, [])}  # parameters used -> (distance from wanted, counts)
     for target, (fewest, most), s in zip(wanted[:-1], bounds[:-1], sizes[:-1], strict=True):
-        following: dict[int, tuple[int, list[int]]] = {}
+        following: dict[int, tuple[float, list[int]]] = {}
         for used, (distance, counts) in reachable.items():
             for k in range(fewest, most + 1):
                 option = (distance + abs(k - target) * s, [*counts, k])
-                if used + k * s <= budget and option < following.get(used + k * s, (budget + 1, [])):
+                if used + k * s <= budget and option < following.get(used + k * s, _FARTHEST):
                     following[used + k * s] = option
         reachable = following
     finished = ((finish(counts, used), distance) for used, (distance, counts) in reachable.items())

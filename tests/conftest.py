@@ -1,0 +1,109 @@
+"""Tiny random models of every family, and a tokenizer for them, made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+LLAMA_LIKE = {
+    "vocab_size": 256,
+    "hidden_size": 32,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+}
+#: Families of the design, then some that are built the same way.
+FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "opt": ("opt", {**LLAMA_LIKE, "ffn_dim": 24, "word_embed_proj_dim": 32}),
+    "llama": ("llama", LLAMA_LIKE),
+    "llama-gqa": ("llama", {**LLAMA_LIKE, "num_key_value_heads": 2, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {**LLAMA_LIKE, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
+    "qwen2": ("qwen2", {**LLAMA_LIKE, "num_key_value_heads": 1}),
+    "qwen3": ("qwen3", {**LLAMA_LIKE, "num_key_value_heads": 2, "head_dim": 16}),
+    "gemma2": ("gemma2", {**LLAMA_LIKE, "num_key_value_heads": 2, "head_dim": 16, "attn_implementation": "eager"}),
+}
+
+
+def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
+    """A random model in float64 whose weights and biases are all far from zero."""
+    model_type, settings = FAMILIES[family]
+    settings = dict(settings)
+    attention = settings.pop("attn_implementation", None)
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **settings)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE({letter: i for i, letter in enumerate(alphabet)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def windows() -> torch.Tensor:
+    """int64 [3, 24]."""
+    return torch.randint(1, 256, (3, 24), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def tokenizer() -> PreTrainedTokenizerFast:
+    return byte_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def save_tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Saves a tiny model and its tokenizer as a local folder."""
+
+    def save(family: str = "llama-gqa", with_tokenizer: bool = True) -> Path:
+        folder = tmp_path_factory.mktemp(family)
+        tiny_model(family).float().save_pretrained(folder)
+        if with_tokenizer:
+            byte_tokenizer().save_pretrained(folder)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(save_tiny: Callable[..., Path]) -> Path:
+    return save_tiny()
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some 30 kB of words, no line of which repeats."""
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(f"line {i} says {i * i} and not {i * i * i}" for i in range(1000)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real data beside the checkout; tests that need it skip, visibly, where it is absent."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}")
+    return folder

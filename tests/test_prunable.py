@@ -1,0 +1,175 @@
+"""Pruning by views: what it computes, what it leaves behind, and what it costs."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+from torch.profiler import ProfilerActivity, profile
+
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.units import find_units, group_columns
+
+
+def random_scores(prunable, seed=0):
+    rng = np.random.default_rng(seed)
+    return [rng.random(unit.n_groups) for unit in prunable.units]
+
+
+def random_kept(prunable, seed):
+    rng = np.random.default_rng(seed)
+    return np.array([rng.integers(1, unit.n_groups + 1) for unit in prunable.units])
+
+
+def masked(model, groups):
+    """The slow, obvious way: a dense copy whose output projections ignore the groups that go."""
+    reference = copy.deepcopy(model)
+    for layout, kept in zip(find_units(reference), groups, strict=True):
+        gone = np.setdiff1d(np.arange(layout.unit.n_groups), kept)
+        columns = group_columns(layout, torch.from_numpy(gone))
+        layout.output.weight.data[:, columns] = 0
+    return reference
+
+
+def logits(model, windows, **kwargs):
+    with torch.no_grad():
+        return model(windows, use_cache=False, **kwargs).logits
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_views_compute_what_a_masked_copy_computes(family, windows, seed):
+    model = tiny_model(family)
+    dense = copy.deepcopy(model)
+    prunable = PrunableModel(model)
+    prunable.rank(random_scores(prunable, seed))
+    kept = random_kept(prunable, seed)
+    expected = logits(masked(dense, prunable.kept_groups(kept)), windows)
+    with prunable.pruned(kept) as pruned:
+        assert (logits(pruned, windows) - expected).abs().max() < 1e-9
+
+
+def test_ranking_changes_nothing_that_is_computed(family, windows):
+    model = tiny_model(family)
+    before = logits(model, windows)
+    prunable = PrunableModel(model)
+    for seed in range(2):
+        prunable.rank(random_scores(prunable, seed))
+        assert (logits(model, windows) - before).abs().max() < 1e-9
+
+
+def test_ranking_twice_is_ranking_by_the_second_scores(family, windows):
+    once, twice = (PrunableModel(tiny_model(family)) for _ in range(2))
+    twice.rank(random_scores(twice, 7))
+    for prunable in (once, twice):
+        prunable.rank(random_scores(prunable, 3))
+    for one, other in zip(once.model.parameters(), twice.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+    kept = random_kept(once, 3)
+    for one, other in zip(once.kept_groups(kept), twice.kept_groups(kept), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_the_best_scored_groups_stay(family):
+    prunable = PrunableModel(tiny_model(family))
+    scores = random_scores(prunable)
+    prunable.rank(scores)
+    kept = random_kept(prunable, 5)
+    for score, k, groups in zip(scores, kept, prunable.kept_groups(kept), strict=True):
+        np.testing.assert_array_equal(groups, np.sort(np.argsort(-score)[:k]))
+
+
+def test_dense_again_bit_for_bit(family, windows):
+    prunable = PrunableModel(tiny_model(family))
+    prunable.rank(random_scores(prunable))
+    weights = {name: p.clone() for name, p in prunable.model.named_parameters()}
+    text = repr(prunable.model)
+    before = logits(prunable.model, windows)
+    for seed in range(3):
+        with prunable.pruned(random_kept(prunable, seed)):
+            pass
+    with pytest.raises(KeyError), prunable.pruned(random_kept(prunable, 9)):
+        raise KeyError("in the middle")
+    assert torch.equal(logits(prunable.model, windows), before)
+    assert repr(prunable.model) == text
+    for name, parameter in prunable.model.named_parameters():
+        assert torch.equal(parameter, weights[name])
+
+
+def test_entering_and_leaving_allocates_no_storage(family):
+    prunable = PrunableModel(tiny_model(family))
+    prunable.rank(random_scores(prunable))
+    kept = random_kept(prunable, 1)
+    storages = {p.untyped_storage().data_ptr() for p in prunable.model.parameters()}
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        context = prunable.pruned(kept)
+        context.__enter__()
+        inside = {p.untyped_storage().data_ptr() for p in prunable.model.parameters()}
+        context.__exit__(None, None, None)
+    assert inside == storages
+    assert sum(max(0, event.self_cpu_memory_usage) for event in profiler.events()) == 0
+
+
+def test_the_matrices_are_really_smaller(family):
+    prunable = PrunableModel(tiny_model(family))
+    prunable.rank(random_scores(prunable))
+    kept = random_kept(prunable, 2)
+    before = sum(p.numel() for p in prunable.model.parameters())
+    with prunable.pruned(kept) as model:
+        assert sum(p.numel() for p in model.parameters()) == prunable.params(kept)
+    assert before - prunable.params(kept) == round(prunable.total_sparsity(kept) * before)
+    assert prunable.sparsity(kept) > prunable.total_sparsity(kept)
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_padding_and_masks_still_work(family, windows, padding):
+    model = tiny_model(family)
+    dense = copy.deepcopy(model)
+    prunable = PrunableModel(model)
+    prunable.rank(random_scores(prunable))
+    kept = random_kept(prunable, 0)
+    mask = torch.ones_like(windows)
+    mask[0, slice(0, 5) if padding == "left" else slice(-5, None)] = 0
+    expected = logits(masked(dense, prunable.kept_groups(kept)), windows, attention_mask=mask)
+    with prunable.pruned(kept) as pruned:
+        result = logits(pruned, windows, attention_mask=mask)
+    # Stock Gemma 2 gives NaN in rows that see nothing but padding; what counts is that pruning changes nothing.
+    torch.testing.assert_close(result, expected, rtol=0, atol=1e-9, equal_nan=True)
+
+
+def test_generation_with_the_cache_is_that_of_the_masked_copy(family, windows):
+    model = tiny_model(family)
+    dense = copy.deepcopy(model)
+    prunable = PrunableModel(model)
+    prunable.rank(random_scores(prunable))
+    kept = random_kept(prunable, 4)
+    settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = masked(dense, prunable.kept_groups(kept)).generate(windows, **settings)
+    with prunable.pruned(kept) as pruned:
+        assert torch.equal(pruned.generate(windows, **settings), expected)
+
+
+def test_misuse_is_refused_and_changes_nothing():
+    prunable = PrunableModel(tiny_model("llama"))
+    kept = random_kept(prunable, 0)
+    with pytest.raises(RuntimeError, match="call rank"), prunable.pruned(kept):
+        pass
+    scores = random_scores(prunable)
+    with pytest.raises(ValueError, match="scores for 5 units"):
+        prunable.rank(scores[:-1])
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(4,\)"):
+        prunable.rank([scores[0][:-1], *scores[1:]])
+    with pytest.raises(ValueError, match="1 of its scores are not finite"):
+        prunable.rank([np.array([1, 2, np.nan, 3]), *scores[1:]])
+    prunable.rank(scores)
+    with pytest.raises(ValueError, match="0 groups kept, allowed are 1 to 4"):
+        prunable.check_kept([0, *kept[1:]])
+    with pytest.raises(ValueError, match="6 integers, one per unit"):
+        prunable.check_kept(kept / 2)
+    with prunable.pruned(kept):
+        with pytest.raises(RuntimeError, match="cannot prune a model that is pruned"), prunable.pruned(kept):
+            pass
+        with pytest.raises(RuntimeError, match="cannot rank"):
+            prunable.rank(scores)

@@ -1,0 +1,97 @@
+"""Finding the units of a model, and refusing what cannot be pruned."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import FAMILIES, LLAMA_LIKE, tiny_model
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ffprune_env.pruning.units import find_units
+
+
+def test_units_come_in_the_order_of_the_design(family):
+    units = [layout.unit for layout in find_units(tiny_model(family))]
+    assert [unit.kind for unit in units] == ["attention", "ffn"] * 3
+    assert [unit.layer for unit in units] == [0, 0, 1, 1, 2, 2]
+    assert len({unit.name for unit in units}) == 6
+    assert {unit.n_groups for unit in units[::2]} == {4}
+    assert {unit.n_groups for unit in units[1::2]} == {24}
+
+
+@pytest.mark.parametrize(
+    ("family", "attention", "ffn"),
+    [
+        # MHA with biases: q, k, v rows and biases, output columns; fc1 rows and biases, fc2 columns.
+        ("opt", 3 * (32 * 32 + 32) + 32 * 32, 24 * 32 + 24 + 24 * 32),
+        ("llama", 4 * 32 * 32, 3 * 24 * 32),
+        # GQA: keys and values are shared, stay whole and do not count; biases of q, gate and up do.
+        ("llama-gqa", 32 * 32 + 32 + 32 * 32, 2 * (24 * 32 + 24) + 24 * 32),
+        ("mistral", 2 * 64 * 32, 3 * 24 * 32),
+        ("qwen2", 32 * 32 + 32 + 32 * 32, 3 * 24 * 32),
+    ],
+)
+def test_n_params_counts_what_goes_away_with_the_groups(family, attention, ffn):
+    units = [layout.unit for layout in find_units(tiny_model(family))]
+    assert [unit.n_params for unit in units[:2]] == [attention, ffn]
+    assert [unit.group_params for unit in units[:2]] == [attention // 4, ffn // 24]
+
+
+def test_group_params_are_what_removing_one_group_removes(family):
+    model = tiny_model(family)
+    for layout in find_units(model):
+        per_group = sum(module.weight[: layout.width].numel() for module in layout.inputs)
+        per_group += sum(module.bias[: layout.width].numel() for module in layout.inputs if module.bias is not None)
+        per_group += layout.output.weight[:, : layout.width].numel()
+        assert layout.unit.group_params == per_group
+
+
+def small(model_type, **settings):
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**LLAMA_LIKE, **settings}))
+
+
+def test_an_architecture_without_separate_projections_is_refused():
+    model = small("gpt2", n_embd=32, n_head=4, n_layer=2)
+    with pytest.raises(
+        ValueError, match=r"GPT2LMHeadModel cannot be pruned: no list of decoder layers.*q_proj.*transformer\.h"
+    ):
+        find_units(model)
+
+
+def test_experts_are_refused_by_naming_what_is_missing():
+    model = small("mixtral", num_local_experts=2, num_key_value_heads=2)
+    with pytest.raises(
+        ValueError, match=r"MixtralForCausalLM cannot be pruned: model\.layers\.0 has no ffn module with gate_proj"
+    ):
+        find_units(model)
+
+
+def test_norms_over_all_heads_are_refused():
+    with pytest.raises(ValueError, match=r"self_attn\.q_norm mixes all heads"):
+        find_units(small("olmo2"))
+
+
+def test_a_projection_that_is_no_linear_is_refused():
+    model = tiny_model("llama")
+
+    class Adapted(nn.Linear):
+        pass
+
+    model.model.layers[1].mlp.down_proj = Adapted(24, 32)
+    with pytest.raises(
+        ValueError, match=r"model\.layers\.1\.mlp\.down_proj is a Adapted, a torch\.nn\.Linear is needed"
+    ):
+        find_units(model)
+
+
+def test_a_missing_projection_is_named():
+    model = tiny_model("opt")
+    del model.model.decoder.layers[2].self_attn.v_proj
+    with pytest.raises(ValueError, match=r"layers\.2 has no attention module with q_proj \+ k_proj \+ v_proj"):
+        find_units(model)
+
+
+def test_every_family_of_the_design_is_tested():
+    assert {"opt", "llama", "llama-gqa", "mistral", "qwen2"} <= set(FAMILIES)
+    assert tiny_model("llama").dtype == torch.float64
