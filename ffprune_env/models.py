@@ -55,6 +55,7 @@ def load_model(
     where = pick_device(device)
     what = pick_dtype(dtype, where)
     source = _resolve(name)
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     logger.info("loading %s from %s as %s on %s", name, source, what, where)
@@ -65,9 +66,9 @@ def load_model(
             model = AutoModelForCausalLM.from_pretrained(
                 source, dtype=what, use_safetensors=True, device_map={"": where}, **options
             )
-        except (ValueError, KeyError, RuntimeError, ImportError) as error:
-            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise OSError(f"{name} could not be loaded from {source}: {first_line}") from error
+        except (ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise OSError(f"{name} could not be loaded from {source}: {reason}") from error
     return model.eval(), tokenizer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -42,7 +42,10 @@ def load_windows(
     seq_len: int = 2048,
     n_windows: int | None = None,
 ) -> torch.Tensor:
-    """Tokenizes a text in one call and cuts it into non-overlapping windows; the tail is dropped (protocol P2048).
+    """Cuts a text into non-overlapping windows of tokens.
+
+    Test text is tokenized in one call and cut from its beginning; the tail is dropped (protocol P2048). A few windows of
+    search or calibration text are taken at equal distances instead, so that they see as much of it as they can.
 
     Args:
         name: ``python-docs``, ``wikitext2``, ``c4``, or a path to a .txt, .jsonl (field ``text``), .parquet (column
@@ -50,7 +53,7 @@ def load_windows(
         tokenizer: the model's; special tokens are what it adds.
         split: ``search``, ``calibration`` and ``test`` never share text; ``all`` is the whole of a file.
         seq_len: tokens per window, at least 2.
-        n_windows: how many windows, the first ones; None takes all.
+        n_windows: how many windows; None takes all, from the beginning.
 
     Returns:
         int64 [n, seq_len].
@@ -65,16 +68,18 @@ def load_windows(
         raise ValueError(f"windows need seq_len ≥ 2 and n_windows ≥ 1, got seq_len={seq_len}, n_windows={n_windows}")
     text = _text(name, split)
     if n_windows is not None:  # millions of tokens need not be made for a handful of windows
-        windows = _cut(text[: n_windows * seq_len * _CHARS_PER_TOKEN], tokenizer, seq_len)
-        if len(windows) >= n_windows:
-            return windows[:n_windows]
+        pieces, each = ([text], n_windows) if split in ("test", "all") else (_pieces(text, n_windows), 1)
+        heads = [piece[: each * seq_len * _CHARS_PER_TOKEN] for piece in pieces]
+        windows = torch.cat([_cut(head, tokenizer, seq_len)[:each] for head in heads])
+        if len(windows) == n_windows:
+            return windows
     windows = _cut(text, tokenizer, seq_len)
     if len(windows) < (n_windows or 1):
         raise ValueError(
             f"text {name} ({split} part) has {len(windows)} windows of {seq_len} tokens, {n_windows or 1} were asked "
             f"for: ask for fewer or shorter windows, or give a longer text"
         )
-    return windows
+    return windows[:n_windows]
 
 
 def _cut(text: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> torch.Tensor:
@@ -102,14 +107,20 @@ def _text(name: str, split: Split) -> str:
 def _part(rows: Iterable[str], cut: tuple[float, float]) -> str:
     """Joins rows by a blank line and takes a range of fractions of the characters, moved to whole words."""
     text = _SEPARATOR.join(rows)
+    return text[_word_boundary(text, cut[0]) : _word_boundary(text, cut[1])]
 
-    def boundary(fraction: float) -> int:
-        place = int(fraction * len(text))
-        while 0 < place < len(text) and not text[place].isspace():
-            place += 1
-        return place
 
-    return text[boundary(cut[0]) : boundary(cut[1])]
+def _pieces(text: str, n: int) -> list[str]:
+    """Cuts a text into n pieces of nearly equal length, between words."""
+    places = [_word_boundary(text, i / n) for i in range(n + 1)]
+    return [text[start:end] for start, end in pairwise(places)]
+
+
+def _word_boundary(text: str, fraction: float) -> int:
+    place = int(fraction * len(text))
+    while 0 < place < len(text) and not text[place].isspace():
+        place += 1
+    return place
 
 
 def _python_docs() -> Iterator[str]:

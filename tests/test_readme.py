@@ -1,0 +1,52 @@
+"""Every Python example of the README runs as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=[f"example{i}" for i in range(len(EXAMPLES))])
+def test_example(code):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 5
+
+
+def test_every_flag_named_exists():
+    script = (ROOT / "train" / "ppo.py").read_text(encoding="utf-8")
+    for flag in set(re.findall(r"`?--([a-z][a-z-]+)", README)) - {"help", "logdir", "config"}:
+        assert f"    {flag.replace('-', '_')}:" in script, flag
+
+
+def test_every_file_named_exists():
+    for name in re.findall(r"`((?:ffprune_env|train|evaluate)/[\w/]+\.py)`", README):
+        assert (ROOT / name).is_file(), name
+    targets = re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE)
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert targets
+    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
+
+
+def test_every_command_parses(monkeypatch):
+    import importlib.util
+    import sys
+
+    spec = importlib.util.spec_from_file_location("ppo_readme", ROOT / "train" / "ppo.py")
+    ppo = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "ppo_readme", ppo)
+    spec.loader.exec_module(ppo)
+    commands = re.findall(r"^python train/ppo\.py(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        if "--config" not in command:
+            ppo.parse_args(shlex.split(command))

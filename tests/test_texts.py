@@ -1,0 +1,125 @@
+"""Texts: disjoint parts, the window protocol, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import torch
+
+from ffprune_env.texts import _text, load_windows
+
+PARTS = ("search", "calibration", "test")
+
+
+@pytest.mark.parametrize("name", ["python-docs", "file"])
+def test_parts_share_no_text(name, text_file):
+    name = str(text_file) if name == "file" else name
+    lines = {}
+    for part in PARTS:
+        for line in _text(name, part).splitlines():
+            if len(line) > 30:
+                lines.setdefault(line, set()).add(part)
+    shared = [line for line, parts in lines.items() if len(parts) > 1]
+    # Single lines recur in documentation (signatures, table rules); paragraphs do not.
+    assert len(shared) <= 0.02 * len(lines)
+    paragraphs = [{re.sub(r"\s+", " ", p) for p in _text(name, part).split("\n\n") if len(p) > 80} for part in PARTS]
+    for i, one in enumerate(paragraphs):
+        assert one
+        assert all(one.isdisjoint(other) for other in paragraphs[i + 1 :])
+
+
+def test_parts_make_up_the_whole(text_file):
+    assert "".join(_text(str(text_file), part) for part in PARTS) == text_file.read_text()
+
+
+def test_windows_are_consecutive_tokens_without_the_tail(text_file, tokenizer):
+    tokens = tokenizer(text_file.read_text())["input_ids"]
+    windows = load_windows(str(text_file), tokenizer, "all", seq_len=100)
+    assert windows.dtype == torch.int64
+    assert windows.shape == (len(tokens) // 100, 100)
+    assert windows.flatten().tolist() == tokens[: windows.numel()]
+
+
+def test_a_few_windows_of_test_text_are_the_first_of_all(tokenizer):
+    windows = load_windows("python-docs", tokenizer, "test", seq_len=64)
+    assert torch.equal(load_windows("python-docs", tokenizer, "test", seq_len=64, n_windows=5), windows[:5])
+
+
+def test_a_few_windows_of_search_text_are_spread_over_it(tokenizer):
+    text = _text("python-docs", "search")
+    windows = load_windows("python-docs", tokenizer, "search", seq_len=64, n_windows=5)
+    places = [text.index(tokenizer.decode(window)) / len(text) for window in windows]
+    assert places == pytest.approx([0, 0.2, 0.4, 0.6, 0.8], abs=0.001)
+
+
+def test_windows_that_just_fit_do_not_overlap(tmp_path, tokenizer):
+    path = tmp_path / "numbers.txt"
+    path.write_text(" ".join(f"{i:07d}" for i in range(1000)))
+    windows = load_windows(str(path), tokenizer, "search", seq_len=64, n_windows=45)
+    words = [word for window in windows for word in tokenizer.decode(window).split() if len(word) == 7]
+    assert len(words) == len(set(words))
+
+
+def test_jsonl_and_parquet_rows_are_joined_by_a_blank_line(tmp_path, tokenizer):
+    rows = [f"row {i} of the text" for i in range(40)]
+    jsonl, parquet, txt = (tmp_path / f"rows.{suffix}" for suffix in ("jsonl", "parquet", "txt"))
+    jsonl.write_text("\n".join(json.dumps({"text": row}) for row in rows))
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), parquet)
+    txt.write_text("\n\n".join(rows))
+    one, other, third = (load_windows(str(path), tokenizer, "all", seq_len=32) for path in (jsonl, parquet, txt))
+    assert torch.equal(one, other)
+    assert torch.equal(one, third)
+
+
+def test_a_raw_wikitext_file_gives_the_rows_of_the_hub(tmp_path):
+    path = tmp_path / "wiki.test.raw"
+    path.write_text(" \n = Title = \n \n Some text . \n")
+    # The hub's rows: "", " = Title = \n", "", " Some text . \n"
+    assert _text(str(path), "all") == "\n\n".join(["", " = Title = \n", "", " Some text . \n"])
+
+
+def test_real_wikitext_has_the_known_number_of_tokens(shared_data):
+    text = _text(str(shared_data / "wikitext-2" / "wiki.test.raw"), "all")
+    assert text.lstrip().startswith("= Robert Boulter = \n\n\n Robert Boulter is an English film")
+    assert len(text.split()) == 241_211  # words of the raw test split
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "message"),
+    [
+        ("wikitext", ValueError, r"unknown text 'wikitext'.*near names: wikitext2"),
+        ("nothing-like-it", ValueError, r"near names: python-docs, wikitext2, c4"),
+        ("absent.txt", OSError, r"absent\.txt: no such file"),
+        ("wikitext2", OSError, r"text wikitext2 comes from the Hugging Face hub.*use python-docs or a local"),
+        ("c4", OSError, r"out of reach"),
+    ],
+)
+def test_unknown_texts_are_refused(name, error, message, tokenizer):
+    with pytest.raises(error, match=message):
+        load_windows(name, tokenizer)
+
+
+def test_a_text_too_short_says_how_much_there_is(text_file, tokenizer):
+    with pytest.raises(ValueError, match=r"\(test part\) has \d+ windows of 128 tokens, 9999 were asked for"):
+        load_windows(str(text_file), tokenizer, "test", 128, n_windows=9999)
+
+
+def test_files_that_are_not_what_they_claim(tmp_path, tokenizer):
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text('{"text": "fine"}\n{"body": "no text"}\n')
+    with pytest.raises(ValueError, match=r"not a \.jsonl file with a text field"):
+        load_windows(str(broken), tokenizer)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
+    with pytest.raises(ValueError, match=r"latin\.txt is not a \.txt file"):
+        load_windows(str(tmp_path / "latin.txt"), tokenizer)
+
+
+def test_arguments_out_of_range(tokenizer):
+    with pytest.raises(ValueError, match="allowed are search, calibration, test, all"):
+        load_windows("python-docs", tokenizer, split="train")
+    with pytest.raises(ValueError, match="seq_len ≥ 2"):
+        load_windows("python-docs", tokenizer, seq_len=1)
