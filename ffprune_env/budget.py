@@ -85,6 +85,12 @@ def allocate(
     return _allocation(_settle(kept, descending(scores), size, low, high, budget), n, size)
 
 
+def whole(units: Sequence[PruneUnit]) -> Allocation:
+    """The allocation that keeps everything."""
+    kept = np.array([unit.n_groups for unit in units], dtype=np.int64)
+    return Allocation(kept, np.ones(len(units)), 0.0)
+
+
 def uniform(sparsity: float, units: Sequence[PruneUnit]) -> Allocation:
     """The `uniform` baseline: every unit at rate P, heads rounded to the nearest, the residue spread over the FFNs."""
     return _even(sparsity, units, attention_rate=1 - sparsity)

@@ -58,7 +58,7 @@ class LMEvaluator:
 
     def __init__(self, prunable: PrunableModel, windows: torch.Tensor, batch_size: int = 1) -> None:
         self.prunable = prunable
-        self._windows = windows
+        self.windows = windows
         self._batch_size = batch_size
         self._measured: dict[tuple[bytes, int], float] = {}
         self._dense: dict[int, float] = {}
@@ -73,7 +73,7 @@ class LMEvaluator:
     @property
     def max_samples(self) -> int:
         """Windows of search text."""
-        return len(self._windows)
+        return len(self.windows)
 
     def measure(self, kept: IntArray, n_samples: int) -> float:
         """Prunes, measures, and leaves the model dense again."""
@@ -91,9 +91,9 @@ class LMEvaluator:
         return self._dense[n_samples]
 
     def _first(self, n_samples: int) -> torch.Tensor:
-        if not 1 <= n_samples <= len(self._windows):
-            raise ValueError(f"n_samples must be between 1 and {len(self._windows)}, got {n_samples}")
-        return self._windows[:n_samples]
+        if not 1 <= n_samples <= len(self.windows):
+            raise ValueError(f"n_samples must be between 1 and {len(self.windows)}, got {n_samples}")
+        return self.windows[:n_samples]
 
 
 class SurrogateEvaluator:

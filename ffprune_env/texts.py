@@ -44,8 +44,8 @@ def load_windows(
 ) -> torch.Tensor:
     """Cuts a text into non-overlapping windows of tokens.
 
-    Test text is tokenized in one call and cut from its beginning; the tail is dropped (protocol P2048). A few windows of
-    search or calibration text are taken at equal distances instead, so that they see as much of it as they can.
+    Test text is tokenized in one call and cut from its beginning; the tail is dropped (protocol P2048). A few windows
+    of search or calibration text are taken at equal distances instead, so that they see as much of it as they can.
 
     Args:
         name: ``python-docs``, ``wikitext2``, ``c4``, or a path to a .txt, .jsonl (field ``text``), .parquet (column

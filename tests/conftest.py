@@ -107,3 +107,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
+    """Tiny models and policies are faster on one thread, and do not fight with whatever else the machine does."""
+    torch.set_num_threads(1)

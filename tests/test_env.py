@@ -88,7 +88,7 @@ def test_the_reward_is_the_perplexity_ratio_of_the_pruned_model(lm_evaluator):
     action = env.action_space.sample()
     _, reward, _, _, info = env.step(action)
     kept = allocate(action.astype(float) * 3, 0.3, lm_evaluator.units, a_min=0.2, mapping="waterfill").kept
-    prunable, windows = lm_evaluator.prunable, lm_evaluator._windows[:3]
+    prunable, windows = lm_evaluator.prunable, lm_evaluator.windows[:3]
     with prunable.pruned(kept) as model:
         ppl = ff.perplexity(model, windows)
     np.testing.assert_array_equal(info["kept"], kept)

@@ -38,7 +38,7 @@ def test_the_optimum_of_the_surrogate_is_a_lower_bound():
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_ppo_comes_within_ten_percent_of_the_optimum(seed):
-    evaluator = ff.SurrogateEvaluator.synthetic(n_layers=6, seed=seed)
+    evaluator = ff.SurrogateEvaluator.synthetic(n_layers=4, seed=seed)
     sparsity = 0.4
     best = evaluator.dense(1) * np.exp(best_damage(evaluator, sparsity))
     uniform = evaluator.measure(ff.uniform(sparsity, evaluator.units).kept, 1)
@@ -53,8 +53,8 @@ def test_ppo_comes_within_ten_percent_of_the_optimum(seed):
         device="cpu",
     )
     archive = Archive(sparsity)
-    schedule = ff.ProgressiveSchedule(sparsity, evaluator.max_samples, 1024)
-    policy.learn(1024, [ProgressiveSchedulingCallback(schedule), SampleCallback(evaluator.units, archive)])
+    schedule = ff.ProgressiveSchedule(sparsity, evaluator.max_samples, 768)
+    policy.learn(768, [ProgressiveSchedulingCallback(schedule), SampleCallback(evaluator.units, archive)])
     action, _ = policy.predict(np.array([sparsity], dtype=np.float32), deterministic=True)
     found = evaluator.measure(ff.allocate(3.0 * action, sparsity, evaluator.units, mapping="waterfill").kept, 1)
     assert found < 1.1 * best

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import yaml
 from conftest import byte_tokenizer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import ffprune_env as ff
+from ffprune_env.settings import parse_settings
 
 SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
 
@@ -61,6 +63,9 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
     files = {"config.yaml", "manifest.json", "samples.jsonl", "best.json", "checkpoints/policy.zip"}
     assert found - events == files | plots
     assert len(events) == 1
+    scalars = set(EventAccumulator(str(run / "tb")).Reload().Tags()["scalars"])
+    assert {"final/test_ppl_chosen", "final/search_ppl_uniform", "train/loss", "search/reward"} <= scalars
+    assert b"hparams" in (run / events.pop()).read_bytes()
 
     samples = read_samples(run)
     assert [sample["step"] for sample in samples] == list(range(8))
@@ -113,12 +118,12 @@ def test_a_saved_config_replays_the_run(ppo, monkeypatch, flags, tmp_path):
 
 def test_flags_beat_the_config_and_the_preset(ppo, tmp_path):
     (tmp_path / "config.yaml").write_text("sparsity: 0.4\nseed: 3\ntrust_remote_code: true\n")
-    args = ppo.parse_args(["--config", str(tmp_path / "config.yaml"), "--seed", "4", "--preset", "paper"])
+    args = parse_settings(["--config", str(tmp_path / "config.yaml"), "--seed", "4", "--preset=paper"], ppo.PRESETS)
     assert (args.sparsity, args.seed, args.trust_remote_code, args.mapping) == (0.4, 4, True, "greedy")
 
 
 def test_the_paper_preset_is_the_papers(ppo):
-    args = ppo.parse_args(["--preset", "paper", "--timesteps", "300"])
+    args = parse_settings(["--preset", "paper", "--timesteps", "300"], ppo.PRESETS)
     assert (args.learning_rate, args.clip_range, args.k, args.t0) == (1e-4, 0.2, 0.01, 500)
     assert (args.mapping, args.criterion, args.timesteps) == ("greedy", "wanda", 300)
 
@@ -204,7 +209,6 @@ def test_a_folder_with_another_run_is_left_alone(ppo, monkeypatch, flags, capsys
         ["--sparsity", "much"],
         ["--mapping", "middle"],
         ["--preset", "none"],
-        ["--config", "absent"],
     ],
 )
 def test_flags_that_do_not_parse_exit_with_2(ppo, monkeypatch, arguments, capsys):
@@ -213,12 +217,20 @@ def test_flags_that_do_not_parse_exit_with_2(ppo, monkeypatch, arguments, capsys
     assert stop.value.code == 2
 
 
-@pytest.mark.parametrize("content", ["just text", "sparsity: much", "no_such_setting: 1", "{", "- a\n- b"])
-def test_a_config_that_is_none_exits_with_2(ppo, monkeypatch, tmp_path, content):
+@pytest.mark.parametrize("content", ["sparsity: much", "no_such_setting: 1"])
+def test_a_config_with_wrong_settings_exits_with_2(ppo, monkeypatch, tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(SystemExit) as stop:
         run_main(ppo, monkeypatch, ["--config", str(tmp_path / "config.yaml")])
     assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("content", ["just text", "{", "- a\n- b", None])
+def test_a_config_that_is_none_gets_one_line(ppo, monkeypatch, tmp_path, content, capsys):
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    assert run_main(ppo, monkeypatch, ["--config", str(tmp_path / "config.yaml")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_ffn_only_is_left_out_where_it_cannot_go(ppo, monkeypatch, flags, capsys):

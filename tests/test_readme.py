@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from ffprune_env.settings import parse_settings
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -49,4 +51,4 @@ def test_every_command_parses(monkeypatch):
     assert len(commands) >= 4
     for command in commands:
         if "--config" not in command:
-            ppo.parse_args(shlex.split(command))
+            parse_settings(shlex.split(command), ppo.PRESETS)

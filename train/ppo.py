@@ -22,19 +22,16 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
-import yaml
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure as FigureRecord
 from stable_baselines3.common.logger import HParam, configure
 
-from ffprune_env.budget import BASELINES, Allocation, FloatArray, Mapping, allocate
+from ffprune_env.budget import Allocation, FloatArray, Mapping, allocate
 from ffprune_env.callbacks import (
     Archive,
     CheckpointCallback,
@@ -45,11 +42,12 @@ from ffprune_env.callbacks import (
 )
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, build_evaluator
-from ffprune_env.loss import perplexity
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
+from ffprune_env.results import PolicyResult, measure_policy, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
 from ffprune_env.schedule import ProgressiveSchedule
+from ffprune_env.settings import parse_settings
 from ffprune_env.texts import NAMED_TEXTS, load_windows
 
 logger = logging.getLogger("ffprune")
@@ -151,10 +149,10 @@ PRESETS: dict[str, Args] = {
 
 def main() -> int:
     """Runs one search; returns the exit code."""
-    args = parse_args(sys.argv[1:])
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
+        args = parse_settings(sys.argv[1:], PRESETS, description=__doc__)
         run, evaluator, env, test_windows = prepare(args)
     except (ValueError, OSError) as error:
         errors.print("[bold red]error:[/]", escape(str(error)))
@@ -170,38 +168,6 @@ def main() -> int:
         errors.print(f"interrupted at once; {run.path} holds the samples measured so far")
         return 130
     return 0
-
-
-def parse_args(argv: list[str]) -> Args:
-    """Reads the flags: the preset gives the defaults, --config replaces them, flags on the command line win."""
-    config, argv = _take_flag(argv, "--config")
-    preset, _ = _take_flag(argv, "--preset")
-    settings: list[str] = []
-    if config is not None:
-        try:
-            saved = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
-            # Replayed as flags, so that they are checked like flags.
-            for name, value in saved.items():
-                flag = name.replace("_", "-")
-                if isinstance(value, bool):
-                    settings.append(f"--{flag}" if value else f"--no-{flag}")
-                elif value is not None:
-                    settings += [f"--{flag}", str(value)]
-        except (OSError, yaml.YAMLError, AttributeError) as error:
-            errors.print("[bold red]error:[/]", escape(f"--config {config} is not the config.yaml of a run: {error}"))
-            raise SystemExit(2) from None
-    default = PRESETS.get(preset or "default", Args())
-    return tyro.cli(Args, args=[*settings, *argv], default=default, description=__doc__)
-
-
-def _take_flag(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """Returns the value of a flag, given as two words or with =, and the arguments without it."""
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1], [*argv[:i], *argv[i + 2 :]]
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}="), [*argv[:i], *argv[i + 1 :]]
-    return None, argv
 
 
 def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.Tensor]:
@@ -318,10 +284,11 @@ def report(
 ) -> None:
     """Measures the chosen policy and those it is compared with on test text, and leaves the files and the table."""
     scores, chosen = choose(args, evaluator, policy, archive)
-    policies = {"dense": whole(evaluator), **baselines(args.sparsity, evaluator), "chosen": chosen}
+    policies = {**reference_policies(args.sparsity, evaluator), "chosen": chosen}
     logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
-    results = {name: measure(evaluator, x, args, test_windows) for name, x in policies.items()}
-    results["chosen"] |= {"scores": scores, "rates": chosen.rates}
+    results = {name: measure_policy(evaluator, x, test_windows, args.batch_size) for name, x in policies.items()}
+    content: dict[str, Any] = {name: asdict(result) for name, result in results.items()}
+    content["chosen"] |= {"scores": scores, "rates": chosen.rates}
     about = {
         "target_sparsity": args.sparsity,
         "text": args.text,
@@ -331,57 +298,22 @@ def report(
         "evaluations": len(samples),
         "seconds": seconds,
     }
-    run.write_json("best.json", {**about, **results})
+    run.write_json("best.json", {**about, **content})
 
-    dense_ppl = results["dense"]["search_ppl"]
-    rewards = {name: dense_ppl / x["search_ppl"] for name, x in results.items() if name != "dense"}
-    run.save_plot(
-        "learning_curve",
-        learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards),
-    )
+    rewards = {name: results["dense"].search_ppl / x.search_ppl for name, x in results.items() if name != "dense"}
+    curve = learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards)
     retention = retention_plot(evaluator.units, {name: x.rates for name, x in policies.items() if name != "dense"})
+    run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)
     log_final(policy, args, results, retention)
-    console.print(summary(results, test_windows))
+    console.print(results_table(results, test_windows))
     console.print(f"{len(samples)} evaluations in {seconds:.0f} s; files in [bold]{run.path}[/]", highlight=False)
 
 
-def whole(evaluator: LMEvaluator) -> Allocation:
-    """The allocation that keeps everything."""
-    kept = np.array([unit.n_groups for unit in evaluator.units])
-    return Allocation(kept, np.ones(len(kept)), 0.0)
-
-
-def baselines(sparsity: float, evaluator: LMEvaluator) -> dict[str, Allocation]:
-    """`uniform` and `ffn-only`, as far as they can reach the sparsity."""
-    found = {}
-    for name, baseline in BASELINES.items():
-        try:
-            found[name] = baseline(sparsity, evaluator.units)
-        except ValueError as error:
-            logger.warning("no %s to compare with: %s", name, error)
-    return found
-
-
-def measure(evaluator: LMEvaluator, allocation: Allocation, args: Args, test_windows: torch.Tensor) -> dict[str, Any]:
-    """What ``best.json`` says about one policy."""
-    prunable, kept = evaluator.prunable, allocation.kept
-    with prunable.pruned(kept) as model:
-        test_ppl = perplexity(model, test_windows, args.batch_size)
-    return {
-        "kept": kept,
-        "sparsity": prunable.sparsity(kept),
-        "total_sparsity": prunable.total_sparsity(kept),
-        "params": prunable.params(kept),
-        "calibrated": False,
-        "search_ppl": evaluator.measure(kept, args.samples),
-        "test_ppl": test_ppl,
-    }
-
-
-def log_final(policy: PPO, args: Args, results: dict[str, dict[str, Any]], retention: Figure) -> None:
+def log_final(policy: PPO, args: Args, results: dict[str, PolicyResult], retention: Figure) -> None:
     """Leaves the outcome in TensorBoard: final figures, hyperparameters, and what was kept."""
-    final = {f"final/{key}_{name}": x[key] for name, x in results.items() for key in ("search_ppl", "test_ppl")}
+    final = {f"final/search_ppl_{name}": x.search_ppl for name, x in results.items()}
+    final |= {f"final/test_ppl_{name}": x.test_ppl for name, x in results.items()}
     for key, value in final.items():
         policy.logger.record(key, value)
     settings = {key: value for key, value in asdict(args).items() if isinstance(value, int | float | str)}
@@ -389,26 +321,6 @@ def log_final(policy: PPO, args: Args, results: dict[str, dict[str, Any]], reten
     policy.logger.record("hparams", HParam(settings, final), exclude=elsewhere)
     policy.logger.record("retention/final", FigureRecord(retention, close=False), exclude=elsewhere)
     policy.logger.dump(policy.num_timesteps)  # this also writes what the last policy update recorded
-
-
-def summary(results: dict[str, dict[str, Any]], test_windows: torch.Tensor) -> Table:
-    """The table a person reads at the end."""
-    table = Table(title=f"Perplexity (test: {len(test_windows)} windows of {test_windows.shape[1]} tokens)")
-    table.add_column("policy")
-    for column in ("removed of Σw", "of the model", "parameters", "search PPL", "test PPL", "vs uniform"):
-        table.add_column(column, justify="right")
-    for name, x in results.items():
-        against = f"{x['test_ppl'] / results['uniform']['test_ppl'] - 1:+.1%}" if "uniform" in results else ""
-        table.add_row(
-            "searched" if name == "chosen" else name,
-            f"{x['sparsity']:.2%}",
-            f"{x['total_sparsity']:.2%}",
-            f"{x['params'] / 1e6:.1f} M",
-            f"{x['search_ppl']:.2f}",
-            f"{x['test_ppl']:.2f}",
-            against,
-        )
-    return table
 
 
 @contextmanager

@@ -1,0 +1,63 @@
+"""Flags of a script: a dataclass, presets that replace its defaults, and saved configs that replay a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+import yaml
+
+T = TypeVar("T")
+
+
+def parse_settings(argv: list[str], presets: Mapping[str, T], description: str | None = None) -> T:
+    """Reads the flags of a script.
+
+    ``--preset`` picks the defaults, the settings of ``--config`` replace them, and flags on the command line win.
+
+    Args:
+        argv: the words after the script's name.
+        presets: instances of one dataclass by name, ``"default"`` among them; its fields are the flags.
+        description: what ``--help`` begins with.
+
+    Raises:
+        ValueError: the config is not one; the message says why.
+        SystemExit: with code 2 where a flag or value is not allowed, with code 0 after ``--help``.
+    """
+    config, argv = _take_flag(argv, "--config")
+    preset, _ = _take_flag(argv, "--preset")
+    default = presets.get(preset or "default", presets["default"])
+    saved = [] if config is None else _as_flags(Path(config))
+    return tyro.cli(type(default), args=[*saved, *argv], default=default, description=description)
+
+
+def _as_flags(path: Path) -> list[str]:
+    """Turns a saved config into flags, so that it is checked like flags."""
+    try:
+        settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(
+            f"--config {path} is not the config.yaml of a run: settings expected, got {type(settings).__name__}"
+        )
+    flags = []
+    for name, value in settings.items():
+        flag = str(name).replace("_", "-")
+        if isinstance(value, bool):
+            flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif value is not None:
+            flags += [f"--{flag}", str(value)]
+    return flags
+
+
+def _take_flag(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """Returns the value of a flag, given as two words or with =, and the arguments without it."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1], [*argv[:i], *argv[i + 2 :]]
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}="), [*argv[:i], *argv[i + 1 :]]
+    return None, argv
