@@ -83,7 +83,8 @@ def dense_forward(evaluator: LMEvaluator) -> None:
 
 
 def step(env: PruneBanditEnv, sparsity: float) -> None:
-    """One episode with an action that was never seen, so that nothing is remembered."""
+    """One episode, measured even if its allocation was measured before."""
+    env.evaluator.forget()
     env.set_task(sparsity=sparsity)
     env.reset()
     env.step(env.np_random.normal(0, 0.05, env.action_space.shape))

@@ -68,6 +68,7 @@ def allocate(
     scores = _checked_scores(scores, len(units))
     low, high = group_bounds(units, a_min, a_max)
     check_sparsity(sparsity, units, a_min, a_max)
+    sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])  # the check forgives rounding, groups do not
     n = np.array([unit.n_groups for unit in units])
     size = np.array([unit.group_params for unit in units])
     budget = _budget(sparsity, int(n @ size))
@@ -107,8 +108,8 @@ BASELINES: dict[str, Callable[[float, Sequence[PruneUnit]], Allocation]] = {"uni
 def greedy_rates(scores: FloatArray, retention: float, weights: FloatArray, a_min: float, a_max: float) -> FloatArray:
     """Algorithm 1, steps 1-4: units in descending score take as much of the budget as a_max allows.
 
-    Step 5, which rounds rates to 0.01 and gives the difference to the highest score, is not done: whole groups (step 6)
-    are the rounding that counts, and a second one would only move parameters away from where the scores put them.
+    Step 5, which rounds rates to 0.01 and gives the difference to the highest scores, is left to step 6: whole groups
+    are the rounding that counts, and one before it would only move parameters away from where the scores put them.
 
     Args:
         scores: [N] finite scores.
@@ -147,15 +148,30 @@ def waterfill_rates(
     return rates
 
 
-def squash(scores: FloatArray) -> FloatArray:
-    """A' = clip(tanh(A + 1)/2, 0, 1), step 1 of Algorithm 1; step 2 stretches it, which changes no order."""
-    squashed: FloatArray = np.clip(np.tanh(scores + 1) / 2, 0, 1)
-    return squashed
+def waterfill_scores(rates: npt.ArrayLike, a_min: float, a_max: float) -> FloatArray:
+    """Scores that ``waterfill`` maps to given rates: where a policy starts if it is to start from an allocation.
+
+    Any common shift of A'' gives the same rates; the one taken centres them between the bounds, where tanh is steepest
+    and a change of a score shows most.
+
+    Args:
+        rates: [N] rates within the bounds, whose range is less than a_max - a_min.
+        a_min: lowest rate.
+        a_max: highest rate.
+    """
+    wanted = np.asarray(rates, dtype=np.float64)
+    centred = wanted - (wanted.max() + wanted.min()) / 2 + (a_min + a_max) / 2
+    scores: FloatArray = np.arctanh(np.clip(2 * (centred - a_min) / (a_max - a_min) - 1, -0.999, 0.999))
+    return scores
 
 
 def descending(scores: FloatArray) -> IntArray:
-    """Unit indices by descending A', its ties by A (every A below -1 gives A' = 0), equal A by index."""
-    return np.lexsort((-scores, -squash(scores)))
+    """Unit indices by descending A'', ties by index.
+
+    Steps 1-2 of Algorithm 1 squash the scores, A' = clip(tanh(A + 1)/2, 0, 1) and A'' = A' (a_max - a_min) + a_min, but
+    only their order is used, and with the ties of A' = 0 (every A below -1) broken by A it is the order of A.
+    """
+    return np.argsort(-scores, kind="stable")
 
 
 def group_bounds(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tuple[IntArray, IntArray]:

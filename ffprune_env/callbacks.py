@@ -65,7 +65,7 @@ class Archive:
 
     Args:
         final_sparsity: S_final.
-        size: samples kept, at least 1; each differs from the others in ``kept``.
+        size: samples kept; each differs from the others in ``kept``.
         nearly: fraction of S_final from which rewards count as comparable.
     """
 
@@ -98,6 +98,9 @@ class ProgressiveSchedulingCallback(BaseCallback):
 
     Args:
         schedule: the curve.
+
+    Raises:
+        ValueError: at the start of training, if the environments cannot follow the schedule to its end.
     """
 
     def __init__(self, schedule: ProgressiveSchedule) -> None:
@@ -105,6 +108,8 @@ class ProgressiveSchedulingCallback(BaseCallback):
         self.schedule = schedule
 
     def _on_training_start(self) -> None:
+        # What the schedule leads to must be feasible, or the search would fail on its way.
+        self.training_env.env_method("set_task", self.schedule.final_sparsity, self.schedule.max_samples)
         self._set_task(self.num_timesteps)
         # learn() has reset the environments already, to whatever task they had before.
         self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]
@@ -190,7 +195,7 @@ _FROM_INFO = (
 
 
 class CheckpointCallback(BaseCallback):
-    """Saves the algorithm at the start of every rollout, where its buffer is empty and nothing is half done.
+    """Saves the algorithm at the start of every rollout, where its buffer is empty, and when asked to.
 
     Args:
         path: the .zip file, replaced in one move each time; its folder must exist.

@@ -62,7 +62,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     |---|---|
     | ``ppl``, ``dense_ppl`` | perplexity of the pruned and of the dense model (``inf`` if not finite) |
     | ``target_sparsity`` | σ asked for |
-    | ``sparsity`` | fraction of Σ w removed: never below the target, above it by less than one channel |
+    | ``sparsity`` | fraction of Σ w removed: never below the target, above it by as little as whole groups allow |
     | ``n_samples`` | windows measured on |
     | ``collapsed`` | whether the reward was set to 0 |
     | ``scores`` | float64 (N,), the action times ``action_scale`` |
@@ -75,7 +75,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     ``gym.make("ffprune/PruneBandit-v0", model="smollm2-135m", text="python-docs", sparsity=0.2, ...)`` takes the
     arguments below, but for ``evaluator``, and those of :func:`ffprune_env.load_evaluator`. Environments of one process
-    that ask for the same model and texts share one copy of it.
+    that are made with the same arguments of ``load_evaluator`` share one model.
 
     Args:
         evaluator: what to measure with; its units fix N.
@@ -161,7 +161,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self._task = None
         ppl = self.evaluator.measure(allocation.kept, n_samples)
         dense_ppl = self.evaluator.dense(n_samples)
-        reward = dense_ppl / ppl if math.isfinite(ppl) else 0.0
+        reward = dense_ppl / ppl if math.isfinite(ppl) and math.isfinite(dense_ppl) else 0.0
         collapsed = reward < COLLAPSE_REWARD
         info = {
             "ppl": ppl if math.isfinite(ppl) else math.inf,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import logging
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,6 +22,8 @@ from ffprune_env.texts import load_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 class Evaluator(Protocol):
@@ -53,16 +57,16 @@ class LMEvaluator:
         batch_size: windows per forward pass.
 
     Raises:
-        ValueError: there is no window, or the dense model's perplexity on the first one is not finite.
+        ValueError: there is no window, or the dense model's perplexity is not finite.
     """
 
     def __init__(self, prunable: PrunableModel, windows: torch.Tensor, batch_size: int = 1) -> None:
         self.prunable = prunable
         self.windows = windows
         self._batch_size = batch_size
-        self._measured: dict[tuple[bytes, int], float] = {}
-        self._dense: dict[int, float] = {}
-        if not math.isfinite(self.dense(1)):
+        self._measured: dict[tuple[int, int, bytes], float] = {}
+        self._dense: dict[tuple[int, int], float] = {}
+        if not math.isfinite(self.dense(len(windows))):
             raise ValueError("the dense model's perplexity on the search text is not finite: check weights and dtype")
 
     @property
@@ -78,7 +82,7 @@ class LMEvaluator:
     def measure(self, kept: IntArray, n_samples: int) -> float:
         """Prunes, measures, and leaves the model dense again."""
         counts = self.prunable.check_kept(kept)
-        key = (counts.tobytes(), n_samples)
+        key = (self.prunable.rankings, n_samples, counts.tobytes())
         if key not in self._measured:
             with self.prunable.pruned(counts) as model:
                 self._measured[key] = perplexity(model, self._first(n_samples), self._batch_size)
@@ -86,9 +90,15 @@ class LMEvaluator:
 
     def dense(self, n_samples: int) -> float:
         """Measured once per number of windows."""
-        if n_samples not in self._dense:
-            self._dense[n_samples] = perplexity(self.prunable.model, self._first(n_samples), self._batch_size)
-        return self._dense[n_samples]
+        self.prunable.require_dense("measure as dense")
+        key = (self.prunable.rankings, n_samples)  # ranking moves bfloat16 results in the last digits
+        if key not in self._dense:
+            self._dense[key] = perplexity(self.prunable.model, self._first(n_samples), self._batch_size)
+        return self._dense[key]
+
+    def forget(self) -> None:
+        """Drops what was measured of pruned models, so that the same question costs a measurement again."""
+        self._measured.clear()
 
     def _first(self, n_samples: int) -> torch.Tensor:
         if not 1 <= n_samples <= len(self.windows):
@@ -122,7 +132,7 @@ class SurrogateEvaluator:
 
     @classmethod
     def synthetic(cls, n_layers: int = 12, heads: int = 8, channels: int = 256, seed: int = 0) -> SurrogateEvaluator:
-        """A invented model whose units differ a hundredfold in how much their groups matter.
+        """An invented model whose units differ a hundredfold in how much their groups matter.
 
         The curve of unit i is s_i · (1 - k/n)², convex, with log s_i normal.
 
@@ -176,6 +186,7 @@ def load_evaluator(
         ValueError: an unknown name, or a text too short.
         OSError: something cannot be loaded.
     """
+    inspect.signature(build_evaluator).bind(None, None, text, **settings)  # a misspelt name fails before gigabytes load
     return build_evaluator(*load_model(model, dtype, device, trust_remote_code), text, **settings)
 
 
@@ -208,10 +219,12 @@ def build_evaluator(
     """
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
-    seq_len = min(seq_len, context_length(model))
+    prunable = PrunableModel(model)
+    if seq_len > context_length(model):
+        seq_len = context_length(model)
+        logger.warning("windows have %d tokens, the longest that the model takes", seq_len)
     search = load_windows(text, tokenizer, "search", seq_len, n_samples)
     calibration = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
-    prunable = PrunableModel(model)
     stats = collect_statistics(prunable, calibration, gram=False, batch_size=batch_size)
     prunable.rank(CRITERIA[criterion](prunable, stats))
     return LMEvaluator(prunable, search, batch_size)

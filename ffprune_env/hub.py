@@ -7,6 +7,13 @@ import functools
 _TIMEOUT_S = 5.0
 
 
+def is_offline() -> bool:
+    """Whether the user switched the hub off, by ``HF_HUB_OFFLINE``; what was downloaded before can still be read."""
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
 def require_hub(what: str, local_choices: str) -> None:
     """Returns if the hub answers.
 
@@ -28,10 +35,11 @@ def require_hub(what: str, local_choices: str) -> None:
 def _hub_problem() -> str | None:
     from huggingface_hub import constants, get_session
 
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         return "HF_HUB_OFFLINE is set"
     try:
-        get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S)
+        status = get_session().head(constants.ENDPOINT, timeout=_TIMEOUT_S).status_code
     except Exception as error:  # the HTTP client's own exception types differ from version to version
         return str(error) or type(error).__name__
-    return None
+    # A proxy that refuses answers, too.
+    return f"HTTP status {status}" if status in (403, 407) or status >= 500 else None

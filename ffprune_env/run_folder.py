@@ -36,9 +36,12 @@ class RunFolder:
         self.tensorboard = self.path / "tb"
 
     def require_free(self) -> None:
-        """Raises ValueError if the folder holds anything: one folder, one run."""
-        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+        """Raises ValueError if the folder holds anything (one folder, one run), OSError if it cannot be made."""
+        if self.path.is_dir() and any(self.path.iterdir()):
             raise ValueError(f"run folder {self.path} already holds another run; choose another with --run")
+        nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+            raise OSError(f"run folder {self.path} cannot be made: {nearest} is not a folder that can be written to")
 
     def create(self, config: Mapping[str, Any], **manifest: Any) -> None:
         """Makes the folder, with ``config.yaml`` and ``manifest.json``.
@@ -71,8 +74,10 @@ class RunFolder:
             file.write(strict_json(dataclasses.asdict(sample)) + "\n")
 
     def save_plot(self, name: str, figure: Figure) -> None:
-        """Writes ``plots/<name>.png``."""
-        figure.savefig(self.path / "plots" / f"{name}.png", dpi=110)
+        """Replaces ``plots/<name>.png``, in one move."""
+        scratch = self.path / "plots" / f".writing-{name}.png"
+        figure.savefig(scratch, dpi=110)
+        scratch.replace(self.path / "plots" / f"{name}.png")
 
     def _write(self, name: str, text: str) -> None:
         scratch = self.path / f".writing-{name}"
@@ -88,7 +93,7 @@ def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         plain = {str(key): _plain(item) for key, item in value.items()}
-        lost = [str(key) for key, item in value.items() if isinstance(item, float) and not math.isfinite(item)]
+        lost = [str(key) for key, item in value.items() if _is_lossy(item)]
         return {**plain, "non_finite": lost} if lost else plain
     if isinstance(value, np.ndarray | np.generic):
         return _plain(value.tolist())
@@ -97,6 +102,13 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value
+
+
+def _is_lossy(value: Any) -> bool:
+    """Whether a number, or one in a list or array, is not finite."""
+    if isinstance(value, np.ndarray | list | tuple):
+        return any(_is_lossy(item) for item in np.asarray(value, dtype=object).ravel().tolist())
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _version(library: str) -> str | None:

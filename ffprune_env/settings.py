@@ -11,11 +11,14 @@ import yaml
 
 T = TypeVar("T")
 
+_NOT_REPLAYED = ("run",)
+
 
 def parse_settings(argv: list[str], presets: Mapping[str, T], description: str | None = None) -> T:
     """Reads the flags of a script.
 
-    ``--preset`` picks the defaults, the settings of ``--config`` replace them, and flags on the command line win.
+    ``--preset`` picks the defaults, the settings of ``--config`` replace them, and flags on the command line win. The
+    folder of a replayed run is not replayed.
 
     Args:
         argv: the words after the script's name.
@@ -28,8 +31,9 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
     """
     config, argv = _take_flag(argv, "--config")
     preset, _ = _take_flag(argv, "--preset")
-    default = presets.get(preset or "default", presets["default"])
     saved = [] if config is None else _as_flags(Path(config))
+    preset = preset or _take_flag(saved, "--preset")[0] or "default"
+    default = presets.get(preset, presets["default"])
     return tyro.cli(type(default), args=[*saved, *argv], default=default, description=description)
 
 
@@ -48,7 +52,7 @@ def _as_flags(path: Path) -> list[str]:
         flag = str(name).replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
-        elif value is not None:
+        elif value is not None and name not in _NOT_REPLAYED:
             flags += [f"--{flag}", str(value)]
     return flags
 

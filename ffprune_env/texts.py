@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from ffprune_env.hub import require_hub
+from ffprune_env.hub import is_offline, require_hub
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,7 +92,6 @@ def _text(name: str, split: Split) -> str:
     if name == DEFAULT_TEXT:
         return _part(_python_docs(), _CUTS[split])
     if name in NAMED_TEXTS:
-        require_hub(f"text {name}", f"{DEFAULT_TEXT} or a local {', '.join(_SUFFIXES)} file")
         if split == "test":
             return _SEPARATOR.join(_hub_rows(name, test=True))
         return _part(_hub_rows(name, test=False), _TRAIN_CUTS[split])
@@ -138,12 +137,21 @@ def _python_docs() -> Iterator[str]:
 def _hub_rows(name: str, test: bool) -> Iterable[str]:
     from datasets import load_dataset
 
-    if name == "wikitext2":
-        rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test" if test else "train")
-    else:
-        shard = "en/c4-validation.00000-of-00008.json.gz" if test else "en/c4-train.00000-of-01024.json.gz"
-        rows = islice(load_dataset("allenai/c4", data_files={"rows": shard}, split="rows", streaming=True), _C4_ROWS)
-    return (row["text"] for row in rows)
+    choices = f"{DEFAULT_TEXT} or a local {', '.join(_SUFFIXES)} file"
+    if not is_offline():
+        require_hub(f"text {name}", choices)
+    try:
+        if name == "wikitext2":
+            rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test" if test else "train")
+        else:
+            shard = "en/c4-validation.00000-of-00008.json.gz" if test else "en/c4-train.00000-of-01024.json.gz"
+            rows = islice(
+                load_dataset("allenai/c4", data_files={"rows": shard}, split="rows", streaming=True), _C4_ROWS
+            )
+        return [row["text"] for row in rows]
+    except (OSError, ValueError):
+        require_hub(f"text {name}, which is not in the local cache,", choices)
+        raise
 
 
 def _file_rows(path: Path) -> list[str]:
@@ -154,13 +162,22 @@ def _file_rows(path: Path) -> list[str]:
         if path.suffix == ".parquet":
             import pyarrow.parquet
 
-            return [str(row) for row in pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist()]
-        content = path.read_text(encoding="utf-8")
+            return _checked(pyarrow.parquet.read_table(path, columns=["text"])["text"].to_pylist())
+        # Lines end at "\n" alone: str.splitlines would also break them at characters that texts of the web hold.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if path.suffix == ".jsonl":
-            return [str(json.loads(line)["text"]) for line in content.splitlines() if line.strip()]
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"text {path} is not a {path.suffix} file with a text field: {error}") from error
+            return _checked([json.loads(line)["text"] for line in lines if line.strip()])
+    except (KeyError, TypeError, ValueError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
+        reason = " ".join(str(error).split())
+        raise ValueError(f"text {path} is not a {path.suffix} file with a text field: {reason}") from error
     if path.suffix in (".raw", ".tokens"):
         # The hub's rows of WikiText: a line with its newline, or nothing for a blank line.
-        return [line if line.strip() else "" for line in content.splitlines(keepends=True)]
-    return [content]
+        return [f"{line}\n" if line.strip() else "" for line in lines]
+    return ["\n".join(lines)]
+
+
+def _checked(rows: list[object]) -> list[str]:
+    for i, row in enumerate(rows):
+        if not isinstance(row, str):
+            raise ValueError(f"row {i} is {row!r}, a string is needed")
+    return [row for row in rows if isinstance(row, str)]

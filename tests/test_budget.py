@@ -6,11 +6,10 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from ffprune_env.budget import (
-    Allocation,
     allocate,
     descending,
     ffn_only,
@@ -19,6 +18,7 @@ from ffprune_env.budget import (
     sparsity_range,
     uniform,
     waterfill_rates,
+    waterfill_scores,
 )
 from ffprune_env.pruning.units import PruneUnit
 
@@ -58,11 +58,15 @@ def group_problems(draw):
     groups = draw(st.lists(st.integers(1, 9), min_size=n, max_size=n))
     sizes = draw(st.lists(st.integers(1, 60), min_size=n, max_size=n))
     units = make_units(sizes, groups)
-    a_min = draw(st.sampled_from([0.0, 0.1, 0.25, 0.5]))
-    lowest, highest = sparsity_range(units, a_min, 1.0)
+    a_min = draw(st.floats(0, 0.9))
+    a_max = draw(st.floats(a_min + 0.05, 1))
+    try:
+        lowest, highest = sparsity_range(units, a_min, a_max)
+    except ValueError:  # no whole number of groups between the bounds
+        assume(False)
     sparsity = draw(st.floats(lowest, highest))
     scores = draw(st.lists(st.floats(-3, 3), min_size=n, max_size=n))
-    return scores, sparsity, units, a_min
+    return scores, sparsity, units, a_min, a_max
 
 
 @given(continuous_problems())
@@ -95,9 +99,9 @@ def test_a_higher_score_never_keeps_less(mapping, problem):
 @given(group_problems())
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_whole_groups_are_as_close_to_the_budget_as_any_choice_of_groups(mapping, problem):
-    scores, sparsity, units, a_min = problem
-    allocation = allocate(scores, sparsity, units, a_min=a_min, mapping=mapping)
-    low, high = group_bounds(units, a_min, 1.0)
+    scores, sparsity, units, a_min, a_max = problem
+    allocation = allocate(scores, sparsity, units, a_min=a_min, a_max=a_max, mapping=mapping)
+    low, high = group_bounds(units, a_min, a_max)
     sizes = np.array([unit.group_params for unit in units])
     total = sum(unit.n_params for unit in units)
     assert (allocation.kept >= low).all()
@@ -152,6 +156,23 @@ def test_waterfill_of_equal_scores_is_uniform_but_for_the_remainder():
     np.testing.assert_array_equal(waterfill.kept[::2], even.kept[::2])
 
 
+@given(st.lists(st.floats(0.3, 0.9), min_size=2, max_size=12))
+def test_waterfill_scores_lead_back_to_the_rates(rates):
+    rates, weights = np.array(rates), np.linspace(1, 2, len(rates))
+    scores = waterfill_scores(rates, 0.2, 1.0)
+    found = waterfill_rates(scores, rates @ weights / weights.sum(), weights, 0.2, 1.0)
+    np.testing.assert_allclose(found, rates, atol=1e-6)
+
+
+def test_a_policy_can_start_from_ffn_only():
+    units = llama_like()
+    baseline = ffn_only(0.2, units)
+    scores = waterfill_scores(baseline.rates, 0.2, 1.0)
+    kept = allocate(scores, 0.2, units, mapping="waterfill").kept
+    np.testing.assert_array_equal(kept[::2], baseline.kept[::2])
+    assert np.abs(kept - baseline.kept).max() <= len(units)
+
+
 def test_equal_scores_are_ordered_by_index():
     np.testing.assert_array_equal(descending(np.array([-7.0, 1.0, 1.0, -5.0, 40.0, 30.0])), [4, 5, 1, 2, 3, 0])
 
@@ -195,9 +216,11 @@ def test_infeasible_input_says_what_would_do(arguments, message):
         allocate(arguments.pop("scores"), arguments.pop("sparsity"), llama_like(), **arguments)
 
 
-def test_the_ends_of_the_feasible_range_are_feasible():
-    units = llama_like()
-    for sparsity in sparsity_range(units, 0.2, 1.0):
-        allocation = allocate(np.zeros(12), sparsity, units)
-        assert isinstance(allocation, Allocation)
-        assert allocation.sparsity >= sparsity
+@pytest.mark.parametrize("a_min", np.arange(0.0, 0.95, 0.1))
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_the_ends_of_the_feasible_range_are_feasible(a_min, mapping):
+    for units in (llama_like(), make_units([64, 2] * 3, [10, 1500] * 3)):
+        for sparsity in (*sparsity_range(units, a_min, 1.0), 1 - a_min if a_min else 0.5):
+            if sparsity <= sparsity_range(units, a_min, 1.0)[1] + 1e-9:
+                allocation = allocate(np.zeros(len(units)), sparsity, units, a_min=a_min, mapping=mapping)
+                assert allocation.sparsity >= sparsity - 1e-9

@@ -85,7 +85,7 @@ def test_a_step_before_the_first_reset_is_refused(env):
 def test_the_reward_is_the_perplexity_ratio_of_the_pruned_model(lm_evaluator):
     env = ff.PruneBanditEnv(lm_evaluator, sparsity=0.3, n_samples=3)
     env.reset(seed=0)
-    action = env.action_space.sample()
+    action = np.linspace(-1, 1, 6, dtype=np.float32)
     _, reward, _, _, info = env.step(action)
     kept = allocate(action.astype(float) * 3, 0.3, lm_evaluator.units, a_min=0.2, mapping="waterfill").kept
     prunable, windows = lm_evaluator.prunable, lm_evaluator.windows[:3]
@@ -122,6 +122,22 @@ def test_the_same_question_is_measured_once(lm_evaluator, monkeypatch):
         rewards.append(env.step(np.zeros(6))[1])
     assert len(calls) == 2
     assert rewards[0] == rewards[1] == rewards[3] != rewards[2]
+
+
+def test_a_dense_model_that_is_not_finite_is_refused_before_the_search(text_file):
+    model = tiny_model("llama")
+    model.lm_head.weight.data[0] = torch.inf
+    with pytest.raises(ValueError, match="dense model's perplexity on the search text is not finite"):
+        build_evaluator(model, byte_tokenizer(), str(text_file), seq_len=64, n_samples=2, calibration_windows=2)
+
+
+def test_what_was_measured_is_void_after_another_ranking(lm_evaluator):
+    prunable, kept = lm_evaluator.prunable, np.full(6, 2)
+    before = lm_evaluator.measure(kept, 1)
+    prunable.rank([np.arange(unit.n_groups)[::-1] * -1.0 for unit in prunable.units])
+    assert lm_evaluator.measure(kept, 1) != before
+    with prunable.pruned(kept), pytest.raises(RuntimeError, match="cannot measure as dense"):
+        lm_evaluator.dense(1)
 
 
 @pytest.mark.parametrize("ppl", [math.inf, math.nan, 1e9])

@@ -19,10 +19,18 @@ def test_a_local_folder_loads_in_evaluation_mode(tiny_folder):
     assert tokenizer("ab")["input_ids"]
 
 
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({"amx_bf16": True}, torch.bfloat16), ({"avx512_bf16": True}, torch.bfloat16), ({"avx2": True}, torch.float32)],
+)
+def test_bfloat16_is_chosen_where_the_cpu_multiplies_it_fast(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    assert pick_dtype("auto", torch.device("cpu")) == dtype
+
+
 def test_dtype_and_device_flags(tiny_folder):
     model, _ = load_model(str(tiny_folder), dtype="bfloat16", device="cpu")
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    assert pick_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
     with pytest.raises(ValueError, match="unknown dtype 'int8'; allowed are auto, bfloat16, float16, float32"):
         pick_dtype("int8", torch.device("cpu"))
     with pytest.raises(ValueError, match="device 'abacus' cannot be used here"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from conftest import byte_tokenizer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import ffprune_env as ff
 from ffprune_env.settings import parse_settings
@@ -107,8 +108,10 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
 
 def test_a_saved_config_replays_the_run(ppo, monkeypatch, flags, tmp_path):
     assert run_main(ppo, monkeypatch, [*argv(flags), "--seed", "5", "--no-trust-remote-code"]) == 0
-    replay = ["--config", str(flags["--run"] / "config.yaml"), "--run", str(tmp_path / "again")]
-    assert run_main(ppo, monkeypatch, replay) == 0
+    monkeypatch.chdir(tmp_path)
+    assert run_main(ppo, monkeypatch, ["--config", str(flags["--run"] / "config.yaml")]) == 0
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    next((tmp_path / "moved").iterdir()).rename(tmp_path / "again")
     first, second = (read_samples(path) for path in (flags["--run"], tmp_path / "again"))
     for one, other in zip(first, second, strict=True):
         assert {**one, "seconds": 0} == {**other, "seconds": 0}
@@ -146,11 +149,20 @@ def test_the_script_runs_as_a_program_and_stops_on_ctrl_c(flags):
     assert json.loads((flags["--run"] / "best.json").read_text())["evaluations"] == done
 
 
-@pytest.fixture
-def gpt2_folder(tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=256, n_embd=32, n_head=4, n_layer=2)).save_pretrained(tmp_path / "gpt2")
-    byte_tokenizer().save_pretrained(tmp_path / "gpt2")
-    return tmp_path / "gpt2"
+@pytest.fixture(scope="module")
+def bad_folders(tmp_path_factory, save_tiny):
+    """Model folders that cannot be searched, by name."""
+    root = tmp_path_factory.mktemp("bad")
+    GPT2LMHeadModel(GPT2Config(vocab_size=256, n_embd=32, n_head=4, n_layer=2)).save_pretrained(root / "gpt2_folder")
+    BloomForCausalLM(BloomConfig(vocab_size=256, hidden_size=32, n_head=4, n_layer=2)).save_pretrained(
+        root / "bloom_folder"
+    )
+    shutil.copytree(save_tiny(), root / "broken_config")
+    config = json.loads((root / "broken_config" / "config.json").read_text())
+    (root / "broken_config" / "config.json").write_text(json.dumps({**config, "num_attention_heads": 0}))
+    for folder in root.iterdir():
+        byte_tokenizer().save_pretrained(folder)
+    return {folder.name: folder for folder in root.iterdir()} | {"no_tokenizer": save_tiny(with_tokenizer=False)}
 
 
 @pytest.mark.parametrize(
@@ -166,32 +178,34 @@ def gpt2_folder(tmp_path):
         ({"--samples": 100000}, "100000 were asked for"),
         ({"--test-windows": 100000}, "100000 were asked for"),
         ({"--sparsity": 0.95}, "it must be between 0 and"),
-        ({"--sparsity": -0.5}, "final_sparsity must be in [0, 1)"),
+        ({"--sparsity": -0.5}, "--sparsity must be between 0 and 1"),
         ({"--a-min": 0.9}, "a_min=0.9 (at least one group per unit) it must be between 0 and 0.1"),
         ({"--a-min": 2}, "0 ≤ a_min < a_max ≤ 1"),
         ({"--criterion": "magic"}, "unknown criterion 'magic'; allowed are wanda"),
         ({"--timesteps": 1}, "--timesteps must be at least 2"),
-        ({"--learning-rate": 0}, "--learning-rate must be positive"),
+        ({"--learning-rate": 0}, "--learning-rate must be between"),
         ({"--dtype": "int4"}, "unknown dtype 'int4'"),
         ({"--device": "abacus"}, "device 'abacus' cannot be used here"),
         ({"--alpha-start": 3}, "alpha_start must be in [0, 1]"),
         ({"--batch-size": 0}, "--batch-size must be at least 1"),
         ({"--seq-len": 1}, "seq_len ≥ 2"),
-        ({"--action-scale": 0}, "action_scale must be positive"),
+        ({"--seed": -1}, "--seed must be between 0 and"),
+        ({"--log-std-init": "nan"}, "--log-std-init must be between -20 and 5"),
+        ({"--model": "bloom_folder"}, "BloomForCausalLM cannot be pruned"),
+        ({"--model": "broken_config"}, "could not be loaded"),
+        ({"--run": __file__ + "/run"}, "is not a folder that can be written to"),
+        ({"--action-scale": 0}, "--action-scale must be between"),
     ],
 )
-def test_bad_input_gets_one_line_and_writes_nothing(
-    ppo, monkeypatch, flags, gpt2_folder, save_tiny, capsys, changes, message
-):
-    folders = {"gpt2_folder": gpt2_folder, "no_tokenizer": save_tiny(with_tokenizer=False)}
-    flags |= {key: folders.get(value, value) for key, value in changes.items()}
+def test_bad_input_gets_one_line_and_writes_nothing(ppo, monkeypatch, flags, bad_folders, capsys, changes, message):
+    flags |= {key: bad_folders.get(value, value) for key, value in changes.items()}
     capsys.readouterr()
     assert run_main(ppo, monkeypatch, argv(flags)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert message in lines[0]
-    assert not flags["--run"].exists()
+    assert not Path(flags["--run"]).exists()
 
 
 def test_a_folder_with_another_run_is_left_alone(ppo, monkeypatch, flags, capsys):
@@ -231,6 +245,23 @@ def test_a_config_that_is_none_gets_one_line(ppo, monkeypatch, tmp_path, content
         (tmp_path / "config.yaml").write_text(content)
     assert run_main(ppo, monkeypatch, ["--config", str(tmp_path / "config.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_one_file_for_everything_is_tested_on_its_test_part(ppo, monkeypatch, flags, tmp_path):
+    for name, extra in (("one", {}), ("two", {"--test-text": flags["--text"]})):
+        assert run_main(ppo, monkeypatch, argv({**flags, **extra, "--run": tmp_path / name})) == 0
+    one, two = (json.loads((tmp_path / name / "best.json").read_text()) for name in ("one", "two"))
+    assert one["dense"]["test_ppl"] == two["dense"]["test_ppl"]
+
+
+def test_ctrl_c_while_loading_writes_nothing(ppo, monkeypatch, flags, capsys):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ppo, "load_model", interrupted)
+    assert run_main(ppo, monkeypatch, argv(flags)) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert not flags["--run"].exists()
 
 
 def test_ffn_only_is_left_out_where_it_cannot_go(ppo, monkeypatch, flags, capsys):

@@ -151,6 +151,34 @@ def test_generation_with_the_cache_is_that_of_the_masked_copy(family, windows):
         assert torch.equal(pruned.generate(windows, **settings), expected)
 
 
+def test_dense_again_in_bfloat16_too(family, windows):
+    prunable = PrunableModel(tiny_model(family).bfloat16())
+    prunable.rank(random_scores(prunable))
+    before = logits(prunable.model, windows)
+    with prunable.pruned(random_kept(prunable, 0)) as pruned:
+        assert torch.isfinite(logits(pruned, windows)).all()
+    assert torch.equal(logits(prunable.model, windows), before)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_computes_what_the_cpu_computes(family, windows):
+    kept, results = None, []
+    for device in ("cpu", "cuda"):
+        prunable = PrunableModel(tiny_model(family).to(device))
+        prunable.rank(random_scores(prunable))
+        kept = random_kept(prunable, 0)
+        with prunable.pruned(kept) as pruned:
+            results.append(logits(pruned, windows.to(device)).cpu())
+    assert (results[0] - results[1]).abs().max() < 1e-9
+
+
+def test_a_second_wrapper_is_refused():
+    model = tiny_model("llama-gqa")
+    PrunableModel(model)
+    with pytest.raises(ValueError, match="wrapped by a PrunableModel already"):
+        PrunableModel(model)
+
+
 def test_misuse_is_refused_and_changes_nothing():
     prunable = PrunableModel(tiny_model("llama"))
     kept = random_kept(prunable, 0)

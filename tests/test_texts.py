@@ -75,6 +75,19 @@ def test_jsonl_and_parquet_rows_are_joined_by_a_blank_line(tmp_path, tokenizer):
     assert torch.equal(one, third)
 
 
+def test_only_newlines_end_a_row(tmp_path):
+    path = tmp_path / "web.jsonl"
+    path.write_text(json.dumps({"text": "one\u2028two"}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert _text(str(path), "all") == "one\u2028two"
+
+
+def test_a_row_without_text_is_refused(tmp_path, tokenizer):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["fine", None]}), path)
+    with pytest.raises(ValueError, match="row 1 is None, a string is needed"):
+        load_windows(str(path), tokenizer)
+
+
 def test_a_raw_wikitext_file_gives_the_rows_of_the_hub(tmp_path):
     path = tmp_path / "wiki.test.raw"
     path.write_text(" \n = Title = \n \n Some text . \n")
@@ -94,7 +107,7 @@ def test_real_wikitext_has_the_known_number_of_tokens(shared_data):
         ("wikitext", ValueError, r"unknown text 'wikitext'.*near names: wikitext2"),
         ("nothing-like-it", ValueError, r"near names: python-docs, wikitext2, c4"),
         ("absent.txt", OSError, r"absent\.txt: no such file"),
-        ("wikitext2", OSError, r"text wikitext2 comes from the Hugging Face hub.*use python-docs or a local"),
+        ("wikitext2", OSError, r"text wikitext2.* comes from the Hugging Face hub.*use python-docs or a local"),
         ("c4", OSError, r"out of reach"),
     ],
 )

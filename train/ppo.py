@@ -31,7 +31,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure as FigureRecord
 from stable_baselines3.common.logger import HParam, configure
 
-from ffprune_env.budget import Allocation, FloatArray, Mapping, allocate
+from ffprune_env.budget import BASELINES, Allocation, FloatArray, Mapping, allocate, waterfill_scores
 from ffprune_env.callbacks import (
     Archive,
     CheckpointCallback,
@@ -48,7 +48,7 @@ from ffprune_env.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.run_folder import RunFolder
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings
-from ffprune_env.texts import NAMED_TEXTS, load_windows
+from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
 logger = logging.getLogger("ffprune")
 console = Console()
@@ -77,16 +77,16 @@ class Args:
     """search and calibration text: python-docs, wikitext2, c4, or a .txt, .jsonl, .parquet, .raw or .tokens file"""
     test_text: str | None = None
     """test text; by default the test part of --text. The search never sees it"""
-    seq_len: int = 512
+    seq_len: int = 256
     """tokens per window of search and calibration text"""
     samples: int = 4
     """N_max: windows of search text per evaluation at the end of the schedule"""
-    calibration_windows: int = 32
+    calibration_windows: int = 64
     """windows of calibration text that the pruning criterion sees"""
     test_seq_len: int = 2048
     """tokens per window of test text"""
-    test_windows: int = 8
-    """windows of test text"""
+    test_windows: int | None = 8
+    """windows of test text, from its beginning; None takes all"""
     batch_size: int = 1
     """windows per forward pass"""
 
@@ -101,8 +101,8 @@ class Args:
     a_max: float = 1.0
     """highest retention rate of a unit"""
 
-    timesteps: int = 256
-    """evaluations; rounded up to whole rollouts of --n-steps"""
+    timesteps: int = 384
+    """evaluations of the search, rounded up to whole rollouts of --n-steps"""
     alpha_start: float = 0.5
     """where the schedule of sparsity and samples starts, as a fraction of its end"""
     k: float = 0.01
@@ -112,20 +112,22 @@ class Args:
 
     learning_rate: float = 1e-3
     """of Adam"""
-    n_steps: int = 16
+    n_steps: int = 8
     """evaluations per policy update"""
     n_epochs: int = 10
     """passes over them per update"""
     clip_range: float = 0.2
     """PPO's clipping of the probability ratio"""
-    log_std_init: float = -1.0
+    init: Literal["uniform", "ffn-only"] = "ffn-only"
+    """allocation that the policy's mean starts from; the paper starts from nothing, which is uniform"""
+    log_std_init: float = -2.5
     """log standard deviation of the actions at the start; actions live in [-1, 1]"""
     action_scale: float = 3.0
     """what actions are multiplied by to give scores"""
     seed: int = 0
     """of the policy and its exploration"""
     finalists: int = 8
-    """archived samples that are measured again at the final sparsity, beside the policy's mean"""
+    """best samples that are measured again at the final sparsity, beside the policy's mean"""
 
     @property
     def rollout(self) -> int:
@@ -141,10 +143,18 @@ class Args:
 PRESETS: dict[str, Args] = {
     "default": Args(),
     "paper": Args(
-        preset="paper", mapping="greedy", timesteps=1000, learning_rate=1e-4, n_steps=64, log_std_init=0.0,
-        clip_range=0.2, k=0.01, t0=500.0,
+        preset="paper",
+        mapping="greedy",
+        timesteps=1000,
+        k=0.01,
+        t0=500.0,
+        init="uniform",
+        learning_rate=1e-4,
+        n_steps=64,
+        clip_range=0.2,
+        log_std_init=0.0,
     ),
-}  # fmt: skip
+}
 
 
 def main() -> int:
@@ -157,44 +167,40 @@ def main() -> int:
     except (ValueError, OSError) as error:
         errors.print("[bold red]error:[/]", escape(str(error)))
         return 2
-    samples: list[Sample] = []
-    archive = Archive(args.sparsity, args.finalists)
-    started = time.perf_counter()
+    except KeyboardInterrupt:
+        errors.print("interrupted; nothing was written")
+        return 130
     try:
-        policy = train(args, run, evaluator, env, samples, archive)
-        seconds = time.perf_counter() - started
+        policy, samples, archive, seconds = train(args, run, evaluator, env)
         report(args, run, evaluator, test_windows, policy, samples, archive, seconds)
     except KeyboardInterrupt:
-        errors.print(f"interrupted at once; {run.path} holds the samples measured so far")
+        errors.print("interrupted at once; the samples measured so far are in", escape(str(run.path)))
         return 130
     return 0
 
 
 def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.Tensor]:
-    """Loads and checks everything that can be wrong; nothing is written before all of it is right."""
+    """Loads and checks everything that can be wrong, and when all of it is right makes the run folder."""
     name = f"{Path(args.model).name}-{Path(args.text).stem}-s{100 * args.sparsity:g}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunFolder(args.run or Path("runs") / name)
     run.require_free()
-    for flag, value, least in (
-        ("--timesteps", args.timesteps, 2),
-        ("--n-steps", args.n_steps, 2),
-        ("--n-epochs", args.n_epochs, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--finalists", args.finalists, 0),
+    for flag, value, least, most in (
+        ("--timesteps", args.timesteps, 2, math.inf),
+        ("--n-steps", args.n_steps, 2, math.inf),
+        ("--n-epochs", args.n_epochs, 1, math.inf),
+        ("--batch-size", args.batch_size, 1, math.inf),
+        ("--finalists", args.finalists, 0, math.inf),
+        ("--seed", args.seed, 0, 2**32 - 1),
+        ("--sparsity", args.sparsity, 0, 1),
+        ("--learning-rate", args.learning_rate, 1e-12, 1e3),
+        ("--clip-range", args.clip_range, 1e-6, 1e3),
+        ("--log-std-init", args.log_std_init, -20, 5),
+        ("--action-scale", args.action_scale, 1e-6, 1e6),
     ):
-        if value < least:
-            raise ValueError(f"{flag} must be at least {least}, got {value}")
-    for flag, number in (("--learning-rate", args.learning_rate), ("--clip-range", args.clip_range)):
-        if not 0 < number < math.inf:
-            raise ValueError(f"{flag} must be positive, got {number}")
+        if not least <= value <= most:
+            raise ValueError(f"{flag} must be between {least:g} and {most:g}, got {value}")
     make_schedule(args)
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
-    test_text, split = (args.text, "test") if args.test_text is None else (args.test_text, "all")
-    if args.test_text in NAMED_TEXTS:
-        split = "test"
-    test_windows = load_windows(
-        test_text, tokenizer, split, min(args.test_seq_len, context_length(model)), args.test_windows
-    )
     evaluator = build_evaluator(
         model,
         tokenizer,
@@ -208,6 +214,14 @@ def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.T
     env = PruneBanditEnv(
         evaluator, args.sparsity, args.samples, args.a_min, args.a_max, args.mapping, args.action_scale
     )
+    # A file that is all test text must not be the one that was searched on.
+    same = args.test_text is None or Path(args.test_text).resolve() == Path(args.text).resolve()
+    test_text = args.text if same else str(args.test_text)
+    split: Split = "test" if same or test_text in NAMED_TEXTS else "all"
+    test_seq_len = min(args.test_seq_len, context_length(model))
+    test_windows = load_windows(test_text, tokenizer, split, test_seq_len, args.test_windows)
+    facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    run.create(asdict(args), seed=args.seed, **facts)
     return run, evaluator, env, test_windows
 
 
@@ -225,10 +239,9 @@ def make_schedule(args: Args) -> ProgressiveSchedule:
 
 
 def train(
-    args: Args, run: RunFolder, evaluator: LMEvaluator, env: PruneBanditEnv, samples: list[Sample], archive: Archive
-) -> PPO:
-    """Trains the policy; every evaluation lands in ``samples``, the best ones in ``archive``."""
-    schedule = make_schedule(args)
+    args: Args, run: RunFolder, evaluator: LMEvaluator, env: PruneBanditEnv
+) -> tuple[PPO, list[Sample], Archive, float]:
+    """Trains the policy; returns it with all samples, the best of them, and the seconds it took."""
     policy = PPO(
         "MlpPolicy",
         env,
@@ -242,20 +255,26 @@ def train(
         seed=args.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
-    model = evaluator.prunable.model
-    facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
-    run.create(asdict(args), seed=args.seed, **facts)
+    if args.init != "uniform":  # SB3 starts with a mean of zero, which maps to equal rates
+        rates = BASELINES[args.init](args.sparsity, evaluator.units).rates
+        start = waterfill_scores(rates, args.a_min, args.a_max) / args.action_scale
+        policy.policy.action_net.bias.data.copy_(torch.from_numpy(start))
     policy.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
+    schedule = ProgressiveSchedulingCallback(make_schedule(args))
     checkpoint = CheckpointCallback(run.checkpoints / "policy.zip")
+    samples: list[Sample] = []
+    archive = Archive(args.sparsity, args.finalists)
+    started = time.perf_counter()
     with InterruptCallback() as interrupt, progress_bar(args.evaluations) as show:
         record = SampleCallback(evaluator.units, samples.append, archive, run.append_sample, show)
-        policy.learn(args.evaluations, [ProgressiveSchedulingCallback(schedule), record, checkpoint, interrupt])
+        policy.learn(args.evaluations, [schedule, record, checkpoint, interrupt])
+    seconds = time.perf_counter() - started
     checkpoint.save()
     if interrupt.interrupted:
         logger.warning(
             "Ctrl-C: stopped after %d of %d evaluations; what was found is kept", len(samples), args.evaluations
         )
-    return policy
+    return policy, samples, archive, seconds
 
 
 def choose(args: Args, evaluator: LMEvaluator, policy: PPO, archive: Archive) -> tuple[FloatArray, Allocation]:
@@ -293,7 +312,7 @@ def report(
         "target_sparsity": args.sparsity,
         "text": args.text,
         "test_text": args.test_text or args.text,
-        "seq_len": args.seq_len,
+        "seq_len": evaluator.windows.shape[1],
         "test_seq_len": test_windows.shape[1],
         "evaluations": len(samples),
         "seconds": seconds,
@@ -307,7 +326,7 @@ def report(
     run.save_plot("retention", retention)
     log_final(policy, args, results, retention)
     console.print(results_table(results, test_windows))
-    console.print(f"{len(samples)} evaluations in {seconds:.0f} s; files in [bold]{run.path}[/]", highlight=False)
+    console.print(f"{len(samples)} evaluations in {seconds:.0f} s; files in {escape(str(run.path))}", highlight=False)
 
 
 def log_final(policy: PPO, args: Args, results: dict[str, PolicyResult], retention: Figure) -> None:

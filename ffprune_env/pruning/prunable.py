@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -17,9 +16,8 @@ from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, group_c
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-logger = logging.getLogger(__name__)
-
 IntArray = npt.NDArray[np.int64]
+_WRAPPED = "_ffprune_wrapped"
 
 
 class PrunableModel:
@@ -34,18 +32,22 @@ class PrunableModel:
             that computes the same if it is grouped-query.
 
     Raises:
-        ValueError: the architecture cannot be pruned.
+        ValueError: the architecture cannot be pruned, or the model is wrapped already.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        if hasattr(model, _WRAPPED):  # its groups may be in another order than a second wrapper would believe
+            raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
         self.model = model
         self.layouts: tuple[UnitLayout, ...] = find_units(model)
+        setattr(model, _WRAPPED, True)
         self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)
         #: int64 [n_groups] per unit, on the unit's device: original index of the group now at each place.
         self.order = tuple(torch.arange(x.unit.n_groups, device=x.output.weight.device) for x in self.layouts)
         self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
-        self._ranked = False
+        #: How many times the groups were ranked; measurements made under another ranking are void.
+        self.rankings = 0
         self._is_pruned = False
         grouped = [layout.owner for layout in self.layouts if layout.queries_per_key > 1]
         if grouped:
@@ -87,7 +89,7 @@ class PrunableModel:
         self.order = tuple(new_order)
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
         self._restore_keys()
-        self._ranked = True
+        self.rankings += 1
 
     @contextmanager
     def pruned(self, kept: npt.ArrayLike) -> Iterator[PreTrainedModel]:
@@ -105,7 +107,7 @@ class PrunableModel:
         """
         counts = self.check_kept(kept)
         self.require_dense("prune")
-        if not self._ranked:
+        if not self.rankings:
             raise RuntimeError("the groups have no order yet: call rank(scores) before pruned(kept)")
         self._is_pruned = True
         dense = [_Dense(layout) for layout in self.layouts]

@@ -116,15 +116,24 @@ def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
     if v.out_features != k.out_features or heads % key_heads:
         shapes = f"{heads} query heads, {key_heads} key heads, {v.out_features} value features"
         raise _unsupported(model, f"{where} has {shapes}, which do not share evenly")
-    projections = {id(module) for module in (q, k, v, output)}
-    for extra_name, extra in owner.named_modules():
-        spans_heads = any(p.shape[-1] in (q.out_features, k.out_features) for p in extra.parameters(recurse=False))
-        if heads > 1 and id(extra) not in projections and spans_heads:
-            raise _unsupported(model, f"{where}.{extra_name} mixes all heads and cannot be cut with them")
+    _refuse_state_of_heads(model, owner, where, head_dim)
     grouped = key_heads != heads
     inputs = (q,) if grouped else (q, k, v)
     unit = PruneUnit(where, "attention", index, heads, _cut_params(inputs, output))
     return UnitLayout(unit, owner, inputs, output, head_dim, heads // key_heads)
+
+
+def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: str, head_dim: int) -> None:
+    """Refuses an attention that keeps more about its heads than the four projections.
+
+    A norm over one head's features serves every head alike and may stay; sinks, norms over all heads and norms of
+    single heads would have to be cut and reordered with them.
+    """
+    for name, parameter in attention.named_parameters():
+        if name.split(".")[0] not in (*_ATTENTION_INPUTS, *_ATTENTION_OUTPUTS) and parameter.shape != (head_dim,):
+            raise _unsupported(model, f"{where}.{name} spans the heads and cannot be cut with them")
+    if any(isinstance(module, nn.ModuleList) for module in attention.modules()):
+        raise _unsupported(model, f"{where} has modules for single heads, which cannot be cut with them")
 
 
 def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
