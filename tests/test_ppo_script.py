@@ -179,7 +179,7 @@ def bad_folders(tmp_path_factory, save_tiny):
         ({"--test-windows": 100000}, "100000 were asked for"),
         ({"--sparsity": 0.95}, "it must be between 0 and"),
         ({"--sparsity": -0.5}, "--sparsity must be between 0 and 1"),
-        ({"--a-min": 0.9}, "a_min=0.9 (at least one group per unit) it must be between 0 and 0.1"),
+        ({"--a-min": 0.9}, "a_min=0.9 (at least one group per unit) it must be between 0 and 0.0"),
         ({"--a-min": 2}, "0 ≤ a_min < a_max ≤ 1"),
         ({"--criterion": "magic"}, "unknown criterion 'magic'; allowed are wanda"),
         ({"--timesteps": 1}, "--timesteps must be at least 2"),

@@ -31,7 +31,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure as FigureRecord
 from stable_baselines3.common.logger import HParam, configure
 
-from ffprune_env.budget import BASELINES, Allocation, FloatArray, Mapping, allocate, waterfill_scores
+from ffprune_env.budget import Allocation, FloatArray, Mapping, allocate, waterfill_scores
 from ffprune_env.callbacks import (
     Archive,
     CheckpointCallback,
@@ -119,7 +119,7 @@ class Args:
     clip_range: float = 0.2
     """PPO's clipping of the probability ratio"""
     init: Literal["uniform", "ffn-only"] = "ffn-only"
-    """allocation that the policy's mean starts from; the paper starts from nothing, which is uniform"""
+    """allocation that the policy's mean starts from, if it can reach the sparsity; the paper's is uniform"""
     log_std_init: float = -2.5
     """log standard deviation of the actions at the start; actions live in [-1, 1]"""
     action_scale: float = 3.0
@@ -198,7 +198,8 @@ def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.T
         ("--action-scale", args.action_scale, 1e-6, 1e6),
     ):
         if not least <= value <= most:
-            raise ValueError(f"{flag} must be between {least:g} and {most:g}, got {value}")
+            allowed = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+            raise ValueError(f"{flag} must be {allowed}, got {value}")
     make_schedule(args)
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
     evaluator = build_evaluator(
@@ -255,10 +256,10 @@ def train(
         seed=args.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
-    if args.init != "uniform":  # SB3 starts with a mean of zero, which maps to equal rates
-        rates = BASELINES[args.init](args.sparsity, evaluator.units).rates
-        start = waterfill_scores(rates, args.a_min, args.a_max) / args.action_scale
-        policy.policy.action_net.bias.data.copy_(torch.from_numpy(start))
+    start = reference_policies(args.sparsity, evaluator).get(args.init)
+    if start is not None and args.init != "uniform":  # SB3 starts with a mean of zero, which maps to equal rates
+        mean = waterfill_scores(start.rates, args.a_min, args.a_max) / args.action_scale
+        policy.policy.action_net.bias.data.copy_(torch.from_numpy(mean))
     policy.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
     schedule = ProgressiveSchedulingCallback(make_schedule(args))
     checkpoint = CheckpointCallback(run.checkpoints / "policy.zip")
