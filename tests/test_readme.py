@@ -20,6 +20,11 @@ def test_example(code):
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
 
 
+def test_the_output_shown_is_that_of_a_run():
+    shown = README.split("<!-- make run -->")[1].split("```")[1]
+    assert all(word in shown for word in ("dense", "uniform", "ffn-only", "searched", "evaluations in"))
+
+
 def test_there_are_examples():
     assert len(EXAMPLES) >= 5
 
@@ -31,6 +36,8 @@ def test_every_flag_named_exists():
 
 
 def test_every_file_named_exists():
+    for name in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README):
+        assert (ROOT / name).is_file(), name
     for name in re.findall(r"`((?:ffprune_env|train|evaluate)/[\w/]+\.py)`", README):
         assert (ROOT / name).is_file(), name
     targets = re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE)

@@ -320,9 +320,10 @@ def report(
     }
     run.write_json("best.json", {**about, **content})
 
-    rewards = {name: results["dense"].search_ppl / x.search_ppl for name, x in results.items() if name != "dense"}
+    pruned = {"searched" if name == "chosen" else name: name for name in policies if name != "dense"}
+    rewards = {label: results["dense"].search_ppl / results[name].search_ppl for label, name in pruned.items()}
     curve = learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards)
-    retention = retention_plot(evaluator.units, {name: x.rates for name, x in policies.items() if name != "dense"})
+    retention = retention_plot(evaluator.units, {label: policies[name].rates for label, name in pruned.items()})
     run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)
     log_final(policy, args, results, retention)
