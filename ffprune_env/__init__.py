@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ffprune_env.evaluator import Evaluator, LMEvaluator, SurrogateEvaluator, load_evaluator
     from ffprune_env.loss import perplexity
     from ffprune_env.models import load_model
+    from ffprune_env.pruning.calibration import RidgeCalibration
     from ffprune_env.pruning.prunable import PrunableModel
     from ffprune_env.pruning.saliency import Statistics, collect_statistics, wanda_scores
     from ffprune_env.pruning.units import PruneUnit
@@ -33,6 +34,7 @@ _HOME = {
     "PrunableModel": "pruning.prunable",
     "PruneBanditEnv": "env",
     "PruneUnit": "pruning.units",
+    "RidgeCalibration": "pruning.calibration",
     "Statistics": "pruning.saliency",
     "SurrogateEvaluator": "evaluator",
     "allocate": "budget",
@@ -55,6 +57,7 @@ __all__ = [
     "PrunableModel",
     "PruneBanditEnv",
     "PruneUnit",
+    "RidgeCalibration",
     "Statistics",
     "SurrogateEvaluator",
     "allocate",

@@ -15,8 +15,9 @@ import torch
 from ffprune_env.budget import FloatArray, IntArray
 from ffprune_env.loss import perplexity
 from ffprune_env.models import context_length, load_model
+from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import CRITERIA, collect_statistics
+from ffprune_env.pruning.saliency import CRITERIA, collect_statistics, gram_bytes, stream_grams
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.texts import load_windows
 
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+# Gram matrices may take this many times the memory of the model before they are made in several runs.
+_GRAMS_PER_MODEL = 1.5
 
 
 class Evaluator(Protocol):
@@ -55,14 +59,29 @@ class LMEvaluator:
         prunable: a ranked model.
         windows: int64 [N_max, seq_len], search text.
         batch_size: windows per forward pass.
+        calibration: what the surviving weights are re-fitted with in the model that the user will get, if at all.
+        calibrated: measure that model, not the one that is only cut. The product that re-fits the weights is then
+            taken in the dtype of the weights, which is exact enough for a reward.
 
     Raises:
-        ValueError: there is no window, or the dense model's perplexity is not finite.
+        ValueError: there is no window, the dense model's perplexity is not finite, or there is no calibration to use.
     """
 
-    def __init__(self, prunable: PrunableModel, windows: torch.Tensor, batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        prunable: PrunableModel,
+        windows: torch.Tensor,
+        batch_size: int = 1,
+        calibration: RidgeCalibration | None = None,
+        calibrated: bool = False,
+    ) -> None:
+        if calibrated and calibration is None:
+            raise ValueError("calibrated=True needs a calibration: RidgeCalibration(prunable, stats)")
         self.prunable = prunable
         self.windows = windows
+        self.calibration = calibration
+        self.calibrated = calibrated
+        self._fast = calibration.approximate() if calibration is not None and calibrated else None
         self._batch_size = batch_size
         self._measured: dict[tuple[int, int, bytes], float] = {}
         self._dense: dict[tuple[int, int], float] = {}
@@ -84,9 +103,14 @@ class LMEvaluator:
         counts = self.prunable.check_kept(kept)
         key = (self.prunable.rankings, n_samples, counts.tobytes())
         if key not in self._measured:
-            with self.prunable.pruned(counts) as model:
+            with self.prunable.pruned(counts, self._fast) as model:
                 self._measured[key] = perplexity(model, self._first(n_samples), self._batch_size)
         return self._measured[key]
+
+    def measure_exactly(self, kept: IntArray) -> float:
+        """Perplexity on all windows of the model that the user will get: calibrated, if there is a calibration."""
+        with self.prunable.pruned(kept, self.calibration) as model:
+            return perplexity(model, self.windows, self._batch_size)
 
     def dense(self, n_samples: int) -> float:
         """Measured once per number of windows."""
@@ -200,6 +224,9 @@ def build_evaluator(
     calibration_windows: int = 32,
     criterion: str = "wanda",
     batch_size: int = 1,
+    calibrated: bool = False,
+    ridge: float | None = None,
+    factor_storage: Storage = "device",
 ) -> LMEvaluator:
     """Ranks the groups of a model on calibration text and returns an evaluator over search text.
 
@@ -209,14 +236,22 @@ def build_evaluator(
         text: see :func:`ffprune_env.load_windows`.
         seq_len: tokens per window; a model whose context is shorter uses its own maximum.
         n_samples: N_max, windows of search text.
-        calibration_windows: windows that the criterion sees.
+        calibration_windows: windows that the criterion and the ridge calibration see.
         criterion: how groups are scored, a name of :data:`ffprune_env.pruning.saliency.CRITERIA`.
         batch_size: windows per forward pass.
+        calibrated: measure the model with its surviving weights re-fitted.
+        ridge: λ of the calibration, as a fraction of the mean diagonal of G; None makes no calibration, unless
+            ``calibrated`` asks for one, which then takes 0.01.
+        factor_storage: where the calibration keeps its factors, ``"device"`` or ``"cpu"``.
 
     Raises:
-        ValueError: the model cannot be pruned, an unknown name, or a text too short.
+        ValueError: the model cannot be pruned, an unknown name, a setting out of range, or a text too short.
         OSError: the text cannot be read.
     """
+    if ridge is None and calibrated:
+        ridge = DEFAULT_RIDGE
+    if ridge is not None:
+        check_ridge(ridge, factor_storage)
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
     prunable = PrunableModel(model)
@@ -224,7 +259,13 @@ def build_evaluator(
         seq_len = context_length(model)
         logger.warning("windows have %d tokens, the longest that the model takes", seq_len)
     search = load_windows(text, tokenizer, "search", seq_len, n_samples)
-    calibration = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
-    stats = collect_statistics(prunable, calibration, gram=False, batch_size=batch_size)
+    seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
+    room = int(_GRAMS_PER_MODEL * model.get_memory_footprint())
+    at_once = ridge is not None and gram_bytes(prunable) <= room
+    stats = collect_statistics(prunable, seen, gram=at_once, batch_size=batch_size)
     prunable.rank(CRITERIA[criterion](prunable, stats))
-    return LMEvaluator(prunable, search, batch_size)
+    calibration = None
+    if ridge is not None:
+        grams = stats if at_once else stream_grams(prunable, seen, room, batch_size)
+        calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
+    return LMEvaluator(prunable, search, batch_size, calibration, calibrated)

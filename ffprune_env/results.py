@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from rich.table import Table
@@ -40,28 +40,59 @@ class PolicyResult:
 
 
 def measure_policy(
-    evaluator: LMEvaluator, allocation: Allocation, test_windows: torch.Tensor, batch_size: int = 1
+    evaluator: LMEvaluator,
+    kept: IntArray,
+    test_windows: torch.Tensor,
+    batch_size: int = 1,
+    calibrated: bool = False,
 ) -> PolicyResult:
-    """Measures one allocation on all windows of search text and on test text.
+    """Measures one policy on all windows of search text and on test text.
 
     Args:
-        evaluator: the model and its search text.
-        allocation: what to keep.
+        evaluator: the model, its search text and, where it is asked for, its calibration.
+        kept: int64 [N], groups kept per unit.
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass on test text.
+        calibrated: re-fit the surviving weights first, whatever the evaluator's reward does.
     """
-    prunable, kept = evaluator.prunable, allocation.kept
-    with prunable.pruned(kept) as model:
+    prunable = evaluator.prunable
+    with prunable.pruned(kept, evaluator.calibration if calibrated else None) as model:
+        search_ppl = perplexity(model, evaluator.windows)
         test_ppl = perplexity(model, test_windows, batch_size)
     return PolicyResult(
         kept=kept,
         sparsity=prunable.sparsity(kept),
         total_sparsity=prunable.total_sparsity(kept),
         params=prunable.params(kept),
-        calibrated=False,
-        search_ppl=evaluator.measure(kept, evaluator.max_samples),
+        calibrated=calibrated,
+        search_ppl=search_ppl,
         test_ppl=test_ppl,
     )
+
+
+def measure_policies(
+    evaluator: LMEvaluator, policies: Mapping[str, Allocation], test_windows: torch.Tensor, batch_size: int = 1
+) -> tuple[dict[str, PolicyResult], dict[str, PolicyResult]]:
+    """Measures every policy as it is cut and, if the evaluator has a calibration, calibrated.
+
+    Args:
+        evaluator: as for :func:`measure_policy`, like the two arguments after ``policies``.
+        policies: what to keep, by name.
+        test_windows: int64 [n, seq_len].
+        batch_size: windows per forward pass on test text.
+
+    Returns:
+        Results by name without calibration, and with it (empty if there is none).
+    """
+    plain = {name: measure_policy(evaluator, x.kept, test_windows, batch_size) for name, x in policies.items()}
+    calibrated = {}
+    if evaluator.calibration is not None:
+        for name, x in policies.items():
+            if all(x.rates == 1):  # there is nothing to stand in for
+                calibrated[name] = replace(plain[name], calibrated=True)
+            else:
+                calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, calibrated=True)
+    return plain, calibrated
 
 
 def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, Allocation]:
@@ -75,8 +106,16 @@ def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, All
     return policies
 
 
-def results_table(results: Mapping[str, PolicyResult], test_windows: torch.Tensor) -> Table:
-    """The table a person reads at the end of a run."""
+def results_table(
+    results: Mapping[str, PolicyResult], calibrated: Mapping[str, PolicyResult], test_windows: torch.Tensor
+) -> Table:
+    """The table a person reads at the end of a run.
+
+    Args:
+        results: the policies, by name, as they were cut; one named ``chosen`` is called searched.
+        calibrated: the same policies with calibration, or nothing.
+        test_windows: int64 [n, seq_len], what they were tested on.
+    """
     table = Table(title=f"Perplexity (test text: {len(test_windows)} windows of {test_windows.shape[1]} tokens)")
     table.add_column("policy")
     for column in (
@@ -88,15 +127,24 @@ def results_table(results: Mapping[str, PolicyResult], test_windows: torch.Tenso
         "against\nuniform",
     ):
         table.add_column(column, justify="right")
-    uniform = results.get("uniform")
-    for name, result in results.items():
-        table.add_row(
-            "searched" if name == "chosen" else name,
-            f"{result.sparsity:.2%}",
-            f"{result.total_sparsity:.2%}",
-            f"{result.params / 1e6:.1f} M",
-            f"{result.search_ppl:.2f}",
-            f"{result.test_ppl:.2f}",
-            "" if uniform is None else f"{result.test_ppl / uniform.test_ppl - 1:+.1%}",
-        )
+    for section, suffix in ((results, ""), (calibrated, ", calibrated")):
+        for name, result in section.items():
+            if suffix and name == "dense":
+                continue  # the same as without
+            against = result.test_ppl / section["uniform"].test_ppl - 1 if "uniform" in section else None
+            table.add_row(
+                label(name) + suffix,
+                f"{result.sparsity:.2%}",
+                f"{result.total_sparsity:.2%}",
+                f"{result.params / 1e6:.1f} M",
+                f"{result.search_ppl:.2f}",
+                f"{result.test_ppl:.2f}",
+                "" if against is None else f"{against:+.1%}",
+            )
+        table.add_section()
     return table
+
+
+def label(name: str) -> str:
+    """What people call a policy of ``best.json``."""
+    return "searched" if name == "chosen" else name

@@ -83,27 +83,54 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert (best["target_sparsity"], best["seq_len"], best["text"]) == (0.2, 64, str(flags["--text"]))
     evaluator = ff.load_evaluator(
-        str(flags["--model"]), str(flags["--text"]), seq_len=64, n_samples=2, calibration_windows=2
+        str(flags["--model"]), str(flags["--text"]), seq_len=64, n_samples=2, calibration_windows=2, ridge=0.01
     )
     _, tokenizer = ff.load_model(str(flags["--model"]))
     test = ff.load_windows(str(flags["--text"]), tokenizer, "test", 64, 2)
     for name in ("dense", "uniform", "ffn-only", "chosen"):
-        kept = np.array(best[name]["kept"])
-        assert best[name]["search_ppl"] == pytest.approx(evaluator.measure(kept, 2), rel=1e-6)
-        with evaluator.prunable.pruned(kept) as model:
-            assert best[name]["test_ppl"] == pytest.approx(ff.perplexity(model, test), rel=1e-6)
-            assert best[name]["params"] == sum(p.numel() for p in model.parameters())
-        assert best[name]["sparsity"] == evaluator.prunable.sparsity(kept)
-        assert best[name]["calibrated"] is False
+        for result, calibration in ((best[name], None), (best["calibration"][name], evaluator.calibration)):
+            kept = np.array(result["kept"])
+            with evaluator.prunable.pruned(kept, calibration) as model:
+                assert result["search_ppl"] == pytest.approx(ff.perplexity(model, evaluator.windows), rel=1e-6)
+                assert result["test_ppl"] == pytest.approx(ff.perplexity(model, test), rel=1e-6)
+                assert result["params"] == sum(p.numel() for p in model.parameters())
+            assert result["sparsity"] == evaluator.prunable.sparsity(kept)
+            assert result["calibrated"] is (calibration is not None)
+    assert (best["ridge"], best["ridge_raised"]) == (0.01, evaluator.calibration.raised())
     assert best["dense"]["sparsity"] == 0
     assert all(best[name]["sparsity"] >= 0.2 for name in ("uniform", "ffn-only", "chosen"))
     again = ff.allocate(best["chosen"]["scores"], 0.2, evaluator.units, mapping="waterfill")
     np.testing.assert_array_equal(again.kept, best["chosen"]["kept"])
-    # The chosen policy is the best of its finalists, the last samples among them.
+    # The chosen policy is the best of its finalists, the last samples among them, as the user will get them.
     late = [sample["scores"] for sample in read_samples(flags["--run"]) if sample["target_sparsity"] > 0.19]
     for scores in late:
         kept = ff.allocate(scores, 0.2, evaluator.units, mapping="waterfill").kept
-        assert best["chosen"]["search_ppl"] <= evaluator.measure(kept, 2) * (1 + 1e-6)
+        assert best["calibration"]["chosen"]["search_ppl"] <= evaluator.measure_exactly(kept) * (1 + 1e-6)
+
+
+def test_without_ridge_there_is_no_calibration(ppo, monkeypatch, flags):
+    changes = ["--no-calibrated", "--ridge", "None", "--test-windows", "None"]
+    assert run_main(ppo, monkeypatch, [*argv(flags), *changes]) == 0
+    best = json.loads((flags["--run"] / "best.json").read_text())
+    assert "calibration" not in best
+    assert best["chosen"]["calibrated"] is False
+    args = parse_settings(["--config", str(flags["--run"] / "config.yaml")], ppo.PRESETS)
+    assert (args.ridge, args.test_windows, args.calibrated) == (None, None, False)
+
+
+def test_the_reward_is_that_of_the_calibrated_model_if_asked_for(ppo, monkeypatch, flags, tmp_path):
+    rewards = {}
+    for flag in ("--calibrated", "--no-calibrated"):
+        assert run_main(ppo, monkeypatch, [*argv({**flags, "--run": tmp_path / flag}), flag]) == 0
+        rewards[flag] = read_samples(tmp_path / flag)[0]["ppl"]
+    evaluator = ff.load_evaluator(
+        str(flags["--model"]), str(flags["--text"]), seq_len=64, n_samples=2, calibration_windows=2, ridge=0.01
+    )
+    first = read_samples(tmp_path / "--calibrated")[0]
+    for flag, calibration in (("--calibrated", evaluator.calibration.approximate()), ("--no-calibrated", None)):
+        with evaluator.prunable.pruned(np.array(first["kept"]), calibration) as model:
+            expected = ff.perplexity(model, evaluator.windows[: first["n_samples"]])
+        assert rewards[flag] == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_saved_config_replays_the_run(ppo, monkeypatch, flags, tmp_path):
@@ -195,6 +222,8 @@ def bad_folders(tmp_path_factory, save_tiny):
         ({"--model": "broken_config"}, "could not be loaded"),
         ({"--run": __file__ + "/run"}, "is not a folder that can be written to"),
         ({"--action-scale": 0}, "--action-scale must be between"),
+        ({"--ridge": -1}, "ridge must be a finite number, at least 0 (0.01 is usual), got -1"),
+        ({"--ridge": None}, "--calibrated needs a calibration"),
     ],
 )
 def test_bad_input_gets_one_line_and_writes_nothing(ppo, monkeypatch, flags, bad_folders, capsys, changes, message):

@@ -59,7 +59,7 @@ def test_a_few_windows_of_search_text_are_spread_over_it(tokenizer):
 def test_windows_that_just_fit_do_not_overlap(tmp_path, tokenizer):
     path = tmp_path / "numbers.txt"
     path.write_text(" ".join(f"{i:07d}" for i in range(1000)))
-    windows = load_windows(str(path), tokenizer, "search", seq_len=64, n_windows=45)
+    windows = load_windows(str(path), tokenizer, "search", seq_len=64, n_windows=28)
     words = [word for window in windows for word in tokenizer.decode(window).split() if len(word) == 7]
     assert len(words) == len(set(words))
 

@@ -44,7 +44,8 @@ from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, build_evaluator
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
-from ffprune_env.results import PolicyResult, measure_policy, reference_policies, results_table
+from ffprune_env.pruning.calibration import Storage
+from ffprune_env.results import PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings
@@ -81,8 +82,8 @@ class Args:
     """tokens per window of search and calibration text"""
     samples: int = 4
     """N_max: windows of search text per evaluation at the end of the schedule"""
-    calibration_windows: int = 64
-    """windows of calibration text that the pruning criterion sees"""
+    calibration_windows: int = 128
+    """windows of calibration text that the pruning criterion and the ridge calibration see"""
     test_seq_len: int = 2048
     """tokens per window of test text"""
     test_windows: int | None = 8
@@ -94,6 +95,12 @@ class Args:
     """fraction of the prunable parameters to remove"""
     criterion: str = "wanda"
     """how heads and channels are ranked: wanda"""
+    calibrated: bool = True
+    """reward the model with its surviving weights re-fitted, which is what model/ holds"""
+    ridge: float | None = 0.01
+    """λ of that calibration, as a fraction of the mean diagonal of G; None: no calibration at all"""
+    factor_storage: Storage = "device"
+    """where the calibration keeps its factors: device, or cpu where they do not fit beside the model"""
     mapping: Mapping = "waterfill"
     """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
     a_min: float = 0.2
@@ -144,6 +151,7 @@ PRESETS: dict[str, Args] = {
     "default": Args(),
     "paper": Args(
         preset="paper",
+        calibrated=False,
         mapping="greedy",
         timesteps=1000,
         k=0.01,
@@ -200,6 +208,8 @@ def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.T
         if not least <= value <= most:
             allowed = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
             raise ValueError(f"{flag} must be {allowed}, got {value}")
+    if args.calibrated and args.ridge is None:
+        raise ValueError("--calibrated needs a calibration: give --ridge a number, or say --no-calibrated")
     make_schedule(args)
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
     evaluator = build_evaluator(
@@ -211,6 +221,9 @@ def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.T
         calibration_windows=args.calibration_windows,
         criterion=args.criterion,
         batch_size=args.batch_size,
+        calibrated=args.calibrated,
+        ridge=args.ridge,
+        factor_storage=args.factor_storage,
     )
     env = PruneBanditEnv(
         evaluator, args.sparsity, args.samples, args.a_min, args.a_max, args.mapping, args.action_scale
@@ -279,7 +292,7 @@ def train(
 
 
 def choose(args: Args, evaluator: LMEvaluator, policy: PPO, archive: Archive) -> tuple[FloatArray, Allocation]:
-    """Measures the policy's mean and the archive again, at S_final on all windows, and returns the best."""
+    """Measures the policy's mean and the archive again, at S_final on all windows, as the user will get them."""
     mean, _ = policy.predict(np.array([args.sparsity], dtype=np.float32), deterministic=True)
     candidates = [mean.astype(np.float64) * args.action_scale, *(sample.scores for sample in archive.best())]
     logger.info("measuring %d finalists at sparsity %g on %d windows", len(candidates), args.sparsity, args.samples)
@@ -287,7 +300,7 @@ def choose(args: Args, evaluator: LMEvaluator, policy: PPO, archive: Archive) ->
         allocate(scores, args.sparsity, evaluator.units, a_min=args.a_min, a_max=args.a_max, mapping=args.mapping)
         for scores in candidates
     ]
-    best = int(np.argmin([evaluator.measure(finalist.kept, args.samples) for finalist in finalists]))
+    best = int(np.argmin([evaluator.measure_exactly(finalist.kept) for finalist in finalists]))
     logger.info("the best is %s", "the policy's mean" if best == 0 else f"archived sample {best}")
     return candidates[best], finalists[best]
 
@@ -306,9 +319,12 @@ def report(
     scores, chosen = choose(args, evaluator, policy, archive)
     policies = {**reference_policies(args.sparsity, evaluator), "chosen": chosen}
     logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
-    results = {name: measure_policy(evaluator, x, test_windows, args.batch_size) for name, x in policies.items()}
-    content: dict[str, Any] = {name: asdict(result) for name, result in results.items()}
+    plain, calibrated = measure_policies(evaluator, policies, test_windows, args.batch_size)
+    content: dict[str, Any] = {name: asdict(result) for name, result in plain.items()}
     content["chosen"] |= {"scores": scores, "rates": chosen.rates}
+    if evaluator.calibration is not None:
+        content["calibration"] = {name: asdict(result) for name, result in calibrated.items()}
+        content |= {"ridge": args.ridge, "ridge_raised": evaluator.calibration.raised()}
     about = {
         "target_sparsity": args.sparsity,
         "text": args.text,
@@ -320,21 +336,30 @@ def report(
     }
     run.write_json("best.json", {**about, **content})
 
-    pruned = {"searched" if name == "chosen" else name: name for name in policies if name != "dense"}
-    rewards = {label: results["dense"].search_ppl / results[name].search_ppl for label, name in pruned.items()}
+    rewarded = calibrated if args.calibrated else plain
+    pruned = [name for name in policies if name != "dense"]
+    rewards = {label(name): rewarded["dense"].search_ppl / rewarded[name].search_ppl for name in pruned}
     curve = learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards)
-    retention = retention_plot(evaluator.units, {label: policies[name].rates for label, name in pruned.items()})
+    retention = retention_plot(evaluator.units, {label(name): policies[name].rates for name in pruned})
     run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)
-    log_final(policy, args, results, retention)
-    console.print(results_table(results, test_windows))
+    log_final(policy, args, plain, calibrated, retention)
+    console.print(results_table(plain, calibrated, test_windows))
     console.print(f"{len(samples)} evaluations in {seconds:.0f} s; files in {escape(str(run.path))}", highlight=False)
 
 
-def log_final(policy: PPO, args: Args, results: dict[str, PolicyResult], retention: Figure) -> None:
+def log_final(
+    policy: PPO,
+    args: Args,
+    plain: dict[str, PolicyResult],
+    calibrated: dict[str, PolicyResult],
+    retention: Figure,
+) -> None:
     """Leaves the outcome in TensorBoard: final figures, hyperparameters, and what was kept."""
-    final = {f"final/search_ppl_{name}": x.search_ppl for name, x in results.items()}
-    final |= {f"final/test_ppl_{name}": x.test_ppl for name, x in results.items()}
+    final = {}
+    for suffix, results in (("", plain), ("_calibrated", calibrated)):
+        final |= {f"final/search_ppl_{name}{suffix}": x.search_ppl for name, x in results.items()}
+        final |= {f"final/test_ppl_{name}{suffix}": x.test_ppl for name, x in results.items()}
     for key, value in final.items():
         policy.logger.record(key, value)
     settings = {key: value for key, value in asdict(args).items() if isinstance(value, int | float | str)}

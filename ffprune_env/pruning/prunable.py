@@ -16,6 +16,8 @@ from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, group_c
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ffprune_env.pruning.calibration import RidgeCalibration
+
 IntArray = npt.NDArray[np.int64]
 _WRAPPED = "_ffprune_wrapped"
 
@@ -92,28 +94,29 @@ class PrunableModel:
         self.rankings += 1
 
     @contextmanager
-    def pruned(self, kept: npt.ArrayLike) -> Iterator[PreTrainedModel]:
+    def pruned(self, kept: npt.ArrayLike, calibration: RidgeCalibration | None = None) -> Iterator[PreTrainedModel]:
         """Inside the context the model is pruned; outside it is dense again, bit for bit.
 
         Args:
             kept: int [N], groups kept per unit, each in 1..n_groups; the best-ranked stay.
+            calibration: re-fits the output projections, which are then copies and not views.
 
         Yields:
             The model.
 
         Raises:
-            ValueError: ``kept`` does not fit the model.
+            ValueError: ``kept`` does not fit the model, or the calibration is of another.
             RuntimeError: the groups were never ranked, or the model is pruned already.
         """
         counts = self.check_kept(kept)
         self.require_dense("prune")
-        if not self.rankings:
-            raise RuntimeError("the groups have no order yet: call rank(scores) before pruned(kept)")
+        self.require_ranked("prune")
+        outputs = self._outputs(counts, calibration)
         self._is_pruned = True
         dense = [_Dense(layout) for layout in self.layouts]
         try:
-            for layout, keys, k in zip(self.layouts, self._keys, counts, strict=True):
-                _shrink(layout, int(k))
+            for layout, keys, k, output in zip(self.layouts, self._keys, counts, outputs, strict=True):
+                _shrink(layout, int(k), output)
                 if keys is not None:
                     index_keys(layout.owner, keys[: int(k)])
             yield self.model
@@ -149,6 +152,11 @@ class PrunableModel:
         if self._is_pruned:
             raise RuntimeError(f"cannot {verb} a model that is pruned: leave the pruned(...) context first")
 
+    def require_ranked(self, verb: str) -> None:
+        """Raises RuntimeError if the groups were never ranked; ``verb`` says what the caller wanted to do."""
+        if not self.rankings:
+            raise RuntimeError(f"the groups have no order yet: call rank(scores) before you {verb} the model")
+
     def check_kept(self, kept: npt.ArrayLike) -> IntArray:
         """Returns ``kept`` as an int64 array, or raises ValueError saying what is wrong with it."""
         counts = np.asarray(kept)
@@ -160,6 +168,14 @@ class PrunableModel:
             if not 1 <= k <= unit.n_groups:
                 raise ValueError(f"{unit.name}: {k} groups kept, allowed are 1 to {unit.n_groups}")
         return counts.astype(np.int64)
+
+    def _outputs(self, counts: IntArray, calibration: RidgeCalibration | None) -> list[torch.Tensor]:
+        """The output projection of every unit with its first groups only: views, or re-fitted copies."""
+        if calibration is None:
+            return [x.output.weight.data[:, : int(k) * x.width] for x, k in zip(self.layouts, counts, strict=True)]
+        if calibration.prunable is not self:
+            raise ValueError("the calibration was made for another PrunableModel")
+        return [calibration.weight(i, int(k)) for i, k in enumerate(counts)]
 
     def _restore_keys(self) -> None:
         for layout, keys in zip(self.layouts, self._keys, strict=True):
@@ -190,15 +206,15 @@ class _Dense:
             self._owner.num_heads = self._num_heads  # type: ignore[assignment]
 
 
-def _shrink(layout: UnitLayout, k: int) -> None:
-    """Replaces the matrices of a unit by views of their first k groups."""
+def _shrink(layout: UnitLayout, k: int, output: torch.Tensor) -> None:
+    """Replaces the matrices of a unit by views of their first k groups, and its output projection by ``output``."""
     width = k * layout.width
     for module in layout.inputs:
         module.weight.data = module.weight.data[:width]
         if module.bias is not None:
             module.bias.data = module.bias.data[:width]
         module.out_features = width
-    layout.output.weight.data = layout.output.weight.data[:, :width]
+    layout.output.weight.data = output
     layout.output.in_features = width
     # OPT reads its head count from the module; Llama-like attention infers it from the projection's width.
     if layout.unit.kind == "attention" and hasattr(layout.owner, "num_heads"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import group_columns
 
 FloatArray = npt.NDArray[np.float64]
+_GRAM_ITEM = torch.float32.itemsize
 
 
 @dataclass(frozen=True)
@@ -50,25 +51,47 @@ def collect_statistics(
         RuntimeError: the model is pruned.
         ValueError: there are no windows, or an activation is not finite.
     """
-    if windows.ndim != 2 or not windows.numel():
-        raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
-    prunable.require_dense("collect statistics of")
-    shapes = [(x.output.in_features, x.output.weight.device) for x in prunable.layouts]
-    sums = [torch.zeros((d, d) if gram else (d,), dtype=torch.float32, device=device) for d, device in shapes]
-    with ExitStack() as hooks, torch.inference_mode():
-        for total, layout in zip(sums, prunable.layouts, strict=True):
-            accumulate = _accumulate_gram(total) if gram else _accumulate_norms(total)
-            hooks.callback(layout.output.register_forward_pre_hook(accumulate).remove)
-        for batch in torch.split(windows, batch_size):
-            decoder_outputs(prunable.model, batch)
-    originals = [_to_original_order(prunable, i, total) for i, total in enumerate(sums)]
-    norms = tuple(total.diagonal().clone() if gram else total for total in originals)
-    for unit, norm in zip(prunable.units, norms, strict=True):
-        if not bool(torch.isfinite(norm).all()):
-            raise ValueError(
-                f"{unit.name}: its activations are not finite on the calibration text: check weights and dtype"
-            )
-    return Statistics(norms, tuple(originals) if gram else None, windows.numel())
+    sums = _second_moments(prunable, windows, range(len(prunable.units)), gram, batch_size)
+    norms = tuple(total.diagonal().clone() if gram else total for total in sums)
+    return Statistics(norms, tuple(sums) if gram else None, windows.numel())
+
+
+def gram_bytes(prunable: PrunableModel) -> int:
+    """Memory that the Gram matrices of all units take, in bytes."""
+    return sum(_GRAM_ITEM * layout.output.in_features**2 for layout in prunable.layouts)
+
+
+def stream_grams(
+    prunable: PrunableModel, windows: torch.Tensor, max_bytes: int, batch_size: int = 1
+) -> Iterator[torch.Tensor]:
+    """Yields G of every unit in turn, running the model as often as it takes for the matrices to fit.
+
+    Args:
+        prunable: the model, not pruned now.
+        windows: int64 [n, seq_len], calibration text.
+        max_bytes: memory for Gram matrices; one unit's are made whatever they take.
+        batch_size: windows per forward pass.
+
+    Yields:
+        float32 [columns, columns] in original column order, on the unit's device.
+
+    Raises:
+        RuntimeError: the model is pruned.
+        ValueError: there are no windows, or an activation is not finite.
+    """
+    start = 0
+    while start < len(prunable.units):
+        end, taken = start, 0
+        while end < len(prunable.units):
+            taken += _GRAM_ITEM * prunable.layouts[end].output.in_features ** 2
+            if taken > max_bytes and end > start:
+                break
+            end += 1
+        sums = _second_moments(prunable, windows, range(start, end), True, batch_size)
+        sums.reverse()
+        while sums:
+            yield sums.pop()
+        start = end
 
 
 def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
@@ -91,6 +114,33 @@ def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]
         columns = square_norm.to(weight_norm.device).sqrt() * _to_original_order(prunable, i, weight_norm)
         scores.append(columns.view(-1, layout.width).sum(dim=1).double().cpu().numpy())
     return scores
+
+
+def _second_moments(
+    prunable: PrunableModel, windows: torch.Tensor, indices: Sequence[int], gram: bool, batch_size: int
+) -> list[torch.Tensor]:
+    """G = XᵀX, or its diagonal, of some units in original column order, from one run over the windows."""
+    if windows.ndim != 2 or not windows.numel():
+        raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
+    prunable.require_dense("collect statistics of")
+    sums = []
+    with ExitStack() as hooks, torch.inference_mode():
+        for i in indices:
+            output = prunable.layouts[i].output
+            shape = (output.in_features,) * (2 if gram else 1)
+            total = torch.zeros(shape, dtype=torch.float32, device=output.weight.device)
+            accumulate = _accumulate_gram(total) if gram else _accumulate_norms(total)
+            hooks.callback(output.register_forward_pre_hook(accumulate).remove)
+            sums.append(total)
+        for batch in torch.split(windows, batch_size):
+            decoder_outputs(prunable.model, batch)
+    for place, i in enumerate(indices):
+        norms = sums[place].diagonal() if gram else sums[place]
+        if not bool(torch.isfinite(norms).all()):
+            name = prunable.units[i].name
+            raise ValueError(f"{name}: its activations are not finite on the calibration text: check weights and dtype")
+        sums[place] = _to_original_order(prunable, i, sums[place])  # one at a time: a second copy of all may not fit
+    return sums
 
 
 Criterion = Callable[[PrunableModel, Statistics], list[FloatArray]]

@@ -1,0 +1,175 @@
+"""Ridge calibration: what survives of a unit is re-fitted to stand in for what was removed (Eqs. 6-7, design 4.5)."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import Statistics
+from ffprune_env.pruning.units import group_columns
+
+logger = logging.getLogger(__name__)
+
+FloatArray = npt.NDArray[np.float64]
+Storage = Literal["device", "cpu"]
+
+#: λ as a fraction of the mean diagonal of G (design 4.5).
+DEFAULT_RIDGE = 0.01
+# Where raising λ starts if none was asked for, and how far it goes each time.
+_LEAST_RIDGE, _RAISE = 1e-8, 10.0
+
+
+class RidgeCalibration:
+    """Re-fits the output projection of every unit, for any number of groups kept, from one factorization per unit.
+
+    With the columns in order of rank, kept R first and removed P last, Eqs. 6 and 7 of the paper read
+    W'_R = W_R + W_P Sᵀ with S = (G_RR + λI)⁻¹ G_RP. Let G + λI = L Lᵀ. Since W = (W L) L⁻¹ and L⁻¹ is lower
+    triangular, keeping the first m columns is
+
+        W'_R = (W L)[:, :m] · L⁻¹[:m, :m] = W_R - (W L)[:, m:] · L⁻¹[m:, :m],
+
+    and the second form costs only as much as is removed, and touches W_R only by a correction. W L and L⁻¹ are made
+    once, in float64 with one unit at a time, and kept in float32.
+
+    Args:
+        prunable: a ranked model, dense now. Ranking it again makes the calibration void.
+        stats: statistics with Gram matrices of the dense model, or the matrices alone, per unit in original column
+            order; an iterable is read one matrix at a time (see :func:`~ffprune_env.pruning.saliency.stream_grams`).
+        ridge: λ as a fraction of the mean diagonal of G. Where G + λI has no Cholesky factor λ is raised tenfold
+            until it has, for that unit only.
+        storage: where W L and L⁻¹ are kept: ``"device"``, beside the unit's weights, or ``"cpu"``, from where every
+            use copies what it needs. They are float32 [columns, columns] and [C, columns] per unit.
+
+    Attributes:
+        ridge: float64 [N], what was used for every unit: ``ridge``, or more where it had to be raised.
+
+    Raises:
+        ValueError: there are no Gram matrices, too few or of the wrong shape, or ``ridge`` is negative or not finite.
+        RuntimeError: the model is pruned now, or its groups were never ranked.
+
+    Source:
+        arXiv 2511.18977, Eqs. 6-7.
+    """
+
+    def __init__(
+        self,
+        prunable: PrunableModel,
+        stats: Statistics | Iterable[torch.Tensor],
+        ridge: float = DEFAULT_RIDGE,
+        storage: Storage = "device",
+    ) -> None:
+        check_ridge(ridge, storage)
+        prunable.require_dense("calibrate")
+        prunable.require_ranked("calibrate")
+        grams = stats.grams if isinstance(stats, Statistics) else stats
+        if grams is None:
+            raise ValueError("the statistics hold no Gram matrices: collect them with gram=True")
+        self.prunable = prunable
+        self._rankings = prunable.rankings
+        self._asked = ridge
+        self._exact = True
+        self._products: list[torch.Tensor] = []  # W L
+        self._inverses: list[torch.Tensor] = []  # L⁻¹
+        ridges = []
+        for i, (layout, gram) in enumerate(zip(prunable.layouts, grams, strict=True)):
+            weight = layout.output.weight.detach()
+            if gram.shape != (weight.shape[1], weight.shape[1]):
+                wanted = f"({weight.shape[1]}, {weight.shape[1]})"
+                raise ValueError(f"{layout.unit.name}: got a Gram matrix of shape {tuple(gram.shape)}, wanted {wanted}")
+            columns = group_columns(layout, prunable.order[i])
+            ranked = gram.to(weight.device)[columns][:, columns]
+            product, inverse, used = _factors(ranked, weight, ridge, layout.unit.name)
+            where = torch.device("cpu") if storage == "cpu" else weight.device
+            self._products.append(product.to(where))
+            self._inverses.append(inverse.to(where))
+            ridges.append(used)
+        self.ridge: FloatArray = np.array(ridges)
+
+    @torch.no_grad()
+    def weight(self, i: int, k: int) -> torch.Tensor:
+        """The re-fitted output projection of unit i with its k best groups kept.
+
+        Args:
+            i: index of the unit.
+            k: groups kept, 1 to n_groups.
+
+        Returns:
+            [C, k * width], in the dtype and on the device of the unit's weights. With every group kept it is the dense
+            weight itself.
+
+        Raises:
+            RuntimeError: the groups were ranked again since, or the model is pruned now.
+        """
+        self.prunable.require_dense("calibrate")
+        if self._rankings != self.prunable.rankings:
+            raise RuntimeError("the groups were ranked again since this calibration was made: make another")
+        layout = self.prunable.layouts[i]
+        weight = layout.output.weight.detach()
+        m = k * layout.width
+        if m == weight.shape[1]:
+            return weight
+        dtype = torch.promote_types(torch.float32, weight.dtype) if self._exact else weight.dtype
+        product = self._products[i][:, m:].to(weight.device, dtype)  # [C, removed]
+        inverse = self._inverses[i][m:, :m].to(weight.device, dtype)  # [removed, kept]
+        return torch.addmm(weight[:, :m].to(dtype), product, inverse, alpha=-1).to(weight.dtype)
+
+    def approximate(self) -> RidgeCalibration:
+        """The same calibration with its product in the dtype of the weights: faster, exact enough for a reward."""
+        fast = copy.copy(self)
+        fast._exact = False
+        return fast
+
+    def raised(self) -> dict[str, float]:
+        """Units whose λ had to be raised, with the fraction of the mean diagonal that was used."""
+        used = zip(self.prunable.units, self.ridge, strict=True)
+        return {unit.name: float(ridge) for unit, ridge in used if ridge > self._asked}
+
+
+def check_ridge(ridge: float, storage: str = "device") -> None:
+    """Raises ValueError if a setting of the calibration is out of range."""
+    if not 0 <= ridge < math.inf:
+        raise ValueError(f"ridge must be a finite number, at least 0 (0.01 is usual), got {ridge}")
+    if storage not in ("device", "cpu"):
+        raise ValueError(f"unknown storage {storage!r} of calibration factors; allowed are device, cpu")
+
+
+def _factors(
+    gram: torch.Tensor, weight: torch.Tensor, ridge: float, name: str
+) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """W L and L⁻¹ of G + λI = L Lᵀ in float32, and λ as a fraction of the mean diagonal.
+
+    Args:
+        gram: [columns, columns], in order of rank.
+        weight: [C, columns].
+        ridge: λ to begin with.
+        name: of the unit, for the log.
+    """
+    matrix = gram.double()
+    diagonal = matrix.diagonal()
+    without_ridge = diagonal.clone()
+    mean = float(diagonal.mean())
+    scale = mean if mean > 0 else 1.0  # a unit that never fires has nothing to stand in for
+    used = ridge
+    while True:
+        diagonal.copy_(without_ridge + used * scale)
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        if not int(failed):
+            break
+        used = max(used * _RAISE, _LEAST_RIDGE)
+    if used != ridge:
+        logger.warning(
+            "%s: G + λI has no Cholesky factor; λ raised from %g to %g of the mean diagonal", name, ridge, used
+        )
+    del matrix, diagonal
+    product = (weight.double() @ lower).float()
+    inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    return product, inverse.float(), used
