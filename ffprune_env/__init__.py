@@ -1,7 +1,8 @@
 """FastForward Pruning: finds how much of each layer of a language model to keep.
 
-Importing this package registers ``ffprune/PruneBandit-v0`` with Gymnasium and nothing more: the public names below
-are imported, with the libraries they need, when they are first used.
+Importing this package registers ``ffprune/PruneBandit-v0`` with Gymnasium, and pruned models with transformers should
+that be imported, and nothing more: the public names below are imported, with the libraries they need, when they are
+first used.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
+from ffprune_env.pruning.auto_classes import register_when_imported
+
 if TYPE_CHECKING:
     from ffprune_env.budget import Allocation, allocate, ffn_only, uniform
     from ffprune_env.callbacks import ProgressiveSchedulingCallback
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from ffprune_env.loss import perplexity
     from ffprune_env.models import load_model
     from ffprune_env.pruning.calibration import RidgeCalibration
+    from ffprune_env.pruning.export import load_pruned, save_pruned
+    from ffprune_env.pruning.model_card import CardFacts
     from ffprune_env.pruning.prunable import PrunableModel
     from ffprune_env.pruning.saliency import Statistics, collect_statistics, wanda_scores
     from ffprune_env.pruning.units import PruneUnit
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Allocation": "budget",
+    "CardFacts": "pruning.model_card",
     "Evaluator": "evaluator",
     "LMEvaluator": "evaluator",
     "ProgressiveSchedule": "schedule",
@@ -42,14 +48,17 @@ _HOME = {
     "ffn_only": "budget",
     "load_evaluator": "evaluator",
     "load_model": "models",
+    "load_pruned": "pruning.export",
     "load_windows": "texts",
     "perplexity": "loss",
+    "save_pruned": "pruning.export",
     "uniform": "budget",
     "wanda_scores": "pruning.saliency",
 }
 
 __all__ = [
     "Allocation",
+    "CardFacts",
     "Evaluator",
     "LMEvaluator",
     "ProgressiveSchedule",
@@ -65,13 +74,16 @@ __all__ = [
     "ffn_only",
     "load_evaluator",
     "load_model",
+    "load_pruned",
     "load_windows",
     "perplexity",
+    "save_pruned",
     "uniform",
     "wanda_scores",
 ]
 __version__ = "0.1.0"
 
+register_when_imported()
 gym.register(id="ffprune/PruneBandit-v0", entry_point="ffprune_env.env:make_prune_bandit")
 
 

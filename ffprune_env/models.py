@@ -11,13 +11,15 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ffprune_env.devices import pick_device, pick_dtype
 from ffprune_env.hub import require_hub
+from ffprune_env.pruning.export import check_pruned, is_pruned
+from ffprune_env.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -60,7 +62,7 @@ def load_model(
 
     logger.info("loading %s from %s as %s on %s", name, source, what, where)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    with _quiet_transformers():
+    with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model = AutoModelForCausalLM.from_pretrained(
@@ -75,35 +77,6 @@ def load_model(
 def context_length(model: PreTrainedModel) -> int:
     """Longest window the model was made for, in tokens; a very large number if it has no limit."""
     return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
-
-
-def pick_device(device: str) -> torch.device:
-    """Resolves ``auto`` and refuses a device that this machine does not have."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        picked = torch.device(device)
-        torch.empty(0, device=picked)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {device!r} cannot be used here; allowed are auto, cpu, cuda, cuda:N") from error
-    return picked
-
-
-def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Resolves ``auto``: bfloat16 where the hardware multiplies it fast, else float32."""
-    allowed = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-    if dtype == "auto":
-        return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
-    if dtype not in allowed:
-        raise ValueError(f"unknown dtype {dtype!r}; allowed are auto, {', '.join(allowed)}")
-    return allowed[dtype]
-
-
-def _has_fast_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    capabilities = torch.cpu.get_capabilities()
-    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
 def _resolve(name: str) -> str:
@@ -133,6 +106,8 @@ def _checked_folder(folder: Path) -> Path:
         raise OSError(f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save one there")
     if not any(folder.glob("*.safetensors")):
         raise OSError(f"{folder} holds no .safetensors weights; other formats are not read, convert them first")
+    if is_pruned(folder):
+        check_pruned(folder)
     return folder
 
 
@@ -168,7 +143,7 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
             # float32, because scale · 4 bits + offset does not fit bfloat16; load_model casts on the way in.
             model = AutoModelForCausalLM.from_pretrained(
@@ -179,17 +154,3 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
             scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Keeps progress bars out of logs; errors still arrive as exceptions."""
-    from transformers.utils import logging as transformers_logging
-
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ffprune_env import hub
-from ffprune_env.models import load_model, pick_device, pick_dtype
+from ffprune_env.devices import pick_device, pick_dtype
+from ffprune_env.models import load_model
 
 
 def test_a_local_folder_loads_in_evaluation_mode(tiny_folder):

@@ -30,12 +30,16 @@ def use_indexed_attention(model: PreTrainedModel, attentions: list[nn.Module]) -
     """Switches a grouped-query model to attention that gathers keys and values by ``kv_index``.
 
     The function wraps the implementation that the model uses now, so the kernel, the masks and the cache stay
-    what they were; only ``repeat_kv`` becomes an index.
+    what they were; only ``repeat_kv`` becomes an index. This file is written into the folder of every pruned model, so
+    it needs nothing but torch and transformers.
 
     Args:
         model: the model; a second call on it changes nothing.
         attentions: its grouped attention modules.
     """
+    for attention in attentions:
+        # What the wrapped function sees is one key/value head per query head.
+        attention.num_key_value_groups = 1  # type: ignore[assignment]
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -52,9 +56,6 @@ def use_indexed_attention(model: PreTrainedModel, attentions: list[nn.Module]) -
     AttentionInterface.register(name, _gather_keys(function))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[current])
     model.set_attn_implementation(name)
-    for attention in attentions:
-        # What the wrapped function sees is one key/value head per query head.
-        attention.num_key_value_groups = 1  # type: ignore[assignment]
 
 
 def _gather_keys(function: AttentionFunction) -> AttentionFunction:

@@ -106,6 +106,8 @@ def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
     q, k, v = (_linear(model, owner, where, attribute) for attribute in _ATTENTION_INPUTS)
     output = _linear(model, owner, where, next(o for o in _ATTENTION_OUTPUTS if hasattr(owner, o)))
     head_dim = getattr(owner, "head_dim", None) or q.out_features // model.config.num_attention_heads
+    if hasattr(owner, "kv_index"):
+        raise _unsupported(model, f"{where} lost query heads already; prune the dense model it was made from")
     heads, key_heads = q.out_features // head_dim, k.out_features // head_dim
     if not q.out_features == output.in_features == heads * head_dim:
         raise _unsupported(

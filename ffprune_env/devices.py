@@ -1,0 +1,34 @@
+"""Where a model lives, and in which number format."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pick_device(device: str) -> torch.device:
+    """Resolves ``auto`` and refuses a device that this machine does not have."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        picked = torch.device(device)
+        torch.empty(0, device=picked)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {device!r} cannot be used here; allowed are auto, cpu, cuda, cuda:N") from error
+    return picked
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Resolves ``auto``: bfloat16 where the hardware multiplies it fast, else float32."""
+    allowed = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+    if dtype == "auto":
+        return torch.bfloat16 if _has_fast_bfloat16(device) else torch.float32
+    if dtype not in allowed:
+        raise ValueError(f"unknown dtype {dtype!r}; allowed are auto, {', '.join(allowed)}")
+    return allowed[dtype]
+
+
+def _has_fast_bfloat16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))

@@ -1,0 +1,83 @@
+"""Lets transformers' Auto classes load pruned models without trusting the code in their folder.
+
+``import ffprune_env`` must stay instant and transformers takes seconds, so registration waits until transformers is
+imported. Even then the families themselves may be half imported, so what is registered is a stand-in, which imports the
+real configuration and model when AutoConfig first meets a pruned model.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+#: What the ``model_type`` of a pruned model begins with; that of the dense family follows.
+PREFIX = "ffprune_"
+#: Families that pruned models can be written of, by their ``model_type``.
+FAMILIES = ("llama", "mistral", "qwen2", "opt")
+_MODULE = "transformers.models.auto.configuration_auto"
+
+
+def register_when_imported() -> None:
+    """Makes AutoConfig and AutoModelForCausalLM know the pruned families, now or when transformers is imported."""
+    if _MODULE in sys.modules:
+        _register(sys.modules[_MODULE])
+    else:
+        sys.meta_path.insert(0, _AfterImport())
+
+
+class _AfterImport(MetaPathFinder):
+    """Registers the stand-ins once the module is imported; leaves importing it to the other finders."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                _register(module)
+
+            spec.loader.exec_module = execute_and_register  # type: ignore[method-assign]
+        return spec
+
+
+class _StandIn:
+    """Stands for a configuration class among AutoConfig's until it is used."""
+
+    def __init__(self, family: str) -> None:
+        self._family = family
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pruned_model_class(self._family).config_class, name)
+
+
+def pruned_model_class(family: str) -> Any:
+    """The model class of a pruned family; imports transformers' families, and registers all of ours.
+
+    Args:
+        family: one of :data:`FAMILIES`.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ffprune_env.pruning.modeling_ffprune import PRUNED_MODELS
+
+    for model in PRUNED_MODELS.values():
+        AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
+        AutoModelForCausalLM.register(model.config_class, model, exist_ok=True)
+    return PRUNED_MODELS[family]
+
+
+def _register(configuration_auto: ModuleType) -> None:
+    for family in FAMILIES:
+        configuration_auto.CONFIG_MAPPING.register(PREFIX + family, _StandIn(family), exist_ok=True)

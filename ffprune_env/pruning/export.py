@@ -1,0 +1,230 @@
+"""A real, smaller checkpoint: written whole or not at all, checked when it is read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+import torch
+
+from ffprune_env.devices import pick_device
+from ffprune_env.pruning.auto_classes import FAMILIES, PREFIX, pruned_model_class
+from ffprune_env.pruning.model_card import CardFacts, model_card
+from ffprune_env.pruning.units import group_columns
+from ffprune_env.quiet import quiet_transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ffprune_env.pruning.calibration import RidgeCalibration
+    from ffprune_env.pruning.prunable import PrunableModel
+
+logger = logging.getLogger(__name__)
+
+_SHARD = "5GB"
+_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def save_pruned(
+    prunable: PrunableModel,
+    kept: npt.ArrayLike,
+    folder: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    calibration: RidgeCalibration | None = None,
+    facts: CardFacts | None = None,
+) -> None:
+    """Writes the pruned model as a folder in Hugging Face layout, with smaller tensors.
+
+    Heads and channels are written in their original order. The folder holds weights (safetensors, shards of 5 GB), a
+    config with the sizes of every layer, the modelling code that ``trust_remote_code=True`` runs where ffprune_env is
+    not installed, the tokenizer, and a model card. It appears under its name when all of it is written.
+
+    Args:
+        prunable: the ranked model, dense now.
+        kept: int [N], groups kept per unit.
+        folder: where to; must not exist, or be empty.
+        tokenizer: the model's, to be written beside it.
+        calibration: re-fits the output projections.
+        facts: what the model card tells about where the model comes from and how well it does.
+
+    Raises:
+        ValueError: the family cannot be written, or the folder holds something.
+        OSError: the folder cannot be written.
+    """
+    target = Path(folder)
+    model_class = _class_for(prunable.model)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} exists already: give the pruned model a new folder")
+    pruned = _smaller_model(model_class, prunable, kept, calibration)
+    with _all_or_nothing(target) as scratch, quiet_transformers():
+        pruned.save_pretrained(scratch, max_shard_size=_SHARD)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(scratch)
+        card = model_card(prunable, kept, calibration, facts or CardFacts())
+        (scratch / "README.md").write_text(card, encoding="utf-8")
+
+
+def load_pruned(folder: str | Path, dtype: str = "auto", device: str = "auto") -> PreTrainedModel:
+    """Reads a model that :func:`save_pruned` wrote, without running any code from its folder.
+
+    Args:
+        folder: the folder.
+        dtype: number format of the weights; ``auto`` is the one they were written in.
+        device: where the model lives; ``auto`` is CUDA if there is one, else the CPU.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: the folder is not a pruned model, or its config does not describe its tensors.
+        OSError: a file is missing or damaged.
+    """
+    path = Path(folder)
+    where = pick_device(device)
+    model_class = check_pruned(path)
+    with quiet_transformers():
+        model: PreTrainedModel = model_class.from_pretrained(
+            path, dtype=dtype, device_map={"": where}, use_safetensors=True, local_files_only=True
+        )
+    return model.eval()
+
+
+def is_pruned(folder: Path) -> bool:
+    """Whether a folder holds, or means to hold, a model that :func:`save_pruned` wrote."""
+    try:
+        return str(_read_json(folder / "config.json").get("model_type")).startswith(PREFIX)
+    except (OSError, ValueError):
+        return False
+
+
+def check_pruned(folder: Path) -> Any:
+    """Checks that a folder holds a whole pruned model: its config, its shards, and that they agree.
+
+    Args:
+        folder: the folder.
+
+    Returns:
+        The class of the model.
+
+    Raises:
+        ValueError: not a pruned model, or config and tensors disagree; the message names the first that does.
+        OSError: a file is missing or damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise OSError(f"{folder} is not a pruned model: it holds no config.json")
+    settings = _read_json(folder / "config.json")
+    family = str(settings.get("model_type", "nothing")).removeprefix(PREFIX)
+    if family not in FAMILIES or family == settings["model_type"]:
+        known = ", ".join(PREFIX + name for name in FAMILIES)
+        raise ValueError(
+            f"{folder} is not a pruned model: its model_type is {settings.get('model_type')!r}, allowed are {known}; "
+            f"load a dense model with load_model"
+        )
+    found = _stored_shapes(folder)
+    model_class = pruned_model_class(family)
+    try:
+        with torch.device("meta"):
+            model = model_class(model_class.config_class.from_pretrained(folder))
+    except Exception as error:  # a wrong value in a config can raise anything, in as many lines as it likes
+        raise ValueError(f"{folder}/config.json describes no model: {' '.join(str(error).split())}") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        expected = {name: shape for name, shape in expected.items() if name not in model._tied_weights_keys}
+        found = {name: shape for name, shape in found.items() if name not in model._tied_weights_keys}
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ValueError(
+                f"{folder}: config and weights disagree about {name}: the config wants "
+                f"{expected.get(name, 'no such tensor')}, the file holds {found.get(name, 'no such tensor')}"
+            )
+    return model_class
+
+
+def _class_for(model: PreTrainedModel) -> Any:
+    family = model.config.model_type
+    if family not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ValueError(f"a pruned {family} cannot be written yet; families that can are {known}")
+    return pruned_model_class(family)
+
+
+def _smaller_model(
+    model_class: Any, prunable: PrunableModel, kept: npt.ArrayLike, calibration: RidgeCalibration | None
+) -> PreTrainedModel:
+    """The pruned model as a module of its own, on the CPU; what was not pruned may share memory with the dense one."""
+    from ffprune_env.pruning.modeling_ffprune import CHANNELS_KEY, HEADS_KEY
+
+    counts = prunable.check_kept(kept)
+    settings = prunable.model.config.to_dict()
+    settings = {key: value for key, value in settings.items() if key not in ("model_type", "architectures", "auto_map")}
+    sizes = {HEADS_KEY: counts[0::2].tolist(), CHANNELS_KEY: counts[1::2].tolist()}
+    with torch.device("meta"):
+        model: PreTrainedModel = model_class(model_class.config_class(**settings, **sizes))
+    with prunable.pruned(counts, calibration) as pruned, torch.no_grad():
+        tensors = pruned.state_dict()
+        names = {module: name for name, module in pruned.named_modules()}
+        for layout, order, k in zip(prunable.layouts, prunable.order, counts, strict=True):
+            groups, places = order[: int(k)].sort()
+            columns = group_columns(layout, places)
+            for module in layout.inputs:
+                tensors[f"{names[module]}.weight"] = module.weight[columns]
+                if module.bias is not None:
+                    tensors[f"{names[module]}.bias"] = module.bias[columns]
+            tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns]
+            if layout.queries_per_key > 1:
+                tensors[f"{names[layout.owner]}.kv_index"] = groups // layout.queries_per_key
+        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
+    model.load_state_dict(tensors, assign=True)
+    model.tie_weights()
+    if prunable.model.generation_config is not None:
+        model.generation_config = prunable.model.generation_config
+    return model
+
+
+@contextmanager
+def _all_or_nothing(target: Path) -> Iterator[Path]:
+    """A scratch folder beside the target, which takes its name if all goes well and is removed if not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".writing-{target.name}-", dir=target.parent))
+    try:
+        yield scratch
+        scratch.chmod(0o755)  # mkdtemp's are for their owner alone
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors, from the headers of the shards."""
+    from safetensors import SafetensorError, safe_open
+
+    shards = {_WEIGHTS}
+    if (folder / _INDEX).is_file():
+        shards = set(_read_json(folder / _INDEX)["weight_map"].values())
+    shapes: dict[str, tuple[int, ...]] = {}
+    for shard in sorted(shards):
+        if not (folder / shard).is_file():
+            raise OSError(f"{folder} is incomplete: {shard} is missing; copy the folder again")
+        try:
+            with safe_open(folder / shard, framework="numpy") as file:
+                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise OSError(f"{folder / shard} is damaged or cut short ({error}); copy the folder again") from error
+    return shapes
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold an object, got {type(content).__name__}")
+    return content

@@ -1,0 +1,119 @@
+"""The README.md of a pruned model: where it comes from, what is left of it, how well it does, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ffprune_env.pruning.calibration import RidgeCalibration
+    from ffprune_env.pruning.prunable import PrunableModel
+    from ffprune_env.pruning.units import PruneUnit
+
+_BAR = 20  # characters for a whole unit
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card tells and the model itself does not know; what is None is left out.
+
+    Attributes:
+        base_model: name of the dense model.
+        target_sparsity: fraction of Σ w that was asked for.
+        dense_ppl: perplexity of the dense model.
+        pruned_ppl: perplexity of the pruned model.
+        protocol: what both were measured on, such as "wikitext2 test, 141 windows of 2048 tokens".
+    """
+
+    base_model: str | None = None
+    target_sparsity: float | None = None
+    dense_ppl: float | None = None
+    pruned_ppl: float | None = None
+    protocol: str | None = None
+
+
+def model_card(
+    prunable: PrunableModel, kept: npt.ArrayLike, calibration: RidgeCalibration | None, facts: CardFacts
+) -> str:
+    """Writes the card in Markdown.
+
+    Args:
+        prunable: the dense model.
+        kept: int [N], groups kept per unit.
+        calibration: what the weights were re-fitted with, if they were.
+        facts: the rest.
+    """
+    counts = prunable.check_kept(kept)
+    asked = "" if facts.target_sparsity is None else f" ({facts.target_sparsity:.2%} asked for)"
+    ridge = "no" if calibration is None else f"ridge, λ = {_span(calibration.ridge)} of the mean diagonal of G"
+    rows = {
+        "base model": facts.base_model or f"a {prunable.model.config.model_type}",
+        "sparsity σ, of the prunable parameters": f"{prunable.sparsity(counts):.2%}{asked}",
+        "sparsity, of all parameters": f"{prunable.total_sparsity(counts):.2%}",
+        "parameters before": f"{prunable.n_params:,}",
+        "parameters after": f"{prunable.params(counts):,}",
+        "calibration": ridge,
+    }
+    if facts.dense_ppl is not None:
+        rows["perplexity, dense"] = f"{facts.dense_ppl:.2f}"
+    if facts.pruned_ppl is not None:
+        rows["perplexity, pruned"] = f"{facts.pruned_ppl:.2f}"
+    if facts.protocol is not None:
+        rows["perplexity measured on"] = facts.protocol
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [ffprune, pruned]
+---
+
+# {facts.base_model or prunable.model.config.model_type}, pruned
+
+Whole attention heads and FFN channels were removed by [FastForward Pruning](https://arxiv.org/abs/2511.18977), as many
+of every layer as `ffprune` found best.
+
+| | |
+|---|---|
+{table}
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+`trust_remote_code=True` runs the two Python files in this folder, which build the dense architecture with smaller
+matrices. Where `ffprune` is installed no code needs to be trusted: after `import ffprune_env` leave the argument out,
+or call `ffprune_env.load_pruned(folder)`.
+
+## What every layer keeps
+
+```text
+{_bars(prunable.units, counts)}
+```
+"""
+
+
+def _bars(units: Sequence[PruneUnit], counts: npt.NDArray[np.int64]) -> str:
+    """One line per layer, with a bar for the attention and one for the FFN."""
+    lines = [f"layer  {'attention heads':<{_BAR + 12}}FFN channels"]
+    for layer in range(len(units) // 2):
+        cells = []
+        for i in (2 * layer, 2 * layer + 1):
+            bar = "█" * max(1, round(_BAR * counts[i] / units[i].n_groups))
+            cells.append(f"{bar:<{_BAR}} {f'{counts[i]}/{units[i].n_groups}':<11}")
+        lines.append(f"{layer:5}  {''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def _span(values: npt.NDArray[np.float64]) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -1,0 +1,166 @@
+"""Pruned models that load like any other: the dense family's own code, around smaller matrices.
+
+This file is written into the folder of every pruned model, so it needs nothing but torch, transformers and the file
+beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    OPTConfig,
+    OPTForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from .attention import use_indexed_attention
+
+#: Keys of config.json: int per decoder layer, heads that the query projection and channels that the FFN have left.
+#: ``num_attention_heads`` and ``intermediate_size`` (``ffn_dim``) stay those of the dense model.
+HEADS_KEY, CHANNELS_KEY = "num_attention_heads_per_layer", "intermediate_size_per_layer"
+
+
+class PrunedConfig:
+    """What the configurations of all families have in common.
+
+    Raises:
+        ValueError: the shapes of the layers are missing, or are not one positive number for each.
+    """
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # type: ignore[misc]
+        for key in (HEADS_KEY, CHANNELS_KEY):
+            sizes, layers = getattr(self, key, None), self.num_hidden_layers  # type: ignore[attr-defined]
+            # Libraries make a configuration from nothing to see its defaults, and compare with it.
+            if sizes is None and not hasattr(self, HEADS_KEY):
+                continue
+            if not isinstance(sizes, list) or len(sizes) != layers or not all(type(n) is int and n > 0 for n in sizes):
+                raise ValueError(f"config key {key} must list {layers} positive integers, one per layer; got {sizes}")
+
+
+class PrunedLlamaConfig(PrunedConfig, LlamaConfig):
+    """Llama with its own number of heads and channels in every layer."""
+
+    model_type = "ffprune_llama"
+
+
+class PrunedMistralConfig(PrunedConfig, MistralConfig):
+    """Mistral with its own number of heads and channels in every layer."""
+
+    model_type = "ffprune_mistral"
+
+
+class PrunedQwen2Config(PrunedConfig, Qwen2Config):
+    """Qwen2 with its own number of heads and channels in every layer."""
+
+    model_type = "ffprune_qwen2"
+
+
+class PrunedOPTConfig(PrunedConfig, OPTConfig):
+    """OPT with its own number of heads and channels in every layer."""
+
+    model_type = "ffprune_opt"
+
+
+class PrunedModel:
+    """Builds the dense model, then gives every layer the sizes that its configuration lists.
+
+    Nothing is allocated for what goes away where models are built on the meta device, as ``from_pretrained`` does.
+    Under grouped-query attention keys and values stay whole, and every layer holds ``kv_index``: the key/value head
+    of each query head that is left.
+
+    Args:
+        config: a pruned configuration of the same family.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self._grouped: list[nn.Module] = []
+        for i, layer in enumerate(self.get_decoder().layers):  # type: ignore[attr-defined]
+            attention, heads = layer.self_attn, getattr(config, HEADS_KEY)[i]
+            grouped = attention.k_proj.out_features != attention.q_proj.out_features
+            _cut_rows(attention, ("q_proj",) if grouped else ("q_proj", "k_proj", "v_proj"), heads * attention.head_dim)
+            _cut_columns(attention, ("o_proj", "out_proj"), heads * attention.head_dim)
+            if grouped:
+                index = torch.zeros(heads, dtype=torch.int64, device=attention.k_proj.weight.device)
+                attention.register_buffer("kv_index", index)
+                self._grouped.append(attention)
+            if hasattr(attention, "num_heads"):  # OPT; the others infer it from the projection's width
+                attention.num_heads = heads
+            ffn = getattr(layer, "mlp", layer)
+            _cut_rows(ffn, ("gate_proj", "up_proj", "fc1"), getattr(config, CHANNELS_KEY)[i])
+            _cut_columns(ffn, ("down_proj", "fc2"), getattr(config, CHANNELS_KEY)[i])
+        self._index_keys()
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """Switches the attention kernel, as on any model, and keeps the index of the keys."""
+        super().set_attn_implementation(*args, **kwargs)  # type: ignore[misc]
+        self._index_keys()
+
+    def _index_keys(self) -> None:
+        if self._grouped:
+            use_indexed_attention(self, self._grouped)
+
+
+class PrunedLlamaForCausalLM(PrunedModel, LlamaForCausalLM):
+    """A pruned Llama."""
+
+    config_class = PrunedLlamaConfig
+
+
+class PrunedMistralForCausalLM(PrunedModel, MistralForCausalLM):
+    """A pruned Mistral."""
+
+    config_class = PrunedMistralConfig
+
+
+class PrunedQwen2ForCausalLM(PrunedModel, Qwen2ForCausalLM):
+    """A pruned Qwen2."""
+
+    config_class = PrunedQwen2Config
+
+
+class PrunedOPTForCausalLM(PrunedModel, OPTForCausalLM):
+    """A pruned OPT."""
+
+    config_class = PrunedOPTConfig
+
+
+#: Models by the model type of the dense family.
+PRUNED_MODELS: dict[str, Any] = {
+    "llama": PrunedLlamaForCausalLM,
+    "mistral": PrunedMistralForCausalLM,
+    "qwen2": PrunedQwen2ForCausalLM,
+    "opt": PrunedOPTForCausalLM,
+}
+
+for _model in PRUNED_MODELS.values():  # save_pretrained writes this file beside the weights
+    _model.config_class.register_for_auto_class()
+    _model.register_for_auto_class("AutoModelForCausalLM")
+
+
+def _cut_rows(owner: nn.Module, names: tuple[str, ...], rows: int) -> None:
+    for name in names:
+        if hasattr(owner, name):
+            old = getattr(owner, name)
+            setattr(owner, name, _linear_like(old, old.in_features, rows))
+
+
+def _cut_columns(owner: nn.Module, names: tuple[str, ...], columns: int) -> None:
+    for name in names:
+        if hasattr(owner, name):
+            old = getattr(owner, name)
+            setattr(owner, name, _linear_like(old, columns, old.out_features))
+
+
+def _linear_like(old: nn.Linear, in_features: int, out_features: int) -> nn.Linear:
+    weight, bias = old.weight, old.bias is not None
+    return nn.Linear(in_features, out_features, bias, device=weight.device, dtype=weight.dtype)
