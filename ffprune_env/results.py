@@ -39,6 +39,26 @@ class PolicyResult:
     test_ppl: float
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """All policies of a run.
+
+    Attributes:
+        plain: results by name, as the models were cut; one named ``chosen`` is called searched.
+        calibrated: the same with the surviving weights re-fitted; empty without calibration.
+        saved: the chosen policy measured again on the model that was read back from disk, if it was written.
+    """
+
+    plain: dict[str, PolicyResult]
+    calibrated: dict[str, PolicyResult]
+    saved: PolicyResult | None = None
+
+    @property
+    def final(self) -> dict[str, PolicyResult]:
+        """What the user gets: calibrated, if there is a calibration."""
+        return self.calibrated or self.plain
+
+
 def measure_policy(
     evaluator: LMEvaluator,
     kept: IntArray,
@@ -72,7 +92,7 @@ def measure_policy(
 
 def measure_policies(
     evaluator: LMEvaluator, policies: Mapping[str, Allocation], test_windows: torch.Tensor, batch_size: int = 1
-) -> tuple[dict[str, PolicyResult], dict[str, PolicyResult]]:
+) -> Comparison:
     """Measures every policy as it is cut and, if the evaluator has a calibration, calibrated.
 
     Args:
@@ -80,9 +100,6 @@ def measure_policies(
         policies: what to keep, by name.
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass on test text.
-
-    Returns:
-        Results by name without calibration, and with it (empty if there is none).
     """
     plain = {name: measure_policy(evaluator, x.kept, test_windows, batch_size) for name, x in policies.items()}
     calibrated = {}
@@ -92,7 +109,7 @@ def measure_policies(
                 calibrated[name] = replace(plain[name], calibrated=True)
             else:
                 calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, calibrated=True)
-    return plain, calibrated
+    return Comparison(plain, calibrated)
 
 
 def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, Allocation]:
@@ -106,15 +123,12 @@ def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, All
     return policies
 
 
-def results_table(
-    results: Mapping[str, PolicyResult], calibrated: Mapping[str, PolicyResult], test_windows: torch.Tensor
-) -> Table:
+def results_table(results: Comparison, test_windows: torch.Tensor) -> Table:
     """The table a person reads at the end of a run.
 
     Args:
-        results: the policies, by name, as they were cut; one named ``chosen`` is called searched.
-        calibrated: the same policies with calibration, or nothing.
-        test_windows: int64 [n, seq_len], what they were tested on.
+        results: what was measured.
+        test_windows: int64 [n, seq_len], what it was measured on.
     """
     table = Table(title=f"Perplexity (test text: {len(test_windows)} windows of {test_windows.shape[1]} tokens)")
     table.add_column("policy")
@@ -127,19 +141,22 @@ def results_table(
         "against\nuniform",
     ):
         table.add_column(column, justify="right")
-    for section, suffix in ((results, ""), (calibrated, ", calibrated")):
+    sections = [
+        {label(name): result for name, result in results.plain.items()},
+        {f"{label(name)}, calibrated": x for name, x in results.calibrated.items() if x.sparsity > 0},
+        {} if results.saved is None else {"searched, from disk": results.saved},
+    ]
+    bases = [results.plain.get("uniform"), results.calibrated.get("uniform"), results.final.get("uniform")]
+    for section, uniform in zip(sections, bases, strict=True):
         for name, result in section.items():
-            if suffix and name == "dense":
-                continue  # the same as without
-            against = result.test_ppl / section["uniform"].test_ppl - 1 if "uniform" in section else None
             table.add_row(
-                label(name) + suffix,
+                name,
                 f"{result.sparsity:.2%}",
                 f"{result.total_sparsity:.2%}",
                 f"{result.params / 1e6:.1f} M",
                 f"{result.search_ppl:.2f}",
                 f"{result.test_ppl:.2f}",
-                "" if against is None else f"{against:+.1%}",
+                "" if uniform is None else f"{result.test_ppl / uniform.test_ppl - 1:+.1%}",
             )
         table.add_section()
     return table

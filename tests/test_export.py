@@ -146,13 +146,13 @@ def test_without_calibration_and_in_original_order(tmp_path):
 FRESH = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
-AutoTokenizer.from_pretrained(sys.argv[1])
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        torch.save(model(torch.tensor([[5, 17, 23, 200, 3]])).logits, folder + ".logits")
+    model.save_pretrained(folder + ".again")
 assert not any(name.startswith("ffprune_env") for name in sys.modules), "ffprune_env was imported"
-prompt = torch.tensor([[5, 17, 23, 200, 3]])
-with torch.no_grad():
-    torch.save(model(prompt).logits, sys.argv[2])
-model.save_pretrained(sys.argv[3])
 """
 
 
@@ -162,15 +162,21 @@ def run_fresh(code, *arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
-def test_a_process_without_ffprune_loads_it_and_saves_it_again(written, tmp_path):
-    folder, _, _, expected, _ = written
-    done = run_fresh(FRESH, folder, tmp_path / "logits.pt", tmp_path / "again", cwd=tmp_path)
+def test_a_process_without_ffprune_loads_it_and_saves_it_again(tmp_path):
+    expected = {}
+    for family in WRITTEN:
+        prunable, calibration, kept = ranked(family)
+        ff.save_pruned(prunable, kept, tmp_path / family, byte_tokenizer(), calibration)
+        with prunable.pruned(kept, calibration) as model:
+            expected[tmp_path / family] = logits(model, PROMPT)
+    done = run_fresh(FRESH, *expected, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, rtol=0, atol=1e-9)
-    torch.testing.assert_close(logits(ff.load_pruned(tmp_path / "again"), PROMPT), expected, rtol=0, atol=1e-9)
+    for folder, wanted in expected.items():
+        torch.testing.assert_close(torch.load(f"{folder}.logits"), wanted, rtol=0, atol=1e-9)
+        torch.testing.assert_close(logits(ff.load_pruned(f"{folder}.again"), PROMPT), wanted, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("first", ["import ffprune_env", "import transformers", "from transformers import LlamaModel"])
+@pytest.mark.parametrize("first", ["import ffprune_env", "from transformers import LlamaModel"])
 def test_importing_ffprune_is_enough_in_any_order(tmp_path, first):
     prunable, _, kept = ranked("llama-gqa")
     ff.save_pruned(prunable, kept, tmp_path / "out")
@@ -186,6 +192,16 @@ def test_torch_compile_computes_the_same(written):
         model, backend="aot_eager", fullgraph=True
     )  # the whole graph is captured, not its code made
     torch.testing.assert_close(logits(compiled, PROMPT, use_cache=False), expected, rtol=0, atol=1e-9)
+
+
+def test_generation_can_be_compiled(tmp_path):
+    prunable, calibration, kept = ranked("llama-gqa")
+    ff.save_pruned(prunable, kept, tmp_path / "out", calibration=calibration)
+    model = ff.load_pruned(tmp_path / "out")
+    settings = {"attention_mask": torch.ones_like(PROMPT), "max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(PROMPT, **settings)
+    model.forward = torch.compile(model.forward, backend="aot_eager")
+    assert torch.equal(model.generate(PROMPT, cache_implementation="static", **settings), expected)
 
 
 def test_the_card_says_what_the_model_is(tmp_path):

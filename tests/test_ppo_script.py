@@ -62,7 +62,9 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
     events = {name for name in found if name.startswith("tb/")}
     plots = {"plots/learning_curve.png", "plots/retention.png"}
     files = {"config.yaml", "manifest.json", "samples.jsonl", "best.json", "checkpoints/policy.zip"}
-    assert found - events == files | plots
+    model = {name for name in found if name.startswith("model/")}
+    assert found - events - model == files | plots
+    assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md"} <= model
     assert len(events) == 1
     scalars = set(EventAccumulator(str(run / "tb")).Reload().Tags()["scalars"])
     assert {"final/test_ppl_chosen", "final/search_ppl_uniform", "train/loss", "search/reward"} <= scalars
@@ -108,14 +110,30 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
         assert best["calibration"]["chosen"]["search_ppl"] <= evaluator.measure_exactly(kept) * (1 + 1e-6)
 
 
+def test_the_model_is_written_and_measured_from_disk(ppo, monkeypatch, flags, caplog):
+    caplog.set_level("INFO")
+    assert run_main(ppo, monkeypatch, argv(flags)) == 0
+    best = json.loads((flags["--run"] / "best.json").read_text())
+    model, tokenizer = ff.load_model(str(flags["--run"] / "model"))
+    test = ff.load_windows(str(flags["--text"]), tokenizer, "test", 64, 2)
+    assert best["saved"]["test_ppl"] == ff.perplexity(model, test)
+    assert best["saved"]["test_ppl"] == pytest.approx(best["calibration"]["chosen"]["test_ppl"], rel=1e-3)
+    assert best["saved"]["kept"] == best["chosen"]["kept"]
+    assert "measuring the model as read back" in " ".join(caplog.text.split())
+    card = (flags["--run"] / "model" / "README.md").read_text()
+    assert f"| perplexity, pruned | {best['calibration']['chosen']['test_ppl']:.2f} |" in card
+    assert str(flags["--model"].parent) not in card
+
+
 def test_without_ridge_there_is_no_calibration(ppo, monkeypatch, flags):
-    changes = ["--no-calibrated", "--ridge", "None", "--test-windows", "None"]
+    changes = ["--no-calibrated", "--ridge", "None", "--test-windows", "None", "--no-save-model"]
     assert run_main(ppo, monkeypatch, [*argv(flags), *changes]) == 0
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert "calibration" not in best
     assert best["chosen"]["calibrated"] is False
     args = parse_settings(["--config", str(flags["--run"] / "config.yaml")], ppo.PRESETS)
     assert (args.ridge, args.test_windows, args.calibrated) == (None, None, False)
+    assert not (flags["--run"] / "model").exists()
 
 
 def test_the_reward_is_that_of_the_calibrated_model_if_asked_for(ppo, monkeypatch, flags, tmp_path):
@@ -197,7 +215,7 @@ def bad_folders(tmp_path_factory, save_tiny):
     [
         ({"--model": "opt-1.3"}, "unknown model 'opt-1.3'"),
         ({"--model": "opt-1.3b"}, "out of reach"),
-        ({"--model": "gpt2_folder"}, "GPT2LMHeadModel cannot be pruned"),
+        ({"--model": "gpt2_folder"}, "a pruned gpt2 cannot be written yet: search it with --no-save-model"),
         ({"--model": "no_tokenizer"}, "holds no tokenizer"),
         ({"--text": "wikitext"}, "near names: wikitext2"),
         ({"--text": "absent.txt"}, "no such file"),
@@ -218,7 +236,7 @@ def bad_folders(tmp_path_factory, save_tiny):
         ({"--seq-len": 1}, "seq_len ≥ 2"),
         ({"--seed": -1}, "--seed must be between 0 and"),
         ({"--log-std-init": "nan"}, "--log-std-init must be between -20 and 5"),
-        ({"--model": "bloom_folder"}, "BloomForCausalLM cannot be pruned"),
+        ({"--model": "bloom_folder"}, "a pruned bloom cannot be written yet"),
         ({"--model": "broken_config"}, "could not be loaded"),
         ({"--run": __file__ + "/run"}, "is not a folder that can be written to"),
         ({"--action-scale": 0}, "--action-scale must be between"),
@@ -235,6 +253,20 @@ def test_bad_input_gets_one_line_and_writes_nothing(ppo, monkeypatch, flags, bad
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert not Path(flags["--run"]).exists()
+
+
+@pytest.mark.parametrize("name", ["gpt2_folder", "bloom_folder"])
+def test_a_family_that_cannot_be_pruned_gets_one_line(ppo, monkeypatch, flags, bad_folders, capsys, name):
+    flags |= {"--model": bad_folders[name]}
+    assert run_main(ppo, monkeypatch, [*argv(flags), "--no-save-model"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "LMHeadModel cannot be pruned" in line or "BloomForCausalLM cannot be pruned" in line
+
+
+def test_a_family_that_cannot_be_written_can_be_searched(ppo, monkeypatch, flags, save_tiny):
+    flags |= {"--model": save_tiny("qwen3")}
+    assert run_main(ppo, monkeypatch, [*argv(flags), "--no-save-model"]) == 0
+    assert not (flags["--run"] / "model").exists()
 
 
 def test_a_folder_with_another_run_is_left_alone(ppo, monkeypatch, flags, capsys):

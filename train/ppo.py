@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import Figure as FigureRecord
 from stable_baselines3.common.logger import HParam, configure
+from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget import Allocation, FloatArray, Mapping, allocate, waterfill_scores
 from ffprune_env.callbacks import (
@@ -42,10 +43,13 @@ from ffprune_env.callbacks import (
 )
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.loss import perplexity
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
-from ffprune_env.results import PolicyResult, label, measure_policies, reference_policies, results_table
+from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
+from ffprune_env.pruning.model_card import CardFacts
+from ffprune_env.results import Comparison, PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings
@@ -135,6 +139,8 @@ class Args:
     """of the policy and its exploration"""
     finalists: int = 8
     """best samples that are measured again at the final sparsity, beside the policy's mean"""
+    save_model: bool = True
+    """write the pruned model to model/ in the folder of the run, and measure it as read back from there"""
 
     @property
     def rollout(self) -> int:
@@ -165,13 +171,34 @@ PRESETS: dict[str, Args] = {
 }
 
 
+@dataclass(frozen=True)
+class Job:
+    """What a search needs, loaded and checked."""
+
+    run: RunFolder
+    tokenizer: PreTrainedTokenizerBase
+    evaluator: LMEvaluator
+    env: PruneBanditEnv
+    test_windows: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search leaves: the policy, all samples, the best of them, and the seconds it took."""
+
+    policy: PPO
+    samples: list[Sample]
+    archive: Archive
+    seconds: float
+
+
 def main() -> int:
     """Runs one search; returns the exit code."""
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         args = parse_settings(sys.argv[1:], PRESETS, description=__doc__)
-        run, evaluator, env, test_windows = prepare(args)
+        job = prepare(args)
     except (ValueError, OSError) as error:
         errors.print("[bold red]error:[/]", escape(str(error)))
         return 2
@@ -179,15 +206,14 @@ def main() -> int:
         errors.print("interrupted; nothing was written")
         return 130
     try:
-        policy, samples, archive, seconds = train(args, run, evaluator, env)
-        report(args, run, evaluator, test_windows, policy, samples, archive, seconds)
+        report(args, job, train(args, job))
     except KeyboardInterrupt:
-        errors.print("interrupted at once; the samples measured so far are in", escape(str(run.path)))
+        errors.print("interrupted at once; the samples measured so far are in", escape(str(job.run.path)))
         return 130
     return 0
 
 
-def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.Tensor]:
+def prepare(args: Args) -> Job:
     """Loads and checks everything that can be wrong, and when all of it is right makes the run folder."""
     name = f"{Path(args.model).name}-{Path(args.text).stem}-s{100 * args.sparsity:g}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunFolder(args.run or Path("runs") / name)
@@ -212,6 +238,8 @@ def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.T
         raise ValueError("--calibrated needs a calibration: give --ridge a number, or say --no-calibrated")
     make_schedule(args)
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    if args.save_model and not can_be_saved(model):
+        raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
     evaluator = build_evaluator(
         model,
         tokenizer,
@@ -236,7 +264,7 @@ def prepare(args: Args) -> tuple[RunFolder, LMEvaluator, PruneBanditEnv, torch.T
     test_windows = load_windows(test_text, tokenizer, split, test_seq_len, args.test_windows)
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     run.create(asdict(args), seed=args.seed, **facts)
-    return run, evaluator, env, test_windows
+    return Job(run, tokenizer, evaluator, env, test_windows)
 
 
 def make_schedule(args: Args) -> ProgressiveSchedule:
@@ -252,10 +280,9 @@ def make_schedule(args: Args) -> ProgressiveSchedule:
     )
 
 
-def train(
-    args: Args, run: RunFolder, evaluator: LMEvaluator, env: PruneBanditEnv
-) -> tuple[PPO, list[Sample], Archive, float]:
-    """Trains the policy; returns it with all samples, the best of them, and the seconds it took."""
+def train(args: Args, job: Job) -> Outcome:
+    """Trains the policy."""
+    run, evaluator, env = job.run, job.evaluator, job.env
     policy = PPO(
         "MlpPolicy",
         env,
@@ -288,7 +315,7 @@ def train(
         logger.warning(
             "Ctrl-C: stopped after %d of %d evaluations; what was found is kept", len(samples), args.evaluations
         )
-    return policy, samples, archive, seconds
+    return Outcome(policy, samples, archive, seconds)
 
 
 def choose(args: Args, evaluator: LMEvaluator, policy: PPO, archive: Archive) -> tuple[FloatArray, Allocation]:
@@ -305,25 +332,17 @@ def choose(args: Args, evaluator: LMEvaluator, policy: PPO, archive: Archive) ->
     return candidates[best], finalists[best]
 
 
-def report(
-    args: Args,
-    run: RunFolder,
-    evaluator: LMEvaluator,
-    test_windows: torch.Tensor,
-    policy: PPO,
-    samples: list[Sample],
-    archive: Archive,
-    seconds: float,
-) -> None:
+def report(args: Args, job: Job, outcome: Outcome) -> None:
     """Measures the chosen policy and those it is compared with on test text, and leaves the files and the table."""
-    scores, chosen = choose(args, evaluator, policy, archive)
+    run, evaluator, samples, test_windows = job.run, job.evaluator, outcome.samples, job.test_windows
+    scores, chosen = choose(args, evaluator, outcome.policy, outcome.archive)
     policies = {**reference_policies(args.sparsity, evaluator), "chosen": chosen}
     logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
-    plain, calibrated = measure_policies(evaluator, policies, test_windows, args.batch_size)
-    content: dict[str, Any] = {name: asdict(result) for name, result in plain.items()}
+    results = measure_policies(evaluator, policies, test_windows, args.batch_size)
+    content: dict[str, Any] = {name: asdict(result) for name, result in results.plain.items()}
     content["chosen"] |= {"scores": scores, "rates": chosen.rates}
     if evaluator.calibration is not None:
-        content["calibration"] = {name: asdict(result) for name, result in calibrated.items()}
+        content["calibration"] = {name: asdict(result) for name, result in results.calibrated.items()}
         content |= {"ridge": args.ridge, "ridge_raised": evaluator.calibration.raised()}
     about = {
         "target_sparsity": args.sparsity,
@@ -332,34 +351,56 @@ def report(
         "seq_len": evaluator.windows.shape[1],
         "test_seq_len": test_windows.shape[1],
         "evaluations": len(samples),
-        "seconds": seconds,
+        "seconds": outcome.seconds,
     }
     run.write_json("best.json", {**about, **content})
+    if args.save_model:
+        results = replace(results, saved=save_and_measure(args, job, results))
+        run.write_json("best.json", {**about, **content, "saved": asdict(results.saved)})
 
-    rewarded = calibrated if args.calibrated else plain
+    rewarded = results.calibrated if args.calibrated else results.plain
     pruned = [name for name in policies if name != "dense"]
     rewards = {label(name): rewarded["dense"].search_ppl / rewarded[name].search_ppl for name in pruned}
     curve = learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards)
     retention = retention_plot(evaluator.units, {label(name): policies[name].rates for name in pruned})
     run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)
-    log_final(policy, args, plain, calibrated, retention)
-    console.print(results_table(plain, calibrated, test_windows))
-    console.print(f"{len(samples)} evaluations in {seconds:.0f} s; files in {escape(str(run.path))}", highlight=False)
+    log_final(outcome.policy, args, results, retention)
+    console.print(results_table(results, test_windows))
+    console.print(
+        f"{len(samples)} evaluations in {outcome.seconds:.0f} s; files in {escape(str(run.path))}", highlight=False
+    )
 
 
-def log_final(
-    policy: PPO,
-    args: Args,
-    plain: dict[str, PolicyResult],
-    calibrated: dict[str, PolicyResult],
-    retention: Figure,
-) -> None:
+def save_and_measure(args: Args, job: Job, results: Comparison) -> PolicyResult:
+    """Writes the chosen model to model/, and measures what a user reads back from there."""
+    evaluator, chosen = job.evaluator, results.final["chosen"]
+    folder = job.run.path / "model"
+    facts = CardFacts(
+        base_model=Path(args.model).name if Path(args.model).exists() else args.model,
+        target_sparsity=args.sparsity,
+        dense_ppl=results.plain["dense"].test_ppl,
+        pruned_ppl=chosen.test_ppl,
+        protocol="{} test text, {} windows of {} tokens".format(
+            Path(args.test_text or args.text).name, *job.test_windows.shape
+        ),
+    )
+    save_pruned(evaluator.prunable, chosen.kept, folder, job.tokenizer, evaluator.calibration, facts)
+    logger.info("measuring the model as read back from %s", folder)
+    model = load_pruned(folder, device=str(evaluator.prunable.device))
+    return replace(
+        chosen,
+        search_ppl=perplexity(model, evaluator.windows, args.batch_size),
+        test_ppl=perplexity(model, job.test_windows, args.batch_size),
+    )
+
+
+def log_final(policy: PPO, args: Args, results: Comparison, retention: Figure) -> None:
     """Leaves the outcome in TensorBoard: final figures, hyperparameters, and what was kept."""
     final = {}
-    for suffix, results in (("", plain), ("_calibrated", calibrated)):
-        final |= {f"final/search_ppl_{name}{suffix}": x.search_ppl for name, x in results.items()}
-        final |= {f"final/test_ppl_{name}{suffix}": x.test_ppl for name, x in results.items()}
+    for suffix, measured in (("", results.plain), ("_calibrated", results.calibrated)):
+        final |= {f"final/search_ppl_{name}{suffix}": x.search_ppl for name, x in measured.items()}
+        final |= {f"final/test_ppl_{name}{suffix}": x.test_ppl for name, x in measured.items()}
     for key, value in final.items():
         policy.logger.record(key, value)
     settings = {key: value for key, value in asdict(args).items() if isinstance(value, int | float | str)}

@@ -59,10 +59,13 @@ def save_pruned(
         OSError: the folder cannot be written.
     """
     target = Path(folder)
-    model_class = _class_for(prunable.model)
+    if not can_be_saved(prunable.model):
+        known = ", ".join(FAMILIES)
+        family = prunable.model.config.model_type
+        raise ValueError(f"a pruned {family} cannot be written yet; families that can are {known}")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: give the pruned model a new folder")
-    pruned = _smaller_model(model_class, prunable, kept, calibration)
+    pruned = _smaller_model(prunable, kept, calibration)
     with _all_or_nothing(target) as scratch, quiet_transformers():
         pruned.save_pretrained(scratch, max_shard_size=_SHARD)
         if tokenizer is not None:
@@ -94,6 +97,11 @@ def load_pruned(folder: str | Path, dtype: str = "auto", device: str = "auto") -
             path, dtype=dtype, device_map={"": where}, use_safetensors=True, local_files_only=True
         )
     return model.eval()
+
+
+def can_be_saved(model: PreTrainedModel) -> bool:
+    """Whether :func:`save_pruned` knows the model's family."""
+    return model.config.model_type in FAMILIES
 
 
 def is_pruned(folder: Path) -> bool:
@@ -147,18 +155,11 @@ def check_pruned(folder: Path) -> Any:
     return model_class
 
 
-def _class_for(model: PreTrainedModel) -> Any:
-    family = model.config.model_type
-    if family not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise ValueError(f"a pruned {family} cannot be written yet; families that can are {known}")
-    return pruned_model_class(family)
-
-
 def _smaller_model(
-    model_class: Any, prunable: PrunableModel, kept: npt.ArrayLike, calibration: RidgeCalibration | None
+    prunable: PrunableModel, kept: npt.ArrayLike, calibration: RidgeCalibration | None
 ) -> PreTrainedModel:
     """The pruned model as a module of its own, on the CPU; what was not pruned may share memory with the dense one."""
+    model_class = pruned_model_class(prunable.model.config.model_type)
     from ffprune_env.pruning.modeling_ffprune import CHANNELS_KEY, HEADS_KEY
 
     counts = prunable.check_kept(kept)
