@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import byte_tokenizer
+from conftest import byte_tokenizer, load_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -26,11 +25,7 @@ SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
 
 @pytest.fixture(scope="module")
 def ppo():
-    spec = importlib.util.spec_from_file_location("ppo_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ppo_script"] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train/ppo.py")
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+from conftest import load_script
 
 from ffprune_env.settings import parse_settings
 
@@ -46,14 +47,8 @@ def test_every_file_named_exists():
     assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
 
 
-def test_every_command_parses(monkeypatch):
-    import importlib.util
-    import sys
-
-    spec = importlib.util.spec_from_file_location("ppo_readme", ROOT / "train" / "ppo.py")
-    ppo = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "ppo_readme", ppo)
-    spec.loader.exec_module(ppo)
+def test_every_command_parses():
+    ppo = load_script("train/ppo.py")
     commands = re.findall(r"^python train/ppo\.py(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:

@@ -1,0 +1,152 @@
+"""One table of what several runs chose, beside dense, uniform and ffn-only, all on the same test text.
+
+    python evaluate/compare_runs.py runs/a runs/b --test-text test.txt --test-windows 40
+
+The runs must have searched one model on one text with one ranking; sparsities, seeds and rewards may differ. Every policy
+is measured without and with calibration, once, however many runs chose it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+import yaml
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+
+from ffprune_env.evaluator import LMEvaluator, load_evaluator
+from ffprune_env.results import PolicyResult, measure_policy, reference_policies
+from ffprune_env.run_folder import strict_json
+from ffprune_env.texts import NAMED_TEXTS, load_windows
+
+logger = logging.getLogger("ffprune")
+console = Console()
+# What decides which groups go and how the rest is re-fitted; without it two runs cannot be compared policy by policy.
+_SHARED = (
+    "model", "dtype", "device", "trust_remote_code", "text", "seq_len", "samples", "calibration_windows", "criterion",
+    "ridge", "factor_storage",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of the comparison; every field is a flag."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """folders that train/ppo.py left"""
+    test_text: str
+    """as for train/ppo.py; a file is taken whole, so it must not be the one that was searched on"""
+    test_seq_len: int = 2048
+    """tokens per window of test text"""
+    test_windows: int | None = 40
+    """windows of test text, from its beginning; None takes all"""
+    json: Path | None = None
+    """file to write every result to, as soon as there is one"""
+
+
+def main() -> int:
+    """Measures and prints; returns the exit code."""
+    args = tyro.cli(Args, description=__doc__)
+    logging.basicConfig(
+        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
+    )
+    try:
+        evaluator, policies = prepare(args)
+        results = measure(args, evaluator, policies)
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
+        return 2
+    console.print(table(results))
+    return 0
+
+
+def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray]]:
+    """Checks that the runs belong together, and lists what they chose and what that is compared with."""
+    configs = {path: read_yaml(path / "config.yaml") for path in args.runs}
+    first = next(iter(configs.values()))
+    for path, config in configs.items():
+        for name in _SHARED:
+            if config.get(name) != first.get(name):
+                raise ValueError(f"{path} has {name} {config.get(name)!r}, {args.runs[0]} has {first.get(name)!r}")
+    if Path(args.test_text).resolve() == Path(first["text"]).resolve():
+        raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
+    settings = {name: first[name] for name in _SHARED if name != "samples"}
+    evaluator = load_evaluator(**settings, n_samples=first["samples"])
+    policies: dict[str, np.ndarray] = {}
+    for path, config in configs.items():
+        for name, allocation in reference_policies(config["sparsity"], evaluator).items():
+            policies.setdefault(name if name == "dense" else f"{name} σ {config['sparsity']:g}", allocation.kept)
+        best = json.loads((path / "best.json").read_text(encoding="utf-8"))
+        policies[path.name] = evaluator.prunable.check_kept(best["chosen"]["kept"])
+    return evaluator, policies
+
+
+def measure(
+    args: Args, evaluator: LMEvaluator, policies: Mapping[str, np.ndarray]
+) -> dict[tuple[str, bool], PolicyResult]:
+    """Measures every policy with and without calibration."""
+    named = args.test_text in NAMED_TEXTS
+    tokenizer = load_tokenizer(evaluator)
+    windows = load_windows(args.test_text, tokenizer, "test" if named else "all", args.test_seq_len, args.test_windows)
+    results: dict[tuple[str, bool], PolicyResult] = {}
+    for calibrated in (True, False) if evaluator.calibration is not None else (False,):
+        for name, kept in policies.items():
+            if calibrated and name == "dense":
+                continue  # the same as without
+            result = results[name, calibrated] = measure_policy(evaluator, kept, windows, calibrated=calibrated)
+            logger.info(
+                "%s, calibrated %s: search %.3f test %.3f", name, calibrated, result.search_ppl, result.test_ppl
+            )
+            if args.json is not None:
+                lines = [{"policy": key[0], **asdict(x)} for key, x in results.items()]
+                args.json.write_text(strict_json({"results": lines}, indent=2) + "\n", encoding="utf-8")
+    return results
+
+
+def table(results: Mapping[tuple[str, bool], PolicyResult]) -> Table:
+    """A row per policy."""
+    report = Table()
+    for column in ("policy", "removed\nof Σw", "search\nPPL", "test\nPPL", "search,\ncalibrated", "test,\ncalibrated"):
+        report.add_column(column, justify="left" if column == "policy" else "right")
+    for name in dict.fromkeys(name for name, _ in reversed(results)):
+        measured = [results.get((name, calibrated)) for calibrated in (False, True)]
+        sparsity = next(x.sparsity for x in measured if x is not None)
+        cells = ("" if x is None else f"{ppl:.2f}" for x in measured for ppl in _ppls(x))
+        report.add_row(name, f"{sparsity:.2%}", *cells)
+    return report
+
+
+def _ppls(result: PolicyResult | None) -> tuple[float, float]:
+    return (0.0, 0.0) if result is None else (result.search_ppl, result.test_ppl)
+
+
+def load_tokenizer(evaluator: LMEvaluator) -> Any:
+    """The tokenizer of the model under evaluation."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(evaluator.prunable.model.config._name_or_path)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings of a run."""
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict) or any(name not in settings for name in (*_SHARED, "sparsity")):
+        raise ValueError(f"{path} is not the config.yaml of a run of this version")
+    return settings
+
+
+if __name__ == "__main__":
+    sys.exit(main())

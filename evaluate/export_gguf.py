@@ -1,0 +1,108 @@
+"""Writes a pruned Llama or Mistral as a GGUF file for llama.cpp, and compares its perplexity with ours.
+
+python evaluate/export_gguf.py runs/<name>/model model.gguf
+python evaluate/export_gguf.py runs/<name>/model model.gguf --type q8_0 --windows 4     # needs llama-cpp-python
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+from ffprune_env.loss import window_losses
+from ffprune_env.models import load_model
+from ffprune_env.pruning.export_gguf import GgufType, export_gguf
+from ffprune_env.texts import load_windows
+
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of the export; every field is a flag."""
+
+    folder: tyro.conf.Positional[Path]
+    """model/ of a run, or another folder that save_pruned wrote"""
+    out: tyro.conf.Positional[Path]
+    """file to write"""
+    kind: Annotated[GgufType, tyro.conf.arg(name="type")] = "f16"
+    """how matrices are stored: f16 or q8_0"""
+    windows: int = 0
+    """windows of text to compare perplexities on; 0 compares nothing"""
+    text: str = "python-docs"
+    """their text, as --test-text of train/ppo.py"""
+    seq_len: int = 2048
+    """tokens per window"""
+
+
+def main() -> int:
+    """Writes the file; returns the exit code."""
+    args = tyro.cli(Args, description=__doc__)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    try:
+        if args.windows and importlib.util.find_spec("llama_cpp") is None:
+            raise ValueError("--windows compares with llama.cpp: pip install llama-cpp-python (ten minutes to compile)")
+        report = export_gguf(args.folder, args.out, args.kind)
+        console.print(f"{escape(str(args.out))}: {report.size / 2**20:.1f} MiB, {args.kind}")
+        if report.expanded_layers:
+            console.print(
+                f"the query heads of {report.expanded_layers} layers no longer share keys and values evenly, which are "
+                f"repeated: {report.expanded_params:,} parameters more, cache {report.cache_growth:.2f} times"
+            )
+        if args.windows:
+            compare(args)
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
+        return 2
+    return 0
+
+
+def compare(args: Args) -> None:
+    """Prints both perplexities on the same windows, and how far they are apart."""
+    model, tokenizer = load_model(str(args.folder), dtype="float32", device="cpu")
+    split = "test" if args.text == "python-docs" else "all"
+    windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows)
+    ours = window_losses(model, windows).double().mean().exp().item()
+    theirs = llama_cpp_perplexity(args.out, windows)
+    console.print(
+        f"perplexity on {len(windows)} windows of {windows.shape[1]} tokens of {escape(args.text)}: "
+        f"ours {ours:.4f} (float32), llama.cpp {theirs:.4f}: {theirs / ours - 1:+.3%}"
+    )
+    sample = tokenizer.decode(windows[0, :200])
+    same = tokens_of(args.out, sample) == tokenizer(sample, add_special_tokens=False)["input_ids"]
+    console.print(f"llama.cpp's tokenizer gives {'the same' if same else 'OTHER'} tokens")
+
+
+def llama_cpp_perplexity(path: Path, windows: torch.Tensor) -> float:
+    """Perplexity by llama.cpp of windows of tokens, int64 [n, seq_len], with the mean taken as ours is."""
+    from llama_cpp import Llama
+
+    model = Llama(str(path), n_ctx=windows.shape[1], n_batch=512, logits_all=True, verbose=False)
+    losses = []
+    for window in windows:
+        model.reset()
+        model.eval(window.tolist())
+        logits = torch.from_numpy(np.asarray(model.scores[: len(window) - 1]))
+        losses.append(torch.nn.functional.cross_entropy(logits, window[1:]).double())
+    return torch.stack(losses).mean().exp().item()
+
+
+def tokens_of(path: Path, text: str) -> list[int]:
+    """What llama.cpp makes of a text, without special tokens."""
+    from llama_cpp import Llama
+
+    return Llama(str(path), vocab_only=True, verbose=False).tokenize(text.encode(), add_bos=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

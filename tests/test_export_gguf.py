@@ -1,0 +1,109 @@
+"""GGUF files: what llama.cpp makes of them where it is installed, and what they hold where it is not."""
+
+from __future__ import annotations
+
+import logging
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from conftest import byte_tokenizer, load_script, tiny_model
+
+import ffprune_env as ff
+from ffprune_env.pruning.export_gguf import _expand_keys, export_gguf
+from ffprune_env.pruning.prunable import PrunableModel
+
+MERGES = [("e", "n"), ("1", "2")]  # llama.cpp refuses a tokenizer without any
+
+
+def pruned_folder(folder, family, kept, seed=0):
+    prunable = PrunableModel(tiny_model(family, seed).float())
+    rng = np.random.default_rng(seed)
+    prunable.rank([rng.random(unit.n_groups) for unit in prunable.units])
+    ff.save_pruned(prunable, kept, folder, tokenizer=byte_tokenizer(MERGES))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("evaluate/export_gguf.py")
+
+
+@pytest.mark.parametrize(
+    ("index", "expanded"),
+    [
+        ([0, 0, 1, 1], [0, 1]),  # even: as it is
+        ([0, 0, 1], [0, 0, 1]),  # uneven: one for each query head
+        ([0, 0, 2, 2], [0, 2]),  # a key head that no query reads
+        ([0, 0, 0, 0, 1, 1], [0, 0, 1]),  # pairs share, one key head serves two of them
+        ([1, 1, 1], [1]),
+        ([2], [2]),
+    ],
+)
+def test_keys_are_repeated_no_more_than_it_takes(index, expanded):
+    assert _expand_keys(torch.tensor(index)) == expanded
+
+
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_the_file_has_a_size_for_every_layer(tmp_path, kind):
+    folder = pruned_folder(tmp_path / "pruned", "llama-gqa", [3, 20, 4, 7, 1, 24])
+    report = export_gguf(folder, tmp_path / "out" / "model.gguf", kind)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.gguf"]
+    reader = gguf.GGUFReader(tmp_path / "out" / "model.gguf")
+    field = {name: x.contents() for name, x in reader.fields.items()}
+    assert field["general.architecture"] == "deci"
+    assert field["deci.attention.head_count"] == [3, 4, 1]
+    key_heads = field["deci.attention.head_count_kv"]
+    assert key_heads[1:] == [2, 1]
+    assert field["deci.feed_forward_length"] == ([20, 7, 24] if kind == "f16" else [32, 32, 32])
+    assert field["deci.attention.key_length"] == field["deci.rope.dimension_count"] == 8
+    assert f"{report.expanded_params} parameters more" in field["general.description"]
+    assert report.size == (tmp_path / "out" / "model.gguf").stat().st_size
+    shapes = {x.name: list(x.shape) for x in reader.tensors}
+    assert shapes["blk.0.attn_q.weight"] == [32, 24]
+    assert shapes["blk.0.attn_k.weight"] == [32, 8 * key_heads[0]]
+    assert shapes["blk.1.ffn_down.weight"] == [7 if kind == "f16" else 32, 32]
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-gqa", "mistral"])
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_llama_cpp_computes_what_we_compute(tmp_path, script, family, kind, windows, caplog):
+    pytest.importorskip("llama_cpp")
+    folder = pruned_folder(tmp_path / "pruned", family, [3, 20, 4, 7, 2, 24])
+    with caplog.at_level(logging.WARNING):
+        export_gguf(folder, tmp_path / "model.gguf", kind)
+    if family == "mistral":  # llama.cpp's windows must fit the sliding window for the two to agree
+        assert "the context is written as 8, not 128" in caplog.text
+        windows = windows[:, :8]
+    theirs = script.llama_cpp_perplexity(tmp_path / "model.gguf", windows)
+    ours = ff.perplexity(ff.load_pruned(folder), windows)
+    assert theirs == pytest.approx(ours, rel=1e-3 if kind == "f16" else 0.02)
+
+
+def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, script):
+    pytest.importorskip("llama_cpp")
+    export_gguf(pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24]), tmp_path / "model.gguf")
+    text = "Grüße, x = 1234;\n\tend"
+    assert script.tokens_of(tmp_path / "model.gguf", text) == byte_tokenizer(MERGES)(text)["input_ids"]
+
+
+def test_the_script_writes_and_refuses(tmp_path, script, monkeypatch, capsys):
+    llama = pruned_folder(tmp_path / "llama", "llama-gqa", [3, 20, 4, 7, 2, 24])
+    opt = pruned_folder(tmp_path / "opt", "opt", [3, 20, 4, 7, 2, 24])
+    out = tmp_path / "model.gguf"
+    monkeypatch.setattr("sys.argv", ["export_gguf.py", str(llama), str(out), "--type", "q8_0"])
+    assert script.main() == 0
+    printed = capsys.readouterr().out
+    assert "layers no longer share keys and values evenly" in " ".join(printed.split())
+    assert out.stat().st_size > 0
+    written = out.read_bytes()
+    for folder, message in ((opt, "a ffprune_opt cannot be written as GGUF"), (tmp_path / "absent", "no config.json")):
+        monkeypatch.setattr("sys.argv", ["export_gguf.py", str(folder), str(out)])
+        assert script.main() == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    assert out.read_bytes() == written
+    (llama / "tokenizer.json").unlink()
+    with pytest.raises(OSError, match=r"holds no tokenizer\.json"):
+        export_gguf(llama, out)
