@@ -2,8 +2,8 @@
 
     python evaluate/compare_runs.py runs/a runs/b --test-text test.txt --test-windows 40
 
-The runs must have searched one model on one text with one ranking; sparsities, seeds and rewards may differ. Every policy
-is measured without and with calibration, once, however many runs chose it.
+The runs must have searched one model on one text with one ranking; sparsities, seeds and rewards may differ. Every
+policy is measured without and with calibration, once, however many runs chose it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import tyro
 import yaml
 from rich.console import Console
@@ -24,10 +25,11 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from ffprune_env.evaluator import LMEvaluator, load_evaluator
+from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.models import load_model
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.run_folder import strict_json
-from ffprune_env.texts import NAMED_TEXTS, load_windows
+from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
 logger = logging.getLogger("ffprune")
 console = Console()
@@ -61,8 +63,8 @@ def main() -> int:
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
     )
     try:
-        evaluator, policies = prepare(args)
-        results = measure(args, evaluator, policies)
+        evaluator, policies, test_windows = prepare(args)
+        results = measure(args, evaluator, policies, test_windows)
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
         return 2
@@ -70,8 +72,8 @@ def main() -> int:
     return 0
 
 
-def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray]]:
-    """Checks that the runs belong together, and lists what they chose and what that is compared with."""
+def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tensor]:
+    """Checks that the runs belong together, and loads what they chose, what that is compared with and the test text."""
     configs = {path: read_yaml(path / "config.yaml") for path in args.runs}
     first = next(iter(configs.values()))
     for path, config in configs.items():
@@ -80,30 +82,32 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray]]:
                 raise ValueError(f"{path} has {name} {config.get(name)!r}, {args.runs[0]} has {first.get(name)!r}")
     if Path(args.test_text).resolve() == Path(first["text"]).resolve():
         raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
-    settings = {name: first[name] for name in _SHARED if name != "samples"}
-    evaluator = load_evaluator(**settings, n_samples=first["samples"])
+    model, tokenizer = load_model(*(first[name] for name in ("model", "dtype", "device", "trust_remote_code")))
+    split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
+    test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows)
+    settings = {
+        name: first[name] for name in ("seq_len", "calibration_windows", "criterion", "ridge", "factor_storage")
+    }
+    evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=first["samples"], **settings)
     policies: dict[str, np.ndarray] = {}
     for path, config in configs.items():
         for name, allocation in reference_policies(config["sparsity"], evaluator).items():
             policies.setdefault(name if name == "dense" else f"{name} σ {config['sparsity']:g}", allocation.kept)
         best = json.loads((path / "best.json").read_text(encoding="utf-8"))
         policies[path.name] = evaluator.prunable.check_kept(best["chosen"]["kept"])
-    return evaluator, policies
+    return evaluator, policies, test_windows
 
 
 def measure(
-    args: Args, evaluator: LMEvaluator, policies: Mapping[str, np.ndarray]
+    args: Args, evaluator: LMEvaluator, policies: Mapping[str, np.ndarray], test_windows: torch.Tensor
 ) -> dict[tuple[str, bool], PolicyResult]:
     """Measures every policy with and without calibration."""
-    named = args.test_text in NAMED_TEXTS
-    tokenizer = load_tokenizer(evaluator)
-    windows = load_windows(args.test_text, tokenizer, "test" if named else "all", args.test_seq_len, args.test_windows)
     results: dict[tuple[str, bool], PolicyResult] = {}
     for calibrated in (True, False) if evaluator.calibration is not None else (False,):
         for name, kept in policies.items():
             if calibrated and name == "dense":
                 continue  # the same as without
-            result = results[name, calibrated] = measure_policy(evaluator, kept, windows, calibrated=calibrated)
+            result = results[name, calibrated] = measure_policy(evaluator, kept, test_windows, calibrated=calibrated)
             logger.info(
                 "%s, calibrated %s: search %.3f test %.3f", name, calibrated, result.search_ppl, result.test_ppl
             )
@@ -118,23 +122,14 @@ def table(results: Mapping[tuple[str, bool], PolicyResult]) -> Table:
     report = Table()
     for column in ("policy", "removed\nof Σw", "search\nPPL", "test\nPPL", "search,\ncalibrated", "test,\ncalibrated"):
         report.add_column(column, justify="left" if column == "policy" else "right")
-    for name in dict.fromkeys(name for name, _ in reversed(results)):
+    for name in (name for name, calibrated in results if not calibrated):
         measured = [results.get((name, calibrated)) for calibrated in (False, True)]
         sparsity = next(x.sparsity for x in measured if x is not None)
-        cells = ("" if x is None else f"{ppl:.2f}" for x in measured for ppl in _ppls(x))
+        cells = (
+            cell for x in measured for cell in (("", "") if x is None else (f"{x.search_ppl:.2f}", f"{x.test_ppl:.2f}"))
+        )
         report.add_row(name, f"{sparsity:.2%}", *cells)
     return report
-
-
-def _ppls(result: PolicyResult | None) -> tuple[float, float]:
-    return (0.0, 0.0) if result is None else (result.search_ppl, result.test_ppl)
-
-
-def load_tokenizer(evaluator: LMEvaluator) -> Any:
-    """The tokenizer of the model under evaluation."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(evaluator.prunable.model.config._name_or_path)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

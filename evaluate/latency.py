@@ -1,0 +1,164 @@
+"""Compares a pruned model with the dense one it was made from: prefill, decode, peak memory and bytes on disk.
+
+    python evaluate/latency.py runs/<name>/model --dense smollm2-135m
+
+Each model lives in a process of its own; they take turns, so that a machine whose speed drifts slows both alike.
+Medians are printed, with the median of the ratios taken round by round.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import psutil
+import torch
+import tyro
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+import ffprune_env as ff
+from ffprune_env.devices import pick_device
+
+_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of the comparison; every field is a flag."""
+
+    pruned: tyro.conf.Positional[Path]
+    """model/ of a run, or another folder that save_pruned wrote"""
+    dense: str = "smollm2-135m"
+    """the dense model, as --model of train/ppo.py; it is run in the dtype of the pruned one"""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
+    prompt: int = 512
+    """tokens of a prefill"""
+    new_tokens: int = 64
+    """tokens of a decode, after a prompt of 16"""
+    rounds: int = 7
+    """times that everything is measured"""
+
+
+def main() -> int:
+    """Measures and prints; returns the exit code."""
+    args = tyro.cli(Args, description=__doc__)
+    logging.basicConfig(level=logging.WARNING)
+    try:
+        for flag, value in (("--prompt", args.prompt), ("--new-tokens", args.new_tokens), ("--rounds", args.rounds)):
+            if value < 1:
+                raise ValueError(f"{flag} must be at least 1, got {value}")
+        device = str(pick_device(args.device))
+        dtype = str(ff.load_pruned(args.pruned, device="cpu").dtype).removeprefix("torch.")
+        with tempfile.TemporaryDirectory() as scratch:
+            ff.load_model(args.dense, dtype, "cpu")[0].save_pretrained(scratch)
+            folders = {"dense": Path(scratch), "pruned": args.pruned}
+            measured = take_turns(args, folders, device)
+            sizes = {
+                name: sum(x.stat().st_size for x in folder.glob("*.safetensors")) for name, folder in folders.items()
+            }
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
+        return 2
+    title = f"{dtype} on {device}, {torch.get_num_threads()} threads, medians of {args.rounds}"
+    Console().print(table(title, args, measured, sizes))
+    return 0
+
+
+@dataclass
+class Measured:
+    """What one model took."""
+
+    prefill: list[float]
+    decode: list[float]
+    peak: int = 0
+
+
+def take_turns(args: Args, folders: dict[str, Path], device: str) -> dict[str, Measured]:
+    """Lets one process per model prefill and decode in turns, after a round that is not counted."""
+    context = get_context("spawn")
+    ends: dict[str, Connection] = {}
+    for name, folder in folders.items():
+        ends[name], other = context.Pipe()
+        context.Process(target=serve, args=(other, folder, device, args.prompt, args.new_tokens), daemon=True).start()
+    measured = {name: Measured([], []) for name in folders}
+    for i in range(args.rounds + 1):
+        for what in ("prefill", "decode"):
+            for name, end in ends.items():
+                end.send(what)
+                seconds = end.recv()
+                if i:
+                    getattr(measured[name], what).append(seconds)
+    for name, end in ends.items():
+        end.send("peak")
+        measured[name].peak = end.recv()
+    return measured
+
+
+def serve(end: Connection, folder: Path, device: str, prompt: int, new_tokens: int) -> None:
+    """Loads a model and measures what it is told to, until its process ends with the parent's."""
+    from transformers import AutoModelForCausalLM
+
+    before = psutil.Process().memory_info().rss
+    model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}).eval()
+    long, short = (torch.arange(1, n + 1, device=device)[None] % model.config.vocab_size for n in (prompt, 16))
+    runs = {
+        "prefill": lambda: model(long, use_cache=True, logits_to_keep=1),
+        "decode": lambda: model.generate(
+            short, attention_mask=torch.ones_like(short), min_new_tokens=new_tokens, max_new_tokens=new_tokens,
+            do_sample=False,
+        ),
+    }  # fmt: skip
+    with torch.inference_mode(), suppress(EOFError):  # the parent is done
+        while True:
+            what = end.recv()
+            if what == "peak":
+                on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT - before
+                end.send(torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else on_cpu)
+                continue
+            synchronize(device)
+            started = time.perf_counter()
+            runs[what]()
+            synchronize(device)
+            end.send(time.perf_counter() - started)
+
+
+def synchronize(device: str) -> None:
+    """Waits until the device has done what it was given."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def table(title: str, args: Args, measured: dict[str, Measured], sizes: dict[str, int]) -> Table:
+    """Both models, and how the pruned one compares."""
+    dense, pruned = measured["dense"], measured["pruned"]
+    report = Table(title=title)
+    for column in ("", "dense", "pruned", "pruned / dense"):
+        report.add_column(column, justify="right" if column else "left")
+    for name, tokens, seconds in (
+        (f"prefill of {args.prompt} tokens, tokens/s", args.prompt, (dense.prefill, pruned.prefill)),
+        (f"decode of {args.new_tokens} tokens, tokens/s", args.new_tokens, (dense.decode, pruned.decode)),
+    ):
+        ratio = statistics.median(one / other for one, other in zip(*seconds, strict=True))
+        report.add_row(name, *(f"{tokens / statistics.median(x):.1f}" for x in seconds), f"{ratio:.2f}")
+    for name, sizes_of in (
+        ("peak memory over an empty process, MiB", (dense.peak, pruned.peak)),
+        ("weights on disk, MiB", (sizes["dense"], sizes["pruned"])),
+    ):
+        report.add_row(name, *(f"{x / 2**20:.0f}" for x in sizes_of), f"{sizes_of[1] / sizes_of[0]:.2f}")
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())
