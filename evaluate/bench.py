@@ -1,4 +1,4 @@
-"""Times one environment step at several sparsities beside the dense model's forward pass and loss.
+"""Times environment steps, plain and calibrated, at several sparsities, beside the dense model's forward pass and loss.
 
     python evaluate/bench.py --sparsities 0 0.2 0.5
 
@@ -28,6 +28,8 @@ from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, load_evaluator
 from ffprune_env.loss import perplexity
 
+CALIBRATED = ", calibrated"
+
 
 @dataclass(frozen=True)
 class Args:
@@ -41,12 +43,14 @@ class Args:
     """as for train/ppo.py"""
     device: str = "auto"
     """as for train/ppo.py"""
-    seq_len: int = 512
+    seq_len: int = 256
     """tokens per window"""
-    samples: int = 2
+    samples: int = 4
     """windows per step"""
     sparsities: tuple[float, ...] = (0.0, 0.2, 0.5)
     """target sparsities of the steps"""
+    calibrated: bool = True
+    """time the steps with the calibrated reward too"""
     rounds: int = 9
     """times that everything is measured"""
     json: Path | None = None
@@ -59,17 +63,27 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     try:
         evaluator = load_evaluator(
-            args.model, args.text, dtype=args.dtype, device=args.device, seq_len=args.seq_len, n_samples=args.samples
+            args.model,
+            args.text,
+            dtype=args.dtype,
+            device=args.device,
+            seq_len=args.seq_len,
+            n_samples=args.samples,
+            ridge=0.01 if args.calibrated else None,
         )
-        env = PruneBanditEnv(evaluator)
+        envs = {"": PruneBanditEnv(evaluator)}
+        if args.calibrated:
+            calibrated = LMEvaluator(evaluator.prunable, evaluator.windows, 1, evaluator.calibration, calibrated=True)
+            envs[CALIBRATED] = PruneBanditEnv(calibrated)
         for sparsity in args.sparsities:
-            env.set_task(sparsity=sparsity)
+            envs[""].set_task(sparsity=sparsity)
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)))
         return 2
     contenders = {"dense forward and loss": lambda: dense_forward(evaluator)}
     for sparsity in args.sparsities:
-        contenders[f"env.step at σ = {sparsity:g}"] = lambda s=sparsity: step(env, s)
+        for suffix, env in envs.items():
+            contenders[f"env.step at σ = {sparsity:g}{suffix}"] = lambda s=sparsity, e=env: step(e, s)
     seconds = in_turns(contenders, args.rounds, evaluator.prunable.device)
     Console().print(table(seconds, args.samples * args.seq_len))
     if args.json is not None:
@@ -109,13 +123,15 @@ def table(seconds: dict[str, list[float]], tokens: int) -> Table:
     report = Table(
         title=f"{tokens} tokens, {torch.get_num_threads()} threads, medians of {len(next(iter(seconds.values())))}"
     )
-    for column in ("", "seconds", "tokens/s", "of dense"):
+    for column in ("", "seconds", "tokens/s", "of dense", "of plain step"):
         report.add_column(column, justify="right" if column else "left")
     first = next(iter(seconds.values()))
     for name, values in seconds.items():
         median = statistics.median(values)
-        ratio = statistics.median(np.divide(values, first))
-        report.add_row(name, f"{median:.3f}", f"{tokens / median:.0f}", f"{ratio:.2f}")
+        of_dense = f"{statistics.median(np.divide(values, first)):.2f}"
+        plain = seconds[name.removesuffix(CALIBRATED)]
+        of_plain = f"{statistics.median(np.divide(values, plain)):.2f}" if name.endswith(CALIBRATED) else ""
+        report.add_row(name, f"{median:.3f}", f"{tokens / median:.0f}", of_dense, of_plain)
     return report
 
 

@@ -23,22 +23,56 @@ OPT_1_3B = {
 }
 
 
-@pytest.mark.slow
-def test_a_search_of_opt_1_3b_peaks_below_twice_the_model(tmp_path, capsys):
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory):
+    """The folder of the model, and the bytes of its weights."""
+    folder = tmp_path_factory.mktemp("opt")
     model = AutoModelForCausalLM.from_config(OPTConfig(**OPT_1_3B), dtype=torch.bfloat16)
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    model.save_pretrained(tmp_path / "opt")
-    byte_tokenizer().save_pretrained(tmp_path / "opt")
-    del model
+    model.save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder, sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+@pytest.mark.slow
+def test_a_search_of_opt_1_3b_peaks_below_twice_the_model(opt, tmp_path, capsys):
+    folder, weights = opt
     flags = {
-        "--model": tmp_path / "opt", "--timesteps": 2, "--samples": 1, "--calibration-windows": 2, "--test-windows": 1,
-        "--run": tmp_path / "run", "--dtype": "bfloat16", "--device": "cpu",
+        "--model": folder, "--timesteps": 2, "--samples": 1, "--calibration-windows": 2, "--test-windows": 1,
+        "--run": tmp_path / "run", "--dtype": "bfloat16", "--device": "cpu", "--ridge": None,
     }  # fmt: skip
-    command = [sys.executable, str(SCRIPT), *(str(word) for pair in flags.items() for word in pair)]
+    words = [str(word) for pair in flags.items() for word in pair]
+    command = [sys.executable, str(SCRIPT), *words, "--no-calibrated", "--no-save-model"]
     subprocess.run(command, check=True, capture_output=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     with capsys.disabled():
         print(f"\nweights {weights / 2**30:.2f} GiB, peak of the search {peak / 2**30:.2f} GiB")
     best = json.loads((tmp_path / "run" / "best.json").read_text())
     assert 0.2 <= best["chosen"]["sparsity"] < 0.2001
+    assert peak < 2 * weights
+
+
+STATISTICS = """
+import resource, sys
+import psutil, torch
+import ffprune_env as ff
+from ffprune_env.pruning.saliency import gram_bytes, stream_grams
+model, tokenizer = ff.load_model(sys.argv[1], "bfloat16", "cpu")
+prunable = ff.PrunableModel(model)
+windows = ff.load_windows("python-docs", tokenizer, "calibration", 64, 2)
+before = psutil.Process().memory_info().rss
+for gram in stream_grams(prunable, windows, int(1.5 * model.get_memory_footprint())):
+    pass
+print(gram_bytes(prunable), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before)
+"""
+
+
+@pytest.mark.slow
+def test_statistics_of_opt_1_3b_take_less_than_twice_the_model(opt, capsys):
+    folder, weights = opt
+    done = subprocess.run([sys.executable, "-c", STATISTICS, str(folder)], check=True, capture_output=True, text=True)
+    matrices, peak = (int(word) for word in done.stdout.split())
+    with capsys.disabled():
+        sizes = (x / 2**30 for x in (weights, matrices, peak))
+        print("\nweights {:.2f} GiB, Gram matrices {:.2f} GiB, peak of making them {:.2f} GiB".format(*sizes))
+    assert matrices > 2 * weights  # all at once would not do
     assert peak < 2 * weights

@@ -31,9 +31,15 @@ def test_there_are_examples():
 
 
 def test_every_flag_named_exists():
-    script = (ROOT / "train" / "ppo.py").read_text(encoding="utf-8")
+    sources = "".join(
+        file.read_text(encoding="utf-8")
+        for name in ("train", "evaluate")
+        for file in (ROOT / name).iterdir()
+        if file.suffix == ".py"
+    )
     for flag in set(re.findall(r"`?--([a-z][a-z-]+)", README)) - {"help", "logdir", "config"}:
-        assert f"    {flag.replace('-', '_')}:" in script, flag
+        field = flag.removeprefix("no-").replace("-", "_")
+        assert f"    {field}:" in sources or f'name="{field}"' in sources, flag
 
 
 def test_every_file_named_exists():
