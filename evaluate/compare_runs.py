@@ -3,7 +3,7 @@
     python evaluate/compare_runs.py runs/a runs/b --test-text test.txt --test-windows 40
 
 The runs must have searched one model on one text with one ranking; sparsities, seeds and rewards may differ. Every
-policy is measured without and with calibration, once, however many runs chose it.
+policy is measured with and without calibration, once, however many runs chose it. Ctrl-C prints what there is so far.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,11 +65,19 @@ def main() -> int:
     )
     try:
         evaluator, policies, test_windows = prepare(args)
-        results = measure(args, evaluator, policies, test_windows)
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
         return 2
-    console.print(table(results))
+    results: dict[tuple[str, bool], PolicyResult] = {}
+    with suppress(KeyboardInterrupt):
+        for name, calibrated, result in measure(evaluator, policies, test_windows):
+            results[name, calibrated] = result
+            ppls = f"search {result.search_ppl:.3f}, test {result.test_ppl:.3f}"
+            logger.info("%s, %s: %s", name, "calibrated" if calibrated else "plain", ppls)
+            if args.json is not None:
+                lines = [{"policy": key[0], **asdict(x)} for key, x in results.items()]
+                args.json.write_text(strict_json({"results": lines}, indent=2) + "\n", encoding="utf-8")
+    console.print(table(policies, results))
     return 0
 
 
@@ -99,37 +108,30 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
 
 
 def measure(
-    args: Args, evaluator: LMEvaluator, policies: Mapping[str, np.ndarray], test_windows: torch.Tensor
-) -> dict[tuple[str, bool], PolicyResult]:
-    """Measures every policy with and without calibration."""
-    results: dict[tuple[str, bool], PolicyResult] = {}
+    evaluator: LMEvaluator, policies: Mapping[str, np.ndarray], test_windows: torch.Tensor
+) -> Iterator[tuple[str, bool, PolicyResult]]:
+    """Measures every policy, calibrated first; yields its name and whether it was calibrated with the result."""
     for calibrated in (True, False) if evaluator.calibration is not None else (False,):
         for name, kept in policies.items():
-            if calibrated and name == "dense":
-                continue  # the same as without
-            result = results[name, calibrated] = measure_policy(evaluator, kept, test_windows, calibrated=calibrated)
-            logger.info(
-                "%s, calibrated %s: search %.3f test %.3f", name, calibrated, result.search_ppl, result.test_ppl
-            )
-            if args.json is not None:
-                lines = [{"policy": key[0], **asdict(x)} for key, x in results.items()]
-                args.json.write_text(strict_json({"results": lines}, indent=2) + "\n", encoding="utf-8")
-    return results
+            if not (calibrated and name == "dense"):  # the same as without
+                yield name, calibrated, measure_policy(evaluator, kept, test_windows, calibrated=calibrated)
 
 
-def table(results: Mapping[tuple[str, bool], PolicyResult]) -> Table:
-    """A row per policy."""
+def table(policies: Mapping[str, np.ndarray], results: Mapping[tuple[str, bool], PolicyResult]) -> Table:
+    """A row per policy, with gaps for what was not measured."""
     report = Table()
     for column in ("policy", "removed\nof Σw", "search\nPPL", "test\nPPL", "search,\ncalibrated", "test,\ncalibrated"):
         report.add_column(column, justify="left" if column == "policy" else "right")
-    for name in (name for name, calibrated in results if not calibrated):
+    for name in policies:
         measured = [results.get((name, calibrated)) for calibrated in (False, True)]
-        sparsity = next(x.sparsity for x in measured if x is not None)
-        cells = (
-            cell for x in measured for cell in (("", "") if x is None else (f"{x.search_ppl:.2f}", f"{x.test_ppl:.2f}"))
-        )
-        report.add_row(name, f"{sparsity:.2%}", *cells)
+        removed = next((f"{x.sparsity:.2%}" for x in measured if x is not None), "")
+        report.add_row(name, removed, *(cell for x in measured for cell in cells(x)))
     return report
+
+
+def cells(result: PolicyResult | None) -> tuple[str, str]:
+    """Search and test perplexity, or nothing."""
+    return ("", "") if result is None else (f"{result.search_ppl:.2f}", f"{result.test_ppl:.2f}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,0 +1,140 @@
+"""The scripts of evaluate/ on tiny models: what they print, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import byte_tokenizer, load_script, tiny_model
+
+import ffprune_env as ff
+from ffprune_env.pruning.prunable import PrunableModel
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder, text_file, tmp_path_factory):
+    """Two searches of one model that differ in sparsity and seed."""
+    root, ppo = tmp_path_factory.mktemp("runs"), load_script("train/ppo.py")
+    flags = {
+        "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
+        "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 4, "--n-steps": 4, "--dtype": "float32",
+    }  # fmt: skip
+    for name, sparsity, seed in (("one", 0.2, 0), ("two", 0.3, 1)):
+        changes = {**flags, "--run": root / name, "--sparsity": sparsity, "--seed": seed}
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["train/ppo.py", *(str(word) for pair in changes.items() for word in pair)])
+            assert ppo.main() == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def other_text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "other.txt"
+    path.write_text("\n".join(f"number {i} is not {i + 1}" for i in range(200)))
+    return path
+
+
+def run_script(path, monkeypatch, capsys, *arguments):
+    """Exit code, output and errors of a script's main."""
+    monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "200")
+    code = load_script(path).main()
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_runs_are_compared_on_the_same_windows(runs, other_text, monkeypatch, capsys, tmp_path):
+    arguments = (runs / "one", runs / "two", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 3)
+    code, out, _ = run_script(
+        "evaluate/compare_runs.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json"
+    )
+    assert code == 0
+    names = ("dense", "uniform σ 0.2", "ffn-only σ 0.2", "one", "uniform σ 0.3", "ffn-only σ 0.3", "two")
+    assert all(name in out for name in names)
+    results = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert len(results) == 2 * len(names) - 1
+    for name in ("one", "two"):
+        best = json.loads((runs / name / "best.json").read_text())
+        for result in (x for x in results if x["policy"] == name):
+            wanted = (best["calibration"] if result["calibrated"] else best)["chosen"]
+            assert result["kept"] == wanted["kept"]
+            assert result["search_ppl"] == pytest.approx(wanted["search_ppl"], rel=1e-5)
+            model = ff.load_pruned(runs / name / "model")
+            windows = ff.load_windows(str(other_text), byte_tokenizer(), "all", 64, 3)
+            if result["calibrated"]:
+                assert result["test_ppl"] == pytest.approx(ff.perplexity(model, windows), rel=1e-5)
+
+
+def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monkeypatch, capsys, tmp_path):
+    config = yaml.safe_load((runs / "one" / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "seq_len": 32}))
+    for arguments, message in (
+        ((runs / "one", tmp_path, "--test-text", other_text), "has seq_len 32,"),
+        ((runs / "one", "--test-text", text_file), "is what the runs were searched on"),
+        ((runs / "absent", "--test-text", other_text), "No such file"),
+        ((runs / "one", "--test-text", "absent.txt"), "no such file"),
+    ):
+        code, _, err = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *arguments)
+        assert code == 2
+        (line,) = err.splitlines()
+        assert message in line
+
+
+def test_latency_compares_speed_memory_and_size(runs, tiny_folder, monkeypatch, capsys):
+    settings = {"--dense": tiny_folder, "--prompt": 32, "--new-tokens": 4, "--rounds": 2, "--device": "cpu"}
+    words = [str(word) for pair in settings.items() for word in pair]
+    script = Path(__file__).parents[1] / "evaluate" / "latency.py"
+    command = [sys.executable, script, runs / "one" / "model", *words]  # a process: its workers import it again
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
+    ).stdout
+    for word in ("prefill of 32 tokens", "decode of 4 tokens", "peak memory", "on disk", "float32"):
+        assert word in out
+    for arguments, message in (
+        ((tiny_folder,), "its model_type is 'llama'"),
+        ((runs / "one" / "model", "--rounds", 0), "--rounds must be at least 1"),
+    ):
+        code, _, err = run_script("evaluate/latency.py", monkeypatch, capsys, *arguments)
+        assert code == 2
+        assert message in err
+
+
+def test_bench_times_plain_and_calibrated_steps(tiny_folder, text_file, monkeypatch, capsys, tmp_path):
+    arguments = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--samples", 2, "--rounds", 2)
+    code, out, _ = run_script("evaluate/bench.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json")
+    assert code == 0
+    assert "env.step at σ = 0.2, calibrated" in out
+    seconds = json.loads((tmp_path / "x.json").read_text())
+    assert all(len(values) == 2 for values in seconds.values())
+
+
+def test_ctrl_c_prints_what_was_measured(runs, other_text, monkeypatch, capsys):
+    script = load_script("evaluate/compare_runs.py")
+    measured = script.measure_policy
+
+    def stop_at_dense(evaluator, kept, *arguments, **settings):
+        if not settings["calibrated"]:
+            raise KeyboardInterrupt
+        return measured(evaluator, kept, *arguments, **settings)
+
+    monkeypatch.setattr(script, "measure_policy", stop_at_dense)
+    arguments = (runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
+    code, out, _ = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert "uniform σ 0.2" in out
+
+
+def test_a_pruned_model_is_smaller_than_what_it_was_made_from(tmp_path):
+    prunable = PrunableModel(tiny_model("llama").float())
+    prunable.rank([np.arange(unit.n_groups) for unit in prunable.units])
+    sizes = []
+    for share in (1, 2):
+        ff.save_pruned(prunable, [unit.n_groups // share for unit in prunable.units], tmp_path / str(share))
+        sizes.append((tmp_path / str(share) / "model.safetensors").stat().st_size)
+    assert sizes[1] < 0.8 * sizes[0]
