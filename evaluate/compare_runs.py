@@ -76,7 +76,9 @@ def main() -> int:
             logger.info("%s, %s: %s", name, "calibrated" if calibrated else "plain", ppls)
             if args.json is not None:
                 lines = [{"policy": key[0], **asdict(x)} for key, x in results.items()]
-                args.json.write_text(strict_json({"results": lines}, indent=2) + "\n", encoding="utf-8")
+                scratch = args.json.with_name(f".writing-{args.json.name}")
+                scratch.write_text(strict_json({"results": lines}, indent=2) + "\n", encoding="utf-8")
+                scratch.replace(args.json)
     console.print(table(policies, results))
     return 0
 
@@ -89,7 +91,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
         for name in _SHARED:
             if config.get(name) != first.get(name):
                 raise ValueError(f"{path} has {name} {config.get(name)!r}, {args.runs[0]} has {first.get(name)!r}")
-    if Path(args.test_text).resolve() == Path(first["text"]).resolve():
+    if args.test_text not in NAMED_TEXTS and Path(args.test_text).resolve() == Path(first["text"]).resolve():
         raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
     model, tokenizer = load_model(*(first[name] for name in ("model", "dtype", "device", "trust_remote_code")))
     split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
@@ -103,7 +105,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
         for name, allocation in reference_policies(config["sparsity"], evaluator).items():
             policies.setdefault(name if name == "dense" else f"{name} σ {config['sparsity']:g}", allocation.kept)
         best = json.loads((path / "best.json").read_text(encoding="utf-8"))
-        policies[path.name] = evaluator.prunable.check_kept(best["chosen"]["kept"])
+        policies[str(path)] = evaluator.prunable.check_kept(best["chosen"]["kept"])
     return evaluator, policies, test_windows
 
 
@@ -112,9 +114,14 @@ def measure(
 ) -> Iterator[tuple[str, bool, PolicyResult]]:
     """Measures every policy, calibrated first; yields its name and whether it was calibrated with the result."""
     for calibrated in (True, False) if evaluator.calibration is not None else (False,):
+        measured: dict[bytes, PolicyResult] = {}
         for name, kept in policies.items():
-            if not (calibrated and name == "dense"):  # the same as without
-                yield name, calibrated, measure_policy(evaluator, kept, test_windows, calibrated=calibrated)
+            if calibrated and name == "dense":
+                continue  # the same as without
+            key = kept.tobytes()
+            if key not in measured:
+                measured[key] = measure_policy(evaluator, kept, test_windows, calibrated=calibrated)
+            yield name, calibrated, measured[key]
 
 
 def table(policies: Mapping[str, np.ndarray], results: Mapping[tuple[str, bool], PolicyResult]) -> Table:

@@ -22,7 +22,7 @@ from rich.markup import escape
 from ffprune_env.loss import window_losses
 from ffprune_env.models import load_model
 from ffprune_env.pruning.export_gguf import GgufType, export_gguf
-from ffprune_env.texts import load_windows
+from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
 console = Console(highlight=False)
 
@@ -56,8 +56,8 @@ def main() -> int:
         console.print(f"{escape(str(args.out))}: {report.size / 2**20:.1f} MiB, {args.kind}")
         if report.expanded_layers:
             console.print(
-                f"the query heads of {report.expanded_layers} layers no longer share keys and values evenly, which are "
-                f"repeated: {report.expanded_params:,} parameters more, cache {report.cache_growth:.2f} times"
+                f"in {report.expanded_layers} layers the query heads share keys unevenly; keys and values are repeated "
+                f"there: {report.expanded_params:,} parameters more, cache {report.cache_growth:.2f} times"
             )
         if args.windows:
             compare(args)
@@ -70,7 +70,7 @@ def main() -> int:
 def compare(args: Args) -> None:
     """Prints both perplexities on the same windows, and how far they are apart."""
     model, tokenizer = load_model(str(args.folder), dtype="float32", device="cpu")
-    split = "test" if args.text == "python-docs" else "all"
+    split: Split = "test" if args.text in NAMED_TEXTS else "all"
     windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows)
     ours = window_losses(model, windows).double().mean().exp().item()
     theirs = llama_cpp_perplexity(args.out, windows)

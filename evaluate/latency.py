@@ -29,8 +29,9 @@ from rich.table import Table
 
 import ffprune_env as ff
 from ffprune_env.devices import pick_device
+from ffprune_env.models import context_length
 
-_MAXRSS_UNIT = 1 if sys.platform == "darwin" else 1024
+SHORT = 16  # tokens of the prompt that a decode follows
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,12 @@ def main() -> int:
             if value < 1:
                 raise ValueError(f"{flag} must be at least 1, got {value}")
         device = str(pick_device(args.device))
-        dtype = str(ff.load_pruned(args.pruned, device="cpu").dtype).removeprefix("torch.")
+        pruned = ff.load_pruned(args.pruned, device="cpu")
+        if max(args.prompt, args.new_tokens + SHORT) > context_length(pruned):
+            raise ValueError(
+                f"the model takes {context_length(pruned)} tokens: ask for fewer with --prompt, --new-tokens"
+            )
+        dtype = str(pruned.dtype).removeprefix("torch.")
         with tempfile.TemporaryDirectory() as scratch:
             ff.load_model(args.dense, dtype, "cpu")[0].save_pretrained(scratch)
             folders = {"dense": Path(scratch), "pruned": args.pruned}
@@ -92,18 +98,27 @@ def take_turns(args: Args, folders: dict[str, Path], device: str) -> dict[str, M
     for name, folder in folders.items():
         ends[name], other = context.Pipe()
         context.Process(target=serve, args=(other, folder, device, args.prompt, args.new_tokens), daemon=True).start()
+        other.close()  # so that the end of the process is the end of the pipe
     measured = {name: Measured([], []) for name in folders}
     for i in range(args.rounds + 1):
         for what in ("prefill", "decode"):
             for name, end in ends.items():
-                end.send(what)
-                seconds = end.recv()
+                seconds = ask(name, end, what)
                 if i:
                     getattr(measured[name], what).append(seconds)
     for name, end in ends.items():
-        end.send("peak")
-        measured[name].peak = end.recv()
+        measured[name].peak = int(ask(name, end, "peak"))
     return measured
+
+
+def ask(name: str, end: Connection, what: str) -> float:
+    """What a process answers; ValueError if it died."""
+    try:
+        end.send(what)
+        answer: float = end.recv()
+    except (EOFError, OSError) as error:
+        raise ValueError(f"the process of the {name} model died; what it said is above") from error
+    return answer
 
 
 def serve(end: Connection, folder: Path, device: str, prompt: int, new_tokens: int) -> None:
@@ -112,7 +127,7 @@ def serve(end: Connection, folder: Path, device: str, prompt: int, new_tokens: i
 
     before = psutil.Process().memory_info().rss
     model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}).eval()
-    long, short = (torch.arange(1, n + 1, device=device)[None] % model.config.vocab_size for n in (prompt, 16))
+    long, short = (torch.arange(1, n + 1, device=device)[None] % model.config.vocab_size for n in (prompt, SHORT))
     runs = {
         "prefill": lambda: model(long, use_cache=True, logits_to_keep=1),
         "decode": lambda: model.generate(
@@ -124,14 +139,23 @@ def serve(end: Connection, folder: Path, device: str, prompt: int, new_tokens: i
         while True:
             what = end.recv()
             if what == "peak":
-                on_cpu = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_UNIT - before
-                end.send(torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else on_cpu)
+                on_cuda = device.startswith("cuda")
+                end.send(torch.cuda.max_memory_allocated(device) if on_cuda else peak_memory() - before)
                 continue
             synchronize(device)
             started = time.perf_counter()
             runs[what]()
             synchronize(device)
             end.send(time.perf_counter() - started)
+
+
+def peak_memory() -> int:
+    """Most bytes that this process ever held in memory."""
+    status = Path("/proc/self/status")
+    if status.exists():  # on Linux ru_maxrss begins with what the parent held
+        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def synchronize(device: str) -> None:

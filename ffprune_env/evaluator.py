@@ -17,7 +17,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.models import context_length, load_model
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import CRITERIA, collect_statistics, gram_bytes, stream_grams
+from ffprune_env.pruning.saliency import CRITERIA, collect_statistics, drain, gram_bytes, stream_grams
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.texts import load_windows
 
@@ -266,6 +266,8 @@ def build_evaluator(
     prunable.rank(CRITERIA[criterion](prunable, stats))
     calibration = None
     if ridge is not None:
-        grams = stats if at_once else stream_grams(prunable, seen, room, batch_size)
+        matrices = list(stats.grams or ())
+        del stats  # a matrix goes when its factors are made
+        grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
     return LMEvaluator(prunable, search, batch_size, calibration, calibrated)

@@ -13,7 +13,7 @@ import ffprune_env as ff
 from ffprune_env.evaluator import LMEvaluator, load_evaluator
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import collect_statistics, stream_grams, wanda_scores
+from ffprune_env.pruning.saliency import collect_statistics, drain, stream_grams, wanda_scores
 from ffprune_env.pruning.units import group_columns
 
 
@@ -153,6 +153,16 @@ def test_streamed_matrices_are_those_collected_at_once(family):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
+def test_matrices_are_let_go_one_by_one():
+    prunable, stats, _ = ranked()
+    matrices, left = list(stats.grams), []
+    for gram in drain(matrices):
+        left.append(len(matrices))
+        assert gram is stats.grams[len(left) - 1]
+    assert left == [5, 4, 3, 2, 1, 0]
+    RidgeCalibration(prunable, drain(list(stats.grams)))
+
+
 def test_a_calibration_is_void_after_another_ranking():
     prunable, stats, _ = ranked()
     calibration = RidgeCalibration(prunable, stats)
@@ -176,6 +186,12 @@ def test_what_cannot_be_calibrated_is_refused():
     foreign = RidgeCalibration(other, other_stats)
     with pytest.raises(ValueError, match="another PrunableModel"), prunable.pruned([1] * 6, foreign):
         pass
+    broken = [gram.clone() for gram in stats.grams]
+    broken[2][0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"layers\.1\.self_attn: its Gram matrix is not finite"):
+        RidgeCalibration(prunable, broken)
+    with pytest.raises(ValueError, match="no Cholesky factor for any λ"):
+        RidgeCalibration(prunable, [*stats.grams[:5], torch.eye(24).roll(1, 0) * -1e9])
     with pytest.raises(RuntimeError, match="before you calibrate"):
         RidgeCalibration(PrunableModel(tiny_model("llama")), stats)
 

@@ -43,7 +43,7 @@ def other_text(tmp_path_factory):
 def run_script(path, monkeypatch, capsys, *arguments):
     """Exit code, output and errors of a script's main."""
     monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "300")
     code = load_script(path).main()
     captured = capsys.readouterr()
     return code, captured.out, captured.err
@@ -55,13 +55,13 @@ def test_runs_are_compared_on_the_same_windows(runs, other_text, monkeypatch, ca
         "evaluate/compare_runs.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json"
     )
     assert code == 0
-    names = ("dense", "uniform σ 0.2", "ffn-only σ 0.2", "one", "uniform σ 0.3", "ffn-only σ 0.3", "two")
+    names = ("dense", "uniform σ 0.2", "ffn-only σ 0.2", str(runs / "one"), "uniform σ 0.3", str(runs / "two"))
     assert all(name in out for name in names)
     results = json.loads((tmp_path / "x.json").read_text())["results"]
-    assert len(results) == 2 * len(names) - 1
+    assert len(results) == 2 * (len(names) + 1) - 1
     for name in ("one", "two"):
         best = json.loads((runs / name / "best.json").read_text())
-        for result in (x for x in results if x["policy"] == name):
+        for result in (x for x in results if x["policy"] == str(runs / name)):
             wanted = (best["calibration"] if result["calibrated"] else best)["chosen"]
             assert result["kept"] == wanted["kept"]
             assert result["search_ppl"] == pytest.approx(wanted["search_ppl"], rel=1e-5)
@@ -99,6 +99,7 @@ def test_latency_compares_speed_memory_and_size(runs, tiny_folder, monkeypatch, 
     for arguments, message in (
         ((tiny_folder,), "its model_type is 'llama'"),
         ((runs / "one" / "model", "--rounds", 0), "--rounds must be at least 1"),
+        ((runs / "one" / "model", "--prompt", 129), "the model takes 128 tokens"),
     ):
         code, _, err = run_script("evaluate/latency.py", monkeypatch, capsys, *arguments)
         assert code == 2

@@ -119,6 +119,16 @@ def test_the_attention_kernel_can_be_chosen(written, implementation):
         torch.testing.assert_close(logits(model, PROMPT), expected, rtol=0, atol=1e-6)  # eager takes softmax in float32
 
 
+def test_flash_attention_is_refused_where_keys_are_shared(tmp_path):
+    prunable, _, kept = ranked("llama-gqa")
+    ff.save_pruned(prunable, kept, tmp_path / "out")
+    model = ff.load_pruned(tmp_path / "out")
+    with pytest.raises(ValueError, match="attention 'flash_attention_2' cannot read keys by index"):
+        model.set_attn_implementation("flash_attention_2")
+    with prunable.pruned(kept) as expected:
+        torch.testing.assert_close(logits(model, PROMPT), logits(expected, PROMPT), rtol=0, atol=1e-9)
+
+
 def test_saving_again_round_trips(written, tmp_path):
     folder, _, _, expected, _ = written
     model = ff.load_pruned(folder)
@@ -200,7 +210,7 @@ def test_generation_can_be_compiled(tmp_path):
     model = ff.load_pruned(tmp_path / "out")
     settings = {"attention_mask": torch.ones_like(PROMPT), "max_new_tokens": 6, "do_sample": False}
     expected = model.generate(PROMPT, **settings)
-    model.forward = torch.compile(model.forward, backend="aot_eager")
+    model.forward = torch.compile(model.forward, backend="aot_eager", fullgraph=True)
     assert torch.equal(model.generate(PROMPT, cache_implementation="static", **settings), expected)
 
 
@@ -326,6 +336,17 @@ def unknown_family(folder):
     edit_config(folder, model_type="ffprune_bloom")
 
 
+def wrong_keys(folder):
+    for shard in folder.glob("model-*.safetensors"):
+        tensors = load_file(shard)
+        changed = {name: tensor + 2 if name.endswith("kv_index") else tensor for name, tensor in tensors.items()}
+        save_file(changed, shard, metadata={"format": "pt"})
+
+
+def no_weight_map(folder):
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
 def no_json(folder):
     (folder / "config.json").write_text("{")
 
@@ -350,6 +371,8 @@ def no_config(folder):
         (other_family, r"config and weights disagree|describes no model"),
         (dense_family, "its model_type is 'llama', allowed are ffprune_llama, .*load a dense model with load_model"),
         (unknown_family, "its model_type is 'ffprune_bloom', allowed are"),
+        (wrong_keys, r"kv_index must hold key/value heads 0 to 1 in order, got"),
+        (no_weight_map, "has no weight_map"),
         (no_json, r"config\.json is not JSON"),
         (no_config, "holds no config.json"),
     ],

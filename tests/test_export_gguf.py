@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import byte_tokenizer, load_script, tiny_model
+from tokenizers import Tokenizer, models, normalizers
+from transformers import PreTrainedTokenizerFast
 
 import ffprune_env as ff
 from ffprune_env.pruning.export_gguf import _expand_keys, export_gguf
@@ -17,8 +19,10 @@ from ffprune_env.pruning.prunable import PrunableModel
 MERGES = [("e", "n"), ("1", "2")]  # llama.cpp refuses a tokenizer without any
 
 
-def pruned_folder(folder, family, kept, seed=0):
-    prunable = PrunableModel(tiny_model(family, seed).float())
+def pruned_folder(folder, family, kept, seed=0, vocab_size=256):
+    model = tiny_model(family, seed).float()
+    model.resize_token_embeddings(vocab_size)
+    prunable = PrunableModel(model)
     rng = np.random.default_rng(seed)
     prunable.rank([rng.random(unit.n_groups) for unit in prunable.units])
     ff.save_pruned(prunable, kept, folder, tokenizer=byte_tokenizer(MERGES))
@@ -56,6 +60,8 @@ def test_the_file_has_a_size_for_every_layer(tmp_path, kind):
     assert field["deci.attention.head_count"] == [3, 4, 1]
     key_heads = field["deci.attention.head_count_kv"]
     assert key_heads[1:] == [2, 1]
+    assert report.expanded_layers == (1 if key_heads[0] == 3 else 0)
+    assert report.cache_growth == sum(key_heads) / 6
     assert field["deci.feed_forward_length"] == ([20, 7, 24] if kind == "f16" else [32, 32, 32])
     assert field["deci.attention.key_length"] == field["deci.rope.dimension_count"] == 8
     assert f"{report.expanded_params} parameters more" in field["general.description"]
@@ -88,6 +94,34 @@ def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, script):
     assert script.tokens_of(tmp_path / "model.gguf", text) == byte_tokenizer(MERGES)(text)["input_ids"]
 
 
+def test_llama_cpp_splits_text_as_a_tokenizer_like_llamas_does(tmp_path, script):
+    """Byte fallback, spaces as ▁, and merges whose order matters: "ab" and "bc" compete for the b of "abc"."""
+    pytest.importorskip("llama_cpp")
+    letters = "▁abcdxyz"
+    merges = [("b", "c"), ("a", "b"), ("▁", "a"), ("bc", "d"), ("x", "y"), ("xy", "z"), ("▁a", "bcd")]
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *letters, *("".join(x) for x in merges)]
+    model = models.BPE(
+        {w: i for i, w in enumerate(words)}, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    ours = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    folder = pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24], vocab_size=len(words))
+    ours.save_pretrained(folder)
+    export_gguf(folder, tmp_path / "model.gguf")
+    for text in ("abcd abc xyz", "ab é xyxyz bcd"):
+        assert script.tokens_of(tmp_path / "model.gguf", text) == ours(text)["input_ids"]
+
+
+def test_a_tokenizer_that_is_not_bpe_is_refused(tmp_path):
+    folder = pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24])
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))).save_pretrained(folder)
+    with pytest.raises(ValueError, match="a WordLevel tokenizer cannot be written as GGUF"):
+        export_gguf(folder, tmp_path / "model.gguf")
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+
+
 def test_the_script_writes_and_refuses(tmp_path, script, monkeypatch, capsys):
     llama = pruned_folder(tmp_path / "llama", "llama-gqa", [3, 20, 4, 7, 2, 24])
     opt = pruned_folder(tmp_path / "opt", "opt", [3, 20, 4, 7, 2, 24])
@@ -95,7 +129,7 @@ def test_the_script_writes_and_refuses(tmp_path, script, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["export_gguf.py", str(llama), str(out), "--type", "q8_0"])
     assert script.main() == 0
     printed = capsys.readouterr().out
-    assert "layers no longer share keys and values evenly" in " ".join(printed.split())
+    assert "share keys unevenly" in " ".join(printed.split())
     assert out.stat().st_size > 0
     written = out.read_bytes()
     for folder, message in ((opt, "a ffprune_opt cannot be written as GGUF"), (tmp_path / "absent", "no config.json")):

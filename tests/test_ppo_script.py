@@ -120,6 +120,21 @@ def test_the_model_is_written_and_measured_from_disk(ppo, monkeypatch, flags, ca
     assert str(flags["--model"].parent) not in card
 
 
+def test_a_model_that_cannot_be_written_costs_nothing_else(ppo, monkeypatch, flags, capsys):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(ppo, "save_pruned", full)
+    assert run_main(ppo, monkeypatch, argv(flags)) == 1
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line == "error: the model could not be written and read back: No space left on device"
+    assert "searched" in captured.out
+    best = json.loads((flags["--run"] / "best.json").read_text())
+    assert "saved" not in best
+    assert (flags["--run"] / "plots" / "retention.png").is_file()
+
+
 def test_without_ridge_there_is_no_calibration(ppo, monkeypatch, flags):
     changes = ["--no-calibrated", "--ridge", "None", "--test-windows", "None", "--no-save-model"]
     assert run_main(ppo, monkeypatch, [*argv(flags), *changes]) == 0

@@ -201,3 +201,12 @@ def test_misuse_is_refused_and_changes_nothing():
             pass
         with pytest.raises(RuntimeError, match="cannot rank"):
             prunable.rank(scores)
+
+
+def test_flash_attention_is_refused_where_keys_are_shared(monkeypatch):
+    model = tiny_model("llama-gqa")
+    monkeypatch.setattr(model.config, "_attn_implementation_internal", "flash_attention_2")
+    with pytest.raises(ValueError, match=r"attention 'flash_attention_2' cannot read keys by index.*eager, sdpa"):
+        PrunableModel(model)
+    model.config._attn_implementation_internal = "sdpa"
+    PrunableModel(model)

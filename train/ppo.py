@@ -206,11 +206,10 @@ def main() -> int:
         errors.print("interrupted; nothing was written")
         return 130
     try:
-        report(args, job, train(args, job))
+        return report(args, job, train(args, job))
     except KeyboardInterrupt:
         errors.print("interrupted at once; the samples measured so far are in", escape(str(job.run.path)))
         return 130
-    return 0
 
 
 def prepare(args: Args) -> Job:
@@ -332,8 +331,12 @@ def choose(args: Args, evaluator: LMEvaluator, policy: PPO, archive: Archive) ->
     return candidates[best], finalists[best]
 
 
-def report(args: Args, job: Job, outcome: Outcome) -> None:
-    """Measures the chosen policy and those it is compared with on test text, and leaves the files and the table."""
+def report(args: Args, job: Job, outcome: Outcome) -> int:
+    """Measures the chosen policy and those it is compared with on test text, and leaves files and table.
+
+    Returns:
+        The exit code: 1 if all is there but the model.
+    """
     run, evaluator, samples, test_windows = job.run, job.evaluator, outcome.samples, job.test_windows
     scores, chosen = choose(args, evaluator, outcome.policy, outcome.archive)
     policies = {**reference_policies(args.sparsity, evaluator), "chosen": chosen}
@@ -354,9 +357,6 @@ def report(args: Args, job: Job, outcome: Outcome) -> None:
         "seconds": outcome.seconds,
     }
     run.write_json("best.json", {**about, **content})
-    if args.save_model:
-        results = replace(results, saved=save_and_measure(args, job, results))
-        run.write_json("best.json", {**about, **content, "saved": asdict(results.saved)})
 
     rewarded = results.calibrated if args.calibrated else results.plain
     pruned = [name for name in policies if name != "dense"]
@@ -366,10 +366,20 @@ def report(args: Args, job: Job, outcome: Outcome) -> None:
     run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)
     log_final(outcome.policy, args, results, retention)
+
+    failure = None
+    if args.save_model:
+        try:
+            results = replace(results, saved=save_and_measure(args, job, results))
+            run.write_json("best.json", {**about, **content, "saved": asdict(results.saved)})
+        except (ValueError, OSError, RuntimeError) as error:  # a full disk, or no memory for a second model
+            failure = " ".join(str(error).split())
     console.print(results_table(results, test_windows))
-    console.print(
-        f"{len(samples)} evaluations in {outcome.seconds:.0f} s; files in {escape(str(run.path))}", highlight=False
-    )
+    summary = f"{len(samples)} evaluations in {outcome.seconds:.0f} s; files in {escape(str(run.path))}"
+    console.print(summary, highlight=False)
+    if failure is not None:
+        errors.print("[bold red]error:[/] the model could not be written and read back:", escape(failure))
+    return 0 if failure is None else 1
 
 
 def save_and_measure(args: Args, job: Job, results: Comparison) -> PolicyResult:

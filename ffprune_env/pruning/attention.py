@@ -14,6 +14,18 @@ if TYPE_CHECKING:
 
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 _PREFIX = "ffprune_"
+# Transformers treats names with "flash" in them, and kernels from the hub, in ways of their own.
+_INDEXABLE = ("eager", "sdpa", "flex_attention")
+
+
+def require_indexable(implementation: str) -> None:
+    """Raises ValueError for an attention implementation that cannot be wrapped."""
+    name = implementation.removeprefix(_PREFIX)
+    if not name.startswith(_INDEXABLE):
+        raise ValueError(
+            f"attention {name!r} cannot read keys by index, which pruned grouped-query attention needs; "
+            f"allowed are {', '.join(_INDEXABLE)}: set attn_implementation to one of them"
+        )
 
 
 def index_keys(attention: nn.Module, kv_index: torch.Tensor) -> None:
@@ -36,7 +48,11 @@ def use_indexed_attention(model: PreTrainedModel, attentions: list[nn.Module]) -
     Args:
         model: the model; a second call on it changes nothing.
         attentions: its grouped attention modules.
+
+    Raises:
+        ValueError: the model uses an attention implementation that cannot be wrapped, such as flash attention.
     """
+    require_indexable(model.config._attn_implementation)
     for attention in attentions:
         # What the wrapped function sees is one key/value head per query head.
         attention.num_key_value_groups = 1  # type: ignore[assignment]

@@ -24,7 +24,7 @@ Storage = Literal["device", "cpu"]
 #: λ as a fraction of the mean diagonal of G (design 4.5).
 DEFAULT_RIDGE = 0.01
 # Where raising λ starts if none was asked for, and how far it goes each time.
-_LEAST_RIDGE, _RAISE = 1e-8, 10.0
+_LEAST_RIDGE, _RAISE, _MOST_RIDGE = 1e-8, 10.0, 1e6
 
 
 class RidgeCalibration:
@@ -42,7 +42,8 @@ class RidgeCalibration:
     Args:
         prunable: a ranked model, dense now. Ranking it again makes the calibration void.
         stats: statistics with Gram matrices of the dense model, or the matrices alone, per unit in original column
-            order; an iterable is read one matrix at a time (see :func:`~ffprune_env.pruning.saliency.stream_grams`).
+            order; an iterator is read one matrix at a time, so that it may let go of each
+            (see :func:`~ffprune_env.pruning.saliency.stream_grams`).
         ridge: λ as a fraction of the mean diagonal of G. Where G + λI has no Cholesky factor λ is raised tenfold
             until it has, for that unit only.
         storage: where W L and L⁻¹ are kept: ``"device"``, beside the unit's weights, or ``"cpu"``, from where every
@@ -52,7 +53,8 @@ class RidgeCalibration:
         ridge: float64 [N], what was used for every unit: ``ridge``, or more where it had to be raised.
 
     Raises:
-        ValueError: there are no Gram matrices, too few or of the wrong shape, or ``ridge`` is negative or not finite.
+        ValueError: there are no Gram matrices, too few, of the wrong shape or not finite; or ``ridge`` is negative or
+            not finite.
         RuntimeError: the model is pruned now, or its groups were never ranked.
 
     Source:
@@ -152,6 +154,8 @@ def _factors(
         ridge: λ to begin with.
         name: of the unit, for the log.
     """
+    if not bool(torch.isfinite(gram).all()):
+        raise ValueError(f"{name}: its Gram matrix is not finite")
     matrix = gram.double()
     diagonal = matrix.diagonal()
     without_ridge = diagonal.clone()
@@ -163,6 +167,8 @@ def _factors(
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not int(failed):
             break
+        if used > _MOST_RIDGE:
+            raise ValueError(f"{name}: its Gram matrix is not one: G + λI has no Cholesky factor for any λ")
         used = max(used * _RAISE, _LEAST_RIDGE)
     if used != ridge:
         logger.warning(

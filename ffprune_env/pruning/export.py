@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import numpy.typing as npt
 import torch
 
@@ -135,13 +136,13 @@ def check_pruned(folder: Path) -> Any:
             f"{folder} is not a pruned model: its model_type is {settings.get('model_type')!r}, allowed are {known}; "
             f"load a dense model with load_model"
         )
-    found = _stored_shapes(folder)
     model_class = pruned_model_class(family)
     try:
         with torch.device("meta"):
             model = model_class(model_class.config_class.from_pretrained(folder))
     except Exception as error:  # a wrong value in a config can raise anything, in as many lines as it likes
         raise ValueError(f"{folder}/config.json describes no model: {' '.join(str(error).split())}") from error
+    found = _stored_shapes(folder, model.config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         expected = {name: shape for name, shape in expected.items() if name not in model._tied_weights_keys}
@@ -175,10 +176,10 @@ def _smaller_model(
             groups, places = order[: int(k)].sort()
             columns = group_columns(layout, places)
             for module in layout.inputs:
-                tensors[f"{names[module]}.weight"] = module.weight[columns]
+                tensors[f"{names[module]}.weight"] = module.weight[columns].cpu()
                 if module.bias is not None:
-                    tensors[f"{names[module]}.bias"] = module.bias[columns]
-            tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns]
+                    tensors[f"{names[module]}.bias"] = module.bias[columns].cpu()
+            tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
             if layout.queries_per_key > 1:
                 tensors[f"{names[layout.owner]}.kv_index"] = groups // layout.queries_per_key
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
@@ -202,23 +203,35 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors, from the headers of the shards."""
+def _stored_shapes(folder: Path, config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors, from the headers of the shards; key indices are read and checked whole."""
     from safetensors import SafetensorError, safe_open
 
     shards = {_WEIGHTS}
-    if (folder / _INDEX).is_file():
-        shards = set(_read_json(folder / _INDEX)["weight_map"].values())
+    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
+        weight_map = _read_json(folder / _INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise ValueError(f"{folder / _INDEX} has no weight_map: copy the folder again")
+        shards = {str(shard) for shard in weight_map.values()}
     shapes: dict[str, tuple[int, ...]] = {}
     for shard in sorted(shards):
         if not (folder / shard).is_file():
             raise OSError(f"{folder} is incomplete: {shard} is missing; copy the folder again")
         try:
             with safe_open(folder / shard, framework="numpy") as file:
-                shapes |= {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+                for name in file.keys():  # noqa: SIM118
+                    shapes[name] = tuple(file.get_slice(name).get_shape())
+                    if name.endswith("kv_index"):
+                        _check_key_index(folder / shard, name, file.get_tensor(name), config.num_key_value_heads)
         except SafetensorError as error:
             raise OSError(f"{folder / shard} is damaged or cut short ({error}); copy the folder again") from error
     return shapes
+
+
+def _check_key_index(file: Path, name: str, index: npt.NDArray[Any], heads: int) -> None:
+    in_range = index.ndim == 1 and index.size > 0 and index.min() >= 0 and index.max() < heads
+    if not in_range or (np.diff(index) < 0).any():
+        raise ValueError(f"{file}: {name} must hold key/value heads 0 to {heads - 1} in order, got {index.tolist()}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

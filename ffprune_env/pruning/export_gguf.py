@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,9 +41,10 @@ class GgufReport:
 
     Attributes:
         size: bytes of the file.
-        expanded_layers: layers whose keys and values were repeated, because their query heads no longer share evenly.
-        expanded_params: parameters that this added.
-        cache_growth: size of the key/value cache as a fraction of what it would be without.
+        expanded_layers: layers in which key/value heads are repeated, because their query heads share them unevenly.
+        expanded_params: parameters of the repetitions.
+        cache_growth: size of the key/value cache as a fraction of that of the model it was written from, which also
+            keeps heads that no query reads any more.
     """
 
     size: int
@@ -76,7 +78,7 @@ def export_gguf(folder: str | Path, out: str | Path, kind: GgufType = "f16") -> 
         raise OSError(f"{source} holds no tokenizer.json; write the model with save_pruned(..., tokenizer=tokenizer)")
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".writing-{target.name}-{os.getpid()}")
-    writer = gguf.GGUFWriter(scratch, "deci")
+    writer = gguf.GGUFWriter(scratch, "deci", use_temp_file=True)
     try:
         expansions = [_expand_keys(layer.self_attn.kv_index) for layer in _grouped(model)]
         report = _report(model, expansions)
@@ -124,15 +126,15 @@ def _expand_keys(kv_index: torch.Tensor) -> list[int]:
 
 def _report(model: PreTrainedModel, expansions: list[list[int]]) -> dict[str, Any]:
     config = model.config
-    grown = [len(heads) - config.num_key_value_heads for heads in expansions]
+    repeated = [len(heads) - len(set(heads)) for heads in expansions]
     per_head = (
         2 * config.head_dim * (config.hidden_size + int(config.model_type == _FAMILIES[0] and config.attention_bias))
     )
-    before = config.num_key_value_heads * max(1, len(grown))
+    before = config.num_key_value_heads * len(expansions)
     return {
-        "expanded_layers": sum(extra > 0 for extra in grown),
-        "expanded_params": per_head * sum(grown),
-        "cache_growth": (before + sum(grown)) / before,
+        "expanded_layers": sum(heads > 0 for heads in repeated),
+        "expanded_params": per_head * sum(repeated),
+        "cache_growth": sum(len(heads) for heads in expansions) / before if before else 1.0,
     }
 
 
@@ -220,37 +222,39 @@ def _write_tensor(writer: gguf.GGUFWriter, name: str, tensor: torch.Tensor, kind
 
 def _write_tokenizer(writer: gguf.GGUFWriter, source: Path, vocab_size: int) -> None:
     settings = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    if settings["model"].get("byte_fallback"):
-        vocab: Any = gguf.LlamaHfVocab(source)
-        tokens, scores, kinds = (list(column) for column in zip(*vocab.all_tokens(), strict=True))
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        _fill(vocab_size, (tokens, b"<unused%d>"), (scores, -1000.0), (kinds, gguf.TokenType.UNUSED))
-        writer.add_token_scores(scores)
-    else:
-        added = {token["id"]: token for token in settings["added_tokens"]}
-        by_id = {i: text for text, i in settings["model"]["vocab"].items()} | {
-            i: x["content"] for i, x in added.items()
-        }
-        tokens, kinds = [], []
-        for i in range(max(by_id) + 1):
-            tokens.append(by_id.get(i, f"<unused{i}>"))
-            normal = gguf.TokenType.NORMAL if i in by_id else gguf.TokenType.UNUSED
-            special = gguf.TokenType.CONTROL if i in added and added[i]["special"] else gguf.TokenType.USER_DEFINED
-            kinds.append(special if i in added else normal)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_split_name(settings["pre_tokenizer"]))
-        _fill(vocab_size, (tokens, "<unused%d>"), (kinds, gguf.TokenType.UNUSED))
+    if settings["model"]["type"] != "BPE":
+        raise ValueError(f"a {settings['model']['type']} tokenizer cannot be written as GGUF; allowed is BPE")
+    added = {token["id"]: token for token in settings["added_tokens"]}
+    words = {i: text for text, i in settings["model"]["vocab"].items()} | {i: x["content"] for i, x in added.items()}
+    # The embedding may have more rows than the tokenizer has tokens.
+    tokens = [words.get(i, f"<unused{i}>") for i in range(max(vocab_size, max(words) + 1))]
+    like_sentencepiece = bool(settings["model"].get("byte_fallback"))
+    writer.add_tokenizer_model("llama" if like_sentencepiece else "gpt2")
+    writer.add_tokenizer_pre("default" if like_sentencepiece else _split_name(settings["pre_tokenizer"]))
+    if like_sentencepiece:
+        writer.add_token_scores(_scores(tokens, settings["model"]["merges"]))
     writer.add_token_list(tokens)
-    writer.add_token_types(kinds)
-    gguf.SpecialVocab(source, load_merges=True, n_vocab=len(tokens)).add_to_gguf(writer, quiet=True)
+    writer.add_token_types([_token_type(i, words, added, like_sentencepiece) for i in range(len(tokens))])
+    special = gguf.SpecialVocab(source, load_merges=not like_sentencepiece, n_vocab=len(tokens))
+    special.add_to_gguf(writer, quiet=True)
 
 
-def _fill(size: int, *columns: tuple[list[Any], Any]) -> None:
-    """Lengthens columns to the rows of the embedding, which may have more than the tokenizer has tokens."""
-    for column, filler in columns:
-        for i in range(len(column), size):
-            column.append(filler % i if isinstance(filler, str | bytes) else filler)
+def _scores(tokens: list[str], merges: list[Any]) -> list[float]:
+    """SentencePiece's scores: llama.cpp merges the pair whose result scores highest, so the earliest merge does."""
+    rank: dict[str, int] = {}
+    for i, merge in enumerate(merges):
+        rank.setdefault("".join(merge if isinstance(merge, list) else merge.split(" ")), i)
+    return [-float(rank.get(token, 0)) for token in tokens]
+
+
+def _token_type(i: int, words: dict[int, str], added: dict[int, Any], like_sentencepiece: bool) -> gguf.TokenType:
+    if i not in words:
+        return gguf.TokenType.UNUSED
+    if like_sentencepiece and re.fullmatch(r"<0x[0-9A-F]{2}>", words[i]):
+        return gguf.TokenType.BYTE
+    if i in added:
+        return gguf.TokenType.CONTROL if added[i]["special"] else gguf.TokenType.USER_DEFINED
+    return gguf.TokenType.NORMAL
 
 
 def _split_name(pre_tokenizer: dict[str, Any] | None) -> str:

@@ -73,8 +73,8 @@ tags: [ffprune, pruned]
 
 # {facts.base_model or prunable.model.config.model_type}, pruned
 
-Whole attention heads and FFN channels were removed by [FastForward Pruning](https://arxiv.org/abs/2511.18977), as many
-of every layer as `ffprune` found best.
+Whole attention heads and FFN channels were removed with `ffprune`, an implementation of FastForward Pruning
+([arXiv 2511.18977](https://arxiv.org/abs/2511.18977)); what every layer keeps is listed below.
 
 | | |
 |---|---|
@@ -87,7 +87,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ```
 
 `trust_remote_code=True` runs the two Python files in this folder, which build the dense architecture with smaller

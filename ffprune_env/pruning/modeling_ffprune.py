@@ -21,7 +21,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from .attention import use_indexed_attention
+from .attention import require_indexable, use_indexed_attention
 
 #: Keys of config.json: int per decoder layer, heads that the query projection and channels that the FFN have left.
 #: ``num_attention_heads`` and ``intermediate_size`` (``ffn_dim``) stay those of the dense model.
@@ -100,9 +100,11 @@ class PrunedModel:
             _cut_columns(ffn, ("down_proj", "fc2"), getattr(config, CHANNELS_KEY)[i])
         self._index_keys()
 
-    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
-        """Switches the attention kernel, as on any model, and keeps the index of the keys."""
-        super().set_attn_implementation(*args, **kwargs)  # type: ignore[misc]
+    def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+        """Switches between eager, sdpa and flex_attention, and keeps the index of the keys."""
+        if self._grouped:
+            require_indexable(str(attn_implementation))
+        super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
         self._index_keys()
 
     def _index_keys(self) -> None:

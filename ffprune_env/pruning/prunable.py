@@ -34,7 +34,8 @@ class PrunableModel:
             that computes the same if it is grouped-query.
 
     Raises:
-        ValueError: the architecture cannot be pruned, or the model is wrapped already.
+        ValueError: the architecture cannot be pruned, it is grouped-query and uses flash attention, or the model is
+            wrapped already.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -42,7 +43,6 @@ class PrunableModel:
             raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
         self.model = model
         self.layouts: tuple[UnitLayout, ...] = find_units(model)
-        setattr(model, _WRAPPED, True)
         self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)
         #: int64 [n_groups] per unit, on the unit's device: original index of the group now at each place.
         self.order = tuple(torch.arange(x.unit.n_groups, device=x.output.weight.device) for x in self.layouts)
@@ -54,6 +54,7 @@ class PrunableModel:
         grouped = [layout.owner for layout in self.layouts if layout.queries_per_key > 1]
         if grouped:
             use_indexed_attention(model, grouped)
+        setattr(model, _WRAPPED, True)
         self._restore_keys()
 
     @property

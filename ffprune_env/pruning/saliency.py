@@ -87,11 +87,15 @@ def stream_grams(
             if taken > max_bytes and end > start:
                 break
             end += 1
-        sums = _second_moments(prunable, windows, range(start, end), True, batch_size)
-        sums.reverse()
-        while sums:
-            yield sums.pop()
+        yield from drain(_second_moments(prunable, windows, range(start, end), True, batch_size))
         start = end
+
+
+def drain(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Yields tensors in order, and takes each off the list, so that what was used can be freed."""
+    tensors.reverse()
+    while tensors:
+        yield tensors.pop()
 
 
 def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
