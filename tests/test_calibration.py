@@ -210,3 +210,26 @@ def test_a_calibrated_evaluator_measures_what_the_user_will_get(tiny_folder, tex
     assert load_evaluator(str(tiny_folder), str(text_file), **settings).calibration is None
     with pytest.raises(ValueError, match="calibrated=True needs a calibration"):
         LMEvaluator(evaluator.prunable, evaluator.windows, calibrated=True)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("storage", ["device", "cpu"])
+def test_cuda_calibrates_as_the_cpu_does(storage, tmp_path):
+    here, stats, windows = ranked()
+    there = PrunableModel(tiny_model("llama-gqa").to("cuda"))
+    there_stats = collect_statistics(there, windows)
+    there.rank(wanda_scores(here, stats))
+    here.rank(wanda_scores(here, stats))
+    kept = np.array([max(1, unit.n_groups // 2) for unit in here.units])
+    calibrations = RidgeCalibration(here, stats), RidgeCalibration(there, there_stats, storage=storage)
+    for i, k in enumerate(kept):
+        one, other = (calibration.weight(i, int(k)) for calibration in calibrations)
+        assert other.device.type == "cuda"
+        torch.testing.assert_close(one, other.cpu(), rtol=1e-4, atol=1e-4)
+    ff.save_pruned(there, kept, tmp_path / "out", calibration=calibrations[1])
+    with there.pruned(kept, calibrations[1]) as model:
+        expected = ff.perplexity(model, windows)
+    for device in ("cpu", "cuda"):
+        loaded = ff.load_pruned(tmp_path / "out", device=device)
+        assert loaded.device.type == device
+        assert ff.perplexity(loaded, windows) == pytest.approx(expected, rel=1e-5)

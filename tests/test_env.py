@@ -204,6 +204,22 @@ def test_bad_actions_and_tasks_leave_the_episode_usable(env):
     assert env.step(np.zeros(24))[4]["target_sparsity"] == 0.2
 
 
+def test_the_reward_can_be_that_of_the_calibrated_model(tiny_folder, text_file):
+    arguments = make_kwargs(tiny_folder, text_file)
+    rewards = []
+    for calibrated in (False, True):
+        env = gym.make("ffprune/PruneBandit-v0", sparsity=0.4, calibrated=calibrated, **arguments)
+        assert json.loads(env.spec.to_json())["kwargs"]["calibrated"] is calibrated
+        evaluator = env.unwrapped.evaluator
+        env.reset(seed=0)
+        _, reward, _, _, info = env.step(np.zeros(6, dtype=np.float32))
+        calibration = evaluator.calibration.approximate() if calibrated else None
+        with evaluator.prunable.pruned(info["kept"], calibration) as model:
+            assert info["ppl"] == ff.perplexity(model, evaluator.windows[: info["n_samples"]])
+        rewards.append(reward)
+    assert rewards[0] != rewards[1]
+
+
 def test_envs_of_the_same_model_share_it(tiny_folder, text_file):
     one, other = (
         gym.make("ffprune/PruneBandit-v0", sparsity=s, **make_kwargs(tiny_folder, text_file)).unwrapped
