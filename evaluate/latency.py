@@ -30,6 +30,7 @@ from rich.table import Table
 import ffprune_env as ff
 from ffprune_env.devices import pick_device
 from ffprune_env.models import context_length
+from ffprune_env.pruning.auto_classes import pruned_model_class
 
 SHORT = 16  # tokens of the prompt that a decode follows
 
@@ -125,6 +126,7 @@ def serve(end: Connection, folder: Path, device: str, prompt: int, new_tokens: i
     """Loads a model and measures what it is told to, until its process ends with the parent's."""
     from transformers import AutoModelForCausalLM
 
+    pruned_model_class("llama")  # imports what either model needs, which is no memory of the model's
     before = psutil.Process().memory_info().rss
     model = AutoModelForCausalLM.from_pretrained(folder, device_map={"": device}).eval()
     long, short = (torch.arange(1, n + 1, device=device)[None] % model.config.vocab_size for n in (prompt, SHORT))

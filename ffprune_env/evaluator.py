@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 # Gram matrices may take this many times the memory of the model before they are made in several runs.
 _GRAMS_PER_MODEL = 1.5
+# A regression on fewer tokens than this per column can leave a model worse than it was.
+_TOKENS_PER_COLUMN = 4
 
 
 class Evaluator(Protocol):
@@ -266,6 +268,14 @@ def build_evaluator(
     prunable.rank(CRITERIA[criterion](prunable, stats))
     calibration = None
     if ridge is not None:
+        widest = max(layout.output.in_features for layout in prunable.layouts)
+        if seen.numel() < _TOKENS_PER_COLUMN * widest:
+            logger.warning(
+                "calibration may fit noise: %d tokens for units of up to %d columns; %d windows would do",
+                seen.numel(),
+                widest,
+                -(-_TOKENS_PER_COLUMN * widest // seq_len),
+            )
         matrices = list(stats.grams or ())
         del stats  # a matrix goes when its factors are made
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)

@@ -196,6 +196,14 @@ def test_what_cannot_be_calibrated_is_refused():
         RidgeCalibration(PrunableModel(tiny_model("llama")), stats)
 
 
+def test_too_little_text_for_the_fit_is_told(tiny_folder, text_file, caplog):
+    settings = {"seq_len": 64, "n_samples": 1, "ridge": 0.01}
+    load_evaluator(str(tiny_folder), str(text_file), calibration_windows=2, **settings)
+    assert "calibration may fit noise: 128 tokens for units of up to 32 columns; 2 windows would do" not in caplog.text
+    load_evaluator(str(tiny_folder), str(text_file), calibration_windows=1, **settings)
+    assert "calibration may fit noise: 64 tokens for units of up to 32 columns; 2 windows would do" in caplog.text
+
+
 def test_a_calibrated_evaluator_measures_what_the_user_will_get(tiny_folder, text_file):
     settings = {"seq_len": 64, "n_samples": 2, "calibration_windows": 8}
     evaluator = load_evaluator(str(tiny_folder), str(text_file), **settings, calibrated=True)
