@@ -124,9 +124,15 @@ class RidgeCalibration:
         return torch.addmm(weight[:, :m].to(dtype), product, inverse, alpha=-1).to(weight.dtype)
 
     def approximate(self) -> RidgeCalibration:
-        """The same calibration with its product in the dtype of the weights: faster, exact enough for a reward."""
+        """The same calibration with factors and product in the dtype of the weights: faster, good enough for a reward.
+
+        Where that is not float32 it holds a second copy of the factors.
+        """
         fast = copy.copy(self)
         fast._exact = False
+        dtypes = [layout.output.weight.dtype for layout in self.prunable.layouts]
+        fast._products = [x.to(dtype) for x, dtype in zip(self._products, dtypes, strict=True)]
+        fast._inverses = [x.to(dtype) for x, dtype in zip(self._inverses, dtypes, strict=True)]
         return fast
 
     def raised(self) -> dict[str, float]:
