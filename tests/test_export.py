@@ -129,6 +129,22 @@ def test_flash_attention_is_refused_where_keys_are_shared(tmp_path):
         torch.testing.assert_close(logits(model, PROMPT), logits(expected, PROMPT), rtol=0, atol=1e-9)
 
 
+def test_layers_that_lost_no_query_heads_run_as_they_always_did(tmp_path):
+    prunable, calibration, kept = ranked("llama-gqa")
+    kept[2] = prunable.units[2].n_groups
+    ff.save_pruned(prunable, kept, tmp_path / "out", calibration=calibration)
+    model = ff.load_pruned(tmp_path / "out")
+    layers = model.model.layers
+    assert [hasattr(layer.self_attn, "kv_index") for layer in layers] == [True, False, True]
+    assert [layer.self_attn.num_key_value_groups for layer in layers] == [1, 2, 1]
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        with prunable.pruned(kept, calibration) as expected:
+            torch.testing.assert_close(logits(model, PROMPT), logits(expected, PROMPT), rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match="lost query heads already"):
+        PrunableModel(model)
+
+
 def test_saving_again_round_trips(written, tmp_path):
     folder, _, _, expected, _ = written
     model = ff.load_pruned(folder)

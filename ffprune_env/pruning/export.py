@@ -180,7 +180,7 @@ def _smaller_model(
                 if module.bias is not None:
                     tensors[f"{names[module]}.bias"] = module.bias[columns].cpu()
             tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
-            if layout.queries_per_key > 1:
+            if layout.queries_per_key > 1 and k < layout.unit.n_groups:
                 tensors[f"{names[layout.owner]}.kv_index"] = groups // layout.queries_per_key
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=True)

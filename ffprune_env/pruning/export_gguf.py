@@ -80,7 +80,7 @@ def export_gguf(folder: str | Path, out: str | Path, kind: GgufType = "f16") -> 
     scratch = target.with_name(f".writing-{target.name}-{os.getpid()}")
     writer = gguf.GGUFWriter(scratch, "deci", use_temp_file=True)
     try:
-        expansions = [_expand_keys(layer.self_attn.kv_index) for layer in _grouped(model)]
+        expansions = [_key_heads(layer.self_attn) for layer in model.model.layers]
         report = _report(model, expansions)
         _write_settings(writer, model, expansions, report, kind, source)
         _write_tokenizer(writer, source, model.config.vocab_size)
@@ -105,9 +105,11 @@ def _require_writable(model: PreTrainedModel) -> None:
         raise ValueError(f"rope type {rope!r} with {config.hidden_act!r} cannot be written; allowed: 'default', 'silu'")
 
 
-def _grouped(model: PreTrainedModel) -> list[Any]:
-    """Layers with fewer key than query heads; none or all of a model."""
-    return [layer for layer in model.model.layers if hasattr(layer.self_attn, "kv_index")]
+def _key_heads(attention: Any) -> list[int]:
+    """Key/value heads of a layer to write, by their place in its projections."""
+    if hasattr(attention, "kv_index"):
+        return _expand_keys(attention.kv_index)
+    return list(range(attention.k_proj.out_features // attention.head_dim))
 
 
 def _expand_keys(kv_index: torch.Tensor) -> list[int]:
@@ -130,11 +132,11 @@ def _report(model: PreTrainedModel, expansions: list[list[int]]) -> dict[str, An
     per_head = (
         2 * config.head_dim * (config.hidden_size + int(config.model_type == _FAMILIES[0] and config.attention_bias))
     )
-    before = config.num_key_value_heads * len(expansions)
+    before = sum(layer.self_attn.k_proj.out_features // config.head_dim for layer in model.model.layers)
     return {
         "expanded_layers": sum(heads > 0 for heads in repeated),
         "expanded_params": per_head * sum(repeated),
-        "cache_growth": sum(len(heads) for heads in expansions) / before if before else 1.0,
+        "cache_growth": sum(len(heads) for heads in expansions) / before,
     }
 
 
@@ -164,7 +166,7 @@ def _write_settings(
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)
     writer.add_head_count(heads)
-    writer.add_head_count_kv([len(x) for x in expansions] or heads)
+    writer.add_head_count_kv([len(x) for x in expansions])
     writer.add_feed_forward_length([_padded(n, kind) for n in config.intermediate_size_per_layer])
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
@@ -182,7 +184,7 @@ def _tensors(model: PreTrainedModel, expansions: list[list[int]], kind: str) -> 
         if suffix == "kv_index" or (module == "lm_head" and model.config.tie_word_embeddings):
             continue
         last = module.rpartition(".")[2]
-        if last in ("k_proj", "v_proj") and expansions:
+        if last in ("k_proj", "v_proj"):
             heads = expansions[int(module.split(".")[2])]
             tensor = tensor.view(-1, head_dim, *tensor.shape[1:])[heads].flatten(0, 1)
         if last in ("q_proj", "k_proj"):

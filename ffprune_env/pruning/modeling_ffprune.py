@@ -74,8 +74,8 @@ class PrunedModel:
     """Builds the dense model, then gives every layer the sizes that its configuration lists.
 
     Nothing is allocated for what goes away where models are built on the meta device, as ``from_pretrained`` does.
-    Under grouped-query attention keys and values stay whole, and every layer holds ``kv_index``: the key/value head
-    of each query head that is left.
+    Under grouped-query attention keys and values stay whole, and a layer that lost query heads holds ``kv_index``: the
+    key/value head of each one that is left. Layers that lost none run as they always did.
 
     Args:
         config: a pruned configuration of the same family.
@@ -89,7 +89,7 @@ class PrunedModel:
             grouped = attention.k_proj.out_features != attention.q_proj.out_features
             _cut_rows(attention, ("q_proj",) if grouped else ("q_proj", "k_proj", "v_proj"), heads * attention.head_dim)
             _cut_columns(attention, ("o_proj", "out_proj"), heads * attention.head_dim)
-            if grouped:
+            if grouped and heads < config.num_attention_heads:
                 index = torch.zeros(heads, dtype=torch.int64, device=attention.k_proj.weight.device)
                 attention.register_buffer("kv_index", index)
                 self._grouped.append(attention)
