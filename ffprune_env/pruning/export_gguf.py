@@ -58,7 +58,7 @@ def export_gguf(folder: str | Path, out: str | Path, kind: GgufType = "f16") -> 
 
     Every key/value head of llama.cpp serves the same number of query heads. Where the query heads that are left share
     theirs unevenly, key and value heads are repeated until they do; heads that no query reads any more are left out.
-    With ``q8_0``, FFNs are padded with channels of zeros to whole blocks of 32.
+    With ``q8_0`` the down projections stay f16.
 
     Args:
         folder: what :func:`~ffprune_env.pruning.export.save_pruned` wrote, with a tokenizer.
@@ -84,7 +84,7 @@ def export_gguf(folder: str | Path, out: str | Path, kind: GgufType = "f16") -> 
         report = _report(model, expansions)
         _write_settings(writer, model, expansions, report, kind, source)
         _write_tokenizer(writer, source, model.config.vocab_size)
-        for name, tensor in _tensors(model, expansions, kind):
+        for name, tensor in _tensors(model, expansions):
             _write_tensor(writer, name, tensor, kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
@@ -167,7 +167,7 @@ def _write_settings(
     writer.add_vocab_size(config.vocab_size)
     writer.add_head_count(heads)
     writer.add_head_count_kv([len(x) for x in expansions])
-    writer.add_feed_forward_length([_padded(n, kind) for n in config.intermediate_size_per_layer])
+    writer.add_feed_forward_length(config.intermediate_size_per_layer)
     writer.add_key_length(config.head_dim)
     writer.add_value_length(config.head_dim)
     writer.add_rope_dimension_count(config.head_dim)
@@ -175,7 +175,7 @@ def _write_settings(
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
-def _tensors(model: PreTrainedModel, expansions: list[list[int]], kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(model: PreTrainedModel, expansions: list[list[int]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor under llama.cpp's name for it, in the order llama.cpp wants its rows."""
     head_dim = model.config.head_dim
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.DECI, model.config.num_hidden_layers)
@@ -189,10 +189,6 @@ def _tensors(model: PreTrainedModel, expansions: list[list[int]], kind: str) -> 
             tensor = tensor.view(-1, head_dim, *tensor.shape[1:])[heads].flatten(0, 1)
         if last in ("q_proj", "k_proj"):
             tensor = _interleave_rotation(tensor, head_dim)
-        if last in ("gate_proj", "up_proj"):
-            tensor = _pad(tensor, 0, _padded(len(tensor), kind))
-        if last == "down_proj" and suffix == "weight":
-            tensor = _pad(tensor, 1, _padded(tensor.shape[1], kind))
         yield f"{names.get_name(module)}.{suffix}", tensor
 
 
@@ -202,23 +198,14 @@ def _interleave_rotation(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
     return heads.transpose(1, 2).reshape(rows.shape)
 
 
-def _padded(channels: int, kind: str) -> int:
-    return channels if kind == "f16" else -(-channels // _BLOCK) * _BLOCK
-
-
-def _pad(tensor: torch.Tensor, dim: int, size: int) -> torch.Tensor:
-    """Appends zeros; a channel of zeros adds nothing to what the FFN computes."""
-    shape = list(tensor.shape)
-    shape[dim] = size - shape[dim]
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
-
-
 def _write_tensor(writer: gguf.GGUFWriter, name: str, tensor: torch.Tensor, kind: str) -> None:
     values: Array = tensor.float().numpy()
     if values.ndim == 1:
         writer.add_tensor(name, values)
         return
-    written = _TYPES[kind] if values.shape[1] % _BLOCK == 0 else _TYPES["f16"]
+    # Beside q8_0 matrices llama.cpp rounds the inputs to 8 bits too, which those of the down projections bear badly.
+    blocks = values.shape[1] % _BLOCK == 0 and "ffn_down" not in name
+    written = _TYPES[kind] if blocks else _TYPES["f16"]
     writer.add_tensor(name, gguf.quants.quantize(values, written), raw_dtype=written)
 
 
