@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,8 +25,6 @@ if TYPE_CHECKING:
 
     from ffprune_env.pruning.calibration import RidgeCalibration
     from ffprune_env.pruning.prunable import PrunableModel
-
-logger = logging.getLogger(__name__)
 
 _SHARD = "5GB"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
