@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 AttentionFunction = Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
 _PREFIX = "ffprune_"
 # Transformers treats names with "flash" in them, and kernels from the hub, in ways of their own.
-_INDEXABLE = ("eager", "sdpa", "flex_attention")
+_INDEXABLE = ("eager", "sdpa")
 
 
 def require_indexable(implementation: str) -> None:

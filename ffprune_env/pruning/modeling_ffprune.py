@@ -101,7 +101,7 @@ class PrunedModel:
         self._index_keys()
 
     def set_attn_implementation(self, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-        """Switches between eager, sdpa and flex_attention, and keeps the index of the keys."""
+        """Switches between eager and sdpa, and keeps the index of the keys; other kernels need every query head."""
         if self._grouped:
             require_indexable(str(attn_implementation))
         super().set_attn_implementation(attn_implementation, *args, **kwargs)  # type: ignore[misc]
