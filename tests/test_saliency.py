@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_model
 
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores, wifv_scores
 
 
 def recorded_inputs(prunable, windows):
@@ -48,12 +48,24 @@ def test_wanda_is_the_norm_of_the_input_times_that_of_the_column(family, windows
         np.testing.assert_allclose(score, expected, rtol=1e-4)
 
 
+def test_wifv_is_the_variance_of_the_input_times_the_square_of_the_column(family, windows):
+    prunable = PrunableModel(tiny_model(family))
+    inputs = recorded_inputs(prunable, windows)
+    stats = collect_statistics(prunable, windows, gram=False, batch_size=2)
+    for layout, x, mean, score in zip(prunable.layouts, inputs, stats.means, wifv_scores(prunable, stats), strict=True):
+        torch.testing.assert_close(mean, x.mean(dim=0).float(), rtol=1e-4, atol=1e-4)
+        columns = x.var(dim=0, unbiased=False) * layout.output.weight.detach().square().sum(dim=0)
+        np.testing.assert_allclose(score, columns.view(-1, layout.width).mean(dim=1).numpy(), rtol=1e-3)
+
+
 def test_scores_do_not_depend_on_the_order_of_the_groups(family, windows):
     prunable = PrunableModel(tiny_model(family))
     stats = collect_statistics(prunable, windows)
-    scores = wanda_scores(prunable, stats)
+    scores, fluctuations = wanda_scores(prunable, stats), wifv_scores(prunable, stats)
     prunable.rank(scores)
     for before, after in zip(scores, wanda_scores(prunable, collect_statistics(prunable, windows)), strict=True):
+        np.testing.assert_allclose(before, after, rtol=1e-4)
+    for before, after in zip(fluctuations, wifv_scores(prunable, stats), strict=True):
         np.testing.assert_allclose(before, after, rtol=1e-4)
     again = collect_statistics(prunable, windows)
     for before, after in zip(stats.grams, again.grams, strict=True):

@@ -110,9 +110,7 @@ class RidgeCalibration:
         Raises:
             RuntimeError: the groups were ranked again since, or the model is pruned now.
         """
-        self.prunable.require_dense("calibrate")
-        if self._rankings != self.prunable.rankings:
-            raise RuntimeError("the groups were ranked again since this calibration was made: make another")
+        self.prunable.require_current(self._rankings)
         layout = self.prunable.layouts[i]
         weight = layout.output.weight.detach()
         m = k * layout.width
@@ -122,6 +120,9 @@ class RidgeCalibration:
         product = self._products[i][:, m:].to(weight.device, dtype)  # [C, removed]
         inverse = self._inverses[i][m:, :m].to(weight.device, dtype)  # [removed, kept]
         return torch.addmm(weight[:, :m].to(dtype), product, inverse, alpha=-1).to(weight.dtype)
+
+    def bias(self, i: int, k: int) -> None:
+        """Output-projection biases stay (design 4.5)."""
 
     def approximate(self) -> RidgeCalibration:
         """The same calibration with factors and product in the dtype of the weights: faster, good enough for a reward.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from ffprune_env.pruning.attention import index_keys, use_indexed_attention
 from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, group_columns
@@ -16,10 +17,25 @@ from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, group_c
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ffprune_env.pruning.calibration import RidgeCalibration
-
 IntArray = npt.NDArray[np.int64]
 _WRAPPED = "_ffprune_wrapped"
+
+
+class Calibration(Protocol):
+    """Anything that makes what is left of a unit stand in for what was removed."""
+
+    @property
+    def prunable(self) -> PrunableModel:
+        """The model it was made for."""
+        ...
+
+    def weight(self, i: int, k: int) -> torch.Tensor:
+        """The output projection of unit i with its k best groups kept: [C, k * width], like the dense one."""
+        ...
+
+    def bias(self, i: int, k: int) -> torch.Tensor | None:
+        """Its bias, [C]; None leaves the dense one, or none."""
+        ...
 
 
 class PrunableModel:
@@ -95,7 +111,7 @@ class PrunableModel:
         self.rankings += 1
 
     @contextmanager
-    def pruned(self, kept: npt.ArrayLike, calibration: RidgeCalibration | None = None) -> Iterator[PreTrainedModel]:
+    def pruned(self, kept: npt.ArrayLike, calibration: Calibration | None = None) -> Iterator[PreTrainedModel]:
         """Inside the context the model is pruned; outside it is dense again, bit for bit.
 
         Args:
@@ -116,8 +132,8 @@ class PrunableModel:
         self._is_pruned = True
         dense = [_Dense(layout) for layout in self.layouts]
         try:
-            for layout, keys, k, output in zip(self.layouts, self._keys, counts, outputs, strict=True):
-                _shrink(layout, int(k), output)
+            for layout, keys, k, (weight, bias) in zip(self.layouts, self._keys, counts, outputs, strict=True):
+                _shrink(layout, int(k), weight, bias)
                 if keys is not None:
                     index_keys(layout.owner, keys[: int(k)])
             yield self.model
@@ -158,6 +174,12 @@ class PrunableModel:
         if not self.rankings:
             raise RuntimeError(f"the groups have no order yet: call rank(scores) before you {verb} the model")
 
+    def require_current(self, rankings: int) -> None:
+        """Raises RuntimeError if a calibration made at ranking number ``rankings`` cannot be used now."""
+        self.require_dense("calibrate")
+        if rankings != self.rankings:
+            raise RuntimeError("the groups were ranked again since this calibration was made: make another")
+
     def check_kept(self, kept: npt.ArrayLike) -> IntArray:
         """Returns ``kept`` as an int64 array, or raises ValueError saying what is wrong with it."""
         counts = np.asarray(kept)
@@ -170,13 +192,17 @@ class PrunableModel:
                 raise ValueError(f"{unit.name}: {k} groups kept, allowed are 1 to {unit.n_groups}")
         return counts.astype(np.int64)
 
-    def _outputs(self, counts: IntArray, calibration: RidgeCalibration | None) -> list[torch.Tensor]:
-        """The output projection of every unit with its first groups only: views, or re-fitted copies."""
+    def _outputs(
+        self, counts: IntArray, calibration: Calibration | None
+    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """Weight and new bias of every output projection with its first groups only: views, or re-fitted copies."""
         if calibration is None:
-            return [x.output.weight.data[:, : int(k) * x.width] for x, k in zip(self.layouts, counts, strict=True)]
+            return [
+                (x.output.weight.data[:, : int(k) * x.width], None) for x, k in zip(self.layouts, counts, strict=True)
+            ]
         if calibration.prunable is not self:
             raise ValueError("the calibration was made for another PrunableModel")
-        return [calibration.weight(i, int(k)) for i, k in enumerate(counts)]
+        return [(calibration.weight(i, int(k)), calibration.bias(i, int(k))) for i, k in enumerate(counts)]
 
     def _restore_keys(self) -> None:
         for layout, keys in zip(self.layouts, self._keys, strict=True):
@@ -193,13 +219,14 @@ class _Dense:
 
     def __init__(self, layout: UnitLayout) -> None:
         modules = (*layout.inputs, layout.output)
-        self._linears = [(m, m.weight.data, None if m.bias is None else m.bias.data) for m in modules]
+        self._linears = [(m, m.weight.data, m.bias, None if m.bias is None else m.bias.data) for m in modules]
         self._owner = layout.owner
         self._num_heads: int | None = getattr(layout.owner, "num_heads", None)
 
     def restore(self) -> None:
-        for module, weight, bias in self._linears:
+        for module, weight, parameter, bias in self._linears:
             module.weight.data = weight
+            module.bias = parameter
             if bias is not None:
                 module.bias.data = bias
             module.out_features, module.in_features = weight.shape
@@ -207,16 +234,18 @@ class _Dense:
             self._owner.num_heads = self._num_heads  # type: ignore[assignment]
 
 
-def _shrink(layout: UnitLayout, k: int, output: torch.Tensor) -> None:
-    """Replaces the matrices of a unit by views of their first k groups, and its output projection by ``output``."""
+def _shrink(layout: UnitLayout, k: int, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+    """Replaces the matrices of a unit by views of their first k groups, and what its output projection holds."""
     width = k * layout.width
     for module in layout.inputs:
         module.weight.data = module.weight.data[:width]
         if module.bias is not None:
             module.bias.data = module.bias.data[:width]
         module.out_features = width
-    layout.output.weight.data = output
+    layout.output.weight.data = weight
     layout.output.in_features = width
+    if bias is not None:
+        layout.output.bias = nn.Parameter(bias, requires_grad=False)
     # OPT reads its head count from the module; Llama-like attention infers it from the projection's width.
     if layout.unit.kind == "attention" and hasattr(layout.owner, "num_heads"):
         layout.owner.num_heads = k  # type: ignore[assignment]

@@ -21,15 +21,17 @@ _GRAM_ITEM = torch.float32.itemsize
 
 @dataclass(frozen=True)
 class Statistics:
-    """Second moments of the inputs X of every output projection of the dense model.
+    """First and second moments of the inputs X of every output projection of the dense model.
 
     Attributes:
         square_norms: per unit, float32 [columns], ‖X_j‖₂² summed over tokens, in original column order.
+        means: per unit, float32 [columns], mean of X_j over tokens, in original column order.
         grams: per unit, float32 [columns, columns], G = XᵀX in original column order; None if not asked for.
         n_tokens: tokens the sums run over.
     """
 
     square_norms: tuple[torch.Tensor, ...]
+    means: tuple[torch.Tensor, ...]
     grams: tuple[torch.Tensor, ...] | None
     n_tokens: int
 
@@ -51,9 +53,9 @@ def collect_statistics(
         RuntimeError: the model is pruned.
         ValueError: there are no windows, or an activation is not finite.
     """
-    sums = _second_moments(prunable, windows, range(len(prunable.units)), gram, batch_size)
+    sums, means = _moments(prunable, windows, range(len(prunable.units)), gram, batch_size)
     norms = tuple(total.diagonal().clone() if gram else total for total in sums)
-    return Statistics(norms, tuple(sums) if gram else None, windows.numel())
+    return Statistics(norms, tuple(means), tuple(sums) if gram else None, windows.numel())
 
 
 def gram_bytes(prunable: PrunableModel) -> int:
@@ -87,7 +89,7 @@ def stream_grams(
             if taken > max_bytes and end > start:
                 break
             end += 1
-        yield from drain(_second_moments(prunable, windows, range(start, end), True, batch_size))
+        yield from drain(_moments(prunable, windows, range(start, end), True, batch_size)[0])
         start = end
 
 
@@ -120,22 +122,50 @@ def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]
     return scores
 
 
-def _second_moments(
+def wifv_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
+    """FLAP's fluctuation: Var(X_j) · Σ_i W_ij² for column j of the output projection, averaged over a group.
+
+    Arguments and result as for :func:`wanda_scores`.
+
+    Source:
+        An et al., Fluctuation-based Adaptive Structured Pruning, arXiv 2312.11983 ("WIFV").
+    """
+    return [
+        columns.view(-1, layout.width).mean(dim=1).double().cpu().numpy()
+        for layout, columns in zip(prunable.layouts, fluctuations(prunable, stats), strict=True)
+    ]
+
+
+def fluctuations(prunable: PrunableModel, stats: Statistics) -> list[torch.Tensor]:
+    """Var(X_j) · Σ_i W_ij² of every column of every output projection: float32 [columns], in original order."""
+    prunable.require_dense("score")
+    result = []
+    for i, (layout, square_norm, mean) in enumerate(
+        zip(prunable.layouts, stats.square_norms, stats.means, strict=True)
+    ):
+        weight = layout.output.weight.detach().float().square().sum(dim=0)
+        variance = (square_norm / stats.n_tokens - mean.square()).clamp(min=0)
+        result.append(variance.to(weight.device) * _to_original_order(prunable, i, weight))
+    return result
+
+
+def _moments(
     prunable: PrunableModel, windows: torch.Tensor, indices: Sequence[int], gram: bool, batch_size: int
-) -> list[torch.Tensor]:
-    """G = XᵀX, or its diagonal, of some units in original column order, from one run over the windows."""
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """G = XᵀX, or its diagonal, and the means of some units in original column order, from one run over the windows."""
     if windows.ndim != 2 or not windows.numel():
         raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
     prunable.require_dense("collect statistics of")
-    sums = []
+    sums, means = [], []
     with ExitStack() as hooks, torch.inference_mode():
         for i in indices:
             output = prunable.layouts[i].output
             shape = (output.in_features,) * (2 if gram else 1)
             total = torch.zeros(shape, dtype=torch.float32, device=output.weight.device)
-            accumulate = _accumulate_gram(total) if gram else _accumulate_norms(total)
-            hooks.callback(output.register_forward_pre_hook(accumulate).remove)
+            mean = torch.zeros(output.in_features, dtype=torch.float32, device=output.weight.device)
+            hooks.callback(output.register_forward_pre_hook(_accumulate(total, mean, windows.numel())).remove)
             sums.append(total)
+            means.append(mean)
         for batch in torch.split(windows, batch_size):
             decoder_outputs(prunable.model, batch)
     for place, i in enumerate(indices):
@@ -144,26 +174,28 @@ def _second_moments(
             name = prunable.units[i].name
             raise ValueError(f"{name}: its activations are not finite on the calibration text: check weights and dtype")
         sums[place] = _to_original_order(prunable, i, sums[place])  # one at a time: a second copy of all may not fit
-    return sums
+        means[place] = _to_original_order(prunable, i, means[place])
+    return sums, means
 
 
 Criterion = Callable[[PrunableModel, Statistics], list[FloatArray]]
 
 #: Ways to score groups, by the name that flags use.
-CRITERIA: dict[str, Criterion] = {"wanda": wanda_scores}
+CRITERIA: dict[str, Criterion] = {"wanda": wanda_scores, "wifv": wifv_scores}
 
 
-def _accumulate_norms(total: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        total.add_(inputs[0].flatten(0, -2).float().square().sum(dim=0))
+def _accumulate(
+    total: torch.Tensor, mean: torch.Tensor, n_tokens: int
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+    """A hook that adds XᵀX, or its diagonal if ``total`` is a vector, and the sum of X over ``n_tokens``."""
 
-    return hook
-
-
-def _accumulate_gram(total: torch.Tensor) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         x = inputs[0].flatten(0, -2).float()  # (B * T, columns)
-        total.addmm_(x.T, x)
+        mean.add_(x.sum(dim=0), alpha=1 / n_tokens)
+        if total.ndim == 2:
+            total.addmm_(x.T, x)
+        else:
+            total.add_(x.square().sum(dim=0))
 
     return hook
 
