@@ -15,11 +15,12 @@ import gymnasium as gym
 from ffprune_env.pruning.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
-    from ffprune_env.budget import Allocation, allocate, ffn_only, uniform
+    from ffprune_env.budget import Allocation, allocate
     from ffprune_env.callbacks import ProgressiveSchedulingCallback
     from ffprune_env.env import PruneBanditEnv
     from ffprune_env.evaluator import Evaluator, LMEvaluator, SurrogateEvaluator, load_evaluator
     from ffprune_env.loss import perplexity
+    from ffprune_env.methods.even import ffn_only, uniform
     from ffprune_env.models import load_model
     from ffprune_env.pruning.calibration import RidgeCalibration
     from ffprune_env.pruning.export import load_pruned, save_pruned
@@ -45,14 +46,14 @@ _HOME = {
     "SurrogateEvaluator": "evaluator",
     "allocate": "budget",
     "collect_statistics": "pruning.saliency",
-    "ffn_only": "budget",
+    "ffn_only": "methods.even",
     "load_evaluator": "evaluator",
     "load_model": "models",
     "load_pruned": "pruning.export",
     "load_windows": "texts",
     "perplexity": "loss",
     "save_pruned": "pruning.export",
-    "uniform": "budget",
+    "uniform": "methods.even",
     "wanda_scores": "pruning.saliency",
 }
 

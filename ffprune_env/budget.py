@@ -1,9 +1,9 @@
-"""Scores to an Allocation: Algorithm 1 of the paper, an alternative that keeps magnitudes, and two baselines."""
+"""Scores to an Allocation: Algorithm 1 of the paper, and an alternative that keeps magnitudes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -68,10 +68,10 @@ def allocate(
     scores = _checked_scores(scores, len(units))
     low, high = group_bounds(units, a_min, a_max)
     check_sparsity(sparsity, units, a_min, a_max)
-    sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])  # the check forgives rounding, groups do not
+    sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])
     n = np.array([unit.n_groups for unit in units])
     size = np.array([unit.group_params for unit in units])
-    budget = _budget(sparsity, int(n @ size))
+    budget = parameter_budget(sparsity, int(n @ size))
     weights = (n * size).astype(np.float64)
     solve = greedy_rates if mapping == "greedy" else waterfill_rates
     rates = solve(scores, 1 - sparsity, weights, a_min, a_max)
@@ -83,26 +83,78 @@ def allocate(
         left = (budget - kept[~fine] @ size[~fine]) / weights[fine].sum()
         rates[fine] = waterfill_rates(scores[fine], float(np.clip(left, a_min, a_max)), weights[fine], a_min, a_max)
     kept[fine] = np.clip(np.floor(rates[fine] * n[fine] + 1e-9), low[fine], high[fine]).astype(np.int64)
-    return _allocation(_settle(kept, descending(scores), size, low, high, budget), n, size)
+    return settle(kept, scores, sparsity, units, a_min=a_min, a_max=a_max)
+
+
+def allocate_rates(
+    rates: npt.ArrayLike, sparsity: float, units: Sequence[PruneUnit], *, a_min: float = 0.2, a_max: float = 1.0
+) -> Allocation:
+    """Whole groups at given rates, all moved by one constant between the bounds until they meet the budget.
+
+    Args:
+        rates: [N] finite rates; those outside the bounds are moved to them.
+        sparsity: as for :func:`allocate`, like the arguments after it.
+        units: the N units.
+        a_min: lowest retention rate of a unit.
+        a_max: highest retention rate.
+
+    Raises:
+        ValueError: as for :func:`allocate`.
+    """
+    scores = waterfill_scores(np.clip(np.asarray(rates, dtype=np.float64), a_min, a_max), a_min, a_max)
+    return allocate(scores, sparsity, units, a_min=a_min, a_max=a_max, mapping="waterfill")
+
+
+def settle(
+    kept: npt.ArrayLike,
+    priority: npt.ArrayLike,
+    sparsity: float,
+    units: Sequence[PruneUnit],
+    *,
+    a_min: float = 0.2,
+    a_max: float = 1.0,
+) -> Allocation:
+    """Changes whole groups as little as needed to use the budget as fully as they can (Algorithm 1, step 6).
+
+    Args:
+        kept: int [N], groups kept that nearly meet the budget.
+        priority: [N] finite; what is to spare goes to the highest, what is lacking is taken from the lowest.
+        sparsity: as for :func:`allocate`, like the arguments after it.
+        units: the N units.
+        a_min: lowest retention rate of a unit.
+        a_max: highest retention rate.
+
+    Raises:
+        ValueError: as for :func:`allocate`.
+    """
+    low, high = group_bounds(units, a_min, a_max)
+    check_sparsity(sparsity, units, a_min, a_max)
+    sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])  # the check forgives rounding, groups do not
+    size = np.array([unit.group_params for unit in units])
+    total = sum(unit.n_params for unit in units)
+    nearly = np.clip(np.asarray(kept, dtype=np.int64), low, high)
+    order = descending(_checked_scores(priority, len(units)))
+    return allocation_of(_settle(nearly, order, size, low, high, parameter_budget(sparsity, total)), units)
+
+
+def allocation_of(kept: npt.ArrayLike, units: Sequence[PruneUnit]) -> Allocation:
+    """The allocation that keeps given numbers of groups.
+
+    Args:
+        kept: int [N].
+        units: the N units.
+    """
+    counts = np.asarray(kept, dtype=np.int64)
+    n = np.array([unit.n_groups for unit in units])
+    size = np.array([unit.group_params for unit in units])
+    total = int(n @ size)
+    return Allocation(counts, counts / n, (total - int(counts @ size)) / total)
 
 
 def whole(units: Sequence[PruneUnit]) -> Allocation:
     """The allocation that keeps everything."""
     kept = np.array([unit.n_groups for unit in units], dtype=np.int64)
     return Allocation(kept, np.ones(len(units)), 0.0)
-
-
-def uniform(sparsity: float, units: Sequence[PruneUnit]) -> Allocation:
-    """The `uniform` baseline: every unit at rate P, heads rounded to the nearest, the residue spread over the FFNs."""
-    return _even(sparsity, units, attention_rate=1 - sparsity)
-
-
-def ffn_only(sparsity: float, units: Sequence[PruneUnit]) -> Allocation:
-    """The `ffn-only` baseline: attention whole, all FFNs at one rate."""
-    return _even(sparsity, units, attention_rate=1.0)
-
-
-BASELINES: dict[str, Callable[[float, Sequence[PruneUnit]], Allocation]] = {"uniform": uniform, "ffn-only": ffn_only}
 
 
 def greedy_rates(scores: FloatArray, retention: float, weights: FloatArray, a_min: float, a_max: float) -> FloatArray:
@@ -213,6 +265,14 @@ def check_sparsity(sparsity: float, units: Sequence[PruneUnit], a_min: float, a_
         )
 
 
+def parameter_budget(sparsity: float, total: int) -> int:
+    """Most of ``total`` parameters that may stay with the achieved sparsity, as reported, not below the target."""
+    removed = max(0, math.floor(sparsity * total) - 1)
+    while removed < total and removed / total < sparsity:
+        removed += 1
+    return total - removed
+
+
 def _checked_scores(scores: npt.ArrayLike, n_units: int) -> FloatArray:
     array = np.asarray(scores, dtype=np.float64)
     if array.shape != (n_units,):
@@ -220,33 +280,6 @@ def _checked_scores(scores: npt.ArrayLike, n_units: int) -> FloatArray:
     if not np.isfinite(array).all():
         raise ValueError(f"{int((~np.isfinite(array)).sum())} of {n_units} scores are not finite")
     return array
-
-
-def _budget(sparsity: float, total: int) -> int:
-    """Most parameters that may stay so that the achieved sparsity, as it is reported, is not below the target."""
-    removed = max(0, math.floor(sparsity * total) - 1)
-    while removed < total and removed / total < sparsity:
-        removed += 1
-    return total - removed
-
-
-def _even(sparsity: float, units: Sequence[PruneUnit], attention_rate: float) -> Allocation:
-    low, high = group_bounds(units, 0.0, 1.0)
-    check_sparsity(sparsity, units, 0.0, 1.0)
-    n = np.array([unit.n_groups for unit in units])
-    size = np.array([unit.group_params for unit in units])
-    ffn = np.array([unit.kind == "ffn" for unit in units])
-    budget = _budget(sparsity, int(n @ size))
-    kept = np.where(ffn, 0, np.clip(np.rint(attention_rate * n), low, high)).astype(np.int64)
-    rate = (budget - kept @ size) / (n * size)[ffn].sum()
-    if np.floor(rate * n[ffn]).min() < 1:
-        most = (n * size)[ffn].sum() / (n @ size)
-        raise ValueError(f"sparsity {sparsity} would leave an FFN no channel: the FFNs are only {most:.4g} of Σ w")
-    kept[ffn] = np.minimum(np.floor(rate * n[ffn]), high[ffn])
-    for i in np.flatnonzero(ffn):
-        if kept[i] < high[i] and kept @ size + size[i] <= budget:
-            kept[i] += 1
-    return _allocation(kept, n, size)
 
 
 def _settle(kept: IntArray, order: IntArray, size: IntArray, low: IntArray, high: IntArray, budget: int) -> IntArray:
@@ -310,8 +343,3 @@ def _closest_totals(wanted: list[int], bounds: list[tuple[int, int]], sizes: lis
     # Anything to spare below the cheapest group is as good as none; among those the nearest wins.
     options = [(max(0, end[0] - sizes[-1] + 1), distance, end[1]) for end, distance in finished if end is not None]
     return min(options)[2]
-
-
-def _allocation(kept: IntArray, n: IntArray, size: IntArray) -> Allocation:
-    total = int(n @ size)
-    return Allocation(kept, kept / n, (total - int(kept @ size)) / total)

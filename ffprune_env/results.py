@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import torch
 from rich.table import Table
 
-from ffprune_env.budget import BASELINES, Allocation, IntArray, whole
+from ffprune_env.budget import Allocation, IntArray, whole
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
+from ffprune_env.methods.even import BASELINES
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ class PolicyResult:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Measured:
     """All policies of a run.
 
     Attributes:
@@ -92,7 +93,7 @@ def measure_policy(
 
 def measure_policies(
     evaluator: LMEvaluator, policies: Mapping[str, Allocation], test_windows: torch.Tensor, batch_size: int = 1
-) -> Comparison:
+) -> Measured:
     """Measures every policy as it is cut and, if the evaluator has a calibration, calibrated.
 
     Args:
@@ -109,7 +110,7 @@ def measure_policies(
                 calibrated[name] = replace(plain[name], calibrated=True)
             else:
                 calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, calibrated=True)
-    return Comparison(plain, calibrated)
+    return Measured(plain, calibrated)
 
 
 def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, Allocation]:
@@ -123,7 +124,7 @@ def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, All
     return policies
 
 
-def results_table(results: Comparison, test_windows: torch.Tensor) -> Table:
+def results_table(results: Measured, test_windows: torch.Tensor) -> Table:
     """The table a person reads at the end of a run.
 
     Args:

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 from ffprune_env.budget import (
     allocate,
     descending,
-    ffn_only,
     greedy_rates,
     group_bounds,
     sparsity_range,
-    uniform,
     waterfill_rates,
     waterfill_scores,
 )
+from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.pruning.units import PruneUnit
 
 MAPPINGS = ("greedy", "waterfill")
