@@ -6,6 +6,7 @@ import inspect
 import logging
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -13,11 +14,12 @@ import numpy.typing as npt
 import torch
 
 from ffprune_env.budget import FloatArray, IntArray
+from ffprune_env.divergence import divergence, final_hidden_states
 from ffprune_env.loss import perplexity
 from ffprune_env.models import context_length, load_model
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import CRITERIA, collect_statistics, drain, gram_bytes, stream_grams
+from ffprune_env.pruning.saliency import CRITERIA, Statistics, collect_statistics, drain, gram_bytes, stream_grams
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.texts import load_windows
 
@@ -54,6 +56,14 @@ class Evaluator(Protocol):
         ...
 
 
+class DivergenceEvaluator(Evaluator, Protocol):
+    """An evaluator that can also say how far the pruned model's predictions are from the dense model's."""
+
+    def divergence(self, kept: IntArray, n_samples: int) -> float:
+        """Mean KL(dense ‖ pruned) over the tokens of the first ``n_samples`` windows, in nats; inf if not finite."""
+        ...
+
+
 class LMEvaluator:
     """Measures a real language model on windows of search text; the same question is answered once.
 
@@ -64,6 +74,7 @@ class LMEvaluator:
         calibration: what the surviving weights are re-fitted with in the model that the user will get, if at all.
         calibrated: measure that model, not the one that is only cut. The product that re-fits the weights is then
             taken in the dtype of the weights, which is exact enough for a reward.
+        statistics: what the groups were ranked by, for methods that look at it; its Gram matrices are not kept.
 
     Raises:
         ValueError: there is no window, the dense model's perplexity is not finite, or there is no calibration to use.
@@ -76,6 +87,7 @@ class LMEvaluator:
         batch_size: int = 1,
         calibration: RidgeCalibration | None = None,
         calibrated: bool = False,
+        statistics: Statistics | None = None,
     ) -> None:
         if calibrated and calibration is None:
             raise ValueError("calibrated=True needs a calibration: RidgeCalibration(prunable, stats)")
@@ -83,10 +95,13 @@ class LMEvaluator:
         self.windows = windows
         self.calibration = calibration
         self.calibrated = calibrated
+        self.statistics = None if statistics is None else replace(statistics, grams=None)
         self._fast = calibration.approximate() if calibration is not None and calibrated else None
         self._batch_size = batch_size
         self._measured: dict[tuple[int, int, bytes], float] = {}
         self._dense: dict[tuple[int, int], float] = {}
+        self._divergences: dict[tuple[int, int, bytes], float] = {}
+        self._dense_states: tuple[int, list[torch.Tensor]] = (-1, [])  # of the ranking that they were made under
         if not math.isfinite(self.dense(len(windows))):
             raise ValueError("the dense model's perplexity on the search text is not finite: check weights and dtype")
 
@@ -109,6 +124,23 @@ class LMEvaluator:
                 self._measured[key] = perplexity(model, self._first(n_samples), self._batch_size)
         return self._measured[key]
 
+    def divergence(self, kept: IntArray, n_samples: int) -> float:
+        """Mean KL(dense ‖ pruned) over the tokens of the first windows."""
+        counts = self.prunable.check_kept(kept)
+        self.prunable.require_dense("measure")
+        rankings = self.prunable.rankings
+        key = (rankings, n_samples, counts.tobytes())
+        if key not in self._divergences:
+            if self._dense_states[0] != rankings:
+                self._dense_states = (
+                    rankings,
+                    final_hidden_states(self.prunable.model, self.windows, self._batch_size),
+                )
+            windows, dense = self._first(n_samples), self._dense_states[1][:n_samples]
+            with self.prunable.pruned(counts, self._fast) as model:
+                self._divergences[key] = divergence(model, windows, dense, self._batch_size)
+        return self._divergences[key]
+
     def measure_exactly(self, kept: IntArray) -> float:
         """Perplexity on all windows of the model that the user will get: calibrated, if there is a calibration."""
         with self.prunable.pruned(kept, self.calibration) as model:
@@ -125,6 +157,7 @@ class LMEvaluator:
     def forget(self) -> None:
         """Drops what was measured of pruned models, so that the same question costs a measurement again."""
         self._measured.clear()
+        self._divergences.clear()
 
     def _first(self, n_samples: int) -> torch.Tensor:
         if not 1 <= n_samples <= len(self.windows):
@@ -181,8 +214,11 @@ class SurrogateEvaluator:
 
     def measure(self, kept: IntArray, n_samples: int) -> float:
         """PPL_dense · exp(Σ damage_i(kept_i))."""
-        damage = sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
-        return self._dense_ppl * math.exp(min(damage, 700.0))
+        return self._dense_ppl * math.exp(min(self.divergence(kept, n_samples), 700.0))
+
+    def divergence(self, kept: IntArray, n_samples: int) -> float:
+        """Σ damage_i(kept_i): what pruning adds to the loss, which a small divergence is close to."""
+        return sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
 
     def dense(self, n_samples: int) -> float:
         """The given perplexity."""
@@ -277,7 +313,7 @@ def build_evaluator(
                 -(-_TOKENS_PER_COLUMN * widest // seq_len),
             )
         matrices = list(stats.grams or ())
-        del stats  # a matrix goes when its factors are made
+        stats = replace(stats, grams=None)  # a matrix goes when its factors are made
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
-    return LMEvaluator(prunable, search, batch_size, calibration, calibrated)
+    return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats)

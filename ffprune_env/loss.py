@@ -6,6 +6,8 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -31,7 +33,18 @@ def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 
     Returns:
         The perplexity; ``inf`` if the loss of any window is not finite or too large, which is logged.
     """
-    losses = window_losses(model, windows, batch_size)
+    return perplexity_of(window_losses(model, windows, batch_size))
+
+
+def perplexity_of(losses: torch.Tensor) -> float:
+    """Perplexity from the mean loss of every window.
+
+    Args:
+        losses: float [n].
+
+    Returns:
+        exp of their mean; ``inf`` if one is not finite or the mean too large, the former of which is logged.
+    """
     finite = torch.isfinite(losses)
     if not bool(finite.all()):
         logger.warning("perplexity is inf: %d of %d windows have no finite loss", int((~finite).sum()), len(losses))
@@ -40,6 +53,35 @@ def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 
         return math.exp(losses.double().mean().item())
     except OverflowError:
         return math.inf
+
+
+def bootstrap_interval(losses: npt.ArrayLike, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
+    """95 % interval of a perplexity: percentile bootstrap of the mean loss over windows, then exp.
+
+    Windows are resampled as if they were independent; how they depend on each other within one text is not seen.
+
+    Args:
+        losses: [n ≥ 2] finite, mean loss of every window (see :func:`window_losses`).
+        resamples: how many times n windows are drawn with replacement.
+        seed: of the draws.
+
+    Returns:
+        The lower and the upper bound.
+
+    Raises:
+        ValueError: a loss is not finite, or there are too few losses or resamples.
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
+        finite = int(np.isfinite(values).sum())
+        raise ValueError(f"an interval needs finite losses of at least 2 windows, got {finite} of shape {values.shape}")
+    if resamples < 1:
+        raise ValueError(f"resamples must be at least 1, got {resamples}")
+    rng = np.random.default_rng(seed)
+    means = [rng.choice(values, len(values)).mean() for _ in range(resamples)]
+    with np.errstate(over="ignore"):  # too large for exp is inf, as in perplexity
+        low, high = np.exp(np.percentile(means, (2.5, 97.5)))
+    return float(low), float(high)
 
 
 @torch.inference_mode()
@@ -79,20 +121,40 @@ def token_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Te
     Returns:
         float32 [tokens].
     """
-    head = model.get_output_embeddings()
+    losses = []
+    for chunk, target in zip(hidden_chunks(model, hidden), hidden_chunks(model, targets), strict=True):
+        logits = vocabulary_logits(model, chunk)
+        losses.append(F.cross_entropy(logits, target.to(logits.device), reduction="none"))
+    return torch.cat(losses)
+
+
+def hidden_chunks(model: PreTrainedModel, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Splits rows, one per token, so that the float32 logits of a chunk take a bounded piece of memory."""
+    return torch.split(rows, max(1, _LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)))
+
+
+def vocabulary_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits of final hidden states.
+
+    Args:
+        model: the model that made them.
+        hidden: [tokens, C].
+
+    Returns:
+        float32 [tokens, vocabulary].
+
+    Raises:
+        ValueError: the model scales its logits in a way that is not known here.
+    """
     config = model.config.get_text_config()
     for factor in _LOGIT_FACTORS:
         if getattr(config, factor, None) not in (None, 1, 1.0):
             raise ValueError(f"{type(model).__name__} scales its logits ({factor}), which the loss cannot do")
+    logits: torch.Tensor = model.get_output_embeddings()(hidden)
     softcap = getattr(config, "final_logit_softcapping", None)
-    rows = max(1, _LOGIT_BYTES // (4 * config.vocab_size))
-    losses = []
-    for chunk, target in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
-        logits = head(chunk)
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
-        losses.append(F.cross_entropy(logits.float(), target.to(logits.device), reduction="none"))
-    return torch.cat(losses)
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    return logits.float()
 
 
 def decoder_outputs(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,78 @@
+"""How far a pruned model's predictions are from the dense model's: KL over the vocabulary, token by token."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from ffprune_env.loss import decoder_outputs, hidden_chunks, vocabulary_logits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@torch.inference_mode()
+def final_hidden_states(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1) -> list[torch.Tensor]:
+    """What the dense model hands to its vocabulary projection: all that its predictions are made of.
+
+    The projection is not pruned, so keeping [tokens, C] instead of [tokens, vocabulary] is enough to compare with.
+
+    Args:
+        model: a causal language model, dense now.
+        windows: int64 [n, seq_len].
+        batch_size: windows per forward pass.
+
+    Returns:
+        One [seq_len, C] per window, on the model's device.
+    """
+    return [hidden for batch in torch.split(windows, batch_size) for hidden in decoder_outputs(model, batch)]
+
+
+@torch.inference_mode()
+def divergence(
+    model: PreTrainedModel, windows: torch.Tensor, dense: Sequence[torch.Tensor], batch_size: int = 1
+) -> float:
+    """Mean over tokens of KL(dense ‖ pruned) between the next-token distributions, in nats.
+
+    Args:
+        model: the pruned model.
+        windows: int64 [n, seq_len].
+        dense: what :func:`final_hidden_states` gave of the dense model, for the same windows.
+        batch_size: windows per forward pass.
+
+    Returns:
+        At least 0; ``inf`` if it is not finite.
+    """
+    total = 0.0
+    for batch, states in zip(torch.split(windows, batch_size), _batches(dense, batch_size), strict=True):
+        hidden = decoder_outputs(model, batch).flatten(0, 1)  # (B * T, C)
+        total += float(token_divergences(model, hidden, torch.cat(list(states))).double().sum())
+    mean = total / windows.numel()
+    return max(mean, 0.0) if math.isfinite(mean) else math.inf
+
+
+def token_divergences(model: PreTrainedModel, hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
+    """KL(dense ‖ pruned) of every token, with the vocabulary projection computed in chunks of rows.
+
+    Args:
+        model: the model whose vocabulary projection both share.
+        hidden: [tokens, C], final hidden states of the pruned model.
+        dense: [tokens, C], of the dense one.
+
+    Returns:
+        float32 [tokens].
+    """
+    divergences = []
+    for chunk, reference in zip(hidden_chunks(model, hidden), hidden_chunks(model, dense), strict=True):
+        log_q = F.log_softmax(vocabulary_logits(model, chunk), dim=-1)
+        log_p = F.log_softmax(vocabulary_logits(model, reference), dim=-1)
+        divergences.append(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1))
+    return torch.cat(divergences)
+
+
+def _batches(states: Sequence[torch.Tensor], size: int) -> list[Sequence[torch.Tensor]]:
+    return [states[start : start + size] for start in range(0, len(states), size)]
