@@ -23,6 +23,8 @@ class ProgressiveSchedule:
         k: steepness of the sigmoid, positive.
         t0: step at which α is half way.
         min_sparsity: σ_t is never below it; 1 - a_max where units may not stay whole.
+        ramp_sparsity: False asks for ``final_sparsity`` from the start.
+        ramp_samples: False measures on ``max_samples`` windows from the start.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -38,6 +40,8 @@ class ProgressiveSchedule:
     k: float = 0.01
     t0: float = 500.0
     min_sparsity: float = 0.0
+    ramp_sparsity: bool = True
+    ramp_samples: bool = True
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -61,8 +65,10 @@ class ProgressiveSchedule:
 
     def sparsity(self, t: float) -> float:
         """σ_t = S_final · α(t) (Eq. 4), not below ``min_sparsity``."""
+        if not self.ramp_sparsity:
+            return self.final_sparsity
         return max(self.final_sparsity * self.alpha(t), min(self.min_sparsity, self.final_sparsity))
 
     def samples(self, t: float) -> int:
         """n_t = max(1, round(N_max · α(t))) windows (Eq. 5)."""
-        return max(1, round(self.max_samples * self.alpha(t)))
+        return max(1, round(self.max_samples * self.alpha(t))) if self.ramp_samples else self.max_samples

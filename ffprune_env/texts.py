@@ -83,6 +83,23 @@ def load_windows(
     return windows[:n_windows]
 
 
+def load_test_windows(
+    text: str, test_text: str | None, tokenizer: PreTrainedTokenizerBase, seq_len: int, n_windows: int | None
+) -> torch.Tensor:
+    """Test text of a search on ``text``: another text, or the part of the same one that the search never sees.
+
+    Args:
+        text: what is searched and calibrated on.
+        test_text: what to test on; None or the same file stands for the test part of ``text``.
+        tokenizer: as for :func:`load_windows`, like the arguments after it, its errors and what it returns.
+        seq_len: tokens per window.
+        n_windows: how many windows; None takes all.
+    """
+    if test_text is None or Path(test_text).resolve() == Path(text).resolve():
+        return load_windows(text, tokenizer, "test", seq_len, n_windows)
+    return load_windows(test_text, tokenizer, "test" if test_text in NAMED_TEXTS else "all", seq_len, n_windows)
+
+
 def _cut(text: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> torch.Tensor:
     tokens = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
     n = len(tokens) // seq_len

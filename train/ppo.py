@@ -20,7 +20,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -32,7 +31,6 @@ from stable_baselines3.common.logger import Figure as FigureRecord
 from stable_baselines3.common.logger import HParam, configure
 from transformers import PreTrainedTokenizerBase
 
-from ffprune_env.budget import Allocation, FloatArray, Mapping, allocate, waterfill_scores
 from ffprune_env.callbacks import (
     Archive,
     CheckpointCallback,
@@ -44,16 +42,16 @@ from ffprune_env.callbacks import (
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, build_evaluator
 from ffprune_env.loss import perplexity
+from ffprune_env.methods.ppo import SearchSettings, choose, make_policy
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
 from ffprune_env.pruning.model_card import CardFacts
-from ffprune_env.results import Comparison, PolicyResult, label, measure_policies, reference_policies, results_table
+from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
-from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings
-from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
+from ffprune_env.texts import load_test_windows
 
 logger = logging.getLogger("ffprune")
 console = Console()
@@ -61,8 +59,8 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)
-class Args:
-    """Settings of a search; every field is a flag."""
+class Args(SearchSettings):
+    """Settings of a run; every field is a flag, and so are those of the search."""
 
     preset: Literal["default", "paper"] = "default"
     """defaults of the search flags: what worked best here, or the paper's own"""
@@ -84,8 +82,6 @@ class Args:
     """test text; by default the test part of --text. The search never sees it"""
     seq_len: int = 256
     """tokens per window of search and calibration text"""
-    samples: int = 4
-    """N_max: windows of search text per evaluation at the end of the schedule"""
     calibration_windows: int = 128
     """windows of calibration text that the pruning criterion and the ridge calibration see"""
     test_seq_len: int = 2048
@@ -95,62 +91,16 @@ class Args:
     batch_size: int = 1
     """windows per forward pass"""
 
-    sparsity: float = 0.2
-    """fraction of the prunable parameters to remove"""
     criterion: str = "wanda"
-    """how heads and channels are ranked: wanda"""
+    """how heads and channels are ranked: wanda, or FLAP's wifv"""
     calibrated: bool = True
     """reward the model with its surviving weights re-fitted, which is what model/ holds"""
     ridge: float | None = 0.01
     """λ of that calibration, as a fraction of the mean diagonal of G; None: no calibration at all"""
     factor_storage: Storage = "device"
     """where the calibration keeps its factors: device, or cpu where they do not fit beside the model"""
-    mapping: Mapping = "waterfill"
-    """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
-    a_min: float = 0.2
-    """lowest retention rate of a unit"""
-    a_max: float = 1.0
-    """highest retention rate of a unit"""
-
-    timesteps: int = 384
-    """evaluations of the search, rounded up to whole rollouts of --n-steps"""
-    alpha_start: float = 0.5
-    """where the schedule of sparsity and samples starts, as a fraction of its end"""
-    k: float = 0.01
-    """steepness of the schedule, for 1000 evaluations; rescaled to --timesteps"""
-    t0: float = 500.0
-    """middle of the schedule, for 1000 evaluations; rescaled to --timesteps"""
-
-    learning_rate: float = 1e-3
-    """of Adam"""
-    n_steps: int = 8
-    """evaluations per policy update"""
-    n_epochs: int = 10
-    """passes over them per update"""
-    clip_range: float = 0.2
-    """PPO's clipping of the probability ratio"""
-    init: Literal["uniform", "ffn-only"] = "ffn-only"
-    """allocation that the policy's mean starts from, if it can reach the sparsity; the paper's is uniform"""
-    log_std_init: float = -2.5
-    """log standard deviation of the actions at the start; actions live in [-1, 1]"""
-    action_scale: float = 3.0
-    """what actions are multiplied by to give scores"""
-    seed: int = 0
-    """of the policy and its exploration"""
-    finalists: int = 8
-    """best samples that are measured again at the final sparsity, beside the policy's mean"""
     save_model: bool = True
     """write the pruned model to model/ in the folder of the run, and measure it as read back from there"""
-
-    @property
-    def rollout(self) -> int:
-        """Evaluations per policy update, no more than there are in all."""
-        return min(self.n_steps, self.timesteps)
-
-    @property
-    def evaluations(self) -> int:
-        """Evaluations of the search: whole rollouts."""
-        return self.rollout * math.ceil(self.timesteps / self.rollout)
 
 
 PRESETS: dict[str, Args] = {
@@ -235,7 +185,7 @@ def prepare(args: Args) -> Job:
             raise ValueError(f"{flag} must be {allowed}, got {value}")
     if args.calibrated and args.ridge is None:
         raise ValueError("--calibrated needs a calibration: give --ridge a number, or say --no-calibrated")
-    make_schedule(args)
+    args.schedule()  # says what is wrong with it before a model is loaded
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
     if args.save_model and not can_be_saved(model):
         raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
@@ -255,52 +205,19 @@ def prepare(args: Args) -> Job:
     env = PruneBanditEnv(
         evaluator, args.sparsity, args.samples, args.a_min, args.a_max, args.mapping, args.action_scale
     )
-    # A file that is all test text must not be the one that was searched on.
-    same = args.test_text is None or Path(args.test_text).resolve() == Path(args.text).resolve()
-    test_text = args.text if same else str(args.test_text)
-    split: Split = "test" if same or test_text in NAMED_TEXTS else "all"
     test_seq_len = min(args.test_seq_len, context_length(model))
-    test_windows = load_windows(test_text, tokenizer, split, test_seq_len, args.test_windows)
+    test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     run.create(asdict(args), seed=args.seed, **facts)
     return Job(run, tokenizer, evaluator, env, test_windows)
 
 
-def make_schedule(args: Args) -> ProgressiveSchedule:
-    """The curriculum of the run."""
-    return ProgressiveSchedule(
-        args.sparsity,
-        args.samples,
-        args.evaluations,
-        alpha_start=args.alpha_start,
-        k=args.k,
-        t0=args.t0,
-        min_sparsity=1 - args.a_max,
-    )
-
-
 def train(args: Args, job: Job) -> Outcome:
     """Trains the policy."""
     run, evaluator, env = job.run, job.evaluator, job.env
-    policy = PPO(
-        "MlpPolicy",
-        env,
-        learning_rate=args.learning_rate,
-        n_steps=args.rollout,
-        batch_size=args.rollout,
-        n_epochs=args.n_epochs,
-        clip_range=args.clip_range,
-        # gamma and gae_lambda do nothing in episodes of one step: the advantage is r - V(σ).
-        policy_kwargs={"net_arch": [256, 128], "activation_fn": torch.nn.ReLU, "log_std_init": args.log_std_init},
-        seed=args.seed,
-        device="cpu",  # the policy is tiny; the model may be anywhere
-    )
-    start = reference_policies(args.sparsity, evaluator).get(args.init)
-    if start is not None and args.init != "uniform":  # SB3 starts with a mean of zero, which maps to equal rates
-        mean = waterfill_scores(start.rates, args.a_min, args.a_max) / args.action_scale
-        policy.policy.action_net.bias.data.copy_(torch.from_numpy(mean))
+    policy = make_policy(args, env)
     policy.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
-    schedule = ProgressiveSchedulingCallback(make_schedule(args))
+    schedule = ProgressiveSchedulingCallback(args.schedule())
     checkpoint = CheckpointCallback(run.checkpoints / "policy.zip")
     samples: list[Sample] = []
     archive = Archive(args.sparsity, args.finalists)
@@ -317,20 +234,6 @@ def train(args: Args, job: Job) -> Outcome:
     return Outcome(policy, samples, archive, seconds)
 
 
-def choose(args: Args, evaluator: LMEvaluator, policy: PPO, archive: Archive) -> tuple[FloatArray, Allocation]:
-    """Measures the policy's mean and the archive again, at S_final on all windows, as the user will get them."""
-    mean, _ = policy.predict(np.array([args.sparsity], dtype=np.float32), deterministic=True)
-    candidates = [mean.astype(np.float64) * args.action_scale, *(sample.scores for sample in archive.best())]
-    logger.info("measuring %d finalists at sparsity %g on %d windows", len(candidates), args.sparsity, args.samples)
-    finalists = [
-        allocate(scores, args.sparsity, evaluator.units, a_min=args.a_min, a_max=args.a_max, mapping=args.mapping)
-        for scores in candidates
-    ]
-    best = int(np.argmin([evaluator.measure_exactly(finalist.kept) for finalist in finalists]))
-    logger.info("the best is %s", "the policy's mean" if best == 0 else f"archived sample {best}")
-    return candidates[best], finalists[best]
-
-
 def report(args: Args, job: Job, outcome: Outcome) -> int:
     """Measures the chosen policy and those it is compared with on test text, and leaves files and table.
 
@@ -338,7 +241,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
         The exit code: 1 if all is there but the model.
     """
     run, evaluator, samples, test_windows = job.run, job.evaluator, outcome.samples, job.test_windows
-    scores, chosen = choose(args, evaluator, outcome.policy, outcome.archive)
+    scores, chosen = choose(args, evaluator.units, outcome.policy, outcome.archive, evaluator.measure_exactly)
     policies = {**reference_policies(args.sparsity, evaluator), "chosen": chosen}
     logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
     results = measure_policies(evaluator, policies, test_windows, args.batch_size)
@@ -382,7 +285,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     return 0 if failure is None else 1
 
 
-def save_and_measure(args: Args, job: Job, results: Comparison) -> PolicyResult:
+def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
     """Writes the chosen model to model/, and measures what a user reads back from there."""
     evaluator, chosen = job.evaluator, results.final["chosen"]
     folder = job.run.path / "model"
@@ -405,7 +308,7 @@ def save_and_measure(args: Args, job: Job, results: Comparison) -> PolicyResult:
     )
 
 
-def log_final(policy: PPO, args: Args, results: Comparison, retention: Figure) -> None:
+def log_final(policy: PPO, args: Args, results: Measured, retention: Figure) -> None:
     """Leaves the outcome in TensorBoard: final figures, hyperparameters, and what was kept."""
     final = {}
     for suffix, measured in (("", results.plain), ("_calibrated", results.calibrated)):

@@ -1,0 +1,26 @@
+"""`ppo` with one of its parts changed, to see what the part is worth (the paper's Table 3, and what goes past it)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from ffprune_env.methods.ppo import SearchSettings, ppo
+from ffprune_env.methods.registry import METHODS, Method
+
+
+def _ppo(settings: SearchSettings, calibrated: bool | None = None) -> Method:
+    return Method(partial(ppo, settings=settings), searches=True, calibrated=calibrated)
+
+
+#: Calibration alone is `uniform` calibrated, search alone is `ppo-plain-reward` not calibrated, both are `ppo`
+#: calibrated. With `greedy` only the order of scores counts, and none stands for `ffn-only`; so it starts from equal
+#: scores, and compares with `ppo-uniform-start`.
+ABLATIONS: dict[str, Method] = {
+    "uniform": METHODS["uniform"],
+    "ppo": METHODS["ppo"],
+    "ppo-plain-reward": _ppo(SearchSettings(), calibrated=False),
+    "ppo-no-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=False)),
+    "ppo-no-samples-ramp": _ppo(SearchSettings(ramp_samples=False)),
+    "ppo-uniform-start": _ppo(SearchSettings(init="uniform")),
+    "ppo-greedy": _ppo(SearchSettings(mapping="greedy", init="uniform")),
+}

@@ -1,0 +1,49 @@
+"""`cma-es`: the rates as a vector, its distribution adapted by the ``cma`` package."""
+
+from __future__ import annotations
+
+import math
+
+import cma
+import numpy as np
+
+from ffprune_env.budget import Allocation
+from ffprune_env.methods.problem import Problem
+
+_STEP = 0.1  # standard deviation of the rates at the start
+
+
+def cma_es(problem: Problem) -> Allocation:
+    """Minimizes ln PPL over rates, which are moved to the budget before they are measured, with the package's defaults.
+
+    Args:
+        problem: what to answer; the budget must cover one evaluation.
+
+    Raises:
+        ValueError: it does not, or the sparsity is out of the range of the bounds.
+
+    Source:
+        Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772.
+    """
+    meter = problem.meter
+    start = problem.allocate(problem.start())
+    best, least = start, math.inf
+    if not meter.affords(meter.max_samples):
+        raise ValueError("cma-es needs a budget of at least 1 evaluation, got 0")
+    # Seed 0 would ask the package for one from the clock.
+    options = {"seed": problem.seed + 1, "bounds": [problem.a_min, problem.a_max], "verbose": -9}
+    strategy = cma.CMAEvolutionStrategy(np.clip(start.rates, problem.a_min, problem.a_max), _STEP, options)
+    while meter.affords(meter.max_samples):
+        asked = strategy.ask()
+        losses = []
+        for rates in asked:
+            if not meter.affords(meter.max_samples):
+                break
+            allocation = problem.allocate(rates)
+            losses.append(math.log(min(meter.measure(allocation.kept, meter.max_samples), 1e30)))
+            if losses[-1] < least:
+                best, least = allocation, losses[-1]
+        meter.note(best)
+        if len(losses) == len(asked):
+            strategy.tell(asked, losses)
+    return best

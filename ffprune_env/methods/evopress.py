@@ -1,0 +1,64 @@
+"""`evopress`: one parent, children that swap levels between units, selected in stages by their divergence."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ffprune_env.budget import Allocation, IntArray, group_bounds, settle
+from ffprune_env.methods.problem import Problem
+
+_LEVEL = 0.05  # of the parameters of the largest unit: what one swap moves
+_CHILDREN = 8
+_MOST_SWAPS = 3
+_FINALISTS = 2
+
+
+def evopress(problem: Problem) -> Allocation:
+    """(1 + λ) evolution: a child moves a few levels from one unit to another of its kind or not, the budget stays.
+
+    Children are measured by KL to the dense model, first all of them on one window, then the best few and the parent on
+    all windows; the parent stays unless a child beats it there.
+
+    Args:
+        problem: what to answer; the budget must cover one evaluation.
+
+    Raises:
+        ValueError: it does not, or the sparsity is out of the range of the bounds.
+
+    Source:
+        Sieberling et al., EvoPress, arXiv 2410.14649.
+    """
+    meter, rng = problem.meter, np.random.default_rng(problem.seed)
+    if not meter.affords(meter.max_samples):
+        raise ValueError("evopress needs a budget of at least 1 evaluation, got 0")
+    parent = problem.allocate(problem.start())
+    least = meter.divergence(parent.kept, meter.max_samples)
+    meter.note(parent)
+    while meter.affords(_CHILDREN + _FINALISTS * meter.max_samples):
+        children = [swap_levels(problem, parent, rng) for _ in range(_CHILDREN)]
+        first = [meter.divergence(child.kept, 1) for child in children]
+        for i in np.argsort(first, kind="stable")[:_FINALISTS]:
+            divergence = meter.divergence(children[i].kept, meter.max_samples)
+            if divergence < least:
+                parent, least = children[i], divergence
+                meter.note(parent)
+    return parent
+
+
+def swap_levels(problem: Problem, parent: Allocation, rng: np.random.Generator) -> Allocation:
+    """Takes a level from one unit and gives it to another, up to three times."""
+    units = problem.meter.units
+    low, high = group_bounds(units, problem.a_min, problem.a_max)
+    size = np.array([unit.group_params for unit in units])
+    level = np.maximum(1, np.rint(_LEVEL * max(unit.n_params for unit in units) / size)).astype(np.int64)  # [N], groups
+    kept: IntArray = parent.kept.copy()
+    # The smaller of two draws, as in the source: mostly one swap.
+    for _ in range(int(rng.integers(1, _MOST_SWAPS + 1, size=2).min())):
+        givers, takers = np.flatnonzero(kept - level >= low), np.flatnonzero(kept + level <= high)
+        if len(givers) and len(takers):
+            giver, taker = rng.choice(givers), rng.choice(takers)
+            kept[giver] -= level[giver]
+            kept[taker] += level[taker]
+    # A level is a whole number of groups and so not quite the same size everywhere: any unit may settle the difference.
+    priority = rng.random(len(units))
+    return settle(kept, priority, problem.sparsity, units, a_min=problem.a_min, a_max=problem.a_max)

@@ -1,0 +1,52 @@
+"""`flap`: one threshold over the standardized fluctuations of all columns of the model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ffprune_env.budget import Allocation, parameter_budget, settle
+from ffprune_env.methods.problem import Problem
+from ffprune_env.pruning.saliency import fluctuations
+from ffprune_env.pruning.units import PruneUnit
+
+
+def flap(problem: Problem) -> Allocation:
+    """FLAP's allocation: the groups whose fluctuation stands out most in their unit stay, whichever unit they are in.
+
+    WIFV = Var(x_j) · Σ_i W_ij² of every column is z-scored within its unit, which makes units comparable, and averaged
+    over a group. Groups of all units are then taken in descending order, each at the price of its parameters, until the
+    budget is used. Only the number kept per unit is taken from here; which ones they are is the ranking's business.
+
+    Args:
+        problem: what to answer; nothing is measured.
+
+    Raises:
+        ValueError: the problem has no model, or the sparsity leaves less than one group per unit.
+
+    Source:
+        An et al., Fluctuation-based Adaptive Structured Pruning, arXiv 2312.11983.
+    """
+    if problem.prunable is None or problem.stats is None:
+        raise ValueError("flap looks at activations: it needs a model and its statistics")
+    scores = []
+    for layout, columns in zip(problem.prunable.layouts, fluctuations(problem.prunable, problem.stats), strict=True):
+        standardized = (columns - columns.mean()) / columns.std().clamp(min=1e-20)
+        scores.append(standardized.view(-1, layout.width).mean(dim=1).double().cpu().numpy())
+    return threshold(scores, problem.sparsity, problem.meter.units)
+
+
+def threshold(scores: list[np.ndarray], sparsity: float, units: tuple[PruneUnit, ...]) -> Allocation:
+    """Keeps the best-scored groups of the whole model that fit the budget, and one group of every unit in any case.
+
+    Args:
+        scores: N arrays of [n_groups].
+        sparsity: σ.
+        units: the N units.
+    """
+    owner = np.repeat(np.arange(len(units)), [unit.n_groups for unit in units])
+    price = np.array([unit.group_params for unit in units])[owner]
+    order = np.argsort(-np.concatenate(scores), kind="stable")
+    budget = parameter_budget(sparsity, sum(unit.n_params for unit in units))
+    taken = order[np.cumsum(price[order]) <= budget]
+    kept = np.bincount(owner[taken], minlength=len(units))
+    return settle(kept, np.zeros(len(units)), sparsity, units, a_min=0.0)

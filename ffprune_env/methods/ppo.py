@@ -1,0 +1,233 @@
+"""`ppo`: the policy-gradient search of FastForward Pruning, as ``train/ppo.py`` and every comparison run it."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from stable_baselines3 import PPO
+
+from ffprune_env.budget import Allocation, FloatArray, IntArray, Mapping, allocate, waterfill_scores
+from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, Sample, SampleCallback
+from ffprune_env.env import PruneBanditEnv
+from ffprune_env.methods.even import BASELINES
+from ffprune_env.methods.problem import Problem
+from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.schedule import ProgressiveSchedule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Settings of a search by PPO; the fields are flags of ``train/ppo.py``, with their help."""
+
+    sparsity: float = 0.2
+    """fraction of the prunable parameters to remove"""
+    samples: int = 4
+    """N_max: windows of search text per evaluation at the end of the schedule"""
+    mapping: Mapping = "waterfill"
+    """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
+    a_min: float = 0.2
+    """lowest retention rate of a unit"""
+    a_max: float = 1.0
+    """highest retention rate of a unit"""
+
+    timesteps: int = 384
+    """evaluations of the search, rounded up to whole rollouts of --n-steps"""
+    alpha_start: float = 0.5
+    """where the schedule of sparsity and samples starts, as a fraction of its end"""
+    k: float = 0.01
+    """steepness of the schedule, for 1000 evaluations; rescaled to --timesteps"""
+    t0: float = 500.0
+    """middle of the schedule, for 1000 evaluations; rescaled to --timesteps"""
+    ramp_sparsity: bool = True
+    """let the schedule raise the sparsity; otherwise it is --sparsity from the start"""
+    ramp_samples: bool = True
+    """let the schedule raise the number of windows; otherwise it is --samples from the start"""
+
+    learning_rate: float = 1e-3
+    """of Adam"""
+    n_steps: int = 8
+    """evaluations per policy update"""
+    n_epochs: int = 10
+    """passes over them per update"""
+    clip_range: float = 0.2
+    """PPO's clipping of the probability ratio"""
+    init: Literal["uniform", "ffn-only"] = "ffn-only"
+    """allocation that the policy's mean starts from, if it can reach the sparsity; the paper's is uniform"""
+    log_std_init: float = -2.5
+    """log standard deviation of the actions at the start; actions live in [-1, 1]"""
+    action_scale: float = 3.0
+    """what actions are multiplied by to give scores"""
+    seed: int = 0
+    """of the policy and its exploration"""
+    finalists: int = 8
+    """best samples that are measured again at the final sparsity, beside the policy's mean"""
+
+    @property
+    def rollout(self) -> int:
+        """Evaluations per policy update, no more than there are in all."""
+        return min(self.n_steps, self.timesteps)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the search: whole rollouts."""
+        return self.rollout * math.ceil(self.timesteps / self.rollout)
+
+    def schedule(self) -> ProgressiveSchedule:
+        """The curriculum of the search."""
+        return ProgressiveSchedule(
+            self.sparsity,
+            self.samples,
+            self.evaluations,
+            alpha_start=self.alpha_start,
+            k=self.k,
+            t0=self.t0,
+            min_sparsity=1 - self.a_max,
+            ramp_sparsity=self.ramp_sparsity,
+            ramp_samples=self.ramp_samples,
+        )
+
+    def windows(self) -> int:
+        """Windows of search text that the search measures in all, its finalists included."""
+        schedule = self.schedule()
+        return sum(schedule.samples(t) for t in range(self.evaluations)) + (1 + self.finalists) * self.samples
+
+
+def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
+    """Searches by PPO for as many evaluations as the windows of the budget last.
+
+    Args:
+        problem: what to answer.
+        settings: of the search; sparsity, samples, bounds, seed and timesteps are the problem's.
+
+    Raises:
+        ValueError: the budget does not cover two evaluations and the finalists, or the sparsity is out of range.
+    """
+    meter = problem.meter
+    settings = affordable(
+        replace(
+            settings or SearchSettings(),
+            sparsity=problem.sparsity,
+            samples=meter.max_samples,
+            a_min=problem.a_min,
+            a_max=problem.a_max,
+            seed=problem.seed,
+        ),
+        meter.budget - meter.spent,
+    )
+    env = PruneBanditEnv(
+        meter,
+        settings.sparsity,
+        a_min=settings.a_min,
+        a_max=settings.a_max,
+        mapping=settings.mapping,
+        action_scale=settings.action_scale,
+    )
+    policy = make_policy(settings, env)
+    archive = Archive(settings.sparsity, settings.finalists)
+
+    def note(_: Sample) -> None:
+        if policy.num_timesteps % settings.rollout == 0:
+            meter.note(mean_allocation(settings, meter.units, policy)[1])
+
+    record = SampleCallback(meter.units, archive, note)
+    policy.learn(settings.evaluations, [ProgressiveSchedulingCallback(settings.schedule()), record])
+    _, chosen = choose(settings, meter.units, policy, archive, lambda kept: meter.measure(kept, meter.max_samples))
+    meter.note(chosen)
+    return chosen
+
+
+def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
+    """The longest search, in whole rollouts, that measures no more than ``windows`` windows.
+
+    Raises:
+        ValueError: not even two evaluations and the finalists fit.
+    """
+    # With a curriculum an evaluation takes fewer windows than --samples, so there are more of them than it seems.
+    for rollouts in range(windows // settings.n_steps, 0, -1):
+        candidate = replace(settings, timesteps=rollouts * settings.n_steps)
+        if candidate.windows() <= windows:
+            return candidate
+    shortest = replace(settings, timesteps=settings.n_steps)
+    for timesteps in range(settings.n_steps, 1, -1):
+        shortest = replace(settings, timesteps=timesteps)
+        if shortest.windows() <= windows:
+            return shortest
+    raise ValueError(f"ppo needs a budget of at least {shortest.windows()} windows, got {windows}")
+
+
+def make_policy(settings: SearchSettings, env: PruneBanditEnv) -> PPO:
+    """PPO over the environment, its mean at the allocation that the search starts from."""
+    policy = PPO(
+        "MlpPolicy",
+        env,
+        learning_rate=settings.learning_rate,
+        n_steps=settings.rollout,
+        batch_size=settings.rollout,
+        n_epochs=settings.n_epochs,
+        clip_range=settings.clip_range,
+        # gamma and gae_lambda do nothing in episodes of one step: the advantage is r - V(σ).
+        policy_kwargs={
+            "net_arch": [256, 128],
+            "activation_fn": torch.nn.ReLU,
+            "log_std_init": settings.log_std_init,
+        },
+        seed=settings.seed,
+        device="cpu",  # the policy is tiny; the model may be anywhere
+    )
+    if settings.init != "uniform":  # SB3 starts with a mean of zero, which maps to equal rates
+        try:
+            rates = BASELINES[settings.init](settings.sparsity, env.evaluator.units).rates
+        except ValueError as error:
+            logger.warning("the search starts from uniform: %s", error)
+            return policy
+        mean = waterfill_scores(rates, settings.a_min, settings.a_max) / settings.action_scale
+        policy.policy.get_parameter("action_net.bias").data.copy_(torch.from_numpy(mean))
+    return policy
+
+
+def mean_allocation(settings: SearchSettings, units: Sequence[PruneUnit], policy: PPO) -> tuple[FloatArray, Allocation]:
+    """The scores of the policy's mean at the final sparsity, and what they are mapped to."""
+    mean, _ = policy.predict(np.array([settings.sparsity], dtype=np.float32), deterministic=True)
+    scores = mean.astype(np.float64) * settings.action_scale
+    return scores, _allocate(settings, units, scores)
+
+
+def choose(
+    settings: SearchSettings,
+    units: Sequence[PruneUnit],
+    policy: PPO,
+    archive: Archive,
+    measure: Callable[[IntArray], float],
+) -> tuple[FloatArray, Allocation]:
+    """The best of the policy's mean and the archive, measured again at S_final: its scores and its allocation.
+
+    Args:
+        settings: of the search.
+        units: the N units.
+        policy: as it was trained.
+        archive: the best samples of the search.
+        measure: perplexity on all windows, with ``kept[i]`` groups of unit i.
+    """
+    scores, mean = mean_allocation(settings, units, policy)
+    candidates = [(scores, mean)]
+    candidates += [(sample.scores, _allocate(settings, units, sample.scores)) for sample in archive.best()]
+    logger.info(
+        "measuring %d finalists at sparsity %g on %d windows", len(candidates), settings.sparsity, settings.samples
+    )
+    best = int(np.argmin([measure(allocation.kept) for _, allocation in candidates]))
+    logger.info("the best is %s", "the policy's mean" if best == 0 else f"archived sample {best}")
+    return candidates[best]
+
+
+def _allocate(settings: SearchSettings, units: Sequence[PruneUnit], scores: FloatArray) -> Allocation:
+    return allocate(
+        scores, settings.sparsity, units, a_min=settings.a_min, a_max=settings.a_max, mapping=settings.mapping
+    )

@@ -1,0 +1,114 @@
+"""What a method is asked, and the meter that its measurements run through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy.typing as npt
+
+from ffprune_env.budget import Allocation, FloatArray, IntArray, allocate_rates
+from ffprune_env.evaluator import DivergenceEvaluator
+from ffprune_env.methods.even import ffn_only, uniform
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import Statistics
+from ffprune_env.pruning.units import PruneUnit
+
+
+class BudgetSpentError(RuntimeError):
+    """A method asked for a measurement that its budget does not cover."""
+
+
+class Meter:
+    """An evaluator with a budget: every window measured is counted, answered from memory or not, and none beyond it.
+
+    Args:
+        evaluator: what is measured with.
+        evaluations: the budget, in measurements on all ``evaluator.max_samples`` windows.
+
+    Attributes:
+        spent: windows measured so far.
+        trace: (windows spent, kept) at every :meth:`note`.
+
+    Raises:
+        ValueError: the budget is negative.
+    """
+
+    def __init__(self, evaluator: DivergenceEvaluator, evaluations: int) -> None:
+        if evaluations < 0:
+            raise ValueError(f"a budget of evaluations must be at least 0, got {evaluations}")
+        self.evaluator = evaluator
+        self.budget = evaluations * evaluator.max_samples
+        self.spent = 0
+        self.trace: list[tuple[int, IntArray]] = []
+
+    @property
+    def units(self) -> tuple[PruneUnit, ...]:
+        """The N units."""
+        return self.evaluator.units
+
+    @property
+    def max_samples(self) -> int:
+        """N_max."""
+        return self.evaluator.max_samples
+
+    def affords(self, n_samples: int) -> bool:
+        """Whether ``n_samples`` more windows can be measured."""
+        return self.spent + n_samples <= self.budget
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity, counted."""
+        self._spend(n_samples)
+        return self.evaluator.measure(kept, n_samples)
+
+    def divergence(self, kept: IntArray, n_samples: int) -> float:
+        """Divergence from the dense model, counted."""
+        self._spend(n_samples)
+        return self.evaluator.divergence(kept, n_samples)
+
+    def dense(self, n_samples: int) -> float:
+        """Perplexity of the dense model: measured once for everybody, and free."""
+        return self.evaluator.dense(n_samples)
+
+    def note(self, allocation: Allocation) -> None:
+        """Records what the method would return if it were stopped now."""
+        self.trace.append((self.spent, allocation.kept))
+
+    def _spend(self, n_samples: int) -> None:
+        if not self.affords(n_samples):
+            left = f"{self.budget - self.spent} of {self.budget}"
+            raise BudgetSpentError(f"{n_samples} windows asked for, {left} are left")
+        self.spent += n_samples
+
+
+@dataclass(frozen=True)
+class Problem:
+    """How much of every unit to keep: the question that every method answers.
+
+    Attributes:
+        prunable: the ranked model, dense now; None where the evaluator stands for one.
+        stats: its statistics; None as above.
+        meter: what to measure with, and how much.
+        sparsity: σ, the fraction of Σ w to remove.
+        seed: of everything that is drawn.
+        a_min: lowest retention rate that a search may give a unit.
+        a_max: highest.
+    """
+
+    prunable: PrunableModel | None
+    stats: Statistics | None
+    meter: Meter
+    sparsity: float
+    seed: int
+    a_min: float = 0.2
+    a_max: float = 1.0
+
+    def allocate(self, rates: npt.ArrayLike) -> Allocation:
+        """Rates moved by one constant to meet the budget: see :func:`~ffprune_env.budget.allocate_rates`."""
+        return allocate_rates(rates, self.sparsity, self.meter.units, a_min=self.a_min, a_max=self.a_max)
+
+    def start(self) -> FloatArray:
+        """The rates that every search starts from: `ffn-only` where it reaches the sparsity, else `uniform`."""
+        try:
+            return ffn_only(self.sparsity, self.meter.units).rates
+        except ValueError:
+            return uniform(self.sparsity, self.meter.units).rates

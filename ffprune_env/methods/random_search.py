@@ -1,0 +1,30 @@
+"""`random`: the best of as many random policies as the budget measures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ffprune_env.budget import Allocation
+from ffprune_env.methods.problem import Problem
+
+
+def random_search(problem: Problem) -> Allocation:
+    """Draws rates evenly between the bounds, moves them to the budget, and keeps the best.
+
+    Args:
+        problem: what to answer; the budget must cover one evaluation.
+
+    Raises:
+        ValueError: it does not, or the sparsity is out of the range of the bounds.
+    """
+    meter, rng = problem.meter, np.random.default_rng(problem.seed)
+    best, least = None, np.inf
+    while meter.affords(meter.max_samples):
+        drawn = problem.allocate(rng.uniform(problem.a_min, problem.a_max, len(meter.units)))
+        ppl = meter.measure(drawn.kept, meter.max_samples)
+        if best is None or ppl < least:
+            best, least = drawn, ppl
+            meter.note(best)
+    if best is None:
+        raise ValueError("random search needs a budget of at least 1 evaluation, got 0")
+    return best

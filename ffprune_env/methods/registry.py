@@ -1,0 +1,51 @@
+"""The methods by name.
+
+Each takes a :class:`~ffprune_env.methods.problem.Problem` and returns an :class:`~ffprune_env.budget.Allocation`, so
+two rows of a comparison differ in the policy alone. ``svd_llm`` and ``slicegpt`` are of another kind: they rebuild the
+weights of a copy of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ffprune_env.budget import Allocation
+from ffprune_env.methods.cma_es import cma_es
+from ffprune_env.methods.even import ffn_only, uniform
+from ffprune_env.methods.evolution import evolution
+from ffprune_env.methods.evopress import evopress
+from ffprune_env.methods.flap import flap
+from ffprune_env.methods.ppo import ppo
+from ffprune_env.methods.problem import Problem
+from ffprune_env.methods.random_search import random_search
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to answer a problem.
+
+    Attributes:
+        answer: the problem to an allocation.
+        searches: whether it draws and measures, so that seed and budget matter.
+        calibrated: whether it is rewarded for the calibrated model; None leaves that to the comparison.
+        flap_bias: whether its own bias compensation takes the place of the ridge calibration.
+    """
+
+    answer: Callable[[Problem], Allocation]
+    searches: bool
+    calibrated: bool | None = None
+    flap_bias: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "uniform": Method(lambda problem: uniform(problem.sparsity, problem.meter.units), searches=False),
+    "ffn-only": Method(lambda problem: ffn_only(problem.sparsity, problem.meter.units), searches=False),
+    "flap": Method(flap, searches=False),
+    "flap-bias": Method(flap, searches=False, flap_bias=True),
+    "random": Method(random_search, searches=True),
+    "evolution": Method(evolution, searches=True),
+    "evopress": Method(evopress, searches=True),
+    "cma-es": Method(cma_es, searches=True),
+    "ppo": Method(ppo, searches=True),
+}

@@ -1,0 +1,171 @@
+"""Every method answers the same problem within its budget; searches find what there is to find."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+from ffprune_env.budget import allocate_rates, group_bounds, settle
+from ffprune_env.evaluator import LMEvaluator, SurrogateEvaluator
+from ffprune_env.methods.ablations import ABLATIONS
+from ffprune_env.methods.even import uniform
+from ffprune_env.methods.evopress import swap_levels
+from ffprune_env.methods.flap import threshold
+from ffprune_env.methods.ppo import SearchSettings, affordable
+from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
+from ffprune_env.methods.registry import METHODS
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+
+ALL = METHODS | ABLATIONS
+SEARCHES = [name for name, method in ALL.items() if method.searches]
+CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
+
+
+def on_curves(evaluations: int, seed: int = 0, sparsity: float = 0.3) -> Problem:
+    return Problem(None, None, Meter(CURVES, evaluations), sparsity, seed)
+
+
+@pytest.fixture
+def on_model(windows: torch.Tensor) -> Problem:
+    prunable = PrunableModel(tiny_model("llama-gqa"))
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    return Problem(prunable, stats, Meter(LMEvaluator(prunable, windows), 40), 0.3, 0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_answers_meet_the_budget_of_parameters_and_of_windows(name, on_model):
+    meter = on_model.meter
+    allocation = ALL[name].answer(on_model)
+    cheapest = min(unit.group_params for unit in meter.units)
+    total = sum(unit.n_params for unit in meter.units)
+    assert 0.3 <= allocation.sparsity < 0.3 + cheapest / total
+    assert meter.spent <= meter.budget
+    assert (meter.spent > 0.8 * meter.budget) == ALL[name].searches
+    if ALL[name].searches:
+        low, high = group_bounds(meter.units, on_model.a_min, on_model.a_max)
+        assert (low <= allocation.kept).all()
+        assert (allocation.kept <= high).all()
+        assert meter.trace[-1][1].tolist() == allocation.kept.tolist()
+    on_model.prunable.require_dense("leave")
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_the_seed_decides(name):
+    first, again, other = (ALL[name].answer(on_curves(60, seed)).kept for seed in (1, 1, 2))
+    assert first.tolist() == again.tolist()
+    assert first.tolist() != other.tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in SEARCHES if name != "ppo-greedy"])
+def test_searches_beat_uniform_where_units_differ(name):
+    problem = on_curves(300)
+    found = ALL[name].answer(problem)
+    even = uniform(0.3, CURVES.units)
+    assert CURVES.divergence(found.kept, 1) < 0.9 * CURVES.divergence(even.kept, 1)
+
+
+@pytest.mark.parametrize("name", ["random", "evolution", "evopress", "cma-es"])
+def test_what_is_noted_only_gets_better(name):
+    problem = on_curves(100)
+    METHODS[name].answer(problem)
+    noted = [CURVES.divergence(kept, 1) for _, kept in problem.meter.trace]
+    assert noted == sorted(noted, reverse=True)
+    assert len(noted) > 1
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_a_search_without_a_budget_says_what_it_needs(name):
+    with pytest.raises(ValueError, match="needs a budget of at least"):
+        ALL[name].answer(on_curves(0))
+
+
+def test_nothing_is_measured_beyond_the_budget():
+    meter = Meter(CURVES, 1)
+    kept = uniform(0.3, CURVES.units).kept
+    meter.measure(kept, 3)
+    meter.divergence(kept, 5)
+    with pytest.raises(BudgetSpentError, match="1 windows asked for, 0 of 8 are left"):
+        meter.measure(kept, 1)
+    assert meter.spent == 8
+    with pytest.raises(ValueError, match="at least 0, got -1"):
+        Meter(CURVES, -1)
+
+
+@pytest.mark.parametrize("windows", [90, 200, 1000])
+def test_ppo_runs_as_many_rollouts_as_the_windows_last(windows):
+    settings = SearchSettings(samples=4, n_steps=8)
+    affording = affordable(settings, windows)
+    assert affording.windows() <= windows
+    assert affording.timesteps % settings.n_steps == 0
+    longer = affordable(settings, affording.windows() + 8 * 4)  # a rollout more always fits in eight evaluations more
+    assert longer.timesteps > affording.timesteps
+    assert affording.timesteps > windows / 4 - 9 - 8  # the curriculum buys evaluations
+
+
+def test_flap_keeps_what_stands_out_in_its_unit_at_the_price_of_its_parameters():
+    units = CURVES.units[:4]  # two layers: 8 heads of 512, 256 channels of 48 parameters
+    scores = [np.full(unit.n_groups, -1.0) for unit in units]
+    scores[0][:6] = 3.0
+    scores[1][:100] = 2.0
+    scores[3][:40] = 1.0
+    price = 6 * units[0].group_params + 140 * units[1].group_params
+    total = sum(unit.n_params for unit in units)
+    allocation = threshold(scores, 1 - price / total, units)
+    # One head of unit 2 stays in any case, and is paid for by the channels.
+    assert allocation.kept[0] == 6
+    assert allocation.kept[2] == 1
+    heads = units[2].group_params / units[1].group_params
+    assert allocation.kept[1] + allocation.kept[3] == 140 - math.ceil(heads)
+
+
+def test_flap_standardizes_within_a_unit(on_model):
+    """Scaling the inputs of one unit a thousandfold changes no other unit's share."""
+    before = METHODS["flap"].answer(on_model).kept
+    stats = on_model.stats
+    stats.square_norms[3].mul_(1e6)
+    stats.means[3].mul_(1e3)
+    assert METHODS["flap"].answer(on_model).kept.tolist() == before.tolist()
+
+
+def test_flap_needs_a_model():
+    with pytest.raises(ValueError, match="needs a model and its statistics"):
+        METHODS["flap"].answer(on_curves(0))
+
+
+def test_a_swap_moves_whole_levels_and_keeps_the_budget():
+    problem = on_curves(0)
+    parent = problem.allocate(problem.start())
+    rng = np.random.default_rng(0)
+    changed = 0
+    for _ in range(50):
+        child = swap_levels(problem, parent, rng)
+        assert child.sparsity >= 0.3
+        moved = np.abs(child.rates - parent.rates)
+        changed += bool(moved.max() > 0)
+        assert (moved > 0.02).sum() <= 6  # three swaps touch six units; what settles the rest is small
+    assert changed > 40
+
+
+def test_rates_that_meet_the_budget_stay():
+    rates = uniform(0.3, CURVES.units).rates
+    allocation = allocate_rates(rates, 0.3, CURVES.units)
+    heads = np.array([unit.kind == "attention" for unit in CURVES.units])
+    assert np.abs(allocation.rates - rates)[heads].max() == 0
+    assert np.abs(allocation.rates - rates).max() < 0.01
+
+
+def test_settling_takes_from_the_lowest_and_gives_to_the_highest():
+    units = CURVES.units
+    even = uniform(0.3, units).kept
+    priority = np.arange(len(units))
+    more = even.copy()
+    more[5] += 20
+    settled = settle(more, priority, 0.3, units).kept
+    assert settled[1] < even[1]  # the lowest FFN pays
+    assert (settled[2:] >= more[2:]).all()
