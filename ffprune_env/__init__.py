@@ -15,7 +15,8 @@ import gymnasium as gym
 from ffprune_env.pruning.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
-    from ffprune_env.budget import Allocation, allocate
+    from ffprune_env.allocation import Allocation
+    from ffprune_env.budget import allocate
     from ffprune_env.callbacks import ProgressiveSchedulingCallback
     from ffprune_env.env import PruneBanditEnv
     from ffprune_env.evaluator import Evaluator, LMEvaluator, SurrogateEvaluator, load_evaluator
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from ffprune_env.texts import load_windows
 
 _HOME = {
-    "Allocation": "budget",
+    "Allocation": "allocation",
     "CardFacts": "pruning.model_card",
     "Evaluator": "evaluator",
     "LMEvaluator": "evaluator",

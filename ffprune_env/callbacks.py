@@ -15,7 +15,7 @@ import torch
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure
 
-from ffprune_env.budget import FloatArray, IntArray
+from ffprune_env.allocation import FloatArray, IntArray
 from ffprune_env.plots import retention_plot
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.schedule import ProgressiveSchedule

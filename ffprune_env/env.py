@@ -12,7 +12,8 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from ffprune_env.budget import Mapping, allocate, check_sparsity, group_bounds
+from ffprune_env.allocation import check_sparsity, group_bounds
+from ffprune_env.budget import Mapping, allocate
 
 if TYPE_CHECKING:
     from ffprune_env.evaluator import Evaluator

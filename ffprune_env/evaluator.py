@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ffprune_env.budget import FloatArray, IntArray
+from ffprune_env.allocation import FloatArray, IntArray
 from ffprune_env.divergence import divergence, final_hidden_states
 from ffprune_env.loss import perplexity
 from ffprune_env.models import context_length, load_model

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from rich.table import Table
 
-from ffprune_env.budget import Allocation, IntArray, whole
+from ffprune_env.allocation import Allocation, IntArray, whole
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.even import BASELINES

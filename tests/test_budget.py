@@ -9,15 +9,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from ffprune_env.budget import (
-    allocate,
-    descending,
-    greedy_rates,
-    group_bounds,
-    sparsity_range,
-    waterfill_rates,
-    waterfill_scores,
-)
+from ffprune_env.allocation import group_bounds, sparsity_range
+from ffprune_env.budget import allocate, descending, greedy_rates, waterfill_rates, waterfill_scores
 from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.pruning.units import PruneUnit
 

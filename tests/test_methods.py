@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from ffprune_env.budget import allocate_rates, group_bounds, settle
+from ffprune_env.allocation import group_bounds, settle
+from ffprune_env.budget import allocate_rates
 from ffprune_env.evaluator import LMEvaluator, SurrogateEvaluator
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.even import uniform

@@ -7,7 +7,7 @@ import math
 import cma
 import numpy as np
 
-from ffprune_env.budget import Allocation
+from ffprune_env.allocation import Allocation
 from ffprune_env.methods.problem import Problem
 
 _STEP = 0.1  # standard deviation of the rates at the start

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ffprune_env.budget import Allocation, allocation_of, check_sparsity, group_bounds, parameter_budget
+from ffprune_env.allocation import Allocation, allocation_of, check_sparsity, group_bounds, parameter_budget
 from ffprune_env.pruning.units import PruneUnit
 
 

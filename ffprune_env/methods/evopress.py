@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.budget import Allocation, IntArray, group_bounds, settle
+from ffprune_env.allocation import Allocation, IntArray, group_bounds, settle
 from ffprune_env.methods.problem import Problem
 
 _LEVEL = 0.05  # of the parameters of the largest unit: what one swap moves

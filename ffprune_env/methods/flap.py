@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.budget import Allocation, parameter_budget, settle
+from ffprune_env.allocation import Allocation, parameter_budget, settle
 from ffprune_env.methods.problem import Problem
 from ffprune_env.pruning.saliency import fluctuations
 from ffprune_env.pruning.units import PruneUnit

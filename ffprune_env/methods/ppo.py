@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 
-from ffprune_env.budget import Allocation, FloatArray, IntArray, Mapping, allocate, waterfill_scores
+from ffprune_env.allocation import Allocation, FloatArray, IntArray
+from ffprune_env.budget import Mapping, allocate, waterfill_scores
 from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, Sample, SampleCallback
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.methods.even import BASELINES

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy.typing as npt
 
-from ffprune_env.budget import Allocation, FloatArray, IntArray, allocate_rates
+from ffprune_env.allocation import Allocation, FloatArray, IntArray
+from ffprune_env.budget import allocate_rates
 from ffprune_env.evaluator import DivergenceEvaluator
 from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.pruning.prunable import PrunableModel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.budget import Allocation
+from ffprune_env.allocation import Allocation
 from ffprune_env.methods.problem import Problem
 
 

@@ -1,6 +1,6 @@
 """The methods by name.
 
-Each takes a :class:`~ffprune_env.methods.problem.Problem` and returns an :class:`~ffprune_env.budget.Allocation`, so
+Each takes a :class:`~ffprune_env.methods.problem.Problem` and returns an :class:`~ffprune_env.allocation.Allocation`, so
 two rows of a comparison differ in the policy alone. ``svd_llm`` and ``slicegpt`` are of another kind: they rebuild the
 weights of a copy of the model.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ffprune_env.budget import Allocation
+from ffprune_env.allocation import Allocation
 from ffprune_env.methods.cma_es import cma_es
 from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.methods.evolution import evolution
