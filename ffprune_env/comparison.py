@@ -1,0 +1,187 @@
+"""What a comparison of pruning methods measured, and the folder that it is kept in, one file per cell."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ffprune_env.run_folder import strict_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one sparsity with one seed, searched and measured.
+
+    Attributes:
+        method: its name.
+        target_sparsity: σ asked for.
+        seed: of what the method drew; None if it draws nothing, and one cell stands for all seeds.
+        kept: groups kept per unit; None for methods that rebuild the weights and remove no groups.
+        sparsity: fraction of Σw removed; None as above.
+        total_sparsity: fraction of all parameters of the model removed.
+        params: parameters that stay.
+        search_ppl: perplexity on all windows of search text, as the search was rewarded.
+        test_ppl: perplexity on test text without calibration, or as a method that rebuilds the weights left them.
+        test_interval: bootstrap 95 % interval of it, over windows.
+        calibrated_test_ppl: perplexity on test text with calibration; None for methods that rebuild the weights.
+        calibrated_test_interval: its interval.
+        evaluations: that the search made, in units of all windows of search text.
+        tokens: of search text that it evaluated.
+        seconds: that it took, without the measurements above.
+        trace: (tokens evaluated, search perplexity of what the method would have returned then), ascending; empty for
+            methods that do not search.
+        zero_shot: accuracy by task, and their ``average``, of the final model.
+    """
+
+    method: str
+    target_sparsity: float
+    seed: int | None
+    kept: list[int] | None
+    sparsity: float | None
+    total_sparsity: float
+    params: int
+    search_ppl: float | None
+    test_ppl: float
+    test_interval: tuple[float, float]
+    calibrated_test_ppl: float | None
+    calibrated_test_interval: tuple[float, float] | None
+    evaluations: float
+    tokens: int
+    seconds: float
+    trace: list[tuple[int, float]]
+    zero_shot: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a report shows.
+
+    Attributes:
+        settings: what was compared on what.
+        units: name, kind, layer and n_groups of every unit.
+        n_params: parameters of the dense model.
+        dense_test_ppl: its perplexity on test text.
+        dense_interval: bootstrap 95 % interval of it.
+        dense_zero_shot: its accuracies.
+        cells: what was measured.
+    """
+
+    settings: dict[str, object]
+    units: list[dict[str, object]]
+    n_params: int
+    dense_test_ppl: float
+    dense_interval: tuple[float, float]
+    dense_zero_shot: dict[str, float] | None
+    cells: list[Cell]
+
+
+class ComparisonFolder:
+    """``settings.json``, ``dense.json`` and ``cells/``: what a comparison has measured so far, safe from Ctrl-C.
+
+    Two processes may fill one folder if they do not work on the same cells.
+
+    Args:
+        path: the folder; made if there is none.
+        settings: what all cells have in common.
+
+    Raises:
+        ValueError: the folder was made with other settings; the message names the first that differs.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.settings = json.loads(strict_json(settings))
+        (path / "cells").mkdir(parents=True, exist_ok=True)
+        made_with = self._read("settings.json")
+        if made_with is None:
+            self._write("settings.json", self.settings)
+        else:
+            for name in self.settings.keys() | made_with.keys():
+                there, asked = made_with.get(name), self.settings.get(name)
+                if there != asked:
+                    raise ValueError(f"{path} was made with {name} {there!r}, not {asked!r}: give another --out")
+
+    def cell(self, method: str, sparsity: float, seed: int | None) -> Cell | None:
+        """A cell that was measured before, if it was."""
+        name = cell_name(method, sparsity, seed)
+        found = self._read(name)
+        try:
+            return None if found is None else _as_cell(found)
+        except (KeyError, TypeError) as error:
+            raise self._damaged(name, error) from error
+
+    def add(self, cell: Cell) -> None:
+        """Keeps a cell."""
+        self._write(cell_name(cell.method, cell.target_sparsity, cell.seed), asdict(cell))
+
+    @property
+    def dense(self) -> dict[str, Any] | None:
+        """The fields of a :class:`Comparison` that are about the dense model, if it was measured."""
+        return self._read("dense.json")
+
+    @dense.setter
+    def dense(self, fields: Mapping[str, Any]) -> None:
+        self._write("dense.json", fields)
+
+    def comparison(self, cells: list[Cell], settings: Mapping[str, Any]) -> Comparison:
+        """All of it, for a report.
+
+        Args:
+            cells: those to show.
+            settings: to show beside those of the folder.
+
+        Raises:
+            ValueError: the dense model was not measured yet.
+        """
+        dense = self.dense
+        if dense is None:
+            raise ValueError(f"{self.path} holds no measurement of the dense model yet")
+        dense["dense_interval"] = tuple(dense["dense_interval"])
+        return Comparison(settings={**self.settings, **settings}, cells=cells, **dense)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise self._damaged(name, error) from error
+        if not isinstance(content, dict):
+            raise self._damaged(name, "an object expected")
+        return content
+
+    def _damaged(self, name: str, reason: object) -> ValueError:
+        return ValueError(f"{self.path / name} is damaged, remove it to measure it again: {reason}")
+
+    def _write(self, name: str, content: Mapping[str, Any]) -> None:
+        scratch = self.path / f"{name}.writing-{os.getpid()}"
+        scratch.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
+        scratch.replace(self.path / name)
+
+
+def cell_name(method: str, sparsity: float, seed: int | None) -> str:
+    """The file of a cell, inside the folder."""
+    return f"cells/{method}-s{100 * sparsity:g}{'' if seed is None else f'-seed{seed}'}.json"
+
+
+def _as_cell(content: dict[str, Any]) -> Cell:
+    """Reads what strict JSON made of a cell: infinite numbers were written as null, and named."""
+    for name in content.pop("non_finite", []):
+        content[name] = _with_inf(content[name])
+    for name in ("test_interval", "calibrated_test_interval"):
+        if content[name] is not None:
+            content[name] = tuple(content[name])
+    content["trace"] = [tuple(point) for point in content["trace"]]
+    return Cell(**content)
+
+
+def _with_inf(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_inf(item) for item in value]
+    return math.inf if value is None else value

@@ -1,0 +1,231 @@
+"""Rows of a report: one method at one sparsity over its seeds, and what the rows say in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from ffprune_env.comparison import Cell, Comparison
+
+#: Heuristics by name; so is every other method that removes groups and evaluates no search text.
+HEURISTICS = ("uniform", "ffn-only", "flap")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, lowest and highest value over seeds; not finite where one of the seeds is not."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one sparsity.
+
+    Attributes:
+        method: its name.
+        cells: one per seed.
+    """
+
+    method: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def seeds(self) -> int | None:
+        """How many seeds were run; None if the method draws nothing."""
+        return None if self.cells[0].seed is None else len(self.cells)
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether the method removes no groups but rebuilds the weights."""
+        return all(cell.kept is None for cell in self.cells)
+
+    @property
+    def heuristic(self) -> bool:
+        """Whether the method removes groups without having searched."""
+        return not self.rebuilds and (self.method in HEURISTICS or self.evaluations == 0)
+
+    @property
+    def search(self) -> bool:
+        """Whether the method searched for the groups it removes."""
+        return not self.rebuilds and not self.heuristic
+
+    @property
+    def plain(self) -> Spread:
+        """Test perplexity without calibration."""
+        return _spread(cell.test_ppl for cell in self.cells)
+
+    @property
+    def calibrated(self) -> Spread | None:
+        """Test perplexity with calibration, of the seeds that have one."""
+        values = [cell.calibrated_test_ppl for cell in self.cells if cell.calibrated_test_ppl is not None]
+        return _spread(values) if values else None
+
+    @property
+    def final(self) -> Spread:
+        """Test perplexity of what the user gets: calibrated, if there is a calibration."""
+        return self.calibrated or self.plain
+
+    @property
+    def final_interval(self) -> tuple[float, float]:
+        """Bootstrap 95 % interval of the final perplexity, widened to cover the intervals of all seeds."""
+        both = [cell.calibrated_test_interval or cell.test_interval for cell in self.cells]
+        return float(np.min(both)), float(np.max(both))
+
+    @property
+    def sparsity(self) -> float | None:
+        """Fraction of Σw removed, mean over seeds; None for methods that remove no groups."""
+        values = [cell.sparsity for cell in self.cells if cell.sparsity is not None]
+        return fmean(values) if values else None
+
+    @property
+    def total_sparsity(self) -> float:
+        """Fraction of all parameters of the model removed, mean over seeds."""
+        return fmean(cell.total_sparsity for cell in self.cells)
+
+    @property
+    def evaluations(self) -> float:
+        """Of the search, in units of all windows of search text, mean over seeds."""
+        return fmean(cell.evaluations for cell in self.cells)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of search text, mean over seeds."""
+        return fmean(cell.tokens for cell in self.cells)
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the search, mean over seeds."""
+        return fmean(cell.seconds for cell in self.cells)
+
+
+def target_sparsities(comparison: Comparison) -> list[float]:
+    """The sparsities that were asked for, ascending."""
+    return sorted({cell.target_sparsity for cell in comparison.cells})
+
+
+def methods(comparison: Comparison) -> list[str]:
+    """All methods, in the order of the comparison."""
+    return list(dict.fromkeys(cell.method for cell in comparison.cells))
+
+
+def rows_at(comparison: Comparison, sparsity: float) -> list[Row]:
+    """The methods at one sparsity, best final test perplexity first.
+
+    Args:
+        comparison: what was measured.
+        sparsity: σ that was asked for, one of the comparison's.
+
+    Raises:
+        ValueError: nothing was measured at that sparsity.
+    """
+    cells = [cell for cell in comparison.cells if cell.target_sparsity == sparsity]
+    if not cells:
+        known = ", ".join(f"{x:g}" for x in target_sparsities(comparison)) or "none"
+        raise ValueError(f"nothing was measured at sparsity {sparsity:g}; measured were {known}")
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.method, []).append(cell)
+    rows = [Row(method, tuple(group)) for method, group in groups.items()]
+    return sorted(rows, key=lambda row: _rank(row.final.mean))
+
+
+def find(rows: Sequence[Row], method: str) -> Row | None:
+    """The row of a method, if there is one."""
+    return next((row for row in rows if row.method == method), None)
+
+
+def change(ppl: float, base: float) -> float:
+    """PPL / base − 1; NaN where the base is infinite and nothing can be compared with it."""
+    return ppl / base - 1 if math.isfinite(base) else math.nan
+
+
+def share_removed(ppl: float, base: float, dense: float) -> float:
+    """Share of the excess e(base) that is gone, with e(x) = ln PPL(x) − ln PPL(dense).
+
+    Returns:
+        1 − e(ppl) / e(base): 0 for the base, 1 for the dense model, below 0 for what is worse than the base. NaN where
+        e(base) is infinite, or where the base is no worse than the dense model.
+    """
+    excess = math.log(base) - math.log(dense)
+    return 1 - (math.log(ppl) - math.log(dense)) / excess if 0 < excess < math.inf else math.nan
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """What the numbers say, one paragraph per sparsity, with names of methods in backticks."""
+    return [_finding(comparison, sparsity) for sparsity in target_sparsities(comparison)]
+
+
+def code(name: object) -> str:
+    """A name from outside in backticks, which itself holds none and is one line."""
+    return f"`{' '.join(str(name).replace('`', chr(39)).split())}`"
+
+
+def ppl_text(ppl: float) -> str:
+    """A perplexity for people; ``inf`` and ``nan`` are printed as such."""
+    if not math.isfinite(ppl):
+        return f"{ppl}"
+    return f"{ppl:.2f}" if ppl < 1000 else f"{ppl:,.0f}" if ppl < 1e6 else f"{ppl:.2e}"
+
+
+def _finding(comparison: Comparison, sparsity: float) -> str:
+    rows = rows_at(comparison, sparsity)
+    best, uniform = rows[0], find(rows, "uniform")
+    verb = "is best, with" if len(rows) > 1 else "has"
+    text = f"At σ = {sparsity:g} {code(best.method)} {verb} a test PPL of {ppl_text(best.final.mean)}"
+    text += " (calibrated)" if best.calibrated else " (it rebuilds the weights)" if best.rebuilds else ""
+    text += f"; dense has {ppl_text(comparison.dense_test_ppl)}"
+    if uniform is not None and uniform is not best:
+        text += f", {code('uniform')} {ppl_text(uniform.final.mean)}"
+    return " ".join([f"{text}.", *_search_against_heuristics(rows)])
+
+
+def _search_against_heuristics(rows: Sequence[Row]) -> list[str]:
+    """Sentences on the best search and the best heuristic, and on what does better than `ppo` without a search."""
+    search = next((row for row in rows if row.search), None)
+    heuristic = next((row for row in rows if row.heuristic), None)
+    if search is None or heuristic is None:
+        return []
+    ours, theirs = _rank(search.final.mean), _rank(heuristic.final.mean)
+    if ours < theirs:
+        text = (
+            f"The best search, {_named(search)}, beats the best heuristic, {_named(heuristic)}{_margin(theirs, ours)}"
+        )
+        worst = _rank(search.final.high)
+        text += f", but not with every seed: its worst has {ppl_text(worst)}." if worst >= theirs else "."
+    elif ours > theirs:
+        text = f"No search beats the best heuristic: {_named(heuristic)} is better than the best search, "
+        text += f"{_named(search)}{_margin(ours, theirs)}."
+    else:
+        text = f"The best search, {_named(search)}, and the best heuristic, {_named(heuristic)}, are equal."
+    sentences = [text]
+    ppo = find(rows, "ppo")
+    better = [row for row in rows if row.heuristic and ppo and _rank(row.final.mean) < _rank(ppo.final.mean)]
+    if ppo and better and not (ours > theirs and search is ppo and len(better) == 1):  # else it was just said
+        verb = "beats" if len(better) == 1 else "beat"
+        sentences.append(f"Without any search {' and '.join(_named(row) for row in better)} {verb} {_named(ppo)}.")
+    return sentences
+
+
+def _named(row: Row) -> str:
+    return f"{code(row.method)} ({ppl_text(row.final.mean)})"
+
+
+def _margin(worse: float, better: float) -> str:
+    return f", by {1 - better / worse:.1%}" if math.isfinite(worse) else ""
+
+
+def _rank(ppl: float) -> float:
+    """A perplexity to sort by: what is not a number is as bad as infinite."""
+    return math.inf if math.isnan(ppl) else ppl
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    array = np.array(list(values), dtype=np.float64)
+    return Spread(float(array.mean()), float(array.min()), float(array.max()))
