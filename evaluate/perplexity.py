@@ -1,0 +1,208 @@
+"""Perplexity of a dense or pruned model by the protocol of the paper's tables: non-overlapping windows of 2048 tokens.
+
+    python evaluate/perplexity.py smollm2-135m --text wikitext2
+    python evaluate/perplexity.py runs/<name>/model --text wiki.test.raw
+
+The interval is a percentile bootstrap over windows. What was removed is read from the config of a pruned model.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
+from ffprune_env.models import context_length, load_model
+from ffprune_env.pruning.auto_classes import PREFIX
+from ffprune_env.pruning.units import find_units
+from ffprune_env.run_folder import strict_json
+from ffprune_env.texts import NAMED_TEXTS, load_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+logger = logging.getLogger("ffprune")
+console = Console()
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of the measurement; every field is a flag."""
+
+    model: tyro.conf.Positional[str]
+    """as --model of train/ppo.py, or model/ of a run"""
+    text: str = "python-docs"
+    """python-docs, wikitext2, c4, or a .txt, .jsonl, .parquet, .raw or .tokens file"""
+    split: Literal["test", "all"] | None = None
+    """test: what a search on this text never saw; all: the whole of a file. By default test of a named text and all of
+    a file; say test where the model was searched or calibrated on the same file"""
+    seq_len: int = 2048
+    """tokens per window; at most what the model takes"""
+    windows: int | None = None
+    """windows, from the beginning of the text; None takes all"""
+    batch_size: int = 1
+    """windows per forward pass"""
+    dtype: str = "auto"
+    """as for train/ppo.py"""
+    device: str = "auto"
+    """as for train/ppo.py"""
+    trust_remote_code: bool = False
+    """as for train/ppo.py"""
+    json: Path | None = None
+    """file to write the result to, with the loss of every window"""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is reported.
+
+    Attributes:
+        model: as it was asked for.
+        text: likewise.
+        split: the part of the text.
+        seq_len: tokens per window.
+        windows: how many.
+        tokens: in all windows.
+        dtype: of the model.
+        device: where it ran.
+        sparsity: fraction of Σ w removed.
+        total_sparsity: fraction of all parameters removed.
+        ppl: perplexity; inf if a window has no finite loss.
+        interval: its 95 % interval; None where windows are too few or not finite.
+        losses: mean loss of every window.
+    """
+
+    model: str
+    text: str
+    split: str
+    seq_len: int
+    windows: int
+    tokens: int
+    dtype: str
+    device: str
+    sparsity: float
+    total_sparsity: float
+    ppl: float
+    interval: tuple[float, float] | None
+    losses: list[float]
+
+
+def main() -> int:
+    """Measures and prints; returns the exit code."""
+    args = tyro.cli(Args, description=__doc__)
+    handler = RichHandler(console=console, show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    try:
+        result = measure(args)
+        if args.json is not None:
+            args.json.write_text(strict_json(vars(result), indent=2) + "\n", encoding="utf-8")
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
+        return 2
+    except KeyboardInterrupt:
+        Console(stderr=True).print("interrupted; nothing was written")
+        return 130
+    console.print(table(result))
+    return 0
+
+
+def measure(args: Args) -> Result:
+    """Loads model and text, and measures the one on the other."""
+    named = args.text in NAMED_TEXTS
+    split = args.split or ("test" if named else "all")
+    check(args, split)
+    model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    seq_len = min(args.seq_len, context_length(model))
+    if seq_len < args.seq_len:
+        logger.warning("the model takes %d tokens: windows have as many, not %d", seq_len, args.seq_len)
+    windows = load_windows(args.text, tokenizer, split, seq_len, args.windows)
+    sparsity, total_sparsity = removed(model)
+    batches = torch.split(windows, args.batch_size)
+    losses = torch.cat([window_losses(model, x, args.batch_size) for x in track(batches, "windows", console=console)])
+    return Result(
+        model=args.model,
+        text=args.text,
+        split=split,
+        seq_len=seq_len,
+        windows=len(windows),
+        tokens=windows.numel(),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        sparsity=sparsity,
+        total_sparsity=total_sparsity,
+        ppl=perplexity_of(losses),
+        interval=bootstrap_interval(losses) if len(losses) > 1 and bool(torch.isfinite(losses).all()) else None,
+        losses=losses.tolist(),
+    )
+
+
+def check(args: Args, split: str) -> None:
+    """Refuses what would fail, or mislead, after the model was loaded."""
+    for flag, value, least in (
+        ("--batch-size", args.batch_size, 1),
+        ("--seq-len", args.seq_len, 2),
+        ("--windows", args.windows, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{flag} must be at least {least}, got {value}")
+    if split == "all" and args.text in NAMED_TEXTS:
+        raise ValueError(f"--split all is for files: of {args.text} only the test part is never searched on")
+    if args.json is not None and not args.json.absolute().parent.is_dir():
+        raise OSError(f"--json {args.json}: there is no folder {args.json.parent}")
+
+
+def removed(model: PreTrainedModel) -> tuple[float, float]:
+    """Fractions of Σ w and of all parameters that a pruned model lost; zeros for a dense one."""
+    config: PreTrainedConfig = model.config
+    if not config.model_type.startswith(PREFIX):
+        return 0.0, 0.0
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from ffprune_env.pruning.modeling_ffprune import CHANNELS_KEY, HEADS_KEY
+
+    own = ("model_type", "architectures", "auto_map", HEADS_KEY, CHANNELS_KEY)
+    settings: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in own}
+    with torch.device("meta"):
+        dense = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(config.model_type.removeprefix(PREFIX), **settings)
+        )
+    kept = {"attention": getattr(config, HEADS_KEY), "ffn": getattr(config, CHANNELS_KEY)}
+    units = [layout.unit for layout in find_units(dense)]
+    gone = sum(unit.group_params * (unit.n_groups - kept[unit.kind][unit.layer]) for unit in units)
+    return gone / sum(unit.n_params for unit in units), gone / sum(x.numel() for x in dense.parameters())
+
+
+def table(result: Result) -> Table:
+    """One row."""
+    where = (
+        f"{result.split} part of {result.text}, windows of {result.seq_len} tokens, {result.dtype} on {result.device}"
+    )
+    report = Table(title=escape(where))
+    for column in ("model", "removed\nof Σw", "removed\nof model", "PPL", "95 % interval", "windows", "tokens"):
+        first = column == "model"
+        report.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
+    report.add_row(
+        escape(result.model),
+        f"{result.sparsity:.2%}",
+        f"{result.total_sparsity:.2%}",
+        f"{result.ppl:.2f}",
+        "none" if result.interval is None else "{:.2f} to {:.2f}".format(*result.interval),
+        f"{result.windows}",
+        f"{result.tokens:,}",
+    )
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())
