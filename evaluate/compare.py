@@ -1,0 +1,235 @@
+"""Methods against each other on one model: the paper's tables as one command.
+
+    python evaluate/compare.py --text valid.txt --test-text test.txt --sparsity 0.2 0.3 --seeds 3
+
+Every method answers the same problem with the same ranking, texts, calibration and budget of tokens, and its answer is
+measured on test text. What is finished is kept in --out, one file per cell: the same command goes on where it stopped,
+and with more methods, sparsities or seeds adds to what is there. Ctrl-C reports what there is so far.
+"""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from ffprune_env.comparison import Cell, ComparisonFolder
+from ffprune_env.contest import REBUILDERS, Subject, ask_final, rebuild_and_measure, search_and_measure
+from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.methods.ablations import ABLATIONS
+from ffprune_env.methods.registry import METHODS
+from ffprune_env.models import context_length, load_model
+from ffprune_env.report.page import comparison_page
+from ffprune_env.report.tables import comparison_markdown, comparison_table
+from ffprune_env.run_folder import strict_json
+from ffprune_env.texts import load_test_windows, load_windows
+from ffprune_env.zero_shot import evaluate_zero_shot
+
+logger = logging.getLogger("ffprune")
+console = Console()
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of a comparison; every field is a flag."""
+
+    out: Path = Path("runs/comparison")
+    """folder of cells and reports; one folder, one model and one set of texts"""
+    model: str = "smollm2-135m"
+    """as for train/ppo.py, like all flags whose help is missing here"""
+    sparsity: tuple[float, ...] = (0.2,)
+    """fractions of the prunable parameters to remove"""
+    methods: tuple[str, ...] = ()
+    """which methods, by name; none stands for all, or with --ablation for those"""
+    ablation: bool = False
+    """compare ppo with itself, one part changed at a time"""
+    seeds: int = 1
+    """how many times each search is run, with seeds 0, 1, ..."""
+    evaluations: int = 192
+    """budget of a search, in measurements on all --samples windows; who measures on fewer windows makes more of them"""
+
+    text: str = "python-docs"
+    """search and calibration text"""
+    test_text: str | None = None
+    """test text; by default the test part of --text"""
+    seq_len: int = 256
+    """tokens per window of search and calibration text"""
+    samples: int = 4
+    """windows of search text per evaluation"""
+    calibration_windows: int = 128
+    """windows of calibration text"""
+    test_seq_len: int = 2048
+    """tokens per window of test text"""
+    test_windows: int | None = 8
+    """windows of test text, at least 2; None takes all"""
+    batch_size: int = 1
+    """windows per forward pass"""
+
+    criterion: str = "wanda"
+    """how heads and channels are ranked: wanda, or FLAP's wifv"""
+    calibrated: bool = True
+    """reward the calibrated model"""
+    ridge: float = 0.01
+    """λ of the calibration"""
+    zero_shot: Path | None = None
+    """folder of local zero-shot files; asks the final models of every method, with its first seed"""
+    zero_shot_limit: int | None = 200
+    """questions per zero-shot task; None asks all"""
+    dtype: str = "auto"
+    device: str = "auto"
+    trust_remote_code: bool = False
+
+
+# What a cell does not depend on.
+_NOT_SHARED = ("out", "sparsity", "methods", "ablation", "seeds", "zero_shot")
+_SEARCHED = METHODS | ABLATIONS
+
+
+def main() -> int:
+    """Fills the folder, prints the tables and writes the reports; returns the exit code."""
+    args = tyro.cli(Args, description=__doc__)
+    handler = RichHandler(console=console, show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    try:
+        check(args)
+        shared = {name: value for name, value in asdict(args).items() if name not in _NOT_SHARED}
+        folder = ComparisonFolder(args.out, shared)
+        cells: list[Cell] = []
+        with suppress(KeyboardInterrupt):
+            for cell in fill(args, folder):
+                cells.append(cell)  # one at a time, so that Ctrl-C keeps them
+        report(args, folder, cells)
+    except (ValueError, OSError) as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
+        return 2
+    return 0
+
+
+def check(args: Args) -> None:
+    """Raises ValueError for settings that no model is needed to refuse."""
+    for name in args.methods:
+        if name not in (*_SEARCHED, *REBUILDERS):
+            raise ValueError(f"unknown method {name!r}; allowed are {', '.join((*_SEARCHED, *REBUILDERS))}")
+    for flag, value, least in (
+        ("--seeds", args.seeds, 1),
+        ("--evaluations", args.evaluations, 1),
+        ("--test-windows", args.test_windows, 2),
+        ("--batch-size", args.batch_size, 1),
+        ("--zero-shot-limit", args.zero_shot_limit, 1),
+    ):
+        if value is not None and value < least:
+            raise ValueError(f"{flag} must be at least {least}, got {value}")
+    if not args.sparsity or not all(0 < sparsity < 1 for sparsity in args.sparsity):
+        raise ValueError(f"--sparsity takes numbers between 0 and 1, got {' '.join(map(str, args.sparsity)) or 'none'}")
+
+
+def fill(args: Args, folder: ComparisonFolder) -> Iterator[Cell]:
+    """Yields every cell, from the folder or measured now; the model is loaded when the first one is missing."""
+    subject: Subject | None = None
+    for name, sparsity, seed in plan(args):
+        cell = folder.cell(name, sparsity, seed)
+        unasked = args.zero_shot is not None and seed in (None, 0) and (cell is None or cell.zero_shot is None)
+        if cell is None or unasked or folder.dense is None:
+            if subject is None:
+                subject = prepare(args, folder)
+            title = f"{name} at σ = {sparsity:g}" + ("" if seed is None else f", seed {seed}")
+            logger.info("%s ...", title)
+            try:
+                if name in REBUILDERS:
+                    cell = rebuild_and_measure(subject, name, sparsity)
+                elif cell is None:
+                    cell = search_and_measure(subject, name, _SEARCHED[name], sparsity, seed, args.evaluations)
+                if unasked and cell.zero_shot is None:
+                    cell = replace(cell, zero_shot=ask_final(subject, cell, _SEARCHED[name]))
+            except ValueError as error:  # one method that cannot do it is no reason to lose the others
+                logger.error("%s: %s", title, error)
+                continue
+            folder.add(cell)
+            final = cell.test_ppl if cell.calibrated_test_ppl is None else cell.calibrated_test_ppl
+            logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", title, cell.test_ppl, final, cell.seconds)
+        yield cell
+
+
+def plan(args: Args) -> Iterator[tuple[str, float, int | None]]:
+    """All cells: what needs no search first, then seed after seed, so that a stopped comparison is still a fair one."""
+    names = args.methods or tuple(ABLATIONS if args.ablation else [*METHODS, *REBUILDERS])
+    searching = [name for name in names if name in _SEARCHED and _SEARCHED[name].searches]
+    for sparsity in args.sparsity:
+        yield from ((name, sparsity, None) for name in names if name not in searching)
+    for seed in range(args.seeds):
+        for sparsity in args.sparsity:
+            yield from ((name, sparsity, seed) for name in searching)
+
+
+def prepare(args: Args, folder: ComparisonFolder) -> Subject:
+    """Loads model and texts, and measures the dense model if the folder does not hold that yet."""
+    model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    evaluator = build_evaluator(
+        model,
+        tokenizer,
+        args.text,
+        seq_len=args.seq_len,
+        n_samples=args.samples,
+        calibration_windows=args.calibration_windows,
+        criterion=args.criterion,
+        batch_size=args.batch_size,
+        calibrated=args.calibrated,
+        ridge=args.ridge,
+    )
+    prunable, windows = evaluator.prunable, evaluator.windows
+    plain = LMEvaluator(prunable, windows, args.batch_size, evaluator.calibration, False, evaluator.statistics)
+    test_seq_len = min(args.test_seq_len, context_length(model))
+    subject = Subject(
+        evaluator,
+        plain,
+        load_windows(args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows),
+        load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows),
+        args.batch_size,
+        None
+        if args.zero_shot is None
+        else lambda asked: evaluate_zero_shot(asked, tokenizer, args.zero_shot, args.zero_shot_limit),
+    )
+    dense = folder.dense
+    if dense is None:
+        logger.info("the dense model ...")
+        ppl, interval = subject.test(model)
+        units = [asdict(unit) for unit in prunable.units]
+        dense = {"units": units, "n_params": prunable.n_params, "dense_test_ppl": ppl, "dense_interval": interval}
+    if dense.get("dense_zero_shot") is None:
+        dense["dense_zero_shot"] = subject.ask(model)
+        folder.dense = dense
+    return subject
+
+
+def report(args: Args, folder: ComparisonFolder, cells: list[Cell]) -> None:
+    """Prints a table per sparsity, and writes comparison.json, .md and .html."""
+    if not cells:
+        console.print("nothing was measured")
+        return
+    comparison = folder.comparison(cells, {"command": shlex.join(["python", *sys.argv])})
+    for sparsity in dict.fromkeys(cell.target_sparsity for cell in cells):
+        console.print(comparison_table(comparison, sparsity))
+    for suffix, content in (
+        ("json", strict_json(asdict(comparison), indent=1)),
+        ("md", comparison_markdown(comparison)),
+        ("html", comparison_page(comparison)),
+    ):
+        scratch = args.out / f".writing-comparison.{suffix}"
+        scratch.write_text(content, encoding="utf-8")
+        scratch.replace(args.out / f"comparison.{suffix}")
+    console.print(
+        f"{len(cells)} cells; reports in {escape(str(args.out))}/comparison.html, .md and .json", highlight=False
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Methods against each other on one model: each answers the same problem, and its answer is measured the same way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ffprune_env.comparison import Cell
+from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
+from ffprune_env.methods.problem import Meter, Problem
+from ffprune_env.methods.registry import Method
+from ffprune_env.methods.slicegpt import slicegpt
+from ffprune_env.methods.svd_llm import svd_llm
+from ffprune_env.pruning.flap_bias import FlapBias
+from ffprune_env.pruning.prunable import Calibration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ffprune_env.zero_shot import ZeroShot
+
+#: Parts of the budget after which what a search would return is measured on search text, for its trace.
+_MARKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+
+Rebuilder = Callable[["PreTrainedModel", torch.Tensor, int, int], "PreTrainedModel"]
+#: Methods that rebuild the weights of a copy: (model, calibration windows, parameters to remove, batch size) to it.
+REBUILDERS: dict[str, Rebuilder] = {"svd-llm": svd_llm, "slicegpt": slicegpt}
+ZeroShotTest = Callable[["PreTrainedModel"], "ZeroShot"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that methods are compared on, and all that is the same for every one of them.
+
+    Attributes:
+        evaluator: the model, its search text, calibration and statistics; its reward is what searches see.
+        plain: the same with the model that is only cut as reward.
+        calibration_windows: int64 [n, seq_len], what statistics and calibration were made from.
+        test_windows: int64 [n, seq_len].
+        batch_size: windows per forward pass.
+        zero_shot: what to ask the final models, if anything.
+    """
+
+    evaluator: LMEvaluator
+    plain: LMEvaluator
+    calibration_windows: torch.Tensor
+    test_windows: torch.Tensor
+    batch_size: int = 1
+    zero_shot: ZeroShotTest | None = None
+
+    def test(self, model: PreTrainedModel) -> tuple[float, tuple[float, float]]:
+        """Perplexity of a model on test text, with its bootstrap interval over windows."""
+        losses = window_losses(model, self.test_windows, self.batch_size)
+        ppl = perplexity_of(losses)
+        return ppl, bootstrap_interval(losses) if math.isfinite(ppl) else (ppl, ppl)
+
+    def ask(self, model: PreTrainedModel) -> dict[str, float] | None:
+        """Accuracies of a model on the zero-shot tasks, with their average; None if there are none to ask."""
+        if self.zero_shot is None:
+            return None
+        asked = self.zero_shot(model)
+        return {name: result.score for name, result in asked.tasks.items()} | {"average": asked.average}
+
+
+def search_and_measure(
+    subject: Subject, name: str, method: Method, sparsity: float, seed: int | None, evaluations: int
+) -> Cell:
+    """Lets one method answer, and measures its answer with and without calibration.
+
+    Args:
+        subject: the model and its texts.
+        name: of the method, for the cell.
+        method: the method.
+        sparsity: σ.
+        seed: of what it draws; None for methods that draw nothing.
+        evaluations: its budget, in measurements on all windows of search text.
+
+    Raises:
+        ValueError: the method cannot reach the sparsity, or not with this budget.
+    """
+    evaluator = subject.plain if method.calibrated is False else subject.evaluator
+    evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
+    prunable = evaluator.prunable
+    meter = Meter(evaluator, evaluations if method.searches else 0)
+    started = time.perf_counter()
+    kept = method.answer(Problem(prunable, evaluator.statistics, meter, sparsity, seed or 0)).kept
+    seconds = time.perf_counter() - started
+    with prunable.pruned(kept) as model:
+        test_ppl, interval = subject.test(model)
+    calibration = calibration_of(subject, method)
+    calibrated_ppl = calibrated_interval = None
+    if calibration is not None:
+        with prunable.pruned(kept, calibration) as model:
+            calibrated_ppl, calibrated_interval = subject.test(model)
+    tokens_per_window = evaluator.windows.shape[1]
+    return Cell(
+        method=name,
+        target_sparsity=sparsity,
+        seed=seed,
+        kept=kept.tolist(),
+        sparsity=prunable.sparsity(kept),
+        total_sparsity=prunable.total_sparsity(kept),
+        params=prunable.params(kept),
+        search_ppl=evaluator.measure(kept, evaluator.max_samples),
+        test_ppl=test_ppl,
+        test_interval=interval,
+        calibrated_test_ppl=calibrated_ppl,
+        calibrated_test_interval=calibrated_interval,
+        evaluations=meter.spent / evaluator.max_samples,
+        tokens=meter.spent * tokens_per_window,
+        seconds=seconds,
+        trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter)],
+        zero_shot=None,
+    )
+
+
+def calibration_of(subject: Subject, method: Method) -> Calibration | None:
+    """What stands in for what a method removes: its own compensation or, like for all others, the evaluator's."""
+    statistics = subject.evaluator.statistics
+    if method.flap_bias and statistics is not None:
+        return FlapBias(subject.evaluator.prunable, statistics)
+    return subject.evaluator.calibration
+
+
+def ask_final(subject: Subject, cell: Cell, method: Method) -> dict[str, float] | None:
+    """Zero-shot accuracies of the model that a cell ends with, calibrated."""
+    if cell.kept is None:
+        raise ValueError(f"{cell.method} removes no groups: only the model that it made can be asked")
+    with subject.evaluator.prunable.pruned(cell.kept, calibration_of(subject, method)) as model:
+        return subject.ask(model)
+
+
+def progress(meter: Meter) -> list[tuple[int, float]]:
+    """What the method would have returned after parts of its budget: (windows spent, perplexity on all windows)."""
+    points = []
+    for mark in _MARKS:
+        noted = [kept for spent, kept in meter.trace if spent <= mark * meter.budget]
+        if noted:
+            points.append((round(mark * meter.budget), meter.evaluator.measure(noted[-1], meter.max_samples)))
+    return points
+
+
+def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> Cell:
+    """Lets a method of :data:`REBUILDERS` remove what pruning at σ removes, from a copy, and measures that.
+
+    Args:
+        subject: the model and its texts.
+        name: of the method.
+        sparsity: σ; as many parameters of the whole model go as it takes from Σw.
+
+    Raises:
+        ValueError: the method cannot remove as much.
+    """
+    prunable = subject.evaluator.prunable
+    wanted = round(sparsity * sum(unit.n_params for unit in prunable.units))
+    started = time.perf_counter()
+    model = REBUILDERS[name](prunable.model, subject.calibration_windows, wanted, subject.batch_size)
+    seconds = time.perf_counter() - started
+    params = sum(parameter.numel() for parameter in model.parameters())
+    test_ppl, interval = subject.test(model)
+    return Cell(
+        method=name,
+        target_sparsity=sparsity,
+        seed=None,
+        kept=None,
+        sparsity=None,
+        total_sparsity=1 - params / prunable.n_params,
+        params=params,
+        search_ppl=perplexity_of(window_losses(model, subject.evaluator.windows, subject.batch_size)),
+        test_ppl=test_ppl,
+        test_interval=interval,
+        calibrated_test_ppl=None,
+        calibrated_test_interval=None,
+        evaluations=0,
+        tokens=0,
+        seconds=seconds,
+        trace=[],
+        zero_shot=subject.ask(model),
+    )

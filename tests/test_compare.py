@@ -1,0 +1,269 @@
+"""Methods against each other: every cell is measured alike, kept, and read back."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import load_script, tiny_model
+
+import ffprune_env as ff
+from ffprune_env.comparison import Cell, ComparisonFolder, cell_name
+from ffprune_env.contest import REBUILDERS, Subject, rebuild_and_measure, search_and_measure
+from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.loss import perplexity
+from ffprune_env.methods.registry import METHODS
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+
+
+def subject_of(family: str, windows: torch.Tensor) -> Subject:
+    """A calibrated tiny model; test text is what it is calibrated on, which no test here minds."""
+    prunable = PrunableModel(tiny_model(family))
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    evaluator = LMEvaluator(prunable, windows, 1, ff.RidgeCalibration(prunable, stats), True, stats)
+    plain = LMEvaluator(prunable, windows, 1, evaluator.calibration, False, stats)
+    return Subject(evaluator, plain, windows, windows)
+
+
+def pruned_by_hand(model, windows, sparsity: float):
+    """Uniform pruning in the plainest way: count groups, take the best by Wanda, write zeros for the rest."""
+    config = model.config
+    layers = model.model.decoder.layers if config.model_type == "opt" else model.model.layers
+    heads = config.num_attention_heads
+    parts = []  # (output projection, groups, parameters of a group)
+    for layer in layers:
+        attention = layer.self_attn
+        shared = attention.k_proj.weight.shape[0] != attention.q_proj.weight.shape[0]
+        inputs = [attention.q_proj] if shared else [attention.q_proj, attention.k_proj, attention.v_proj]
+        output = attention.out_proj if hasattr(attention, "out_proj") else attention.o_proj
+        parts.append((inputs, output, heads))
+        ffn = [layer.fc1] if hasattr(layer, "fc1") else [layer.mlp.gate_proj, layer.mlp.up_proj]
+        down = layer.fc2 if hasattr(layer, "fc2") else layer.mlp.down_proj
+        parts.append((ffn, down, down.in_features))
+    counted = []
+    for inputs, output, groups in parts:
+        n = output.weight.numel() + sum(x.weight.numel() + (0 if x.bias is None else len(x.bias)) for x in inputs)
+        counted.append(n // groups)
+    total = sum(price * groups for price, (_, _, groups) in zip(counted, parts, strict=True))
+    left = math.floor(total * (1 - sparsity) + 1e-6)
+    kept = [
+        round((1 - sparsity) * heads) if groups == heads and i % 2 == 0 else 0 for i, (_, _, groups) in enumerate(parts)
+    ]
+    left -= sum(k * price for k, price in zip(kept, counted, strict=True))
+    channels = left // counted[1]
+    ffns = range(1, len(parts), 2)
+    for place, i in enumerate(ffns):
+        kept[i] = channels // len(ffns) + (place < channels % len(ffns))
+    norms = [0.0] * len(parts)
+    hooks = []
+    for i, (_, output, _) in enumerate(parts):
+
+        def add(module, args, i=i):
+            norms[i] = norms[i] + args[0].flatten(0, -2).square().sum(0)
+
+        hooks.append(output.register_forward_pre_hook(add))
+    with torch.no_grad():
+        model(windows)
+        for hook in hooks:
+            hook.remove()
+        for k, norm, (_, output, groups) in zip(kept, norms, parts, strict=True):
+            scores = (norm.sqrt() * output.weight.abs().sum(0)).view(groups, -1).sum(1)
+            gone = scores.argsort(descending=True)[k:]
+            output.weight.view(output.out_features, groups, -1)[:, gone] = 0
+    return model
+
+
+def test_uniform_equals_uniform_by_hand(family, windows):
+    cell = search_and_measure(subject_of(family, windows), "uniform", METHODS["uniform"], 0.3, None, 0)
+    by_hand = perplexity(pruned_by_hand(tiny_model(family), windows, 0.3), windows)
+    assert cell.test_ppl == pytest.approx(by_hand, rel=1e-6)  # losses are float32
+    assert cell.evaluations == cell.tokens == 0
+    assert cell.trace == []
+    low, high = cell.test_interval
+    assert low <= cell.test_ppl <= high
+
+
+def test_a_search_pays_for_its_tokens_alone(windows):
+    subject = subject_of("llama-gqa", windows)
+    cell = search_and_measure(subject, "evolution", METHODS["evolution"], 0.3, 1, 20)
+    assert cell.evaluations == 20
+    assert cell.tokens == 20 * windows.numel()
+    tokens = [at for at, _ in cell.trace]
+    assert tokens == sorted(tokens)
+    assert tokens[-1] == cell.tokens
+    assert cell.trace[-1][1] == cell.search_ppl == subject.evaluator.measure(np.array(cell.kept), 3)
+    assert cell.calibrated_test_ppl != cell.test_ppl
+
+
+def test_flap_bias_differs_from_flap_in_the_calibration_alone(windows):
+    subject = subject_of("opt", windows)
+    ridge, bias = (search_and_measure(subject, x, METHODS[x], 0.3, None, 0) for x in ("flap", "flap-bias"))
+    assert ridge.kept == bias.kept
+    assert ridge.test_ppl == bias.test_ppl
+    assert ridge.calibrated_test_ppl != bias.calibrated_test_ppl
+
+
+@pytest.mark.parametrize("name", REBUILDERS)
+def test_methods_that_rebuild_remove_what_pruning_removes(name, windows):
+    subject = subject_of("llama-gqa", windows)
+    prunable = subject.evaluator.prunable
+    dense = perplexity(prunable.model, windows)
+    cell = rebuild_and_measure(subject, name, 0.3)
+    removed = 0.3 * sum(unit.n_params for unit in prunable.units)
+    assert removed - 1 <= prunable.n_params - cell.params
+    assert cell.total_sparsity == 1 - cell.params / prunable.n_params
+    assert cell.kept is None
+    assert perplexity(prunable.model, windows) == dense
+
+
+CELL = Cell(
+    "evolution", 0.25, 1, [3, 4], 0.251, 0.1, 900, 20.0, math.inf, (math.inf, math.inf), 30.0, (29.0, 31.0), 8.0, 1024,
+    1.5, [(512, math.inf), (1024, 20.0)], {"boolq": 0.5, "average": 0.5},
+)  # fmt: skip
+
+
+def test_cells_come_back_as_they_were(tmp_path):
+    folder = ComparisonFolder(tmp_path / "x", {"model": "m", "seeds": (1, 2), "ridge": 0.01})
+    heuristic = replace(CELL, method="svd-llm", seed=None, kept=None, sparsity=None, calibrated_test_ppl=None,
+                        calibrated_test_interval=None, trace=[], zero_shot=None)  # fmt: skip
+    for cell in (CELL, heuristic):
+        assert folder.cell(cell.method, cell.target_sparsity, cell.seed) is None
+        folder.add(cell)
+        assert ComparisonFolder(tmp_path / "x", {"model": "m", "seeds": (1, 2), "ridge": 0.01}).cell(
+            cell.method, cell.target_sparsity, cell.seed
+        ) == cell  # fmt: skip
+    assert folder.cell("evolution", 0.25, 2) is None
+    assert not list((tmp_path / "x").rglob("*writing*"))
+
+
+def test_a_folder_is_for_one_setting(tmp_path):
+    ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01})
+    with pytest.raises(ValueError, match=r"was made with ridge 0.01, not 0.1: give another --out"):
+        ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.1})
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"method": "ppo"}'])
+def test_a_damaged_cell_is_named(tmp_path, content):
+    folder = ComparisonFolder(tmp_path, {})
+    (tmp_path / cell_name("ppo", 0.2, 0)).write_text(content)
+    with pytest.raises(ValueError, match=r"ppo-s20-seed0\.json is damaged, remove it to measure it again"):
+        folder.cell("ppo", 0.2, 0)
+
+
+@pytest.fixture
+def compare(monkeypatch, tiny_folder, text_file, tmp_path, capsys):
+    """Runs the script on a tiny model with a tiny budget."""
+    monkeypatch.setenv("COLUMNS", "200")
+    module = load_script("evaluate/compare.py")
+    flags = {
+        "--model": tiny_folder, "--text": text_file, "--out": tmp_path / "out", "--seq-len": 64, "--samples": 2,
+        "--calibration-windows": 4, "--test-seq-len": 64, "--test-windows": 3, "--dtype": "float32",
+        "--evaluations": 12,
+    }  # fmt: skip
+
+    def run(*words, **changes):
+        settings = flags | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        monkeypatch.setattr(
+            sys, "argv", ["compare.py", *(str(x) for pair in settings.items() for x in pair), *map(str, words)]
+        )
+        code = module.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    run.module = module
+    run.out = tmp_path / "out"
+    return run
+
+
+def test_the_script_compares_all_methods_and_goes_on_where_it_stopped(compare, monkeypatch):
+    code, out, err = compare("--sparsity", "0.2", "0.3", "--seeds", "2")
+    assert code == 0, err
+    names = {path.name for path in (compare.out / "cells").iterdir()}
+    searches = sum(method.searches for method in METHODS.values())
+    assert len(names) == 2 * (len(METHODS) - searches + len(REBUILDERS) + 2 * searches)
+    content = json.loads((compare.out / "comparison.json").read_text())
+    assert len(content["cells"]) == len(names)
+    assert {cell["method"] for cell in content["cells"]} == {*METHODS, *REBUILDERS}
+    for suffix in ("md", "html"):
+        text = (compare.out / f"comparison.{suffix}").read_text()
+        assert all(name in text for name in (*METHODS, *REBUILDERS))
+    assert "ffn-only" in out
+
+    def no_model(*args):
+        raise AssertionError("nothing is missing, so no model is needed")
+
+    before = {path: path.stat().st_mtime_ns for path in (compare.out / "cells").iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(compare.module, "load_model", no_model)
+        assert compare("--sparsity", "0.2", "0.3", "--seeds", "2")[0] == 0
+    (compare.out / "cells" / "ppo-s20-seed1.json").unlink()
+    assert compare("--sparsity", "0.2", "0.3", "--seeds", "2")[0] == 0
+    after = {path: path.stat().st_mtime_ns for path in (compare.out / "cells").iterdir()}
+    assert [path.name for path in before if before[path] != after[path]] == ["ppo-s20-seed1.json"]
+
+
+def test_ctrl_c_reports_what_there_is(compare, monkeypatch):
+    search = compare.module.search_and_measure
+
+    def stop_at_ppo(subject, name, *args):
+        if name == "ppo":
+            raise KeyboardInterrupt
+        return search(subject, name, *args)
+
+    monkeypatch.setattr(compare.module, "search_and_measure", stop_at_ppo)
+    code, out, _ = compare("--methods", "uniform", "ppo", "--sparsity", "0.2")
+    assert code == 0
+    assert "1 cells; reports in" in out
+
+
+def test_a_method_that_cannot_do_it_does_not_stop_the_others(compare, caplog):
+    code, out, _ = compare("--methods", "ffn-only", "uniform", "--sparsity", "0.8")
+    assert code == 0
+    assert "ffn-only at σ = 0.8: sparsity 0.8 would leave an FFN no channel" in caplog.text
+    assert "1 cells; reports in" in out
+
+
+def test_the_ablation_shares_its_cells_with_the_comparison(compare):
+    assert compare("--ablation")[0] == 0
+    names = {path.name for path in (compare.out / "cells").iterdir()}
+    assert {"uniform-s20.json", "ppo-s20-seed0.json", "ppo-greedy-s20-seed0.json"} <= names
+    plain, both = (
+        json.loads((compare.out / "cells" / f"{name}-s20-seed0.json").read_text())
+        for name in ("ppo-plain-reward", "ppo")
+    )
+    assert plain["search_ppl"] != both["search_ppl"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": "pppo"}, "unknown method 'pppo'; allowed are uniform, ffn-only,"),
+        ({"seeds": 0}, "--seeds must be at least 1, got 0"),
+        ({"evaluations": 0}, "--evaluations must be at least 1, got 0"),
+        ({"test_windows": 1}, "--test-windows must be at least 2, got 1"),
+        ({"sparsity": 1.5}, "--sparsity takes numbers between 0 and 1, got 1.5"),
+        ({"model": "nowhere/at-all"}, "nowhere/at-all"),
+        ({"criterion": "luck"}, "unknown criterion 'luck'; allowed are wanda, wifv"),
+        ({"text": "nothing.txt"}, "no such file"),
+    ],
+)
+def test_bad_input_gets_one_line(compare, changes, message):
+    code, _, err = compare(**changes)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_another_setting_is_refused_and_loses_nothing(compare):
+    assert compare("--methods", "uniform")[0] == 0
+    code, _, err = compare("--methods", "uniform", seq_len=32)
+    assert code == 2
+    assert "was made with seq_len 64, not 32: give another --out" in err
+    assert (compare.out / "cells" / "uniform-s20.json").exists()
