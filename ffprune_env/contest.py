@@ -89,7 +89,10 @@ def search_and_measure(
     prunable = evaluator.prunable
     meter = Meter(evaluator, evaluations if method.searches else 0)
     started = time.perf_counter()
-    kept = method.answer(Problem(prunable, evaluator.statistics, meter, sparsity, seed or 0)).kept
+    rewarded = evaluator.calibration if evaluator.calibrated else None
+    windows = subject.calibration_windows
+    problem = Problem(prunable, evaluator.statistics, meter, sparsity, seed or 0, calibration=rewarded, windows=windows)
+    kept = method.answer(problem).kept
     seconds = time.perf_counter() - started
     with prunable.pruned(kept) as model:
         test_ppl, interval = subject.test(model)

@@ -36,7 +36,7 @@ def on_model(windows: torch.Tensor) -> Problem:
     prunable = PrunableModel(tiny_model("llama-gqa"))
     stats = collect_statistics(prunable, windows)
     prunable.rank(wanda_scores(prunable, stats))
-    return Problem(prunable, stats, Meter(LMEvaluator(prunable, windows), 40), 0.3, 0)
+    return Problem(prunable, stats, Meter(LMEvaluator(prunable, windows), 40), 0.3, 0, windows=windows)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -134,9 +134,12 @@ def test_flap_standardizes_within_a_unit(on_model):
     assert METHODS["flap"].answer(on_model).kept.tolist() == before.tolist()
 
 
-def test_flap_needs_a_model():
-    with pytest.raises(ValueError, match="needs a model and its statistics"):
-        METHODS["flap"].answer(on_curves(0))
+@pytest.mark.parametrize(
+    ("name", "needs"), [("flap", "a model and its statistics"), ("fisher", "a model and calibration text")]
+)
+def test_who_looks_at_the_model_needs_one(name, needs):
+    with pytest.raises(ValueError, match=f"needs {needs}"):
+        METHODS[name].answer(on_curves(0))
 
 
 def test_a_swap_moves_whole_levels_and_keeps_the_budget():

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy.typing as npt
+import torch
 
 from ffprune_env.allocation import Allocation, FloatArray, IntArray
 from ffprune_env.budget import allocate_rates
 from ffprune_env.evaluator import DivergenceEvaluator
 from ffprune_env.methods.even import ffn_only, uniform
+from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.units import PruneUnit
@@ -93,6 +95,8 @@ class Problem:
         seed: of everything that is drawn.
         a_min: lowest retention rate that a search may give a unit.
         a_max: highest.
+        calibration: what re-fits the model that is rewarded; None if it is only cut.
+        windows: int64 [n, seq_len], calibration text, for methods that look at the model; None as for ``prunable``.
     """
 
     prunable: PrunableModel | None
@@ -102,6 +106,8 @@ class Problem:
     seed: int
     a_min: float = 0.2
     a_max: float = 1.0
+    calibration: RidgeCalibration | None = None
+    windows: torch.Tensor | None = None
 
     def allocate(self, rates: npt.ArrayLike) -> Allocation:
         """Rates moved by one constant to meet the budget: see :func:`~ffprune_env.budget.allocate_rates`."""

@@ -1,8 +1,8 @@
 """The methods by name.
 
-Each takes a :class:`~ffprune_env.methods.problem.Problem` and returns an :class:`~ffprune_env.allocation.Allocation`, so
-two rows of a comparison differ in the policy alone. ``svd_llm`` and ``slicegpt`` are of another kind: they rebuild the
-weights of a copy of the model.
+Each takes a :class:`~ffprune_env.methods.problem.Problem` and returns an
+:class:`~ffprune_env.allocation.Allocation`, so two rows of a comparison differ in the policy alone. ``svd_llm`` and
+``slicegpt`` are of another kind: they rebuild the weights of a copy of the model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from ffprune_env.methods.cma_es import cma_es
 from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.methods.evolution import evolution
 from ffprune_env.methods.evopress import evopress
+from ffprune_env.methods.fisher import fisher
 from ffprune_env.methods.flap import flap
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.problem import Problem
@@ -43,6 +44,7 @@ METHODS: dict[str, Method] = {
     "ffn-only": Method(lambda problem: ffn_only(problem.sparsity, problem.meter.units), searches=False),
     "flap": Method(flap, searches=False),
     "flap-bias": Method(flap, searches=False, flap_bias=True),
+    "fisher": Method(fisher, searches=False),
     "random": Method(random_search, searches=True),
     "evolution": Method(evolution, searches=True),
     "evopress": Method(evopress, searches=True),

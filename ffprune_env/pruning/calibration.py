@@ -121,6 +121,15 @@ class RidgeCalibration:
         inverse = self._inverses[i][m:, :m].to(weight.device, dtype)  # [removed, kept]
         return torch.addmm(weight[:, :m].to(dtype), product, inverse, alpha=-1).to(weight.dtype)
 
+    def factors(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """W L, [C, columns], and L⁻¹, [columns, columns], of unit i, where they are stored.
+
+        Raises:
+            RuntimeError: as for :meth:`weight`.
+        """
+        self.prunable.require_current(self._rankings)
+        return self._products[i], self._inverses[i]
+
     def bias(self, i: int, k: int) -> None:
         """Output-projection biases stay (design 4.5)."""
 

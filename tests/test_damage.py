@@ -1,0 +1,107 @@
+"""Damage curves against per-token gradients, and the allocation that minimizes them against enumeration."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+from ffprune_env.evaluator import SurrogateEvaluator
+from ffprune_env.loss import window_losses
+from ffprune_env.methods.even import uniform
+from ffprune_env.methods.fisher import least_damage
+from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.damage import damage_curves
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+from ffprune_env.pruning.units import PruneUnit
+
+
+def ranked(family: str, windows: torch.Tensor) -> tuple[PrunableModel, RidgeCalibration]:
+    prunable = PrunableModel(tiny_model(family))
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    return prunable, RidgeCalibration(prunable, stats)
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_curves_are_half_the_second_moment_of_what_is_lost(family, windows, calibrated):
+    """The slow way: for every k, the change of the projection's output, token by token, times its gradient."""
+    prunable, ridge = ranked(family, windows)
+    curves = damage_curves(prunable, windows, ridge if calibrated else None)
+    outputs, inputs, hooks = [], [], []
+    for layout in prunable.layouts:
+
+        def keep(module, args, output):
+            inputs.append(args[0].detach().flatten(0, -2))
+            output.retain_grad()
+            outputs.append(output)
+
+        hooks.append(layout.output.register_forward_hook(keep))
+    logits = prunable.model(windows).logits[:, :-1]
+    targets = windows[:, 1:]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum").backward()
+    for hook in hooks:
+        hook.remove()
+    for i, (unit, curve) in enumerate(zip(prunable.units, curves, strict=True)):
+        layout, x, g = prunable.layouts[i], inputs[i], outputs[i].grad.flatten(0, -2)
+        weight = layout.output.weight.detach()
+        assert curve.shape == (unit.n_groups + 1,)
+        assert curve[-1] == 0
+        for k in (1, unit.n_groups // 2, unit.n_groups - 1):
+            m = k * layout.width
+            new = (ridge.weight(i, k) if calibrated else weight[:, :m]).double()
+            change = x[:, :m] @ new.T - x @ weight.T  # [tokens, C]
+            expected = 0.5 * (change * g).sum(1).square().mean().item()
+            assert curve[k] == pytest.approx(expected, rel=2e-3, abs=1e-9)
+
+
+def test_the_model_is_left_as_it_was(windows):
+    prunable, ridge = ranked("llama-gqa", windows)
+    before = window_losses(prunable.model, windows)
+    damage_curves(prunable, windows, ridge)
+    assert torch.equal(before, window_losses(prunable.model, windows))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in prunable.model.parameters())
+    assert not any(layout.output._forward_hooks for layout in prunable.layouts)
+
+
+def test_what_curves_refuse(windows):
+    prunable = PrunableModel(tiny_model("llama"))
+    with pytest.raises(RuntimeError, match="no order yet"):
+        damage_curves(prunable, windows)
+    prunable.rank([np.zeros(unit.n_groups) for unit in prunable.units])
+    with pytest.raises(ValueError, match="windows must be"):
+        damage_curves(prunable, windows[:0])
+    with prunable.pruned([1] * 6), pytest.raises(RuntimeError, match="is pruned"):
+        damage_curves(prunable, windows)
+    prunable.model.model.norm.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="gradients are not finite"):
+        damage_curves(prunable, windows)
+
+
+def test_the_least_damage_is_found():
+    """Three units of one size per group and convex curves: the optimum is on the Lagrangian path, found by counting."""
+    units = tuple(PruneUnit(f"unit {i}", "ffn", i, 8, 80) for i in range(3))
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        curves = [rng.exponential() * (1 - np.arange(9) / 8) ** 2 for _ in units]
+        found = least_damage(curves, 0.4, units, a_min=0.1)
+        total = sum(curve[k] for curve, k in zip(curves, found.kept, strict=True))
+        budget = found.kept.sum()
+        best = min(
+            sum(curve[k] for curve, k in zip(curves, kept, strict=True))
+            for kept in itertools.product(range(1, 9), repeat=3)
+            if sum(kept) <= budget
+        )
+        assert total == pytest.approx(best)
+
+
+def test_it_beats_uniform_on_curves_and_meets_the_budget():
+    model = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
+    for sparsity in (0.05, 0.3, 0.6):
+        found = least_damage(model.curves, sparsity, model.units)
+        assert found.sparsity >= sparsity
+        assert model.divergence(found.kept, 1) < 0.9 * model.divergence(uniform(sparsity, model.units).kept, 1)
