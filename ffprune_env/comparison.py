@@ -25,7 +25,8 @@ class Cell:
         sparsity: fraction of Σw removed; None as above.
         total_sparsity: fraction of all parameters of the model removed.
         params: parameters that stay.
-        search_ppl: perplexity on all windows of search text, as the search was rewarded.
+        search_ppl: perplexity on all windows of search text, of the calibrated model if that is what the comparison
+            rewards; None for methods that have another calibration.
         test_ppl: perplexity on test text without calibration, or as a method that rebuilds the weights left them.
         test_interval: bootstrap 95 % interval of it, over windows.
         calibrated_test_ppl: perplexity on test text with calibration; None for methods that rebuild the weights.

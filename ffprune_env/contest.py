@@ -110,7 +110,7 @@ def search_and_measure(
         sparsity=prunable.sparsity(kept),
         total_sparsity=prunable.total_sparsity(kept),
         params=prunable.params(kept),
-        search_ppl=evaluator.measure(kept, evaluator.max_samples),
+        search_ppl=None if method.flap_bias else subject.evaluator.measure(kept, evaluator.max_samples),
         test_ppl=test_ppl,
         test_interval=interval,
         calibrated_test_ppl=calibrated_ppl,
@@ -118,7 +118,7 @@ def search_and_measure(
         evaluations=meter.spent / evaluator.max_samples,
         tokens=meter.spent * tokens_per_window,
         seconds=seconds,
-        trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter)],
+        trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter, subject.evaluator)],
         zero_shot=None,
     )
 
@@ -139,13 +139,19 @@ def ask_final(subject: Subject, cell: Cell, method: Method) -> dict[str, float] 
         return subject.ask(model)
 
 
-def progress(meter: Meter) -> list[tuple[int, float]]:
-    """What the method would have returned after parts of its budget: (windows spent, perplexity on all windows)."""
+def progress(meter: Meter, evaluator: LMEvaluator) -> list[tuple[int, float]]:
+    """What the method would have returned after parts of its budget: (windows spent, perplexity on all windows).
+
+    Args:
+        meter: what the method was given, with its notes.
+        evaluator: measures, the same for all methods, whatever they were rewarded for.
+    """
     points = []
     for mark in _MARKS:
         noted = [kept for spent, kept in meter.trace if spent <= mark * meter.budget]
         if noted:
-            points.append((round(mark * meter.budget), meter.evaluator.measure(noted[-1], meter.max_samples)))
+            ppl = evaluator.measure(noted[-1], evaluator.max_samples)
+            points.append((min(round(mark * meter.budget), meter.spent), ppl))
     return points
 
 
@@ -175,7 +181,7 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> Cell:
         sparsity=None,
         total_sparsity=1 - params / prunable.n_params,
         params=params,
-        search_ppl=perplexity_of(window_losses(model, subject.evaluator.windows, subject.batch_size)),
+        search_ppl=None,
         test_ppl=test_ppl,
         test_interval=interval,
         calibrated_test_ppl=None,

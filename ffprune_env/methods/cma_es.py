@@ -27,9 +27,11 @@ def cma_es(problem: Problem) -> Allocation:
     """
     meter = problem.meter
     start = problem.allocate(problem.start())
-    best, least = start, math.inf
     if not meter.affords(meter.max_samples):
         raise ValueError("cma-es needs a budget of at least 1 evaluation, got 0")
+    # The package samples around the start and never measures it; every other search does.
+    best, least = start, meter.measure(start.kept, meter.max_samples)
+    meter.note(best)
     # Seed 0 would ask the package for one from the clock.
     options = {"seed": problem.seed + 1, "bounds": [problem.a_min, problem.a_max], "verbose": -9}
     strategy = cma.CMAEvolutionStrategy(np.clip(start.rates, problem.a_min, problem.a_max), _STEP, options)
@@ -40,9 +42,10 @@ def cma_es(problem: Problem) -> Allocation:
             if not meter.affords(meter.max_samples):
                 break
             allocation = problem.allocate(rates)
-            losses.append(math.log(min(meter.measure(allocation.kept, meter.max_samples), 1e30)))
-            if losses[-1] < least:
-                best, least = allocation, losses[-1]
+            ppl = meter.measure(allocation.kept, meter.max_samples)
+            losses.append(math.log(min(ppl, 1e30)))
+            if ppl < least:
+                best, least = allocation, ppl
         meter.note(best)
         if len(losses) == len(asked):
             strategy.tell(asked, losses)

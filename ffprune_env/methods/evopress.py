@@ -7,7 +7,6 @@ import numpy as np
 from ffprune_env.allocation import Allocation, IntArray, group_bounds, settle
 from ffprune_env.methods.problem import Problem
 
-_LEVEL = 0.05  # of the parameters of the largest unit: what one swap moves
 _CHILDREN = 8
 _MOST_SWAPS = 3
 _FINALISTS = 2
@@ -16,8 +15,9 @@ _FINALISTS = 2
 def evopress(problem: Problem) -> Allocation:
     """(1 + λ) evolution: a child moves a few levels from one unit to another of its kind or not, the budget stays.
 
-    Children are measured by KL to the dense model, first all of them on one window, then the best few and the parent on
-    all windows; the parent stays unless a child beats it there.
+    A level is the largest group of the model: one head, or as many channels. Children are measured by KL to the dense
+    model, first all of them on one window, then the best few on all windows; the parent stays unless one beats it
+    there. The source selects in more stages, on more text. With a single window there is one stage.
 
     Args:
         problem: what to answer; the budget must cover one evaluation.
@@ -34,13 +34,16 @@ def evopress(problem: Problem) -> Allocation:
     parent = problem.allocate(problem.start())
     least = meter.divergence(parent.kept, meter.max_samples)
     meter.note(parent)
-    while meter.affords(_CHILDREN + _FINALISTS * meter.max_samples):
-        children = [swap_levels(problem, parent, rng) for _ in range(_CHILDREN)]
-        first = [meter.divergence(child.kept, 1) for child in children]
-        for i in np.argsort(first, kind="stable")[:_FINALISTS]:
-            divergence = meter.divergence(children[i].kept, meter.max_samples)
+    staged = meter.max_samples > 1
+    while meter.affords((_CHILDREN if staged else 0) + _FINALISTS * meter.max_samples):
+        children = [swap_levels(problem, parent, rng) for _ in range(_CHILDREN if staged else _FINALISTS)]
+        if staged:
+            first = [meter.divergence(child.kept, 1) for child in children]
+            children = [children[i] for i in np.argsort(first, kind="stable")[:_FINALISTS]]
+        for child in children:
+            divergence = meter.divergence(child.kept, meter.max_samples)
             if divergence < least:
-                parent, least = children[i], divergence
+                parent, least = child, divergence
                 meter.note(parent)
     return parent
 
@@ -50,7 +53,7 @@ def swap_levels(problem: Problem, parent: Allocation, rng: np.random.Generator) 
     units = problem.meter.units
     low, high = group_bounds(units, problem.a_min, problem.a_max)
     size = np.array([unit.group_params for unit in units])
-    level = np.maximum(1, np.rint(_LEVEL * max(unit.n_params for unit in units) / size)).astype(np.int64)  # [N], groups
+    level = np.rint(size.max() / size).astype(np.int64)  # [N], groups
     kept: IntArray = parent.kept.copy()
     # The smaller of two draws, as in the source: mostly one swap.
     for _ in range(int(rng.integers(1, _MOST_SWAPS + 1, size=2).min())):

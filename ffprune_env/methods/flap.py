@@ -44,9 +44,14 @@ def threshold(scores: list[np.ndarray], sparsity: float, units: tuple[PruneUnit,
         units: the N units.
     """
     owner = np.repeat(np.arange(len(units)), [unit.n_groups for unit in units])
-    price = np.array([unit.group_params for unit in units])[owner]
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    budget = parameter_budget(sparsity, sum(unit.n_params for unit in units))
-    taken = order[np.cumsum(price[order]) <= budget]
-    kept = np.bincount(owner[taken], minlength=len(units))
-    return settle(kept, np.zeros(len(units)), sparsity, units, a_min=0.0)
+    values = np.concatenate(scores)
+    for i, score in enumerate(scores):  # the best group of every unit stays in any case
+        values[np.flatnonzero(owner == i)[int(np.argmax(score))]] = np.inf
+    left = parameter_budget(sparsity, sum(unit.n_params for unit in units))
+    kept = np.zeros(len(units), dtype=np.int64)
+    for group in np.argsort(-values, kind="stable"):
+        price = units[owner[group]].group_params
+        if price <= left:  # a head that does not fit leaves room for channels
+            kept[owner[group]] += 1
+            left -= price
+    return settle(kept, kept / [unit.n_groups for unit in units], sparsity, units, a_min=0.0)

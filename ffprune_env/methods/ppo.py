@@ -11,13 +11,14 @@ from typing import Literal
 import numpy as np
 import torch
 from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
 
 from ffprune_env.allocation import Allocation, FloatArray, IntArray
 from ffprune_env.budget import Mapping, allocate, waterfill_scores
-from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, Sample, SampleCallback
+from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, SampleCallback
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.methods.even import BASELINES
-from ffprune_env.methods.problem import Problem
+from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.schedule import ProgressiveSchedule
 
@@ -98,7 +99,7 @@ class SearchSettings:
     def windows(self) -> int:
         """Windows of search text that the search measures in all, its finalists included."""
         schedule = self.schedule()
-        return sum(schedule.samples(t) for t in range(self.evaluations)) + (1 + self.finalists) * self.samples
+        return sum(schedule.samples(t) for t in range(self.evaluations)) + (2 + self.finalists) * self.samples
 
 
 def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
@@ -133,16 +134,31 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
     )
     policy = make_policy(settings, env)
     archive = Archive(settings.sparsity, settings.finalists)
-
-    def note(_: Sample) -> None:
-        if policy.num_timesteps % settings.rollout == 0:
-            meter.note(mean_allocation(settings, meter.units, policy)[1])
-
-    record = SampleCallback(meter.units, archive, note)
-    policy.learn(settings.evaluations, [ProgressiveSchedulingCallback(settings.schedule()), record])
+    schedule, record = ProgressiveSchedulingCallback(settings.schedule()), SampleCallback(meter.units, archive)
+    policy.learn(settings.evaluations, [schedule, record, _NoteMean(settings, meter)])
     _, chosen = choose(settings, meter.units, policy, archive, lambda kept: meter.measure(kept, meter.max_samples))
     meter.note(chosen)
     return chosen
+
+
+class _NoteMean(BaseCallback):
+    """Notes what the policy's mean keeps after every update.
+
+    Args:
+        settings: of the search.
+        meter: where it is noted.
+    """
+
+    def __init__(self, settings: SearchSettings, meter: Meter) -> None:
+        super().__init__()
+        self.settings, self.meter = settings, meter
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, PPO)
+        self.meter.note(mean_allocation(self.settings, self.meter.units, self.model)[1])
 
 
 def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
@@ -151,17 +167,18 @@ def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
     Raises:
         ValueError: not even two evaluations and the finalists fit.
     """
-    # With a curriculum an evaluation takes fewer windows than --samples, so there are more of them than it seems.
-    for rollouts in range(windows // settings.n_steps, 0, -1):
-        candidate = replace(settings, timesteps=rollouts * settings.n_steps)
+    rollouts, too_many = 0, windows // settings.n_steps + 1  # an evaluation takes one window at the least
+    while too_many - rollouts > 1:
+        middle = (rollouts + too_many) // 2
+        fits = replace(settings, timesteps=middle * settings.n_steps).windows() <= windows
+        rollouts, too_many = (middle, too_many) if fits else (rollouts, middle)
+    if rollouts:
+        return replace(settings, timesteps=rollouts * settings.n_steps)
+    shorter = [replace(settings, timesteps=timesteps) for timesteps in range(settings.n_steps, 1, -1)]
+    for candidate in shorter:
         if candidate.windows() <= windows:
             return candidate
-    shortest = replace(settings, timesteps=settings.n_steps)
-    for timesteps in range(settings.n_steps, 1, -1):
-        shortest = replace(settings, timesteps=timesteps)
-        if shortest.windows() <= windows:
-            return shortest
-    raise ValueError(f"ppo needs a budget of at least {shortest.windows()} windows, got {windows}")
+    raise ValueError(f"ppo needs a budget of at least {shorter[-1].windows()} windows, got {windows}")
 
 
 def make_policy(settings: SearchSettings, env: PruneBanditEnv) -> PPO:
@@ -183,15 +200,23 @@ def make_policy(settings: SearchSettings, env: PruneBanditEnv) -> PPO:
         seed=settings.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
-    if settings.init != "uniform":  # SB3 starts with a mean of zero, which maps to equal rates
-        try:
-            rates = BASELINES[settings.init](settings.sparsity, env.evaluator.units).rates
-        except ValueError as error:
-            logger.warning("the search starts from uniform: %s", error)
-            return policy
+    rates = start_rates(settings, env.evaluator.units)
+    if rates is None and settings.init != "uniform":
+        logger.warning("%s cannot be reached at sparsity %g: starting from uniform", settings.init, settings.sparsity)
+    if rates is not None:  # SB3 starts with a mean of zero, which maps to equal rates
         mean = waterfill_scores(rates, settings.a_min, settings.a_max) / settings.action_scale
         policy.policy.get_parameter("action_net.bias").data.copy_(torch.from_numpy(mean))
     return policy
+
+
+def start_rates(settings: SearchSettings, units: Sequence[PruneUnit]) -> FloatArray | None:
+    """The rates that the policy's mean starts from; None for equal ones, also where `ffn-only` cannot be reached."""
+    if settings.init == "uniform":
+        return None
+    try:
+        return BASELINES[settings.init](settings.sparsity, units).rates
+    except ValueError:
+        return None
 
 
 def mean_allocation(settings: SearchSettings, units: Sequence[PruneUnit], policy: PPO) -> tuple[FloatArray, Allocation]:
@@ -208,7 +233,7 @@ def choose(
     archive: Archive,
     measure: Callable[[IntArray], float],
 ) -> tuple[FloatArray, Allocation]:
-    """The best of the policy's mean and the archive, measured again at S_final: its scores and its allocation.
+    """The best of the start, the policy's mean and the archive, measured at S_final: its scores and its allocation.
 
     Args:
         settings: of the search.
@@ -217,14 +242,17 @@ def choose(
         archive: the best samples of the search.
         measure: perplexity on all windows, with ``kept[i]`` groups of unit i.
     """
-    scores, mean = mean_allocation(settings, units, policy)
-    candidates = [(scores, mean)]
-    candidates += [(sample.scores, _allocate(settings, units, sample.scores)) for sample in archive.best()]
+    rates = start_rates(settings, units)
+    start = np.zeros(len(units)) if rates is None else waterfill_scores(rates, settings.a_min, settings.a_max)
+    scores = {"the start": start, "the policy's mean": mean_allocation(settings, units, policy)[0]}
+    scores |= {f"archived sample {i}": sample.scores for i, sample in enumerate(archive.best(), 1)}
+    candidates = {name: (x, _allocate(settings, units, x)) for name, x in scores.items()}
     logger.info(
         "measuring %d finalists at sparsity %g on %d windows", len(candidates), settings.sparsity, settings.samples
     )
-    best = int(np.argmin([measure(allocation.kept) for _, allocation in candidates]))
-    logger.info("the best is %s", "the policy's mean" if best == 0 else f"archived sample {best}")
+    ppls = {name: measure(allocation.kept) for name, (_, allocation) in candidates.items()}
+    best = min(ppls, key=lambda name: ppls[name])
+    logger.info("the best is %s", best)
     return candidates[best]
 
 
