@@ -1,10 +1,11 @@
 """Methods against each other on one model: the paper's tables as one command.
 
     python evaluate/compare.py --text valid.txt --test-text test.txt --sparsity 0.2 0.3 --seeds 3
+    python evaluate/compare.py --text valid.txt --test-text test.txt --sparsity 0.2 0.3 --ablation
 
 Every method answers the same problem with the same ranking, texts, calibration and budget of tokens, and its answer is
 measured on test text. What is finished is kept in --out, one file per cell: the same command goes on where it stopped,
-and with more methods, sparsities or seeds adds to what is there. Ctrl-C reports what there is so far.
+and another one with the same settings adds to what is there. Ctrl-C reports what there is so far.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import torch
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
@@ -28,14 +31,18 @@ from ffprune_env.evaluator import LMEvaluator, build_evaluator
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.models import context_length, load_model
+from ffprune_env.pruning.calibration import Storage
+from ffprune_env.report.ablation import ablation_markdown, ablation_table
 from ffprune_env.report.page import comparison_page
 from ffprune_env.report.tables import comparison_markdown, comparison_table
-from ffprune_env.run_folder import strict_json
+from ffprune_env.run_folder import provenance, strict_json
 from ffprune_env.texts import load_test_windows, load_windows
-from ffprune_env.zero_shot import evaluate_zero_shot
+from ffprune_env.zero_shot import score_tasks
+from ffprune_env.zero_shot_tasks import open_tasks
 
 logger = logging.getLogger("ffprune")
 console = Console()
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)
@@ -49,9 +56,9 @@ class Args:
     sparsity: tuple[float, ...] = (0.2,)
     """fractions of the prunable parameters to remove"""
     methods: tuple[str, ...] = ()
-    """which methods, by name; none stands for all, or with --ablation for those"""
+    """which methods, by name; none stands for all"""
     ablation: bool = False
-    """compare ppo with itself, one part changed at a time"""
+    """compare ppo with itself instead, one part changed at a time; its reports are called ablation"""
     seeds: int = 1
     """how many times each search is run, with seeds 0, 1, ..."""
     evaluations: int = 192
@@ -80,17 +87,23 @@ class Args:
     """reward the calibrated model"""
     ridge: float = 0.01
     """λ of the calibration"""
-    zero_shot: Path | None = None
-    """folder of local zero-shot files; asks the final models of every method, with its first seed"""
-    zero_shot_limit: int | None = 200
-    """questions per zero-shot task; None asks all"""
+    factor_storage: Storage = "device"
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
 
+    zero_shot: bool = False
+    """ask the final models of every method, with its first seed, the seven zero-shot tasks"""
+    data_dir: Path | None = None
+    """as for evaluate/zero_shot.py"""
+    limit: int | None = 200
+    """questions per zero-shot task; None asks all"""
 
-# What a cell does not depend on.
-_NOT_SHARED = ("out", "sparsity", "methods", "ablation", "seeds", "zero_shot")
+
+# What perplexities do not depend on.
+_NOT_SHARED = (
+    "out", "sparsity", "methods", "ablation", "seeds", "factor_storage", "device", "zero_shot", "data_dir", "limit",
+)  # fmt: skip
 _SEARCHED = METHODS | ABLATIONS
 
 
@@ -103,15 +116,19 @@ def main() -> int:
         check(args)
         shared = {name: value for name, value in asdict(args).items() if name not in _NOT_SHARED}
         folder = ComparisonFolder(args.out, shared)
-        cells: list[Cell] = []
-        with suppress(KeyboardInterrupt):
-            for cell in fill(args, folder):
-                cells.append(cell)  # one at a time, so that Ctrl-C keeps them
-        report(args, folder, cells)
+        code = 0
+        try:
+            with ExitStack() as stack:
+                tasks = stack.enter_context(open_tasks(data_dir=args.data_dir)) if args.zero_shot else None
+                code = fill(args, folder, tasks)
+        except KeyboardInterrupt:
+            errors.print("interrupted; what was finished is kept and reported")
+            code = 130
+        report(args, folder)
     except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
+        errors.print("[bold red]error:[/]", escape(str(error)))
         return 2
-    return 0
+    return code
 
 
 def check(args: Args) -> None:
@@ -119,12 +136,14 @@ def check(args: Args) -> None:
     for name in args.methods:
         if name not in (*_SEARCHED, *REBUILDERS):
             raise ValueError(f"unknown method {name!r}; allowed are {', '.join((*_SEARCHED, *REBUILDERS))}")
+    if args.ablation and args.methods:
+        raise ValueError("--ablation names its methods itself: leave out --methods")
     for flag, value, least in (
         ("--seeds", args.seeds, 1),
         ("--evaluations", args.evaluations, 1),
         ("--test-windows", args.test_windows, 2),
         ("--batch-size", args.batch_size, 1),
-        ("--zero-shot-limit", args.zero_shot_limit, 1),
+        ("--limit", args.limit, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"{flag} must be at least {least}, got {value}")
@@ -132,46 +151,57 @@ def check(args: Args) -> None:
         raise ValueError(f"--sparsity takes numbers between 0 and 1, got {' '.join(map(str, args.sparsity)) or 'none'}")
 
 
-def fill(args: Args, folder: ComparisonFolder) -> Iterator[Cell]:
-    """Yields every cell, from the folder or measured now; the model is loaded when the first one is missing."""
-    subject: Subject | None = None
-    for name, sparsity, seed in plan(args):
-        cell = folder.cell(name, sparsity, seed)
-        unasked = args.zero_shot is not None and seed in (None, 0) and (cell is None or cell.zero_shot is None)
-        if cell is None or unasked or folder.dense is None:
-            if subject is None:
-                subject = prepare(args, folder)
-            title = f"{name} at σ = {sparsity:g}" + ("" if seed is None else f", seed {seed}")
-            logger.info("%s ...", title)
-            try:
-                if name in REBUILDERS:
-                    cell = rebuild_and_measure(subject, name, sparsity)
-                elif cell is None:
-                    cell = search_and_measure(subject, name, _SEARCHED[name], sparsity, seed, args.evaluations)
-                if unasked and cell.zero_shot is None:
-                    cell = replace(cell, zero_shot=ask_final(subject, cell, _SEARCHED[name]))
-            except ValueError as error:  # one method that cannot do it is no reason to lose the others
-                logger.error("%s: %s", title, error)
-                continue
-            folder.add(cell)
-            final = cell.test_ppl if cell.calibrated_test_ppl is None else cell.calibrated_test_ppl
-            logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", title, cell.test_ppl, final, cell.seconds)
-        yield cell
-
-
 def plan(args: Args) -> Iterator[tuple[str, float, int | None]]:
     """All cells: what needs no search first, then seed after seed, so that a stopped comparison is still a fair one."""
-    names = args.methods or tuple(ABLATIONS if args.ablation else [*METHODS, *REBUILDERS])
+    names = dict.fromkeys(args.methods or (ABLATIONS if args.ablation else (*METHODS, *REBUILDERS)))
+    sparsities = dict.fromkeys(args.sparsity)
     searching = [name for name in names if name in _SEARCHED and _SEARCHED[name].searches]
-    for sparsity in args.sparsity:
+    for sparsity in sparsities:
         yield from ((name, sparsity, None) for name in names if name not in searching)
     for seed in range(args.seeds):
-        for sparsity in args.sparsity:
+        for sparsity in sparsities:
             yield from ((name, sparsity, seed) for name in searching)
 
 
-def prepare(args: Args, folder: ComparisonFolder) -> Subject:
-    """Loads model and texts, and measures the dense model if the folder does not hold that yet."""
+def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) -> int:
+    """Measures what the folder lacks; the model is loaded when the first cell is missing.
+
+    Returns:
+        The exit code: 1 if a method could not do what it was asked.
+    """
+    if tasks is not None:
+        asked = {"data_dir": args.data_dir and str(args.data_dir), "limit": args.limit}
+        folder.require_same("zero_shot.json", asked)
+        folder.write("zero_shot.json", asked)
+    subject: Subject | None = None
+    failures = 0
+    for name, sparsity, seed in plan(args):
+        cell = folder.cell(name, sparsity, seed)
+        unasked = tasks is not None and seed in (None, 0) and (cell is None or cell.zero_shot is None)
+        if cell is not None and not unasked and folder.dense is not None:
+            continue
+        if subject is None:
+            subject = prepare(args, folder, tasks)
+        title = f"{name} at σ = {sparsity:g}" + ("" if seed is None else f", seed {seed}")
+        logger.info("%s ...", title)
+        try:
+            if name in REBUILDERS:
+                cell = rebuild_and_measure(subject, name, sparsity)
+            elif cell is None:
+                cell = search_and_measure(subject, name, _SEARCHED[name], sparsity, seed, args.evaluations)
+            folder.add(cell)
+            final = cell.test_ppl if cell.calibrated_test_ppl is None else cell.calibrated_test_ppl
+            logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", title, cell.test_ppl, final, cell.seconds)
+            if unasked and cell.zero_shot is None:
+                folder.add(ask_final(subject, cell, _SEARCHED[name]))
+        except (ValueError, RuntimeError) as error:  # one method that cannot do it is no reason to lose the others
+            failures += 1
+            errors.print(f"[bold red]{escape(title)}:[/]", escape(" ".join(str(error).split())))
+    return 1 if failures else 0
+
+
+def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) -> Subject:
+    """Loads model and texts, and measures of the dense model what the folder does not hold yet."""
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
     evaluator = build_evaluator(
         model,
@@ -184,6 +214,7 @@ def prepare(args: Args, folder: ComparisonFolder) -> Subject:
         batch_size=args.batch_size,
         calibrated=args.calibrated,
         ridge=args.ridge,
+        factor_storage=args.factor_storage,
     )
     prunable, windows = evaluator.prunable, evaluator.windows
     plain = LMEvaluator(prunable, windows, args.batch_size, evaluator.calibration, False, evaluator.statistics)
@@ -194,9 +225,7 @@ def prepare(args: Args, folder: ComparisonFolder) -> Subject:
         load_windows(args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows),
         load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows),
         args.batch_size,
-        None
-        if args.zero_shot is None
-        else lambda asked: evaluate_zero_shot(asked, tokenizer, args.zero_shot, args.zero_shot_limit),
+        None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),
     )
     dense = folder.dense
     if dense is None:
@@ -204,31 +233,36 @@ def prepare(args: Args, folder: ComparisonFolder) -> Subject:
         ppl, interval = subject.test(model)
         units = [asdict(unit) for unit in prunable.units]
         dense = {"units": units, "n_params": prunable.n_params, "dense_test_ppl": ppl, "dense_interval": interval}
-    if dense.get("dense_zero_shot") is None:
-        dense["dense_zero_shot"] = subject.ask(model)
+        facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+        folder.write("manifest.json", {**provenance(), **facts})
+        folder.dense = dense
+    if tasks is not None and dense.get("dense_zero_shot") is None:
+        dense["dense_zero_shot"], dense["dense_zero_shot_stderr"] = subject.ask(model)
         folder.dense = dense
     return subject
 
 
-def report(args: Args, folder: ComparisonFolder, cells: list[Cell]) -> None:
-    """Prints a table per sparsity, and writes comparison.json, .md and .html."""
+def report(args: Args, folder: ComparisonFolder) -> None:
+    """Prints a table per sparsity, and writes the same, with figures, as .json, .md and .html."""
+    found = (folder.cell(name, sparsity, seed) for name, sparsity, seed in plan(args))
+    cells: list[Cell] = [cell for cell in found if cell is not None]
     if not cells:
         console.print("nothing was measured")
         return
     comparison = folder.comparison(cells, {"command": shlex.join(["python", *sys.argv])})
-    for sparsity in dict.fromkeys(cell.target_sparsity for cell in cells):
-        console.print(comparison_table(comparison, sparsity))
-    for suffix, content in (
-        ("json", strict_json(asdict(comparison), indent=1)),
-        ("md", comparison_markdown(comparison)),
-        ("html", comparison_page(comparison)),
-    ):
-        scratch = args.out / f".writing-comparison.{suffix}"
+    for sparsity in dict.fromkeys(args.sparsity):
+        if any(cell.target_sparsity == sparsity for cell in cells):
+            console.print(comparison_table(comparison, sparsity))
+    markdown, name = comparison_markdown(comparison), "comparison"
+    if args.ablation:
+        console.print(ablation_table(comparison))
+        markdown, name = f"{markdown}\n{ablation_markdown(comparison)}", "ablation"
+    contents = {"json": strict_json(asdict(comparison), indent=1), "md": markdown, "html": comparison_page(comparison)}
+    for suffix, content in contents.items():
+        scratch = args.out / f".writing-{name}.{suffix}"
         scratch.write_text(content, encoding="utf-8")
-        scratch.replace(args.out / f"comparison.{suffix}")
-    console.print(
-        f"{len(cells)} cells; reports in {escape(str(args.out))}/comparison.html, .md and .json", highlight=False
-    )
+        scratch.replace(args.out / f"{name}.{suffix}")
+    console.print(f"{len(cells)} cells; reports in {escape(str(args.out))}/{name}.html, .md and .json", highlight=False)
 
 
 if __name__ == "__main__":

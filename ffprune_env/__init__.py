@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ffprune_env.budget import allocate
     from ffprune_env.callbacks import ProgressiveSchedulingCallback
     from ffprune_env.env import PruneBanditEnv
-    from ffprune_env.evaluator import Evaluator, LMEvaluator, SurrogateEvaluator, load_evaluator
+    from ffprune_env.evaluator import Evaluator, LMEvaluator, load_evaluator
     from ffprune_env.loss import perplexity
     from ffprune_env.methods.even import ffn_only, uniform
     from ffprune_env.models import load_model
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ffprune_env.pruning.saliency import Statistics, collect_statistics, wanda_scores
     from ffprune_env.pruning.units import PruneUnit
     from ffprune_env.schedule import ProgressiveSchedule
+    from ffprune_env.surrogate import SurrogateEvaluator
     from ffprune_env.texts import load_windows
 
 _HOME = {
@@ -44,7 +45,7 @@ _HOME = {
     "PruneUnit": "pruning.units",
     "RidgeCalibration": "pruning.calibration",
     "Statistics": "pruning.saliency",
-    "SurrogateEvaluator": "evaluator",
+    "SurrogateEvaluator": "surrogate",
     "allocate": "budget",
     "collect_statistics": "pruning.saliency",
     "ffn_only": "methods.even",

@@ -37,6 +37,7 @@ class Cell:
         trace: (tokens evaluated, search perplexity of what the method would have returned then), ascending; empty for
             methods that do not search.
         zero_shot: accuracy by task, and their ``average``, of the final model.
+        zero_shot_stderr: standard errors of these.
     """
 
     method: str
@@ -55,7 +56,8 @@ class Cell:
     tokens: int
     seconds: float
     trace: list[tuple[int, float]]
-    zero_shot: dict[str, float] | None
+    zero_shot: dict[str, float] | None = None
+    zero_shot_stderr: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,9 @@ class Comparison:
         n_params: parameters of the dense model.
         dense_test_ppl: its perplexity on test text.
         dense_interval: bootstrap 95 % interval of it.
-        dense_zero_shot: its accuracies.
         cells: what was measured.
+        dense_zero_shot: accuracies of the dense model.
+        dense_zero_shot_stderr: standard errors of these.
     """
 
     settings: dict[str, object]
@@ -77,36 +80,37 @@ class Comparison:
     n_params: int
     dense_test_ppl: float
     dense_interval: tuple[float, float]
-    dense_zero_shot: dict[str, float] | None
     cells: list[Cell]
+    dense_zero_shot: dict[str, float] | None = None
+    dense_zero_shot_stderr: dict[str, float] | None = None
 
 
 class ComparisonFolder:
-    """``settings.json``, ``dense.json`` and ``cells/``: what a comparison has measured so far, safe from Ctrl-C.
+    """What a comparison has measured so far, safe from Ctrl-C: ``settings.json``, ``dense.json`` and ``cells/``.
 
-    Two processes may fill one folder if they do not work on the same cells.
+    Nothing is written before there is something to keep. Two processes may fill one folder if they do not work on the
+    same cells.
 
     Args:
         path: the folder; made if there is none.
         settings: what all cells have in common.
 
     Raises:
-        ValueError: the folder was made with other settings; the message names the first that differs.
-        OSError: the folder cannot be written to.
+        ValueError: the folder was made with other settings; the message names one that differs.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.settings = json.loads(strict_json(settings))
-        (path / "cells").mkdir(parents=True, exist_ok=True)
-        made_with = self._read("settings.json")
-        if made_with is None:
-            self._write("settings.json", self.settings)
-        else:
-            for name in self.settings.keys() | made_with.keys():
-                there, asked = made_with.get(name), self.settings.get(name)
-                if there != asked:
-                    raise ValueError(f"{path} was made with {name} {there!r}, not {asked!r}: give another --out")
+        self.require_same("settings.json", self.settings)
+
+    def require_same(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Raises ValueError if a file of settings is there and differs."""
+        made_with = self._read(name)
+        for key in settings.keys() | (made_with or settings).keys():
+            there, asked = (made_with or settings).get(key), settings.get(key)
+            if there != asked:
+                raise ValueError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
 
     def cell(self, method: str, sparsity: float, seed: int | None) -> Cell | None:
         """A cell that was measured before, if it was."""
@@ -119,16 +123,21 @@ class ComparisonFolder:
 
     def add(self, cell: Cell) -> None:
         """Keeps a cell."""
-        self._write(cell_name(cell.method, cell.target_sparsity, cell.seed), asdict(cell))
+        self.write(cell_name(cell.method, cell.target_sparsity, cell.seed), asdict(cell))
 
     @property
     def dense(self) -> dict[str, Any] | None:
         """The fields of a :class:`Comparison` that are about the dense model, if it was measured."""
-        return self._read("dense.json")
+        found = self._read("dense.json")
+        if found is not None:
+            _restore_inf(found)
+            if not {"units", "n_params", "dense_test_ppl", "dense_interval"} <= found.keys():
+                raise self._damaged("dense.json", "measurements are missing")
+        return found
 
     @dense.setter
     def dense(self, fields: Mapping[str, Any]) -> None:
-        self._write("dense.json", fields)
+        self.write("dense.json", fields)
 
     def comparison(self, cells: list[Cell], settings: Mapping[str, Any]) -> Comparison:
         """All of it, for a report.
@@ -146,6 +155,17 @@ class ComparisonFolder:
         dense["dense_interval"] = tuple(dense["dense_interval"])
         return Comparison(settings={**self.settings, **settings}, cells=cells, **dense)
 
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replaces a file by strict JSON, in one move; the first one brings ``settings.json`` along."""
+        (self.path / "cells").mkdir(parents=True, exist_ok=True)
+        files = {name: content}
+        if not (self.path / "settings.json").exists():
+            files["settings.json"] = self.settings
+        for file, text in files.items():
+            scratch = self.path / f"{file}.writing-{os.getpid()}"
+            scratch.write_text(strict_json(text, indent=1) + "\n", encoding="utf-8")
+            scratch.replace(self.path / file)
+
     def _read(self, name: str) -> dict[str, Any] | None:
         try:
             content = json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -160,11 +180,6 @@ class ComparisonFolder:
     def _damaged(self, name: str, reason: object) -> ValueError:
         return ValueError(f"{self.path / name} is damaged, remove it to measure it again: {reason}")
 
-    def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        scratch = self.path / f"{name}.writing-{os.getpid()}"
-        scratch.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
-        scratch.replace(self.path / name)
-
 
 def cell_name(method: str, sparsity: float, seed: int | None) -> str:
     """The file of a cell, inside the folder."""
@@ -172,14 +187,18 @@ def cell_name(method: str, sparsity: float, seed: int | None) -> str:
 
 
 def _as_cell(content: dict[str, Any]) -> Cell:
-    """Reads what strict JSON made of a cell: infinite numbers were written as null, and named."""
-    for name in content.pop("non_finite", []):
-        content[name] = _with_inf(content[name])
+    _restore_inf(content)
     for name in ("test_interval", "calibrated_test_interval"):
         if content[name] is not None:
             content[name] = tuple(content[name])
     content["trace"] = [tuple(point) for point in content["trace"]]
     return Cell(**content)
+
+
+def _restore_inf(content: dict[str, Any]) -> None:
+    """Undoes what strict JSON does to infinite numbers: they were written as null, and named."""
+    for name in content.pop("non_finite", []):
+        content[name] = _with_inf(content[name])
 
 
 def _with_inf(value: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -60,12 +60,15 @@ class Subject:
         ppl = perplexity_of(losses)
         return ppl, bootstrap_interval(losses) if math.isfinite(ppl) else (ppl, ppl)
 
-    def ask(self, model: PreTrainedModel) -> dict[str, float] | None:
-        """Accuracies of a model on the zero-shot tasks, with their average; None if there are none to ask."""
+    def ask(self, model: PreTrainedModel) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+        """Accuracies of a model on the zero-shot tasks and of their average, and standard errors; None if not asked."""
         if self.zero_shot is None:
-            return None
+            return None, None
         asked = self.zero_shot(model)
-        return {name: result.score for name, result in asked.tasks.items()} | {"average": asked.average}
+        scores = {name: result.score for name, result in asked.tasks.items()} | {"average": asked.average}
+        stderrs = {name: result.score_stderr for name, result in asked.tasks.items()}
+        known = {name: x for name, x in (stderrs | {"average": asked.average_stderr}).items() if x is not None}
+        return scores, known
 
 
 def search_and_measure(
@@ -84,7 +87,7 @@ def search_and_measure(
     Raises:
         ValueError: the method cannot reach the sparsity, or not with this budget.
     """
-    evaluator = subject.plain if method.calibrated is False else subject.evaluator
+    evaluator = subject.plain if method.plain_reward else subject.evaluator
     evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
     prunable = evaluator.prunable
     meter = Meter(evaluator, evaluations if method.searches else 0)
@@ -119,7 +122,6 @@ def search_and_measure(
         tokens=meter.spent * tokens_per_window,
         seconds=seconds,
         trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter, subject.evaluator)],
-        zero_shot=None,
     )
 
 
@@ -131,12 +133,13 @@ def calibration_of(subject: Subject, method: Method) -> Calibration | None:
     return subject.evaluator.calibration
 
 
-def ask_final(subject: Subject, cell: Cell, method: Method) -> dict[str, float] | None:
-    """Zero-shot accuracies of the model that a cell ends with, calibrated."""
+def ask_final(subject: Subject, cell: Cell, method: Method) -> Cell:
+    """The cell with the zero-shot accuracies of the model that it ends with, calibrated."""
     if cell.kept is None:
         raise ValueError(f"{cell.method} removes no groups: only the model that it made can be asked")
     with subject.evaluator.prunable.pruned(cell.kept, calibration_of(subject, method)) as model:
-        return subject.ask(model)
+        scores, stderrs = subject.ask(model)
+    return replace(cell, zero_shot=scores, zero_shot_stderr=stderrs)
 
 
 def progress(meter: Meter, evaluator: LMEvaluator) -> list[tuple[int, float]]:
@@ -173,6 +176,7 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> Cell:
     seconds = time.perf_counter() - started
     params = sum(parameter.numel() for parameter in model.parameters())
     test_ppl, interval = subject.test(model)
+    scores, stderrs = subject.ask(model)
     return Cell(
         method=name,
         target_sparsity=sparsity,
@@ -190,5 +194,6 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> Cell:
         tokens=0,
         seconds=seconds,
         trace=[],
-        zero_shot=subject.ask(model),
+        zero_shot=scores,
+        zero_shot_stderr=stderrs,
     )

@@ -54,15 +54,7 @@ class RunFolder:
         for folder in (self.checkpoints, self.tensorboard, self.path / "plots"):
             folder.mkdir(parents=True, exist_ok=True)
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-        facts = {
-            "command": sys.argv,
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "versions": {name: _version(name) for name in _LIBRARIES},
-            "git_revision": _git_revision(),
-            **manifest,
-        }
-        self.write_json("manifest.json", facts)
+        self.write_json("manifest.json", {**provenance(), **manifest})
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replaces a file by strict JSON, in one move."""
@@ -83,6 +75,17 @@ class RunFolder:
         scratch = self.path / f".writing-{name}"
         scratch.write_text(text, encoding="utf-8")
         os.replace(scratch, self.path / name)
+
+
+def provenance() -> dict[str, Any]:
+    """What made a result: command line, versions, platform and git revision."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        "git_revision": _git_revision(),
+    }
 
 
 def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:

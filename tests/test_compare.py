@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+from ffprune_env.zero_shot import TaskResult, ZeroShot
 
 
 def subject_of(family: str, windows: torch.Tensor) -> Subject:
@@ -144,7 +146,7 @@ def test_cells_come_back_as_they_were(tmp_path):
 
 
 def test_a_folder_is_for_one_setting(tmp_path):
-    ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01})
+    ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01}).add(CELL)
     with pytest.raises(ValueError, match=r"was made with ridge 0.01, not 0.1: give another --out"):
         ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.1})
 
@@ -152,6 +154,7 @@ def test_a_folder_is_for_one_setting(tmp_path):
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"method": "ppo"}'])
 def test_a_damaged_cell_is_named(tmp_path, content):
     folder = ComparisonFolder(tmp_path, {})
+    folder.add(CELL)
     (tmp_path / cell_name("ppo", 0.2, 0)).write_text(content)
     with pytest.raises(ValueError, match=r"ppo-s20-seed0\.json is damaged, remove it to measure it again"):
         folder.cell("ppo", 0.2, 0)
@@ -210,35 +213,122 @@ def test_the_script_compares_all_methods_and_goes_on_where_it_stopped(compare, m
 
 
 def test_ctrl_c_reports_what_there_is(compare, monkeypatch):
-    search = compare.module.search_and_measure
+    """Also what would have come later, and what was finished before its zero-shot questions were."""
+    flags = ("--methods", "uniform", "evolution", "ppo", "--sparsity", "0.2")
+    assert compare(*flags)[0] == 0
+    (compare.out / "cells" / "evolution-s20-seed0.json").unlink()
+    measure, calls = LMEvaluator.measure, []
 
-    def stop_at_ppo(subject, name, *args):
-        if name == "ppo":
+    def interrupted(self, kept, n_samples):
+        calls.append(kept)
+        if len(calls) == 5:
             raise KeyboardInterrupt
-        return search(subject, name, *args)
+        return measure(self, kept, n_samples)
 
-    monkeypatch.setattr(compare.module, "search_and_measure", stop_at_ppo)
-    code, out, _ = compare("--methods", "uniform", "ppo", "--sparsity", "0.2")
-    assert code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(LMEvaluator, "measure", interrupted)
+        code, out, err = compare(*flags)
+    assert code == 130
+    assert "what was finished is kept" in err
+    assert "2 cells; reports in" in out
+    content = json.loads((compare.out / "comparison.json").read_text())
+    assert [cell["method"] for cell in content["cells"]] == ["uniform", "ppo"]
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError])
+def test_a_method_that_cannot_do_it_does_not_stop_the_others(compare, monkeypatch, error):
+    def fail(*args):
+        raise error("no memory\nleft")
+
+    monkeypatch.setitem(REBUILDERS, "svd-llm", fail)
+    code, out, err = compare("--methods", "svd-llm", "ffn-only", "uniform", "--sparsity", "0.8")
+    assert code == 1
+    assert "svd-llm at σ = 0.8: no memory left" in err
+    assert "ffn-only at σ = 0.8: sparsity 0.8 would leave an FFN no channel" in err
     assert "1 cells; reports in" in out
 
 
-def test_a_method_that_cannot_do_it_does_not_stop_the_others(compare, caplog):
-    code, out, _ = compare("--methods", "ffn-only", "uniform", "--sparsity", "0.8")
-    assert code == 0
-    assert "ffn-only at σ = 0.8: sparsity 0.8 would leave an FFN no channel" in caplog.text
-    assert "1 cells; reports in" in out
+def test_a_typo_does_not_take_the_folder(compare):
+    assert compare("--methods", "uniform", model="nowhere/at-all")[0] == 2
+    assert not compare.out.exists()
+    assert compare("--methods", "uniform")[0] == 0
+
+
+def test_repeated_names_and_sparsities_count_once(compare):
+    assert compare("--methods", "uniform", "uniform", "--sparsity", "0.2", "0.2")[0] == 0
+    assert len(json.loads((compare.out / "comparison.json").read_text())["cells"]) == 1
+
+
+def test_zero_shot_is_added_to_what_is_finished(compare, monkeypatch, tmp_path):
+    """The search is not run again; a failure or Ctrl-C while asking loses nothing that was found."""
+    asked = []
+
+    def stub(model, tokenizer, tasks, limit):
+        asked.append(model.model.layers[0].mlp.down_proj.in_features)
+        if len(asked) == 3:
+            raise RuntimeError("out of memory")
+        return ZeroShot({"boolq": TaskResult(0.5, 0.1, None, None, limit, "acc")})
+
+    monkeypatch.setattr(compare.module, "open_tasks", lambda data_dir: nullcontext({"boolq": None}))
+    monkeypatch.setattr(compare.module, "score_tasks", stub)
+    flags = ("--methods", "uniform", "evolution", "--seeds", "2")
+    assert compare(*flags)[0] == 0
+    before = json.loads((compare.out / "cells" / "evolution-s20-seed0.json").read_text())
+    code, _, err = compare(*flags, "--zero-shot", "--limit", "7")
+    assert code == 1
+    assert "evolution at σ = 0.2, seed 0: out of memory" in err
+    assert json.loads((compare.out / "cells" / "evolution-s20-seed0.json").read_text()) == before
+    assert compare(*flags, "--zero-shot", "--limit", "7")[0] == 0
+    assert len(asked) == 4  # dense, uniform, evolution twice; second seeds are not asked
+    assert asked[0] > asked[1]
+    after = json.loads((compare.out / "cells" / "evolution-s20-seed0.json").read_text())
+    assert after["zero_shot"] == {"boolq": 0.5, "average": 0.5}
+    assert after["zero_shot_stderr"] == {"boolq": 0.1, "average": 0.1}
+    assert {key: value for key, value in after.items() if "zero" not in key} == {
+        key: value for key, value in before.items() if "zero" not in key
+    }
+    assert "50.0% (± 10.0)" in (compare.out / "comparison.md").read_text()
+    code, _, err = compare(*flags, "--zero-shot", "--limit", "8")
+    assert code == 2
+    assert "was made with limit 7, not 8" in err
 
 
 def test_the_ablation_shares_its_cells_with_the_comparison(compare):
-    assert compare("--ablation")[0] == 0
+    assert compare("--methods", "uniform", "ppo")[0] == 0
+    main = (compare.out / "comparison.md").read_text()
+    code, out, _ = compare("--ablation")
+    assert code == 0
+    assert "calibration only" in out
+    assert (compare.out / "comparison.md").read_text() == main
     names = {path.name for path in (compare.out / "cells").iterdir()}
     assert {"uniform-s20.json", "ppo-s20-seed0.json", "ppo-greedy-s20-seed0.json"} <= names
-    plain, both = (
-        json.loads((compare.out / "cells" / f"{name}-s20-seed0.json").read_text())
-        for name in ("ppo-plain-reward", "ppo")
-    )
-    assert plain["search_ppl"] != both["search_ppl"]
+    content = json.loads((compare.out / "ablation.json").read_text())
+    cells = {cell["method"]: cell for cell in content["cells"]}
+    uniform, alone, both = (cells[name] for name in ("uniform", "ppo-plain-reward", "ppo"))
+    four = (uniform["test_ppl"], uniform["calibrated_test_ppl"], alone["test_ppl"], both["calibrated_test_ppl"])
+    row = " | ".join(f"{ppl:.2f}" for ppl in four)
+    assert f"| 0.2 | {row} |" in (compare.out / "ablation.md").read_text()
+
+
+def test_search_never_sees_test_text(windows):
+    """Two subjects that differ in test text alone give the same answers, and other test perplexities."""
+    first = subject_of("llama-gqa", windows)
+    second = replace(first, test_windows=windows.flip(1))
+    for name in ("evolution", "evopress", "ppo", "flap", "fisher"):
+        one, other = (search_and_measure(subject, name, METHODS[name], 0.3, 0, 16) for subject in (first, second))
+        assert (one.kept, one.trace, one.search_ppl) == (other.kept, other.trace, other.search_ppl)
+        assert one.test_ppl != other.test_ppl
+
+
+def test_a_dense_model_without_a_finite_perplexity_is_reported(tmp_path):
+    folder = ComparisonFolder(tmp_path, {})
+    folder.dense = {"units": [], "n_params": 10, "dense_test_ppl": math.inf, "dense_interval": (math.inf, math.inf)}
+    comparison = folder.comparison([CELL], {})
+    assert comparison.dense_test_ppl == math.inf
+    assert comparison.dense_interval == (math.inf, math.inf)
+    folder.write("dense.json", {"units": []})
+    with pytest.raises(ValueError, match=r"dense\.json is damaged"):
+        folder.comparison([CELL], {})
 
 
 @pytest.mark.parametrize(
@@ -259,6 +349,12 @@ def test_bad_input_gets_one_line(compare, changes, message):
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_the_ablation_takes_no_methods(compare):
+    code, _, err = compare("--ablation", "--methods", "ppo")
+    assert code == 2
+    assert "--ablation names its methods itself: leave out --methods" in err
 
 
 def test_another_setting_is_refused_and_loses_nothing(compare):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from ffprune_env.evaluator import SurrogateEvaluator
 from ffprune_env.loss import window_losses
 from ffprune_env.methods.even import uniform
 from ffprune_env.methods.fisher import least_damage
@@ -18,6 +17,7 @@ from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.surrogate import SurrogateEvaluator
 
 
 def ranked(family: str, windows: torch.Tensor) -> tuple[PrunableModel, RidgeCalibration]:

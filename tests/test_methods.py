@@ -11,16 +11,19 @@ from conftest import tiny_model
 
 from ffprune_env.allocation import group_bounds, settle
 from ffprune_env.budget import allocate_rates
-from ffprune_env.evaluator import LMEvaluator, SurrogateEvaluator
+from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.even import uniform
 from ffprune_env.methods.evopress import swap_levels
+from ffprune_env.methods.fisher import least_damage
 from ffprune_env.methods.flap import threshold
 from ffprune_env.methods.ppo import SearchSettings, affordable
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.surrogate import SurrogateEvaluator
 
 ALL = METHODS | ABLATIONS
 SEARCHES = [name for name, method in ALL.items() if method.searches]
@@ -63,12 +66,41 @@ def test_the_seed_decides(name):
     assert first.tolist() != other.tolist()
 
 
-@pytest.mark.parametrize("name", [name for name in SEARCHES if name != "ppo-greedy"])
-def test_searches_beat_uniform_where_units_differ(name):
-    problem = on_curves(300)
-    found = ALL[name].answer(problem)
-    even = uniform(0.3, CURVES.units)
-    assert CURVES.divergence(found.kept, 1) < 0.9 * CURVES.divergence(even.kept, 1)
+def damage(kept) -> float:
+    """Of an allocation of 30 %, as a multiple of the least there is under the same bounds."""
+    best = least_damage(CURVES.curves, 0.3, CURVES.units)
+    return CURVES.divergence(kept, 1) / CURVES.divergence(best.kept, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("evolution", 1.3), ("evopress", 1.3), ("cma-es", 1.3), ("ppo", 2.0), ("random", 3.0)]
+)
+def test_searches_come_near_the_optimum(name, most):
+    """`uniform` damages eighteen times as much as needed, so being better than that would prove little."""
+    assert damage(uniform(0.3, CURVES.units).kept) > 10
+    assert damage(ALL[name].answer(on_curves(300)).kept) < most
+
+
+def test_every_search_but_random_is_at_least_as_good_as_its_start():
+    start = on_curves(0).allocate(on_curves(0).start())
+    for name in ("evolution", "evopress", "cma-es", "ppo"):
+        assert damage(METHODS[name].answer(on_curves(14)).kept) <= damage(start.kept) + 1e-9
+
+
+def test_a_swap_can_reach_every_number_of_heads():
+    """Units shaped as in smollm2-135m: a head is a thirty-sixth of an FFN."""
+    units = tuple(
+        PruneUnit(f"{kind} {i}", kind, i, n, n * size)
+        for i in range(4)
+        for kind, n, size in (("attention", 9, 73728), ("ffn", 1536, 1728))
+    )
+    curves = [np.zeros(unit.n_groups + 1) for unit in units]
+    problem = Problem(None, None, Meter(SurrogateEvaluator(units, curves), 0), 0.3, 0)
+    rng, parent, seen = np.random.default_rng(0), problem.allocate(problem.start()), set()
+    for _ in range(400):
+        parent = swap_levels(problem, parent, rng)
+        seen |= {int(k) for unit, k in zip(units, parent.kept, strict=True) if unit.kind == "attention"}
+    assert seen == set(range(2, 10))
 
 
 @pytest.mark.parametrize("name", ["random", "evolution", "evopress", "cma-es"])
@@ -118,11 +150,9 @@ def test_flap_keeps_what_stands_out_in_its_unit_at_the_price_of_its_parameters()
     price = 6 * units[0].group_params + 140 * units[1].group_params
     total = sum(unit.n_params for unit in units)
     allocation = threshold(scores, 1 - price / total, units)
-    # One head of unit 2 stays in any case, and is paid for by the channels.
-    assert allocation.kept[0] == 6
-    assert allocation.kept[2] == 1
-    heads = units[2].group_params / units[1].group_params
-    assert allocation.kept[1] + allocation.kept[3] == 140 - math.ceil(heads)
+    # One head of unit 2 stays in any case, and is paid for by the channels that stand out least.
+    heads = math.ceil(units[2].group_params / units[1].group_params)
+    assert allocation.kept.tolist() == [6, 100, 1, 40 - heads]
 
 
 def test_flap_standardizes_within_a_unit(on_model):

@@ -65,3 +65,12 @@ def test_steep_schedules_do_not_overflow():
 def test_arguments_out_of_range_are_named(wrong):
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be"):
         ProgressiveSchedule(**{"final_sparsity": 0.2, "max_samples": 8, "total_steps": 100, **wrong})
+
+
+def test_either_ramp_can_be_switched_off():
+    curve = ProgressiveSchedule(0.3, 8, 100)
+    steep = ProgressiveSchedule(0.3, 8, 100, ramp_sparsity=False)
+    fine = ProgressiveSchedule(0.3, 8, 100, ramp_samples=False)
+    for t in range(0, 100, 7):
+        assert (steep.sparsity(t), steep.samples(t)) == (0.3, curve.samples(t))
+        assert (fine.sparsity(t), fine.samples(t)) == (curve.sparsity(t), 8)

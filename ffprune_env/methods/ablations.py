@@ -8,8 +8,8 @@ from ffprune_env.methods.ppo import SearchSettings, ppo
 from ffprune_env.methods.registry import METHODS, Method
 
 
-def _ppo(settings: SearchSettings, calibrated: bool | None = None) -> Method:
-    return Method(partial(ppo, settings=settings), searches=True, calibrated=calibrated)
+def _ppo(settings: SearchSettings, plain_reward: bool = False) -> Method:
+    return Method(partial(ppo, settings=settings), searches=True, plain_reward=plain_reward)
 
 
 #: Calibration alone is `uniform` calibrated, search alone is `ppo-plain-reward` not calibrated, both are `ppo`
@@ -18,7 +18,7 @@ def _ppo(settings: SearchSettings, calibrated: bool | None = None) -> Method:
 ABLATIONS: dict[str, Method] = {
     "uniform": METHODS["uniform"],
     "ppo": METHODS["ppo"],
-    "ppo-plain-reward": _ppo(SearchSettings(), calibrated=False),
+    "ppo-plain-reward": _ppo(SearchSettings(), plain_reward=True),
     "ppo-no-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=False)),
     "ppo-no-samples-ramp": _ppo(SearchSettings(ramp_samples=False)),
     "ppo-uniform-start": _ppo(SearchSettings(init="uniform")),

@@ -29,13 +29,13 @@ class Method:
     Attributes:
         answer: the problem to an allocation.
         searches: whether it draws and measures, so that seed and budget matter.
-        calibrated: whether it is rewarded for the calibrated model; None leaves that to the comparison.
+        plain_reward: whether it is rewarded for the model that is only cut, whatever the others are rewarded for.
         flap_bias: whether its own bias compensation takes the place of the ridge calibration.
     """
 
     answer: Callable[[Problem], Allocation]
     searches: bool
-    calibrated: bool | None = None
+    plain_reward: bool = False
     flap_bias: bool = False
 
 

@@ -77,7 +77,7 @@ def svd_llm(model: PreTrainedModel, windows: torch.Tensor, removed: int, batch_s
             has linear layers that cannot be replaced.
 
     Source:
-        Wang et al., SVD-LLM, arXiv 2403.12403.
+        Wang et al., SVD-LLM, arXiv 2403.07378.
     """
     compressed = copy.deepcopy(model).eval()
     inputs = [group for layer in shared_inputs(compressed, windows) for group in layer]

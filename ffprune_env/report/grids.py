@@ -117,18 +117,20 @@ def perplexity_grid(comparison: Comparison, sparsity: float) -> Grid:
 def zero_shot_grid(comparison: Comparison, sparsity: float) -> Grid | None:
     """Zero-shot accuracy at one sparsity, best average first, below the dense model; None if none was measured."""
     rows = rows_at(comparison, sparsity)
-    scores = {row.method: _mean_scores(row) for row in rows}
+    scores = {row.method: _mean_scores([cell.zero_shot for cell in row.cells]) for row in rows}
+    errors = {row.method: _mean_scores([cell.zero_shot_stderr for cell in row.cells]) for row in rows}
     tested = sorted((row for row in rows if scores[row.method]), key=lambda row: -scores[row.method].get("average", 0))
     if not tested:
         return None
-    lines = [(Entry("dense"), comparison.dense_zero_shot or {}), *((_name(row), scores[row.method]) for row in tested)]
-    tasks = sorted(dict.fromkeys(task for _, one in lines for task in one), key=lambda task: task == "average")
+    lines = [(Entry("dense"), comparison.dense_zero_shot or {}, comparison.dense_zero_shot_stderr or {})]
+    lines += [(_name(row), scores[row.method], errors[row.method]) for row in tested]
+    tasks = sorted(dict.fromkeys(task for _, one, _ in lines for task in one), key=lambda task: task == "average")
     columns = [Column("method", "method"), *(Column(task, task, best="max") for task in tasks)]
-    entries = [
-        [name, *(Entry(f"{one[task]:.1%}", value=one[task]) if task in one else Entry(NONE) for task in tasks)]
-        for name, one in lines
+    entries = [[name, *(_accuracy(one.get(task), error.get(task)) for task in tasks)] for name, one, error in lines]
+    notes = [
+        "Zero-shot accuracy of the final models, ± standard error over questions, mean over seeds that were tested: "
+        "acc of boolq and winogrande, acc_norm of others, as in the paper. Bold: best of its column."
     ]
-    notes = ["Zero-shot accuracy of the final models, mean over the seeds that were tested. Bold: best of its column."]
     return Grid(columns, entries, [*notes, *_rebuild_note(tested)])
 
 
@@ -191,9 +193,15 @@ def _rebuild_note(rows: Sequence[Row]) -> list[str]:
     return [note] if any(row.rebuilds for row in rows) else []
 
 
-def _mean_scores(row: Row) -> dict[str, float]:
-    """Accuracy per task, mean over the seeds that were tested on it."""
-    measured = [cell.zero_shot for cell in row.cells if cell.zero_shot]
+def _accuracy(score: float | None, error: float | None) -> Entry:
+    if score is None:
+        return Entry(NONE)
+    return Entry(f"{score:.1%}", "" if error is None else f"± {100 * error:.1f}", score)
+
+
+def _mean_scores(by_seed: Sequence[dict[str, float] | None]) -> dict[str, float]:
+    """Mean per task, over the seeds that were tested on it."""
+    measured = [one for one in by_seed if one]
     tasks = dict.fromkeys(task for one in measured for task in one)
     return {task: fmean(one[task] for one in measured if task in one) for task in tasks}
 

@@ -112,6 +112,7 @@ def _figure_sections(comparison: Comparison) -> list[str]:
         caption = (
             "Perplexity on all search text of what each search would return, against tokens it has evaluated: means "
             "over seeds, bands from the lowest to the highest seed. Horizontal lines: methods that do not search. "
+            "Searches are drawn by the best they measured; ppo by its policy's mean, until it chooses at the end. "
             "Curves that begin higher come in from above."
         )
         sections.append(f"<section><h2>Searches</h2>{_figure(searches, 'search', caption)}</section>")

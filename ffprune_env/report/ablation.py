@@ -1,0 +1,52 @@
+"""The paper's Table 3: what calibration and search are worth alone and together."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from ffprune_env.comparison import Comparison
+from ffprune_env.report.rows import find, ppl_text, rows_at, target_sparsities
+
+_TITLES = ("σ", "neither", "calibration only", "search only", "both")
+
+
+def parts_at(comparison: Comparison, sparsity: float) -> list[float | None]:
+    """Test perplexity with neither, calibration, search, and both; None for what was not measured.
+
+    Search alone is the one that was rewarded for the model that is only cut, which is what it is measured on.
+
+    Args:
+        comparison: of :data:`ffprune_env.methods.ablations.ABLATIONS`.
+        sparsity: σ that was asked for, one of the comparison's.
+    """
+    rows = rows_at(comparison, sparsity)
+    uniform, alone, both = (find(rows, name) for name in ("uniform", "ppo-plain-reward", "ppo"))
+    return [
+        None if uniform is None else uniform.plain.mean,
+        None if uniform is None or uniform.calibrated is None else uniform.calibrated.mean,
+        None if alone is None else alone.plain.mean,
+        None if both is None or both.calibrated is None else both.calibrated.mean,
+    ]
+
+
+def ablation_markdown(comparison: Comparison) -> str:
+    """The table in Markdown, means over seeds."""
+    lines = [_TITLES, ("---:",) * len(_TITLES), *_texts(comparison)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def ablation_table(comparison: Comparison) -> Table:
+    """The table for the terminal."""
+    table = Table(title="Test PPL with and without the parts, means over seeds")
+    for title in _TITLES:
+        table.add_column(title, justify="right")
+    for line in _texts(comparison):
+        table.add_row(*line)
+    return table
+
+
+def _texts(comparison: Comparison) -> list[tuple[str, ...]]:
+    return [
+        (f"{sparsity:g}", *("–" if ppl is None else ppl_text(ppl) for ppl in parts_at(comparison, sparsity)))
+        for sparsity in target_sparsities(comparison)
+    ]
