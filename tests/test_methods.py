@@ -10,14 +10,15 @@ import torch
 from conftest import tiny_model
 
 from ffprune_env.allocation import group_bounds, settle
-from ffprune_env.budget import allocate_rates
+from ffprune_env.budget import allocate, allocate_rates
+from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.even import uniform
 from ffprune_env.methods.evopress import swap_levels
 from ffprune_env.methods.fisher import least_damage
 from ffprune_env.methods.flap import threshold
-from ffprune_env.methods.ppo import SearchSettings, affordable
+from ffprune_env.methods.ppo import SearchSettings, affordable, make_policy, start_scores
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.pruning.prunable import PrunableModel
@@ -128,6 +129,20 @@ def test_nothing_is_measured_beyond_the_budget():
     assert meter.spent == 8
     with pytest.raises(ValueError, match="at least 0, got -1"):
         Meter(CURVES, -1)
+
+
+@pytest.mark.parametrize("init", ["uniform", "ffn-only", "fisher"])
+def test_a_policy_starts_where_it_is_told(on_model, init):
+    settings = SearchSettings(sparsity=0.3, samples=3, init=init)
+    start = start_scores(settings, on_model)
+    mapped = allocate(start, 0.3, on_model.meter.units, a_min=0.2, mapping="waterfill")
+    asked = METHODS[init].answer(on_model)
+    assert np.abs(mapped.kept - asked.kept).max() <= 1  # of 4 heads or 24 channels
+    env = PruneBanditEnv(on_model.meter, 0.3)
+    action, _ = make_policy(settings, env, start).predict(np.array([0.3], dtype=np.float32), deterministic=True)
+    np.testing.assert_allclose(action * settings.action_scale, start, atol=0.02)
+    others = [METHODS[name].answer(on_model).kept for name in ("uniform", "ffn-only", "fisher") if name != init]
+    assert all(np.abs(mapped.kept - other).max() > 1 for other in others)
 
 
 @pytest.mark.parametrize("windows", [90, 200, 1000])

@@ -31,6 +31,7 @@ from stable_baselines3.common.logger import Figure as FigureRecord
 from stable_baselines3.common.logger import HParam, configure
 from transformers import PreTrainedTokenizerBase
 
+from ffprune_env.allocation import FloatArray
 from ffprune_env.callbacks import (
     Archive,
     CheckpointCallback,
@@ -42,7 +43,8 @@ from ffprune_env.callbacks import (
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, build_evaluator
 from ffprune_env.loss import perplexity
-from ffprune_env.methods.ppo import SearchSettings, choose, make_policy
+from ffprune_env.methods.ppo import SearchSettings, choose, make_policy, start_scores
+from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
@@ -51,7 +53,7 @@ from ffprune_env.pruning.model_card import CardFacts
 from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
 from ffprune_env.settings import parse_settings
-from ffprune_env.texts import load_test_windows
+from ffprune_env.texts import load_test_windows, load_windows
 
 logger = logging.getLogger("ffprune")
 console = Console()
@@ -129,6 +131,7 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     evaluator: LMEvaluator
     env: PruneBanditEnv
+    start: FloatArray
     test_windows: torch.Tensor
 
 
@@ -205,17 +208,30 @@ def prepare(args: Args) -> Job:
     env = PruneBanditEnv(
         evaluator, args.sparsity, args.samples, args.a_min, args.a_max, args.mapping, args.action_scale
     )
+    seen = load_windows(args.text, tokenizer, "calibration", evaluator.windows.shape[1], args.calibration_windows)
+    problem = Problem(
+        evaluator.prunable,
+        evaluator.statistics,
+        Meter(evaluator, 0),
+        args.sparsity,
+        args.seed,
+        args.a_min,
+        args.a_max,
+        evaluator.calibration if args.calibrated else None,
+        seen,
+    )
+    start = start_scores(args, problem)
     test_seq_len = min(args.test_seq_len, context_length(model))
     test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     run.create(asdict(args), seed=args.seed, **facts)
-    return Job(run, tokenizer, evaluator, env, test_windows)
+    return Job(run, tokenizer, evaluator, env, start, test_windows)
 
 
 def train(args: Args, job: Job) -> Outcome:
     """Trains the policy."""
     run, evaluator, env = job.run, job.evaluator, job.env
-    policy = make_policy(args, env)
+    policy = make_policy(args, env, job.start)
     policy.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
     schedule = ProgressiveSchedulingCallback(args.schedule())
     checkpoint = CheckpointCallback(run.checkpoints / "policy.zip")
@@ -241,7 +257,9 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
         The exit code: 1 if all is there but the model.
     """
     run, evaluator, samples, test_windows = job.run, job.evaluator, outcome.samples, job.test_windows
-    scores, chosen = choose(args, evaluator.units, outcome.policy, outcome.archive, evaluator.measure_exactly)
+    scores, chosen = choose(
+        args, evaluator.units, job.start, outcome.policy, outcome.archive, evaluator.measure_exactly
+    )
     policies = {**reference_policies(args.sparsity, evaluator), "chosen": chosen}
     logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
     results = measure_policies(evaluator, policies, test_windows, args.batch_size)

@@ -21,6 +21,7 @@ ABLATIONS: dict[str, Method] = {
     "ppo-plain-reward": _ppo(SearchSettings(), plain_reward=True),
     "ppo-no-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=False)),
     "ppo-no-samples-ramp": _ppo(SearchSettings(ramp_samples=False)),
+    "ppo-fisher-start": _ppo(SearchSettings(init="fisher")),
     "ppo-uniform-start": _ppo(SearchSettings(init="uniform")),
     "ppo-greedy": _ppo(SearchSettings(mapping="greedy", init="uniform")),
 }

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -17,7 +18,8 @@ from ffprune_env.allocation import Allocation, FloatArray, IntArray
 from ffprune_env.budget import Mapping, allocate, waterfill_scores
 from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, SampleCallback
 from ffprune_env.env import PruneBanditEnv
-from ffprune_env.methods.even import BASELINES
+from ffprune_env.methods.even import ffn_only
+from ffprune_env.methods.fisher import fisher
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.schedule import ProgressiveSchedule
@@ -61,8 +63,9 @@ class SearchSettings:
     """passes over them per update"""
     clip_range: float = 0.2
     """PPO's clipping of the probability ratio"""
-    init: Literal["uniform", "ffn-only"] = "ffn-only"
-    """allocation that the policy's mean starts from, if it can reach the sparsity; the paper's is uniform"""
+    init: Literal["uniform", "ffn-only", "fisher"] = "ffn-only"
+    """allocation that the policy's mean starts from, if it can reach the sparsity: the paper's is uniform; fisher is
+    made from damage curves, in a few backward passes"""
     log_std_init: float = -2.5
     """log standard deviation of the actions at the start; actions live in [-1, 1]"""
     action_scale: float = 3.0
@@ -132,11 +135,13 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
         mapping=settings.mapping,
         action_scale=settings.action_scale,
     )
-    policy = make_policy(settings, env)
+    start = start_scores(settings, problem)
+    policy = make_policy(settings, env, start)
     archive = Archive(settings.sparsity, settings.finalists)
     schedule, record = ProgressiveSchedulingCallback(settings.schedule()), SampleCallback(meter.units, archive)
     policy.learn(settings.evaluations, [schedule, record, _NoteMean(settings, meter)])
-    _, chosen = choose(settings, meter.units, policy, archive, lambda kept: meter.measure(kept, meter.max_samples))
+    measure = partial(meter.measure, n_samples=meter.max_samples)
+    _, chosen = choose(settings, meter.units, start, policy, archive, measure)
     meter.note(chosen)
     return chosen
 
@@ -181,8 +186,26 @@ def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
     raise ValueError(f"ppo needs a budget of at least {shorter[-1].windows()} windows, got {windows}")
 
 
-def make_policy(settings: SearchSettings, env: PruneBanditEnv) -> PPO:
-    """PPO over the environment, its mean at the allocation that the search starts from."""
+def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
+    """The scores that the policy's mean starts from; equal ones if what ``init`` names cannot be reached.
+
+    Args:
+        settings: of the search; ``init`` says where it starts.
+        problem: of the same sparsity and bounds.
+    """
+    equal = np.zeros(len(problem.meter.units))
+    if settings.init == "uniform":
+        return equal
+    try:
+        answer = fisher(problem) if settings.init == "fisher" else ffn_only(problem.sparsity, problem.meter.units)
+    except ValueError as error:
+        logger.warning("the search starts from uniform: %s", error)
+        return equal
+    return waterfill_scores(answer.rates, settings.a_min, settings.a_max)
+
+
+def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray) -> PPO:
+    """PPO over the environment, with the given scores as its mean."""
     policy = PPO(
         "MlpPolicy",
         env,
@@ -200,23 +223,9 @@ def make_policy(settings: SearchSettings, env: PruneBanditEnv) -> PPO:
         seed=settings.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
-    rates = start_rates(settings, env.evaluator.units)
-    if rates is None and settings.init != "uniform":
-        logger.warning("%s cannot be reached at sparsity %g: starting from uniform", settings.init, settings.sparsity)
-    if rates is not None:  # SB3 starts with a mean of zero, which maps to equal rates
-        mean = waterfill_scores(rates, settings.a_min, settings.a_max) / settings.action_scale
-        policy.policy.get_parameter("action_net.bias").data.copy_(torch.from_numpy(mean))
+    # SB3 starts with a mean of zero but for what the networks add, which is small.
+    policy.policy.get_parameter("action_net.bias").data.copy_(torch.from_numpy(start / settings.action_scale))
     return policy
-
-
-def start_rates(settings: SearchSettings, units: Sequence[PruneUnit]) -> FloatArray | None:
-    """The rates that the policy's mean starts from; None for equal ones, also where `ffn-only` cannot be reached."""
-    if settings.init == "uniform":
-        return None
-    try:
-        return BASELINES[settings.init](settings.sparsity, units).rates
-    except ValueError:
-        return None
 
 
 def mean_allocation(settings: SearchSettings, units: Sequence[PruneUnit], policy: PPO) -> tuple[FloatArray, Allocation]:
@@ -229,6 +238,7 @@ def mean_allocation(settings: SearchSettings, units: Sequence[PruneUnit], policy
 def choose(
     settings: SearchSettings,
     units: Sequence[PruneUnit],
+    start: FloatArray,
     policy: PPO,
     archive: Archive,
     measure: Callable[[IntArray], float],
@@ -238,12 +248,11 @@ def choose(
     Args:
         settings: of the search.
         units: the N units.
+        start: the scores that the search started from.
         policy: as it was trained.
         archive: the best samples of the search.
         measure: perplexity on all windows, with ``kept[i]`` groups of unit i.
     """
-    rates = start_rates(settings, units)
-    start = np.zeros(len(units)) if rates is None else waterfill_scores(rates, settings.a_min, settings.a_max)
     scores = {"the start": start, "the policy's mean": mean_allocation(settings, units, policy)[0]}
     scores |= {f"archived sample {i}": sample.scores for i, sample in enumerate(archive.best(), 1)}
     candidates = {name: (x, _allocate(settings, units, x)) for name, x in scores.items()}
