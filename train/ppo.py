@@ -43,7 +43,7 @@ from ffprune_env.callbacks import (
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, build_evaluator
 from ffprune_env.loss import perplexity
-from ffprune_env.methods.ppo import SearchSettings, choose, make_policy, start_scores
+from ffprune_env.methods.ppo import SearchSettings, choose, make_env, make_policy, start_scores
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
@@ -205,9 +205,7 @@ def prepare(args: Args) -> Job:
         ridge=args.ridge,
         factor_storage=args.factor_storage,
     )
-    env = PruneBanditEnv(
-        evaluator, args.sparsity, args.samples, args.a_min, args.a_max, args.mapping, args.action_scale
-    )
+    env = make_env(args, evaluator)
     seen = load_windows(args.text, tokenizer, "calibration", evaluator.windows.shape[1], args.calibration_windows)
     problem = Problem(
         evaluator.prunable,

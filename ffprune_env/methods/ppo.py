@@ -18,6 +18,7 @@ from ffprune_env.allocation import Allocation, FloatArray, IntArray
 from ffprune_env.budget import Mapping, allocate, waterfill_scores
 from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, SampleCallback
 from ffprune_env.env import PruneBanditEnv
+from ffprune_env.evaluator import Evaluator
 from ffprune_env.methods.even import ffn_only
 from ffprune_env.methods.fisher import fisher
 from ffprune_env.methods.problem import Meter, Problem
@@ -127,16 +128,8 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
         ),
         meter.budget - meter.spent,
     )
-    env = PruneBanditEnv(
-        meter,
-        settings.sparsity,
-        a_min=settings.a_min,
-        a_max=settings.a_max,
-        mapping=settings.mapping,
-        action_scale=settings.action_scale,
-    )
     start = start_scores(settings, problem)
-    policy = make_policy(settings, env, start)
+    policy = make_policy(settings, make_env(settings, meter), start)
     archive = Archive(settings.sparsity, settings.finalists)
     schedule, record = ProgressiveSchedulingCallback(settings.schedule()), SampleCallback(meter.units, archive)
     policy.learn(settings.evaluations, [schedule, record, _NoteMean(settings, meter)])
@@ -202,6 +195,19 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
         logger.warning("the search starts from uniform: %s", error)
         return equal
     return waterfill_scores(answer.rates, settings.a_min, settings.a_max)
+
+
+def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
+    """The environment of the search."""
+    return PruneBanditEnv(
+        evaluator,
+        settings.sparsity,
+        settings.samples,
+        settings.a_min,
+        settings.a_max,
+        settings.mapping,
+        settings.action_scale,
+    )
 
 
 def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray) -> PPO:
