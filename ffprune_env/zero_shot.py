@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,7 @@ def score_tasks(
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
         raise ValueError("lm-eval needs a tokenizer with a bos or an eos token, got one with neither: set one of them")
     results = {}
+    started = time.perf_counter()
     with quiet_lm_eval():
         scorer = _Scorer(model, tokenizer, batch_size, show)
         for name, task in tasks.items():
@@ -129,7 +131,9 @@ def score_tasks(
             report = evaluate(lm=scorer, task_dict={"tasks": {name: task}}, limit=limit, log_samples=False)
             results[name] = result = _result(name, report)
             logger.info("%s: %s %.4f on %d questions", name, result.averaged, result.score, result.n)
-    return ZeroShot(results)
+    scored = ZeroShot(results)
+    logger.info("average of %d tasks: %.4f, in %.0f s", len(results), scored.average, time.perf_counter() - started)
+    return scored
 
 
 def check_settings(limit: int | None, batch_size: int) -> None:
