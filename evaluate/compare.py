@@ -227,14 +227,15 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),
     )
+    if folder.manifest is None:
+        facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+        folder.write("manifest.json", {**provenance(), **facts})
     dense = folder.dense
     if dense is None:
         logger.info("the dense model ...")
         ppl, interval = subject.test(model)
         units = [asdict(unit) for unit in prunable.units]
         dense = {"units": units, "n_params": prunable.n_params, "dense_test_ppl": ppl, "dense_interval": interval}
-        facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
-        folder.write("manifest.json", {**provenance(), **facts})
         folder.dense = dense
     if tasks is not None and dense.get("dense_zero_shot") is None:
         dense["dense_zero_shot"], dense["dense_zero_shot_stderr"] = subject.ask(model)

@@ -139,6 +139,11 @@ class ComparisonFolder:
     def dense(self, fields: Mapping[str, Any]) -> None:
         self.write("dense.json", fields)
 
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """Where the cells were measured, if that was recorded: device, dtype, threads, versions."""
+        return self._read("manifest.json")
+
     def comparison(self, cells: list[Cell], settings: Mapping[str, Any]) -> Comparison:
         """All of it, for a report.
 
@@ -153,7 +158,9 @@ class ComparisonFolder:
         if dense is None:
             raise ValueError(f"{self.path} holds no measurement of the dense model yet")
         dense["dense_interval"] = tuple(dense["dense_interval"])
-        return Comparison(settings={**self.settings, **settings}, cells=cells, **dense)
+        manifest = self.manifest or {}
+        where = {name: manifest[name] for name in ("device", "dtype", "threads") if name in manifest}
+        return Comparison(settings={**self.settings, **where, **settings}, cells=cells, **dense)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
         """Replaces a file by strict JSON, in one move; the first one brings ``settings.json`` along."""

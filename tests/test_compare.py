@@ -192,6 +192,8 @@ def test_the_script_compares_all_methods_and_goes_on_where_it_stopped(compare, m
     searches = sum(method.searches for method in METHODS.values())
     assert len(names) == 2 * (len(METHODS) - searches + len(REBUILDERS) + 2 * searches)
     content = json.loads((compare.out / "comparison.json").read_text())
+    assert content["settings"]["dtype"] == "torch.float32"
+    assert content["settings"]["device"] == "cpu"
     assert len(content["cells"]) == len(names)
     assert {cell["method"] for cell in content["cells"]} == {*METHODS, *REBUILDERS}
     for suffix in ("md", "html"):
