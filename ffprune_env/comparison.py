@@ -159,7 +159,7 @@ class ComparisonFolder:
             raise ValueError(f"{self.path} holds no measurement of the dense model yet")
         dense["dense_interval"] = tuple(dense["dense_interval"])
         manifest = self.manifest or {}
-        where = {name: manifest[name] for name in ("device", "dtype", "threads") if name in manifest}
+        where: dict[str, object] = {name: manifest[name] for name in ("device", "dtype", "threads") if name in manifest}
         return Comparison(settings={**self.settings, **where, **settings}, cells=cells, **dense)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
