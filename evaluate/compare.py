@@ -5,12 +5,13 @@
 
 Every method answers the same problem with the same ranking, texts, calibration and budget of tokens, and its answer is
 measured on test text. What is finished is kept in --out, one file per cell: the same command goes on where it stopped,
-and another one with the same settings adds to what is there. Ctrl-C reports what there is so far.
+and another one adds cells to what is there; reports are of the command they end. Ctrl-C reports what there is so far.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from ffprune_env.comparison import Cell, ComparisonFolder
-from ffprune_env.contest import REBUILDERS, Subject, ask_final, rebuild_and_measure, search_and_measure
+from ffprune_env.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
 from ffprune_env.evaluator import LMEvaluator, build_evaluator
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS
@@ -124,6 +125,9 @@ def main() -> int:
         except KeyboardInterrupt:
             errors.print("interrupted; what was finished is kept and reported")
             code = 130
+        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+            errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
+            code = 2
         report(args, folder)
     except (ValueError, OSError) as error:
         errors.print("[bold red]error:[/]", escape(str(error)))
@@ -138,6 +142,8 @@ def check(args: Args) -> None:
             raise ValueError(f"unknown method {name!r}; allowed are {', '.join((*_SEARCHED, *REBUILDERS))}")
     if args.ablation and args.methods:
         raise ValueError("--ablation names its methods itself: leave out --methods")
+    if args.ablation and not args.calibrated:
+        raise ValueError("--ablation compares the two rewards itself: leave out --no-calibrated")
     for flag, value, least in (
         ("--seeds", args.seeds, 1),
         ("--evaluations", args.evaluations, 1),
@@ -170,9 +176,7 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
         The exit code: 1 if a method could not do what it was asked.
     """
     if tasks is not None:
-        asked = {"data_dir": args.data_dir and str(args.data_dir), "limit": args.limit}
-        folder.require_same("zero_shot.json", asked)
-        folder.write("zero_shot.json", asked)
+        folder.require_same("zero_shot.json", questions(args))
     subject: Subject | None = None
     failures = 0
     for name, sparsity, seed in plan(args):
@@ -186,18 +190,34 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
         logger.info("%s ...", title)
         try:
             if name in REBUILDERS:
-                cell = rebuild_and_measure(subject, name, sparsity)
-            elif cell is None:
-                cell = search_and_measure(subject, name, _SEARCHED[name], sparsity, seed, args.evaluations)
-            folder.add(cell)
-            final = cell.test_ppl if cell.calibrated_test_ppl is None else cell.calibrated_test_ppl
-            logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", title, cell.test_ppl, final, cell.seconds)
-            if unasked and cell.zero_shot is None:
-                folder.add(ask_final(subject, cell, _SEARCHED[name]))
+                measured, model = rebuild_and_measure(subject, name, sparsity)
+                cell = keep(folder, title, measured) if cell is None else cell
+                folder.add(ask(subject, cell, model))
+                del model
+            else:
+                if cell is None:
+                    method = _SEARCHED[name]
+                    found = search_and_measure(subject, name, method, sparsity, seed, args.evaluations)
+                    cell = keep(folder, title, found)
+                if unasked:
+                    folder.add(ask_final(subject, cell, _SEARCHED[name]))
         except (ValueError, RuntimeError) as error:  # one method that cannot do it is no reason to lose the others
             failures += 1
             errors.print(f"[bold red]{escape(title)}:[/]", escape(" ".join(str(error).split())))
     return 1 if failures else 0
+
+
+def keep(folder: ComparisonFolder, title: str, cell: Cell) -> Cell:
+    """Keeps a cell, and says what it holds."""
+    folder.add(cell)
+    final = cell.test_ppl if cell.calibrated_test_ppl is None else cell.calibrated_test_ppl
+    logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", title, cell.test_ppl, final, cell.seconds)
+    return cell
+
+
+def questions(args: Args) -> dict[str, Any]:
+    """What zero-shot accuracies depend on."""
+    return {"data_dir": args.data_dir and str(args.data_dir.resolve()), "limit": args.limit}
 
 
 def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) -> Subject:
@@ -227,9 +247,14 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),
     )
-    if folder.manifest is None:
-        facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    before = folder.manifest
+    if before is None:
         folder.write("manifest.json", {**provenance(), **facts})
+    elif before["dtype"] != facts["dtype"]:
+        raise ValueError(f"{args.out} was measured in {before['dtype']}, not {facts['dtype']}: give --dtype")
+    elif before["device"] != facts["device"] or before["threads"] != facts["threads"]:
+        logger.warning("seconds do not compare: what is there was measured on %(device)s, %(threads)d threads", before)
     dense = folder.dense
     if dense is None:
         logger.info("the dense model ...")
@@ -239,6 +264,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         folder.dense = dense
     if tasks is not None and dense.get("dense_zero_shot") is None:
         dense["dense_zero_shot"], dense["dense_zero_shot_stderr"] = subject.ask(model)
+        folder.write("zero_shot.json", questions(args))
         folder.dense = dense
     return subject
 
@@ -260,7 +286,7 @@ def report(args: Args, folder: ComparisonFolder) -> None:
         markdown, name = f"{markdown}\n{ablation_markdown(comparison)}", "ablation"
     contents = {"json": strict_json(asdict(comparison), indent=1), "md": markdown, "html": comparison_page(comparison)}
     for suffix, content in contents.items():
-        scratch = args.out / f".writing-{name}.{suffix}"
+        scratch = args.out / f".writing-{os.getpid()}-{name}.{suffix}"
         scratch.write_text(content, encoding="utf-8")
         scratch.replace(args.out / f"{name}.{suffix}")
     console.print(f"{len(cells)} cells; reports in {escape(str(args.out))}/{name}.html, .md and .json", highlight=False)

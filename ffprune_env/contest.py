@@ -136,9 +136,14 @@ def calibration_of(subject: Subject, method: Method) -> Calibration | None:
 def ask_final(subject: Subject, cell: Cell, method: Method) -> Cell:
     """The cell with the zero-shot accuracies of the model that it ends with, calibrated."""
     if cell.kept is None:
-        raise ValueError(f"{cell.method} removes no groups: only the model that it made can be asked")
+        raise ValueError(f"{cell.method} removes no groups: ask the model that it made")
     with subject.evaluator.prunable.pruned(cell.kept, calibration_of(subject, method)) as model:
-        scores, stderrs = subject.ask(model)
+        return ask(subject, cell, model)
+
+
+def ask(subject: Subject, cell: Cell, model: PreTrainedModel) -> Cell:
+    """The cell with the zero-shot accuracies of a model."""
+    scores, stderrs = subject.ask(model)
     return replace(cell, zero_shot=scores, zero_shot_stderr=stderrs)
 
 
@@ -158,8 +163,8 @@ def progress(meter: Meter, evaluator: LMEvaluator) -> list[tuple[int, float]]:
     return points
 
 
-def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> Cell:
-    """Lets a method of :data:`REBUILDERS` remove what pruning at σ removes, from a copy, and measures that.
+def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[Cell, PreTrainedModel]:
+    """Lets a method of :data:`REBUILDERS` remove what pruning at σ removes, from a copy; measures that, and returns it.
 
     Args:
         subject: the model and its texts.
@@ -176,8 +181,7 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> Cell:
     seconds = time.perf_counter() - started
     params = sum(parameter.numel() for parameter in model.parameters())
     test_ppl, interval = subject.test(model)
-    scores, stderrs = subject.ask(model)
-    return Cell(
+    cell = Cell(
         method=name,
         target_sparsity=sparsity,
         seed=None,
@@ -194,6 +198,5 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> Cell:
         tokens=0,
         seconds=seconds,
         trace=[],
-        zero_shot=scores,
-        zero_shot_stderr=stderrs,
     )
+    return cell, model

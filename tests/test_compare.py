@@ -100,6 +100,7 @@ def test_a_search_pays_for_its_tokens_alone(windows):
     tokens = [at for at, _ in cell.trace]
     assert tokens == sorted(tokens)
     assert tokens[-1] == cell.tokens
+    subject.evaluator.forget()
     assert cell.trace[-1][1] == cell.search_ppl == subject.evaluator.measure(np.array(cell.kept), 3)
     assert cell.calibrated_test_ppl != cell.test_ppl
 
@@ -117,7 +118,9 @@ def test_methods_that_rebuild_remove_what_pruning_removes(name, windows):
     subject = subject_of("llama-gqa", windows)
     prunable = subject.evaluator.prunable
     dense = perplexity(prunable.model, windows)
-    cell = rebuild_and_measure(subject, name, 0.3)
+    cell, model = rebuild_and_measure(subject, name, 0.3)
+    assert cell.test_ppl == perplexity(model, windows)
+    assert cell.params == sum(parameter.numel() for parameter in model.parameters())
     removed = 0.3 * sum(unit.n_params for unit in prunable.units)
     assert removed - 1 <= prunable.n_params - cell.params
     assert cell.total_sparsity == 1 - cell.params / prunable.n_params
@@ -274,6 +277,8 @@ def test_zero_shot_is_added_to_what_is_finished(compare, monkeypatch, tmp_path):
     monkeypatch.setattr(compare.module, "open_tasks", lambda data_dir: nullcontext({"boolq": None}))
     monkeypatch.setattr(compare.module, "score_tasks", stub)
     flags = ("--methods", "uniform", "evolution", "--seeds", "2")
+    assert compare(*flags, "--zero-shot", "--limit", "9", model="nowhere/at-all")[0] == 2
+    assert not compare.out.exists()
     assert compare(*flags)[0] == 0
     before = json.loads((compare.out / "cells" / "evolution-s20-seed0.json").read_text())
     code, _, err = compare(*flags, "--zero-shot", "--limit", "7")
@@ -353,10 +358,21 @@ def test_bad_input_gets_one_line(compare, changes, message):
     assert len(err.strip().splitlines()) == 1
 
 
-def test_the_ablation_takes_no_methods(compare):
-    code, _, err = compare("--ablation", "--methods", "ppo")
+@pytest.mark.parametrize("words", [("--methods", "ppo"), ("--no-calibrated",)])
+def test_the_ablation_takes_no_methods_and_both_rewards(compare, words):
+    code, _, err = compare("--ablation", *words)
     assert code == 2
-    assert "--ablation names its methods itself: leave out --methods" in err
+    assert f"leave out {words[0]}" in err
+
+
+def test_cells_of_two_dtypes_do_not_share_a_folder(compare, monkeypatch):
+    assert compare("--methods", "uniform", dtype="auto")[0] == 0
+    manifest = json.loads((compare.out / "manifest.json").read_text())
+    (compare.out / "manifest.json").write_text(json.dumps(manifest | {"dtype": "torch.float16"}))
+    code, _, err = compare("--methods", "flap", dtype="auto")
+    assert code == 2
+    assert "was measured in torch.float16, not" in err
+    assert not (compare.out / "cells" / "flap-s20.json").exists()
 
 
 def test_another_setting_is_refused_and_loses_nothing(compare):

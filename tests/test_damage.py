@@ -12,6 +12,7 @@ from conftest import tiny_model
 from ffprune_env.loss import window_losses
 from ffprune_env.methods.even import uniform
 from ffprune_env.methods.fisher import least_damage
+from ffprune_env.pruning import damage
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.prunable import PrunableModel
@@ -82,21 +83,62 @@ def test_what_curves_refuse(windows):
         damage_curves(prunable, windows)
 
 
-def test_the_least_damage_is_found():
-    """Three units of one size per group and convex curves: the optimum is on the Lagrangian path, found by counting."""
-    units = tuple(PruneUnit(f"unit {i}", "ffn", i, 8, 80) for i in range(3))
+def test_bfloat16_gives_nearly_the_same(windows):
+    exact, rough = ranked("llama-gqa", windows)[0], ranked("llama-gqa", windows)[0]
+    rough.model.bfloat16()
+    for one, other in zip(damage_curves(exact, windows), damage_curves(rough, windows), strict=True):
+        np.testing.assert_allclose(other, one, rtol=0.25, atol=1e-3)
+
+
+def test_an_interruption_leaves_the_model_as_it_was(windows, monkeypatch):
+    prunable, ridge = ranked("llama-gqa", windows)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(damage, "token_losses", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        damage_curves(prunable, windows, ridge)
+    assert all(parameter.requires_grad for parameter in prunable.model.parameters())
+    assert not any(layout.output._forward_hooks for layout in prunable.layouts)
+
+
+def test_gradients_are_switched_on_where_they_are_off(windows):
+    prunable, _ = ranked("opt", windows)
+    expected = damage_curves(prunable, windows)
+    with torch.no_grad():
+        for one, other in zip(expected, damage_curves(prunable, windows), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("power", [0.3, 1, 2])
+def test_the_least_damage_is_found(power):
+    """By counting all there is, with groups of different sizes, on curves that are convex or not."""
+    units = tuple(
+        PruneUnit(f"unit {i}", "ffn", i, n, n * size) for i, (n, size) in enumerate(((4, 30), (8, 10), (9, 7)))
+    )
+    size = np.array([unit.group_params for unit in units])
+    total = sum(unit.n_params for unit in units)
     rng = np.random.default_rng(0)
-    for _ in range(20):
-        curves = [rng.exponential() * (1 - np.arange(9) / 8) ** 2 for _ in units]
-        found = least_damage(curves, 0.4, units, a_min=0.1)
-        total = sum(curve[k] for curve, k in zip(curves, found.kept, strict=True))
-        budget = found.kept.sum()
+    for sparsity in (0.1, 0.3, 0.5, 0.7):
+        curves = [rng.exponential() * (1 - np.arange(unit.n_groups + 1) / unit.n_groups) ** power for unit in units]
+        found = least_damage(curves, sparsity, units, a_min=0.1)
+        assert found.sparsity >= sparsity
         best = min(
             sum(curve[k] for curve, k in zip(curves, kept, strict=True))
-            for kept in itertools.product(range(1, 9), repeat=3)
-            if sum(kept) <= budget
+            for kept in itertools.product(*(range(1, unit.n_groups + 1) for unit in units))
+            if (total - kept @ size) / total >= sparsity
         )
-        assert total == pytest.approx(best)
+        assert sum(curve[k] for curve, k in zip(curves, found.kept, strict=True)) == pytest.approx(best)
+
+
+def test_the_budget_is_used_to_less_than_a_group():
+    model = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
+    cheapest = min(unit.group_params for unit in model.units) / sum(unit.n_params for unit in model.units)
+    for sparsity in (0.05, 0.3, 0.6, 0.78):
+        assert sparsity <= least_damage(model.curves, sparsity, model.units).sparsity < sparsity + cheapest
+    with pytest.raises(ValueError, match=r"sparsity 0\.9 is out of range"):
+        least_damage(model.curves, 0.9, model.units)
 
 
 def test_it_beats_uniform_on_curves_and_meets_the_budget():

@@ -340,3 +340,18 @@ def test_ffn_only_is_left_out_where_it_cannot_go(ppo, monkeypatch, flags, capsys
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert "ffn-only" not in best
     assert best["uniform"]["sparsity"] >= 0.75
+
+
+@pytest.mark.parametrize("calibrated", ["--calibrated", "--no-calibrated"])
+def test_a_search_can_start_from_damage_curves(ppo, monkeypatch, flags, calibrated):
+    """With no noise to speak of and no ramp, what is measured first is the start; it differs from that of ffn-only."""
+    quiet = [calibrated, "--log-std-init", "-12", "--no-ramp-sparsity", "--no-ramp-samples"]
+    first = {}
+    for init in ("fisher", "ffn-only"):
+        run = flags["--run"].with_name(init)
+        assert run_main(ppo, monkeypatch, [*argv({**flags, "--run": run, "--init": init}), *quiet]) == 0
+        sample = json.loads((run / "samples.jsonl").read_text().splitlines()[0])
+        assert sample["target_sparsity"] == pytest.approx(0.2)
+        first[init] = sample["rates"]
+    assert min(first["ffn-only"][::2]) == 1
+    assert min(first["fisher"][::2]) < 1 or max(first["fisher"][1::2]) - min(first["fisher"][1::2]) > 0.1

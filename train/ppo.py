@@ -152,8 +152,8 @@ def main() -> int:
     try:
         args = parse_settings(sys.argv[1:], PRESETS, description=__doc__)
         job = prepare(args)
-    except (ValueError, OSError) as error:
-        errors.print("[bold red]error:[/]", escape(str(error)))
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
         return 2
     except KeyboardInterrupt:
         errors.print("interrupted; nothing was written")

@@ -6,13 +6,22 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ffprune_env.allocation import Allocation, FloatArray, IntArray, group_bounds, parameter_budget, settle
+from ffprune_env.allocation import (
+    Allocation,
+    FloatArray,
+    IntArray,
+    allocation_of,
+    check_sparsity,
+    group_bounds,
+    parameter_budget,
+    sparsity_range,
+)
 from ffprune_env.methods.problem import Problem
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.units import PruneUnit
 
 _TOKENS = 4096  # of calibration text, each of which costs a forward and a backward pass
-_BISECTIONS = 60
+_PARTS = 4000
 
 
 def fisher(problem: Problem) -> Allocation:
@@ -41,10 +50,10 @@ def least_damage(
     a_min: float = 0.2,
     a_max: float = 1.0,
 ) -> Allocation:
-    """Minimizes Σ damage_i(k_i) under the budget, by the price of a parameter at which it is just met.
+    """Minimizes Σ damage_i(k_i) under the budget, whatever the shape of the curves.
 
-    At a price λ every unit keeps the number of groups that makes damage_i(k) + λ · (its parameters) least; bisection
-    finds λ. That is optimal for the budget it uses exactly, and what it leaves is less than one jump of one unit.
+    Dynamic programming over units and parts of the budget of Σw / 4000, within which it is exact; what rounding to
+    parts leaves goes group by group to where it saves most per parameter.
 
     Args:
         curves: per unit, [n_groups + 1] damage with k groups kept.
@@ -57,27 +66,40 @@ def least_damage(
         ValueError: as for :func:`~ffprune_env.budget.allocate`.
     """
     low, high = group_bounds(units, a_min, a_max)
+    check_sparsity(sparsity, units, a_min, a_max)
+    sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])
     size = np.array([unit.group_params for unit in units])
-    budget = parameter_budget(sparsity, sum(unit.n_params for unit in units))
+    total = sum(unit.n_params for unit in units)
+    left = parameter_budget(sparsity, total) - int(low @ size)
+    part = -(-total // _PARTS)
+    spent = _spend(curves, size, low, high, part, left // part)
+    kept = np.minimum(low + spent * part // size, high)
+    left -= int((kept - low) @ size)
+    while True:
+        open_to = [i for i in range(len(units)) if kept[i] < high[i] and size[i] <= left]
+        if not open_to:
+            return allocation_of(kept, units)
+        best = max(open_to, key=lambda i: (curves[i][kept[i]] - curves[i][kept[i] + 1]) / size[i])
+        kept[best] += 1
+        left -= int(size[best])
 
-    def at_price(price: float) -> IntArray:
-        return np.array(
-            [
-                least + int(np.argmin(curve[least : most + 1] + price * s * np.arange(least, most + 1)))
-                for curve, s, least, most in zip(curves, size, low, high, strict=True)
-            ]
-        )
 
-    cheap, dear = 0.0, max(float(np.max(curve)) for curve in curves) / float(size.min()) + 1e-30
-    for _ in range(_BISECTIONS):
-        price = (cheap * dear) ** 0.5 if cheap else dear * 1e-12
-        if at_price(price) @ size > budget:
-            cheap = price
-        else:
-            dear = price
-    kept = at_price(dear)
-    # What one more group would save in every unit, per parameter: whoever saves most takes what is left.
-    marginal = (
-        np.array([curve[k] - curve[min(k + 1, m)] for curve, k, m in zip(curves, kept, high, strict=True)]) / size
-    )
-    return settle(kept, marginal, sparsity, units, a_min=a_min, a_max=a_max)
+def _spend(
+    curves: Sequence[FloatArray], size: IntArray, low: IntArray, high: IntArray, part: int, parts: int
+) -> IntArray:
+    """How many of ``parts`` parts of the budget every unit gets beyond its lowest number of groups: int [N]."""
+    damage = np.zeros(parts + 1)  # the least that the units so far can do with at most so many parts
+    choices = []
+    for curve, s, least, most in zip(curves, size, low, high, strict=True):
+        following, choice = np.full(parts + 1, np.inf), np.zeros(parts + 1, dtype=np.int64)
+        for q in range(min(parts, -(-(most - least) * s // part)) + 1):
+            option = damage[: parts + 1 - q] + curve[min(most, least + q * part // s)]
+            better = option < following[q:]
+            following[q:][better], choice[q:][better] = option[better], q
+        damage = following
+        choices.append(choice)
+    spent = np.zeros(len(choices), dtype=np.int64)
+    for i in reversed(range(len(choices))):
+        spent[i] = choices[i][parts]
+        parts -= int(spent[i])
+    return spent

@@ -27,6 +27,8 @@ from ffprune_env.schedule import ProgressiveSchedule
 
 logger = logging.getLogger(__name__)
 
+_FARTHEST_MEAN = 0.8  # of an action, which lives in [-1, 1]
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -66,7 +68,7 @@ class SearchSettings:
     """PPO's clipping of the probability ratio"""
     init: Literal["uniform", "ffn-only", "fisher"] = "ffn-only"
     """allocation that the policy's mean starts from, if it can reach the sparsity: the paper's is uniform; fisher is
-    made from damage curves, in a few backward passes"""
+    made from damage curves, in a few backward passes. With --mapping greedy it is always uniform"""
     log_std_init: float = -2.5
     """log standard deviation of the actions at the start; actions live in [-1, 1]"""
     action_scale: float = 3.0
@@ -189,12 +191,18 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
     equal = np.zeros(len(problem.meter.units))
     if settings.init == "uniform":
         return equal
-    try:
-        answer = fisher(problem) if settings.init == "fisher" else ffn_only(problem.sparsity, problem.meter.units)
-    except ValueError as error:
-        logger.warning("the search starts from uniform: %s", error)
+    if settings.mapping == "greedy":
+        logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", settings.init)
         return equal
-    return waterfill_scores(answer.rates, settings.a_min, settings.a_max)
+    if settings.init == "fisher":
+        rates = fisher(problem).rates
+    else:
+        try:
+            rates = ffn_only(problem.sparsity, problem.meter.units).rates
+        except ValueError as error:
+            logger.warning("the search starts from uniform: %s", error)
+            return equal
+    return waterfill_scores(rates, settings.a_min, settings.a_max)
 
 
 def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
@@ -229,8 +237,10 @@ def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray
         seed=settings.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
-    # SB3 starts with a mean of zero but for what the networks add, which is small.
-    policy.policy.get_parameter("action_net.bias").data.copy_(torch.from_numpy(start / settings.action_scale))
+    # SB3 starts with a mean of zero but for what the networks add, which is small. Actions outside the box are clipped
+    # and teach nothing, so no mean starts near its edge.
+    mean = np.clip(start / settings.action_scale, -_FARTHEST_MEAN, _FARTHEST_MEAN)
+    policy.policy.get_parameter("action_net.bias").data.copy_(torch.from_numpy(mean))
     return policy
 
 

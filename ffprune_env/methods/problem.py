@@ -114,7 +114,7 @@ class Problem:
         return allocate_rates(rates, self.sparsity, self.meter.units, a_min=self.a_min, a_max=self.a_max)
 
     def start(self) -> FloatArray:
-        """The rates that every search starts from: `ffn-only` where it reaches the sparsity, else `uniform`."""
+        """The rates that searches start from: `ffn-only` where it reaches the sparsity, else `uniform`."""
         try:
             return ffn_only(self.sparsity, self.meter.units).rates
         except ValueError:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from ffprune_env.loss import token_losses
+from ffprune_env.loss import hidden_chunks, token_losses
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -85,13 +88,21 @@ def _accumulate(
     return hook
 
 
-def _backward(model: Any, batch: torch.Tensor) -> None:
+@torch.enable_grad()
+def _backward(model: PreTrainedModel, batch: torch.Tensor) -> None:
     """Back-propagates the summed loss of a batch to its embeddings, and leaves no gradient behind."""
     tokens = batch.to(model.device)
     embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
     hidden = model.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
-    loss = token_losses(model, hidden[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()).sum()
-    torch.autograd.grad(loss, embedded)
+    # Chunk by chunk down to the final hidden states, so that no more than one chunk of logits is kept.
+    gradient = torch.zeros_like(hidden)
+    rows, targets = hidden.detach()[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    parts: list[torch.Tensor] = []
+    for chunk, target in zip(hidden_chunks(model, rows), hidden_chunks(model, targets), strict=True):
+        leaf = chunk.detach().requires_grad_()
+        parts += torch.autograd.grad(token_losses(model, leaf, target).sum(), leaf)
+    gradient[:, :-1] = torch.cat(parts).view_as(gradient[:, :-1])
+    torch.autograd.grad(hidden, embedded, gradient)
 
 
 @contextmanager
