@@ -91,7 +91,7 @@ def perplexity_grid(comparison: Comparison, sparsity: float) -> Grid:
         Column(f"share of e({reference}) removed", best="max"),
         Column("search evaluations", "search\nevals"),
         Column("search tokens"),
-        Column("search seconds", "search\nseconds"),
+        Column("search seconds", "search\nsecs"),
     ]
     none = Entry(NONE)
     measured = [Entry(ppl_text(dense)), none, *_against(dense, uniform, dense)]

@@ -210,6 +210,12 @@ def _search_against_heuristics(rows: Sequence[Row]) -> list[str]:
     if ppo and better and not (ours > theirs and search is ppo and len(better) == 1):  # else it was just said
         verb = "beats" if len(better) == 1 else "beat"
         sentences.append(f"Without any search {' and '.join(_named(row) for row in better)} {verb} {_named(ppo)}.")
+    ahead = [row for row in rows if row.search and ppo and _rank(row.final.mean) < _rank(ppo.final.mean)]
+    if ppo and ahead:
+        verb = "does" if len(ahead) == 1 else "do"
+        names = [_named(row) for row in ahead]
+        listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        sentences.append(f"Of the searches, {listed} {verb} better than {_named(ppo)}.")
     return sentences
 
 
