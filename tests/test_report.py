@@ -256,12 +256,13 @@ def test_half_of_the_excess_is_half():
         ),
         (
             {"uniform": [30], "ffn-only": [29], "flap": [28], "evopress": [27, 27], "ppo": [29.5, 29.5]},
-            "by 3.6%. Without any search `flap` (28.00) and `ffn-only` (29.00) beat `ppo` (29.50). Of the searches, `evopress` (27.00) does better than `ppo` (29.50).",
+            "Without any search `flap` (28.00) and `ffn-only` (29.00) beat `ppo` (29.50). "
+            "Of the searches, `evopress` (27.00) does better than `ppo` (29.50).",
         ),
         (
             {"uniform": [30], "flap": [28], "evopress": [29, 29], "ppo": [29.5, 29.5]},
-            "Without any search `flap` (28.00) beats `ppo` (29.50). Of the searches, `evopress` (29.00) does better than "
-            "`ppo` (29.50).",
+            "Without any search `flap` (28.00) beats `ppo` (29.50). Of the searches, "
+            "`evopress` (29.00) does better than `ppo` (29.50).",
         ),
         ({"flap": [28], "ppo": [28, 28]}, "search, `ppo` (28.00), and the best heuristic, `flap` (28.00), are equal."),
         ({"uniform": [math.inf], "ppo": [28, 28]}, "beats the best heuristic, `uniform` (inf)."),
