@@ -24,9 +24,9 @@ from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.zero_shot import TaskResult, ZeroShot
 
 
-def subject_of(family: str, windows: torch.Tensor) -> Subject:
-    """A calibrated tiny model; test text is what it is calibrated on, which no test here minds."""
-    prunable = PrunableModel(tiny_model(family))
+def subject_of(model, windows: torch.Tensor) -> Subject:
+    """A calibrated model; test text is what it is calibrated on, which no test here minds."""
+    prunable = PrunableModel(model)
     stats = collect_statistics(prunable, windows)
     prunable.rank(wanda_scores(prunable, stats))
     evaluator = LMEvaluator(prunable, windows, 1, ff.RidgeCalibration(prunable, stats), True, stats)
@@ -83,7 +83,7 @@ def pruned_by_hand(model, windows, sparsity: float):
 
 
 def test_uniform_equals_uniform_by_hand(family, windows):
-    cell = search_and_measure(subject_of(family, windows), "uniform", METHODS["uniform"], 0.3, None, 0)
+    cell = search_and_measure(subject_of(tiny_model(family), windows), "uniform", METHODS["uniform"], 0.3, None, 0)
     by_hand = perplexity(pruned_by_hand(tiny_model(family), windows, 0.3), windows)
     assert cell.test_ppl == pytest.approx(by_hand, rel=1e-6)  # losses are float32
     assert cell.evaluations == cell.tokens == 0
@@ -92,8 +92,19 @@ def test_uniform_equals_uniform_by_hand(family, windows):
     assert low <= cell.test_ppl <= high
 
 
+@pytest.mark.slow
+def test_uniform_equals_uniform_by_hand_on_the_default_model():
+    model, tokenizer = ff.load_model("smollm2-135m", dtype="float32", device="cpu")
+    windows = ff.load_windows("python-docs", tokenizer, split="calibration", seq_len=256, n_windows=4)
+    cell = search_and_measure(subject_of(model, windows), "uniform", METHODS["uniform"], 0.2, None, 0)
+    dense, _ = ff.load_model("smollm2-135m", dtype="float32", device="cpu")
+    by_hand = perplexity(pruned_by_hand(dense, windows, 0.2), windows)
+    print(f"uniform at σ = 0.2: {cell.test_ppl:.6f}, by hand {by_hand:.6f}")
+    assert cell.test_ppl == pytest.approx(by_hand, rel=1e-5)
+
+
 def test_a_search_pays_for_its_tokens_alone(windows):
-    subject = subject_of("llama-gqa", windows)
+    subject = subject_of(tiny_model("llama-gqa"), windows)
     cell = search_and_measure(subject, "evolution", METHODS["evolution"], 0.3, 1, 20)
     assert cell.evaluations == 20
     assert cell.tokens == 20 * windows.numel()
@@ -106,7 +117,7 @@ def test_a_search_pays_for_its_tokens_alone(windows):
 
 
 def test_flap_bias_differs_from_flap_in_the_calibration_alone(windows):
-    subject = subject_of("opt", windows)
+    subject = subject_of(tiny_model("opt"), windows)
     ridge, bias = (search_and_measure(subject, x, METHODS[x], 0.3, None, 0) for x in ("flap", "flap-bias"))
     assert ridge.kept == bias.kept
     assert ridge.test_ppl == bias.test_ppl
@@ -115,7 +126,7 @@ def test_flap_bias_differs_from_flap_in_the_calibration_alone(windows):
 
 @pytest.mark.parametrize("name", REBUILDERS)
 def test_methods_that_rebuild_remove_what_pruning_removes(name, windows):
-    subject = subject_of("llama-gqa", windows)
+    subject = subject_of(tiny_model("llama-gqa"), windows)
     prunable = subject.evaluator.prunable
     dense = perplexity(prunable.model, windows)
     cell, model = rebuild_and_measure(subject, name, 0.3)
@@ -319,7 +330,7 @@ def test_the_ablation_shares_its_cells_with_the_comparison(compare):
 
 def test_search_never_sees_test_text(windows):
     """Two subjects that differ in test text alone give the same answers, and other test perplexities."""
-    first = subject_of("llama-gqa", windows)
+    first = subject_of(tiny_model("llama-gqa"), windows)
     second = replace(first, test_windows=windows.flip(1))
     for name in ("evolution", "evopress", "ppo", "flap", "fisher"):
         one, other = (search_and_measure(subject, name, METHODS[name], 0.3, 0, 16) for subject in (first, second))
