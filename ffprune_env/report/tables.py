@@ -46,7 +46,7 @@ def comparison_table(comparison: Comparison, sparsity: float) -> Table:
     table = Table(title=f"σ = {sparsity:g}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.caption, table.caption_justify = Text("\n".join(grid.notes).replace("`", "")), "left"
     for j in chosen:
-        table.add_column(grid.columns[j].short, justify="right" if j else "left")
+        table.add_column(grid.columns[j].short, justify="right" if j else "left", overflow="fold")
     for i, row in enumerate(grid.rows):
         texts = []
         for j in chosen:
