@@ -60,7 +60,7 @@ def test_answers_meet_the_budget_of_parameters_and_of_windows(name, on_model):
     on_model.prunable.require_dense("leave")
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", [name for name in SEARCHES if name != "ppo-fisher-start"])  # it needs a model
 def test_the_seed_decides(name):
     first, again, other = (ALL[name].answer(on_curves(60, seed)).kept for seed in (1, 1, 2))
     assert first.tolist() == again.tolist()
