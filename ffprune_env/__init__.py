@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ffprune_env.schedule import ProgressiveSchedule
     from ffprune_env.surrogate import SurrogateEvaluator
     from ffprune_env.texts import load_windows
+    from ffprune_env.zero_shot import evaluate_zero_shot
 
 _HOME = {
     "Allocation": "allocation",
@@ -48,6 +49,7 @@ _HOME = {
     "SurrogateEvaluator": "surrogate",
     "allocate": "budget",
     "collect_statistics": "pruning.saliency",
+    "evaluate_zero_shot": "zero_shot",
     "ffn_only": "methods.even",
     "load_evaluator": "evaluator",
     "load_model": "models",
@@ -74,6 +76,7 @@ __all__ = [
     "SurrogateEvaluator",
     "allocate",
     "collect_statistics",
+    "evaluate_zero_shot",
     "ffn_only",
     "load_evaluator",
     "load_model",

@@ -15,7 +15,6 @@ from ffprune_env.loss import decoder_outputs
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Signal = Callable[[torch.Tensor], torch.Tensor]
 # Which layers read the same tensor shows on any text; a few tokens do.
 _PROBE_TOKENS = 8
 
@@ -37,11 +36,6 @@ class SharedInput:
         """The linear layers, in the order of ``names``."""
         found = (self.layer.get_submodule(name) for name in self.names)
         return tuple(module for module in found if isinstance(module, nn.Linear))
-
-    @property
-    def width(self) -> int:
-        """Features of the tensor they read."""
-        return self.linears[0].in_features
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -118,39 +112,37 @@ def _note(name: str, readers: list[tuple[torch.Tensor, list[str]]]) -> Callable[
 
 @torch.no_grad()
 def second_moments(
-    model: PreTrainedModel, taps: Sequence[tuple[nn.Module, Signal]], windows: torch.Tensor, batch_size: int
+    model: PreTrainedModel, modules: Sequence[nn.Module], windows: torch.Tensor, batch_size: int
 ) -> list[torch.Tensor]:
-    """G = XᵀX of what some modules read, made into a signal X, from one run over the windows.
+    """G = XᵀX of what some modules read, from one run over the windows.
 
     Args:
         model: a causal language model.
-        taps: modules of it, each with the function that makes its input into X.
+        modules: of it.
         windows: int64 [n, seq_len], calibration text.
         batch_size: windows per forward pass.
 
     Returns:
-        Per tap [columns, columns], in float32 or, of a float64 signal, float64, on the device of the signal.
+        Per module [columns, columns], in float32 or, of a float64 input, float64, on the device of the input.
 
     Raises:
-        ValueError: a signal is not finite.
+        ValueError: an input is not finite.
     """
     sums: dict[int, torch.Tensor] = {}
     with ExitStack() as hooks:
-        for place, (module, signal) in enumerate(taps):
-            hooks.callback(module.register_forward_pre_hook(_accumulate(sums, place, signal)).remove)
+        for place, module in enumerate(modules):
+            hooks.callback(module.register_forward_pre_hook(_accumulate(sums, place)).remove)
         for batch in torch.split(windows, batch_size):
             decoder_outputs(model, batch)
-    for place, (module, _) in enumerate(taps):
+    for place, module in enumerate(modules):
         if not bool(torch.isfinite(sums[place].diagonal()).all()):
             raise ValueError(f"the input of {module} is not finite on the calibration text: check weights and dtype")
-    return [sums[place] for place in range(len(taps))]
+    return [sums[place] for place in range(len(modules))]
 
 
-def _accumulate(
-    sums: dict[int, torch.Tensor], place: int, signal: Signal
-) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+def _accumulate(sums: dict[int, torch.Tensor], place: int) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
     def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
-        x = signal(inputs[0]).flatten(0, -2)  # (B * T, columns)
+        x = inputs[0].flatten(0, -2)  # (B * T, columns)
         x = x.to(torch.promote_types(torch.float32, x.dtype))
         if place not in sums:
             sums[place] = x.new_zeros(x.shape[1], x.shape[1])

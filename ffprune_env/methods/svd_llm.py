@@ -146,7 +146,7 @@ def _grams_from_the_end(
             if taken > _GRAM_BYTES and chunk:
                 break
             chunk.append(left.pop())
-        grams = second_moments(model, [(x.linears[0], lambda x: x) for x in chunk], windows, batch_size)
+        grams = second_moments(model, [group.linears[0] for group in chunk], windows, batch_size)
         for group in chunk:
             yield group, grams.pop(0)  # taken off the list, so that what was used can be freed
 
