@@ -46,13 +46,13 @@ def settle(
     Args:
         kept: int [N], groups kept that nearly meet the budget.
         priority: [N] finite; what is to spare goes to the highest, what is lacking is taken from the lowest.
-        sparsity: as for :func:`allocate`, like the arguments after it.
+        sparsity: as for :func:`~ffprune_env.budget.allocate`, like the arguments after it.
         units: the N units.
         a_min: lowest retention rate of a unit.
         a_max: highest retention rate.
 
     Raises:
-        ValueError: as for :func:`allocate`.
+        ValueError: as for :func:`~ffprune_env.budget.allocate`.
     """
     low, high = group_bounds(units, a_min, a_max)
     check_sparsity(sparsity, units, a_min, a_max)
@@ -105,7 +105,7 @@ def group_bounds(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tupl
 
 
 def sparsity_range(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tuple[float, float]:
-    """The target sparsities that :func:`allocate` can meet with whole groups under the bounds."""
+    """The target sparsities that :func:`~ffprune_env.budget.allocate` can meet with whole groups under the bounds."""
     low, _ = group_bounds(units, a_min, a_max)
     total = sum(unit.n_params for unit in units)
     floor = sum(unit.group_params * int(k) for unit, k in zip(units, low, strict=True))
@@ -113,7 +113,7 @@ def sparsity_range(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tu
 
 
 def check_sparsity(sparsity: float, units: Sequence[PruneUnit], a_min: float, a_max: float) -> None:
-    """Raises ValueError with the feasible range where :func:`allocate` could not meet a target sparsity."""
+    """Raises ValueError with the feasible range where :func:`~ffprune_env.budget.allocate` could not meet a target sparsity."""
     lowest, highest = sparsity_range(units, a_min, a_max)
     tolerance = 1e-9
     if not lowest - tolerance <= sparsity <= highest + tolerance:  # also refuses NaN
