@@ -113,7 +113,7 @@ def sparsity_range(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tu
 
 
 def check_sparsity(sparsity: float, units: Sequence[PruneUnit], a_min: float, a_max: float) -> None:
-    """Raises ValueError with the feasible range where :func:`~ffprune_env.budget.allocate` could not meet a target sparsity."""
+    """Raises ValueError with the feasible range where whole groups could not meet a target sparsity."""
     lowest, highest = sparsity_range(units, a_min, a_max)
     tolerance = 1e-9
     if not lowest - tolerance <= sparsity <= highest + tolerance:  # also refuses NaN
