@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ffprune_env.loss import decoder_outputs, hidden_chunks, vocabulary_logits
+from ffprune_env.loss import decoder_outputs, hidden_chunks, perplexity_of, vocabulary_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,10 +33,10 @@ def final_hidden_states(model: PreTrainedModel, windows: torch.Tensor, batch_siz
 
 
 @torch.inference_mode()
-def divergence(
+def compare_with_dense(
     model: PreTrainedModel, windows: torch.Tensor, dense: Sequence[torch.Tensor], batch_size: int = 1
-) -> float:
-    """Mean over tokens of KL(dense ‖ pruned) between the next-token distributions, in nats.
+) -> tuple[float, float]:
+    """Perplexity of a pruned model, and how far its next-token distributions are from the dense model's.
 
     Args:
         model: the pruned model.
@@ -45,33 +45,43 @@ def divergence(
         batch_size: windows per forward pass.
 
     Returns:
-        At least 0; ``inf`` if it is not finite.
+        Perplexity as :func:`~ffprune_env.loss.perplexity` has it; mean over tokens of KL(dense ‖ pruned) in nats, at
+        least 0, ``inf`` if it is not finite.
     """
-    total = 0.0
+    total, losses = 0.0, []
     for batch, states in zip(torch.split(windows, batch_size), _batches(dense, batch_size), strict=True):
         hidden = decoder_outputs(model, batch).flatten(0, 1)  # (B * T, C)
-        total += float(token_divergences(model, hidden, torch.cat(list(states))).double().sum())
+        # The last token of a window has a distribution but nothing to predict; its loss is dropped below.
+        targets = batch.roll(-1, dims=1).flatten().to(hidden.device)
+        divergences, loss = token_divergences(model, hidden, torch.cat(list(states)), targets)
+        total += float(divergences.double().sum())
+        losses.append(loss.view(batch.shape)[:, :-1].mean(dim=1))
     mean = total / windows.numel()
-    return max(mean, 0.0) if math.isfinite(mean) else math.inf
+    return perplexity_of(torch.cat(losses).cpu()), max(mean, 0.0) if math.isfinite(mean) else math.inf
 
 
-def token_divergences(model: PreTrainedModel, hidden: torch.Tensor, dense: torch.Tensor) -> torch.Tensor:
-    """KL(dense ‖ pruned) of every token, with the vocabulary projection computed in chunks of rows.
+def token_divergences(
+    model: PreTrainedModel, hidden: torch.Tensor, dense: torch.Tensor, targets: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """KL(dense ‖ pruned) and loss of every token, with the vocabulary projection computed in chunks of rows.
 
     Args:
         model: the model whose vocabulary projection both share.
         hidden: [tokens, C], final hidden states of the pruned model.
         dense: [tokens, C], of the dense one.
+        targets: int64 [tokens], the token that follows each.
 
     Returns:
-        float32 [tokens].
+        Two of float32 [tokens].
     """
-    divergences = []
-    for chunk, reference in zip(hidden_chunks(model, hidden), hidden_chunks(model, dense), strict=True):
+    divergences, losses = [], []
+    chunks = (hidden_chunks(model, rows) for rows in (hidden, dense, targets))
+    for chunk, reference, target in zip(*chunks, strict=True):
         log_q = F.log_softmax(vocabulary_logits(model, chunk), dim=-1)
         log_p = F.log_softmax(vocabulary_logits(model, reference), dim=-1)
         divergences.append(F.kl_div(log_q, log_p, reduction="none", log_target=True).sum(dim=-1))
-    return torch.cat(divergences)
+        losses.append(F.nll_loss(log_q, target.to(log_q.device), reduction="none"))
+    return torch.cat(divergences), torch.cat(losses)
 
 
 def _batches(states: Sequence[torch.Tensor], size: int) -> list[Sequence[torch.Tensor]]:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from ffprune_env.allocation import IntArray
-from ffprune_env.divergence import divergence, final_hidden_states
+from ffprune_env.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.loss import perplexity
 from ffprune_env.models import context_length, load_model
+from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
+from ffprune_env.pruning.criteria import CRITERIA, Evidence
+from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import CRITERIA, Statistics, collect_statistics, drain, gram_bytes, stream_grams
+from ffprune_env.pruning.saliency import Statistics, collect_statistics, drain, gram_bytes, stream_grams
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.texts import load_windows
 
@@ -29,6 +32,8 @@ logger = logging.getLogger(__name__)
 _GRAMS_PER_MODEL = 1.5
 # A regression on fewer tokens than this per column can leave a model worse than it was.
 _TOKENS_PER_COLUMN = 4
+# Calibration text for criteria that look at gradients; a token costs a forward and a backward pass.
+_GRADIENT_TOKENS = 8192
 
 
 class Evaluator(Protocol):
@@ -56,8 +61,11 @@ class Evaluator(Protocol):
 class DivergenceEvaluator(Evaluator, Protocol):
     """An evaluator that can also say how far the pruned model's predictions are from the dense model's."""
 
-    def divergence(self, kept: IntArray, n_samples: int) -> float:
-        """Mean KL(dense ‖ pruned) over the tokens of the first ``n_samples`` windows, in nats; inf if not finite."""
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """Perplexity on the first windows as :meth:`measure` gives it, and mean KL(dense ‖ pruned) there, in nats.
+
+        One forward pass gives both; a KL that is not finite is inf.
+        """
         ...
 
 
@@ -121,8 +129,8 @@ class LMEvaluator:
                 self._measured[key] = perplexity(model, self._first(n_samples), self._batch_size)
         return self._measured[key]
 
-    def divergence(self, kept: IntArray, n_samples: int) -> float:
-        """Mean KL(dense ‖ pruned) over the tokens of the first windows."""
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """Perplexity and mean KL(dense ‖ pruned) on the first windows, from one forward pass."""
         counts = self.prunable.check_kept(kept)
         self.prunable.require_dense("measure")
         rankings = self.prunable.rankings
@@ -135,8 +143,10 @@ class LMEvaluator:
                 )
             windows, dense = self._first(n_samples), self._dense_states[1][:n_samples]
             with self.prunable.pruned(counts, self._fast) as model:
-                self._divergences[key] = divergence(model, windows, dense, self._batch_size)
-        return self._divergences[key]
+                self._measured[key], self._divergences[key] = compare_with_dense(
+                    model, windows, dense, self._batch_size
+                )
+        return self._measured[key], self._divergences[key]
 
     def measure_exactly(self, kept: IntArray) -> float:
         """Perplexity on all windows of the model that the user will get: calibrated, if there is a calibration."""
@@ -212,7 +222,7 @@ def build_evaluator(
         seq_len: tokens per window; a model whose context is shorter uses its own maximum.
         n_samples: N_max, windows of search text.
         calibration_windows: windows that the criterion and the ridge calibration see.
-        criterion: how groups are scored, a name of :data:`ffprune_env.pruning.saliency.CRITERIA`.
+        criterion: how groups are scored, a name of :data:`ffprune_env.pruning.criteria.CRITERIA`.
         batch_size: windows per forward pass.
         calibrated: measure the model with its surviving weights re-fitted.
         ridge: λ of the calibration, as a fraction of the mean diagonal of G; None makes no calibration, unless
@@ -238,7 +248,17 @@ def build_evaluator(
     room = int(_GRAMS_PER_MODEL * model.get_memory_footprint())
     at_once = ridge is not None and gram_bytes(prunable) <= room
     stats = collect_statistics(prunable, seen, gram=at_once, batch_size=batch_size)
-    prunable.rank(CRITERIA[criterion](prunable, stats))
+    chosen = CRITERIA[criterion]
+    gradients = None
+    if chosen.gradients:
+        gradients = collect_gradients(prunable, spread_windows(seen, _GRADIENT_TOKENS), outputs=chosen.outputs)
+    evidence = Evidence(
+        stats,
+        gradients,
+        grams=lambda: stats.grams or stream_grams(prunable, seen, room, batch_size),
+        ridge=DEFAULT_RIDGE if ridge is None else ridge,
+    )
+    prunable.rank(chosen.score(prunable, evidence))
     calibration = None
     if ridge is not None:
         widest = max(layout.output.in_features for layout in prunable.layouts)
@@ -250,6 +270,7 @@ def build_evaluator(
                 -(-_TOKENS_PER_COLUMN * widest // seq_len),
             )
         matrices = list(stats.grams or ())
+        del evidence
         stats = replace(stats, grams=None)  # a matrix goes when its factors are made
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)

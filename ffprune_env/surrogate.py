@@ -61,11 +61,12 @@ class SurrogateEvaluator:
 
     def measure(self, kept: IntArray, n_samples: int) -> float:
         """PPL_dense · exp(Σ damage_i(kept_i))."""
-        return self._dense_ppl * math.exp(min(self.divergence(kept, n_samples), 700.0))
+        return self.compare(kept, n_samples)[0]
 
-    def divergence(self, kept: IntArray, n_samples: int) -> float:
-        """Σ damage_i(kept_i): what pruning adds to the loss, which a small divergence is close to."""
-        return sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """The perplexity, and Σ damage_i(kept_i): what pruning adds to the loss, which a small divergence is close to."""
+        damage = sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
+        return self._dense_ppl * math.exp(min(damage, 700.0)), damage
 
     def dense(self, n_samples: int) -> float:
         """The given perplexity."""

@@ -32,16 +32,16 @@ def evopress(problem: Problem) -> Allocation:
     if not meter.affords(meter.max_samples):
         raise ValueError("evopress needs a budget of at least 1 evaluation, got 0")
     parent = problem.allocate(problem.start())
-    least = meter.divergence(parent.kept, meter.max_samples)
+    least = meter.compare(parent.kept, meter.max_samples)[1]
     meter.note(parent)
     staged = meter.max_samples > 1
     while meter.affords((_CHILDREN if staged else 0) + _FINALISTS * meter.max_samples):
         children = [swap_levels(problem, parent, rng) for _ in range(_CHILDREN if staged else _FINALISTS)]
         if staged:
-            first = [meter.divergence(child.kept, 1) for child in children]
+            first = [meter.compare(child.kept, 1)[1] for child in children]
             children = [children[i] for i in np.argsort(first, kind="stable")[:_FINALISTS]]
         for child in children:
-            divergence = meter.divergence(child.kept, meter.max_samples)
+            divergence = meter.compare(child.kept, meter.max_samples)[1]
             if divergence < least:
                 parent, least = child, divergence
                 meter.note(parent)

@@ -17,10 +17,12 @@ from ffprune_env.allocation import (
     sparsity_range,
 )
 from ffprune_env.methods.problem import Problem
+from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.units import PruneUnit
 
-_TOKENS = 4096  # of calibration text, each of which costs a forward and a backward pass
+#: Calibration text that one set of curves is made from, in tokens; each costs a forward and a backward pass.
+CURVE_TOKENS = 4096
 _PARTS = 4000
 
 
@@ -34,11 +36,8 @@ def fisher(problem: Problem) -> Allocation:
     Raises:
         ValueError: the problem has no model or no calibration text, or the sparsity is out of the range of the bounds.
     """
-    if problem.prunable is None or problem.windows is None:
-        raise ValueError("fisher looks at gradients: it needs a model and calibration text")
-    n = min(len(problem.windows), max(1, _TOKENS // problem.windows.shape[1]))
-    spread = np.linspace(0, len(problem.windows) - 1, n).round().astype(int)  # calibration text is sorted by subject
-    curves = damage_curves(problem.prunable, problem.windows[spread], problem.calibration)
+    prunable, windows = problem.look_inside("fisher")
+    curves = damage_curves(prunable, spread_windows(windows, CURVE_TOKENS), problem.calibration)
     return least_damage(curves, problem.sparsity, problem.meter.units, a_min=problem.a_min, a_max=problem.a_max)
 
 
@@ -49,6 +48,7 @@ def least_damage(
     *,
     a_min: float = 0.2,
     a_max: float = 1.0,
+    within: tuple[IntArray, IntArray] | None = None,
 ) -> Allocation:
     """Minimizes Σ damage_i(k_i) under the budget, whatever the shape of the curves.
 
@@ -61,11 +61,15 @@ def least_damage(
         units: the N units.
         a_min: lowest retention rate of a unit.
         a_max: highest retention rate.
+        within: int [N] twice, the fewest and the most groups of every unit, where they are tighter than the bounds; at
+            the fewest the budget must be met.
 
     Raises:
         ValueError: as for :func:`~ffprune_env.budget.allocate`.
     """
     low, high = group_bounds(units, a_min, a_max)
+    if within is not None:
+        low, high = np.maximum(low, within[0]), np.minimum(high, within[1])
     check_sparsity(sparsity, units, a_min, a_max)
     sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])
     size = np.array([unit.group_params for unit in units])

@@ -60,13 +60,13 @@ class Meter:
 
     def measure(self, kept: IntArray, n_samples: int) -> float:
         """Perplexity, counted."""
-        self._spend(n_samples)
+        self.spend(n_samples)
         return self.evaluator.measure(kept, n_samples)
 
-    def divergence(self, kept: IntArray, n_samples: int) -> float:
-        """Divergence from the dense model, counted."""
-        self._spend(n_samples)
-        return self.evaluator.divergence(kept, n_samples)
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """Perplexity and divergence from the dense model, counted once."""
+        self.spend(n_samples)
+        return self.evaluator.compare(kept, n_samples)
 
     def dense(self, n_samples: int) -> float:
         """Perplexity of the dense model: measured once for everybody, and free."""
@@ -76,7 +76,12 @@ class Meter:
         """Records what the method would return if it were stopped now."""
         self.trace.append((self.spent, allocation.kept))
 
-    def _spend(self, n_samples: int) -> None:
+    def spend(self, n_samples: int) -> None:
+        """Counts windows: those of a measurement, or what something else costs in windows.
+
+        Raises:
+            BudgetSpentError: the budget does not cover them.
+        """
         if not self.affords(n_samples):
             left = f"{self.budget - self.spent} of {self.budget}"
             raise BudgetSpentError(f"{n_samples} windows asked for, {left} are left")
@@ -112,6 +117,12 @@ class Problem:
     def allocate(self, rates: npt.ArrayLike) -> Allocation:
         """Rates moved by one constant to meet the budget: see :func:`~ffprune_env.budget.allocate_rates`."""
         return allocate_rates(rates, self.sparsity, self.meter.units, a_min=self.a_min, a_max=self.a_max)
+
+    def look_inside(self, method: str) -> tuple[PrunableModel, torch.Tensor]:
+        """The model and its calibration text; ValueError if there is none, naming the method that looked."""
+        if self.prunable is None or self.windows is None:
+            raise ValueError(f"{method} looks at gradients: it needs a model and calibration text")
+        return self.prunable, self.windows
 
     def start(self) -> FloatArray:
         """The rates that searches start from: `ffn-only` where it reaches the sparsity, else `uniform`."""

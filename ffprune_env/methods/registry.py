@@ -16,6 +16,7 @@ from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.methods.evolution import evolution
 from ffprune_env.methods.evopress import evopress
 from ffprune_env.methods.fisher import fisher
+from ffprune_env.methods.fisher_iterated import fisher_iterated
 from ffprune_env.methods.flap import flap
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.problem import Problem
@@ -45,6 +46,7 @@ METHODS: dict[str, Method] = {
     "flap": Method(flap, searches=False),
     "flap-bias": Method(flap, searches=False, flap_bias=True),
     "fisher": Method(fisher, searches=False),
+    "fisher-iterated": Method(fisher_iterated, searches=False),
     "random": Method(random_search, searches=True),
     "evolution": Method(evolution, searches=True),
     "evopress": Method(evopress, searches=True),

@@ -2,117 +2,124 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import ExitStack
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from ffprune_env.loss import hidden_chunks, token_losses
+from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 FloatArray = npt.NDArray[np.float64]
 
 
 def damage_curves(
-    prunable: PrunableModel, windows: torch.Tensor, calibration: RidgeCalibration | None = None
+    prunable: PrunableModel,
+    windows: torch.Tensor,
+    calibration: RidgeCalibration | None = None,
+    kept: npt.ArrayLike | None = None,
 ) -> list[FloatArray]:
-    """Estimates what keeping only the k best groups of a unit, and all of every other, adds to the loss.
+    """Estimates what keeping k groups of a unit adds to the loss, for every unit and every k.
 
     Let x be the input of the output projection W in order of rank and g the gradient of the summed loss at its output.
     Removing the columns j ≥ m changes a token's loss by about Σ_{j≥m} v_j x_j with v = Wᵀg, to first order; half the
     second moment of that over tokens is the empirical Fisher estimate of the mean change, in which the first-order
     terms of a trained model cancel. With calibration x is whitened, z = L⁻¹x, and v = (W L)ᵀg: what cannot be restored.
-    One reversed cumulative sum over j gives all k at once.
+    One cumulative sum over j gives all k at once.
+
+    With ``kept`` the same is done around the model pruned so far. L⁻¹ is triangular, so that model computes
+    Σ_{j<m} (W L)_j z_j, and giving or taking columns is again a longer or shorter sum. A pruned model is at no minimum,
+    so the first-order terms count: they are the gradient of the loss with respect to what every unit keeps.
 
     Args:
         prunable: a ranked model, dense now. Its gradients are not touched.
         windows: int64 [n, seq_len], calibration text; one backward pass each.
         calibration: estimates are of the calibrated model; None: of the one that is only cut.
+        kept: int [N], the allocation to look around; None looks down from the dense model.
 
     Returns:
-        Per unit, [n_groups + 1] nats per token: the damage with k groups kept, 0 with all of them.
+        Per unit, [n_groups + 1] nats per token: the change of the loss with k groups kept, 0 at ``kept``. From the
+        dense model it is a damage, 0 or more; from a pruned one it may be negative.
 
     Raises:
         RuntimeError: the model is pruned or was never ranked.
-        ValueError: windows of another shape, or gradients that are not finite.
+        ValueError: windows of another shape, ``kept`` that does not fit, or gradients that are not finite.
     """
     prunable.require_dense("look for damage in")
     prunable.require_ranked("look for damage in")
-    if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
-        raise ValueError(f"windows must be [n ≥ 1, seq_len ≥ 2], got shape {tuple(windows.shape)}")
-    sums = [torch.zeros(x.output.in_features + 1, device=x.output.weight.device) for x in prunable.layouts]
+    check_windows(windows)
+    counts = [x.unit.n_groups for x in prunable.layouts] if kept is None else prunable.check_kept(kept)
+    sums = [_Sums(x.output, int(k) * x.width) for x, k in zip(prunable.layouts, counts, strict=True)]
     with ExitStack() as stack:
-        stack.enter_context(_frozen(prunable.model))
+        stack.enter_context(frozen(prunable.model))
         for i, layout in enumerate(prunable.layouts):
             hook = _accumulate(layout.output, sums[i], None if calibration is None else calibration.factors(i))
             stack.callback(layout.output.register_forward_hook(hook).remove)
         for window in windows:
-            _backward(prunable.model, window[None])
+            back_propagate(prunable.model, window[None])
     curves = []
     for layout, total in zip(prunable.layouts, sums, strict=True):
-        if not bool(torch.isfinite(total).all()):
+        columns = total.second / 2 if kept is None else total.second / 2 + total.first()
+        if not bool(torch.isfinite(columns).all()):
             raise ValueError(f"{layout.unit.name}: gradients are not finite: check weights and dtype")
-        curve = (total / (2 * windows.numel()))[:: layout.width]  # one value per group, and the zero of the whole unit
-        curves.append(curve.double().cpu().numpy())
+        # One value per group, and that of the whole unit.
+        curves.append((columns[:: layout.width] / windows.numel()).double().cpu().numpy())
     return curves
 
 
-def _accumulate(
-    projection: nn.Linear, total: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor] | None
-) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
-    """A hook that adds, for every m, the squares of Σ_{j≥m} v_j z_j over tokens when the gradient arrives."""
+class _Sums:
+    """Moments over tokens of what the columns of one unit carry, seen from the first ``m`` of them.
 
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        x = inputs[0].detach().flatten(0, -2)  # (B * T, columns)
+    Attributes:
+        m: columns kept.
+        mean: [columns], sum of v_j z_j.
+        second: [columns + 1], at q the sum of (Σ v_j z_j)² over the columns j between q and m.
+    """
+
+    def __init__(self, projection: nn.Linear, m: int) -> None:
+        self.m = m
+        self.mean = torch.zeros(projection.in_features, device=projection.weight.device)
+        self.second = torch.zeros(projection.in_features + 1, device=projection.weight.device)
+
+    def add(self, carried: torch.Tensor) -> None:
+        """Adds tokens: [tokens, columns]."""
+        m = self.m
+        self.mean.add_(carried.sum(0))
+        self.second[m + 1 :].add_(carried[:, m:].cumsum(1).square().sum(0))
+        self.second[:m].add_(carried[:, :m].flip(1).cumsum(1).flip(1).square().sum(0))
+
+    def first(self) -> torch.Tensor:
+        """[columns + 1], at q the signed sum of v_j z_j: given from m up to q, taken from q up to m."""
+        total = torch.cat([self.mean.new_zeros(1), self.mean.cumsum(0)])
+        return total - total[self.m]
+
+
+def _accumulate(
+    projection: nn.Linear, sums: _Sums, factors: tuple[torch.Tensor, torch.Tensor] | None
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
+    """A hook that makes the output that of the first columns alone, and adds to the sums when its gradient arrives."""
+
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        x = inputs[0].flatten(0, -2)  # (B * T, columns)
+        if factors is None:
+            weight, z = projection.weight.detach().float(), x.float()
+        else:
+            weight, inverse = (factor.to(x.device) for factor in factors)  # W L, L⁻¹
+            z = x.float() @ inverse.T
+        if sums.m < projection.in_features:
+            output = (z[:, : sums.m] @ weight[:, : sums.m].T).to(output.dtype).view_as(output)
+            if projection.bias is not None:
+                output = output + projection.bias
+        z = z.detach()
 
         def on_gradient(gradient: torch.Tensor) -> None:
-            g = gradient.flatten(0, -2).float()  # (B * T, C)
-            if factors is None:
-                carried = (g @ projection.weight.detach().float()) * x.float()
-            else:
-                product, inverse = (factor.to(g.device) for factor in factors)  # W L, L⁻¹
-                carried = (g @ product) * (x.float() @ inverse.T)
-            from_the_end = carried.flip(1).cumsum(1).flip(1)  # at m: the sum over j ≥ m
-            total[:-1].add_(from_the_end.square().sum(0))
+            sums.add((gradient.flatten(0, -2).float() @ weight) * z)
 
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+        return output
 
     return hook
-
-
-@torch.enable_grad()
-def _backward(model: PreTrainedModel, batch: torch.Tensor) -> None:
-    """Back-propagates the summed loss of a batch to its embeddings, and leaves no gradient behind."""
-    tokens = batch.to(model.device)
-    embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
-    hidden = model.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
-    # Chunk by chunk down to the final hidden states, so that no more than one chunk of logits is kept.
-    gradient = torch.zeros_like(hidden)
-    rows, targets = hidden.detach()[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
-    parts: list[torch.Tensor] = []
-    for chunk, target in zip(hidden_chunks(model, rows), hidden_chunks(model, targets), strict=True):
-        leaf = chunk.detach().requires_grad_()
-        parts += torch.autograd.grad(token_losses(model, leaf, target).sum(), leaf)
-    gradient[:, :-1] = torch.cat(parts).view_as(gradient[:, :-1])
-    torch.autograd.grad(hidden, embedded, gradient)
-
-
-@contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside."""
-    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in wanted:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in wanted:
-            parameter.requires_grad_(True)

@@ -117,7 +117,7 @@ def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]
     scores = []
     for i, (layout, square_norm) in enumerate(zip(prunable.layouts, stats.square_norms, strict=True)):
         weight_norm = layout.output.weight.detach().abs().sum(dim=0, dtype=torch.float32)
-        columns = square_norm.to(weight_norm.device).sqrt() * _to_original_order(prunable, i, weight_norm)
+        columns = square_norm.to(weight_norm.device).sqrt() * to_original_order(prunable, i, weight_norm)
         scores.append(columns.view(-1, layout.width).sum(dim=1).double().cpu().numpy())
     return scores
 
@@ -145,7 +145,7 @@ def fluctuations(prunable: PrunableModel, stats: Statistics) -> list[torch.Tenso
     ):
         weight = layout.output.weight.detach().float().square().sum(dim=0)
         variance = (square_norm / stats.n_tokens - mean.square()).clamp(min=0)
-        result.append(variance.to(weight.device) * _to_original_order(prunable, i, weight))
+        result.append(variance.to(weight.device) * to_original_order(prunable, i, weight))
     return result
 
 
@@ -173,15 +173,9 @@ def _moments(
         if not bool(torch.isfinite(norms).all()):
             name = prunable.units[i].name
             raise ValueError(f"{name}: its activations are not finite on the calibration text: check weights and dtype")
-        sums[place] = _to_original_order(prunable, i, sums[place])  # one at a time: a second copy of all may not fit
-        means[place] = _to_original_order(prunable, i, means[place])
+        sums[place] = to_original_order(prunable, i, sums[place], both=gram)  # one at a time: a second copy of all may not fit
+        means[place] = to_original_order(prunable, i, means[place])
     return sums, means
-
-
-Criterion = Callable[[PrunableModel, Statistics], list[FloatArray]]
-
-#: Ways to score groups, by the name that flags use.
-CRITERIA: dict[str, Criterion] = {"wanda": wanda_scores, "wifv": wifv_scores}
 
 
 def _accumulate(
@@ -200,9 +194,9 @@ def _accumulate(
     return hook
 
 
-def _to_original_order(prunable: PrunableModel, i: int, current: torch.Tensor) -> torch.Tensor:
-    """Undoes the ranking of unit i along every dimension of a vector or a square matrix over its columns."""
+def to_original_order(prunable: PrunableModel, i: int, current: torch.Tensor, both: bool = False) -> torch.Tensor:
+    """Undoes the ranking of unit i along the first dimension of a tensor over its columns, or along the first two."""
     columns = group_columns(prunable.layouts[i], prunable.order[i])
     place = torch.empty_like(columns)
     place[columns] = torch.arange(len(columns), device=columns.device)
-    return current[place] if current.ndim == 1 else current[place][:, place]
+    return current[place][:, place] if both else current[place]

@@ -1,0 +1,67 @@
+"""One backward pass: the gradient of the summed token loss, down to the embeddings, and nothing left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from ffprune_env.loss import hidden_chunks, token_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@torch.enable_grad()
+def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
+    """Sends the gradient of the summed loss of a batch back to its embeddings; hooks on the way see it pass.
+
+    Args:
+        model: a causal language model, inside :func:`frozen`.
+        batch: int64 [B, T] on any device.
+    """
+    tokens = batch.to(model.device)
+    embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
+    hidden = model.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    # Chunk by chunk down to the final hidden states, so that no more than one chunk of logits is kept.
+    gradient = torch.zeros_like(hidden)
+    rows, targets = hidden.detach()[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()
+    parts: list[torch.Tensor] = []
+    for chunk, target in zip(hidden_chunks(model, rows), hidden_chunks(model, targets), strict=True):
+        leaf = chunk.detach().requires_grad_()
+        parts += torch.autograd.grad(token_losses(model, leaf, target).sum(), leaf)
+    gradient[:, :-1] = torch.cat(parts).view_as(gradient[:, :-1])
+    torch.autograd.grad(hidden, embedded, gradient)
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter asks for a gradient inside."""
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in wanted:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in wanted:
+            parameter.requires_grad_(True)
+
+
+def check_windows(windows: torch.Tensor) -> None:
+    """Raises ValueError for windows that no backward pass can be made on."""
+    if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
+        raise ValueError(f"windows must be [n ≥ 1, seq_len ≥ 2], got shape {tuple(windows.shape)}")
+
+
+def spread_windows(windows: torch.Tensor, tokens: int) -> torch.Tensor:
+    """As many windows as hold some number of tokens, at least one, at equal distances: text is sorted by subject.
+
+    Args:
+        windows: int64 [n, seq_len].
+        tokens: wanted; fewer where there are no more.
+    """
+    n = min(len(windows), max(1, tokens // windows.shape[1]))
+    return windows[torch.linspace(0, len(windows) - 1, n).round().long()]

@@ -1,0 +1,100 @@
+"""The criteria by name: ways to score the groups of a unit, from what is known about the dense model (4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ffprune_env.pruning.gradients import GradientStatistics
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import Statistics, wanda_scores, wifv_scores
+from ffprune_env.pruning.surgeon import surgeon_scores
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a criterion may look at.
+
+    Attributes:
+        stats: moments of the inputs of the output projections.
+        gradients: moments of the gradients at their outputs; None for criteria that need none.
+        grams: makes G of every unit in turn, in original column order.
+        ridge: λ of the calibration to come, as a fraction of the mean diagonal of G.
+    """
+
+    stats: Statistics
+    gradients: GradientStatistics | None
+    grams: Callable[[], Iterable[torch.Tensor]]
+    ridge: float
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """A way to score groups.
+
+    Attributes:
+        score: makes N arrays of [n_groups] scores, in original group order.
+        gradients: whether it needs backward passes.
+        outputs: whether it needs F, the second moments of the gradients, too.
+    """
+
+    score: Callable[[PrunableModel, Evidence], list[FloatArray]]
+    gradients: bool = False
+    outputs: bool = False
+
+
+def fisher_scores(gradients: GradientStatistics) -> list[FloatArray]:
+    """E[(Σ_{j in group} x_j (Wᵀg)_j)²]: the loss that a group carries, instead of the output it moves (4.3).
+
+    Args:
+        gradients: of the dense model.
+
+    Returns:
+        N arrays, [n_groups] each, in original group order.
+    """
+    return [carried.double().cpu().numpy() for carried in gradients.carried]
+
+
+def average_ranks(first: list[FloatArray], second: list[FloatArray]) -> list[FloatArray]:
+    """Scores every group by the mean of its places in two orders, 0 for the lowest."""
+    return [(_places(one) + _places(other)) / 2 for one, other in zip(first, second, strict=True)]
+
+
+def _places(scores: FloatArray) -> FloatArray:
+    places = np.empty(len(scores))
+    places[np.argsort(scores, kind="stable")] = np.arange(len(scores))
+    return places
+
+
+def _gradients(evidence: Evidence) -> GradientStatistics:
+    if evidence.gradients is None:
+        raise ValueError("this criterion looks at gradients: collect them first")
+    return evidence.gradients
+
+
+def _surgeon(prunable: PrunableModel, evidence: Evidence) -> list[FloatArray]:
+    outputs = _gradients(evidence).outputs
+    if outputs is None:
+        raise ValueError("surgeon looks at the second moments of the gradients: collect them first")
+    return surgeon_scores(prunable, evidence.grams(), outputs, evidence.ridge)
+
+
+#: Ways to score groups, by the name that flags use.
+CRITERIA: dict[str, Criterion] = {
+    "wanda": Criterion(lambda prunable, evidence: wanda_scores(prunable, evidence.stats)),
+    "wifv": Criterion(lambda prunable, evidence: wifv_scores(prunable, evidence.stats)),
+    "fisher": Criterion(lambda prunable, evidence: fisher_scores(_gradients(evidence)), gradients=True),
+    "wanda+fisher": Criterion(
+        lambda prunable, evidence: average_ranks(
+            wanda_scores(prunable, evidence.stats), fisher_scores(_gradients(evidence))
+        ),
+        gradients=True,
+    ),
+    "surgeon": Criterion(_surgeon, gradients=True, outputs=True),
+}

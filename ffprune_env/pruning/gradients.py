@@ -1,0 +1,84 @@
+"""What the loss says about every unit: moments of the gradients at the output projections, from backward passes (4.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.units import UnitLayout
+
+
+@dataclass(frozen=True)
+class GradientStatistics:
+    """Second moments of g, the gradient of the summed token loss at the output of every output projection.
+
+    Attributes:
+        carried: per unit, float32 [n_groups], E[(Σ_{j in group} x_j (Wᵀg)_j)²], in original group order: the loss that
+            each group carries, to first order, squared.
+        outputs: per unit, float32 [C, C], F = E[g gᵀ]; None if not asked for.
+        n_tokens: tokens the means run over.
+    """
+
+    carried: tuple[torch.Tensor, ...]
+    outputs: tuple[torch.Tensor, ...] | None
+    n_tokens: int
+
+
+def collect_gradients(prunable: PrunableModel, windows: torch.Tensor, outputs: bool = True) -> GradientStatistics:
+    """Runs the dense model forward and backward over calibration text.
+
+    Args:
+        prunable: the model, dense now. Its gradients are not touched.
+        windows: int64 [n, seq_len], calibration text; one backward pass each.
+        outputs: make F too, which takes C² numbers per unit.
+
+    Raises:
+        RuntimeError: the model is pruned.
+        ValueError: windows of another shape, or gradients that are not finite.
+    """
+    prunable.require_dense("collect gradients of")
+    check_windows(windows)
+    carried = [torch.zeros(x.unit.n_groups, device=x.output.weight.device) for x in prunable.layouts]
+    moments = [
+        torch.zeros((x.output.out_features,) * 2, device=x.output.weight.device) if outputs else None
+        for x in prunable.layouts
+    ]
+    with ExitStack() as stack:
+        stack.enter_context(frozen(prunable.model))
+        for layout, total, moment in zip(prunable.layouts, carried, moments, strict=True):
+            stack.callback(layout.output.register_forward_hook(_accumulate(layout, total, moment)).remove)
+        for window in windows:
+            back_propagate(prunable.model, window[None])
+    for i, (layout, total) in enumerate(zip(prunable.layouts, carried, strict=True)):
+        if not bool(torch.isfinite(total).all()):
+            raise ValueError(f"{layout.unit.name}: gradients are not finite: check weights and dtype")
+        carried[i] = torch.empty_like(total).index_copy_(0, prunable.order[i], total / windows.numel())
+    means = tuple(moment / windows.numel() for moment in moments if moment is not None)
+    return GradientStatistics(tuple(carried), means if outputs else None, windows.numel())
+
+
+def _accumulate(
+    layout: UnitLayout, carried: torch.Tensor, moment: torch.Tensor | None
+) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
+    """A hook that adds to the sums of a unit when the gradient of its output arrives."""
+    weight = layout.output.weight.detach()
+
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        x = inputs[0].detach().flatten(0, -2)  # (B * T, columns)
+
+        def on_gradient(gradient: torch.Tensor) -> None:
+            g = gradient.flatten(0, -2).float()  # (B * T, C)
+            columns = (g @ weight.float()) * x.float()
+            carried.add_(columns.view(len(g), -1, layout.width).sum(2).square().sum(0))
+            if moment is not None:
+                moment.addmm_(g.T, g)
+
+        output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
+
+    return hook
