@@ -73,6 +73,8 @@ class Args:
     """tokens per window of search and calibration text"""
     samples: int = 4
     """windows of search text per evaluation"""
+    final_samples: int = 16
+    """windows of search text in all, for searches that look at their last candidates again"""
     calibration_windows: int = 128
     """windows of calibration text"""
     test_seq_len: int = 2048
@@ -82,8 +84,8 @@ class Args:
     batch_size: int = 1
     """windows per forward pass"""
 
-    criterion: str = "wanda"
-    """how heads and channels are ranked: wanda, or FLAP's wifv"""
+    criterion: str = "surgeon"
+    """how heads and channels are ranked: surgeon, wanda, fisher, wanda+fisher, or FLAP's wifv"""
     calibrated: bool = True
     """reward the calibrated model"""
     ridge: float = 0.01
@@ -197,7 +199,7 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
             else:
                 if cell is None:
                     method = _SEARCHED[name]
-                    found = search_and_measure(subject, name, method, sparsity, seed, args.evaluations)
+                    found = search_and_measure(subject, name, method, sparsity, seed, args.evaluations, args.samples)
                     cell = keep(folder, title, found)
                 if unasked:
                     folder.add(ask_final(subject, cell, _SEARCHED[name]))
@@ -228,7 +230,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         tokenizer,
         args.text,
         seq_len=args.seq_len,
-        n_samples=args.samples,
+        n_samples=max(args.samples, args.final_samples),
         calibration_windows=args.calibration_windows,
         criterion=args.criterion,
         batch_size=args.batch_size,

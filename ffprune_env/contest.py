@@ -72,7 +72,13 @@ class Subject:
 
 
 def search_and_measure(
-    subject: Subject, name: str, method: Method, sparsity: float, seed: int | None, evaluations: int
+    subject: Subject,
+    name: str,
+    method: Method,
+    sparsity: float,
+    seed: int | None,
+    evaluations: int,
+    samples: int | None = None,
 ) -> Cell:
     """Lets one method answer, and measures its answer with and without calibration.
 
@@ -82,7 +88,8 @@ def search_and_measure(
         method: the method.
         sparsity: σ.
         seed: of what it draws; None for methods that draw nothing.
-        evaluations: its budget, in measurements on all windows of search text.
+        evaluations: its budget, in measurements on ``samples`` windows of search text.
+        samples: N_max; None takes all windows of search text.
 
     Raises:
         ValueError: the method cannot reach the sparsity, or not with this budget.
@@ -90,7 +97,7 @@ def search_and_measure(
     evaluator = subject.plain if method.plain_reward else subject.evaluator
     evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
     prunable = evaluator.prunable
-    meter = Meter(evaluator, evaluations if method.searches else 0)
+    meter = Meter(evaluator, evaluations if method.searches else 0, samples)
     started = time.perf_counter()
     rewarded = evaluator.calibration if evaluator.calibrated else None
     windows = subject.calibration_windows
@@ -118,7 +125,7 @@ def search_and_measure(
         test_interval=interval,
         calibrated_test_ppl=calibrated_ppl,
         calibrated_test_interval=calibrated_interval,
-        evaluations=meter.spent / evaluator.max_samples,
+        evaluations=meter.spent / meter.max_samples,
         tokens=meter.spent * tokens_per_window,
         seconds=seconds,
         trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter, subject.evaluator)],
@@ -148,7 +155,7 @@ def ask(subject: Subject, cell: Cell, model: PreTrainedModel) -> Cell:
 
 
 def progress(meter: Meter, evaluator: LMEvaluator) -> list[tuple[int, float]]:
-    """What the method would have returned after parts of its budget: (windows spent, perplexity on all windows).
+    """What the method would have returned after parts of its budget: (windows spent, perplexity on N_max windows).
 
     Args:
         meter: what the method was given, with its notes.
@@ -158,7 +165,7 @@ def progress(meter: Meter, evaluator: LMEvaluator) -> list[tuple[int, float]]:
     for mark in _MARKS:
         noted = [kept for spent, kept in meter.trace if spent <= mark * meter.budget]
         if noted:
-            ppl = evaluator.measure(noted[-1], evaluator.max_samples)
+            ppl = evaluator.measure(noted[-1], meter.max_samples)
             points.append((min(round(mark * meter.budget), meter.spent), ppl))
     return points
 

@@ -148,10 +148,10 @@ class LMEvaluator:
                 )
         return self._measured[key], self._divergences[key]
 
-    def measure_exactly(self, kept: IntArray) -> float:
-        """Perplexity on all windows of the model that the user will get: calibrated, if there is a calibration."""
+    def measure_exactly(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity of the model that the user will get, calibrated if there is a calibration, on the first windows."""
         with self.prunable.pruned(kept, self.calibration) as model:
-            return perplexity(model, self.windows, self._batch_size)
+            return perplexity(model, self._first(n_samples), self._batch_size)
 
     def dense(self, n_samples: int) -> float:
         """Measured once per number of windows."""
@@ -244,6 +244,7 @@ def build_evaluator(
         seq_len = context_length(model)
         logger.warning("windows have %d tokens, the longest that the model takes", seq_len)
     search = load_windows(text, tokenizer, "search", seq_len, n_samples)
+    search = search[sorted(range(n_samples), key=_halving)]  # the first few are as far apart as all of them
     seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
     room = int(_GRAMS_PER_MODEL * model.get_memory_footprint())
     at_once = ridge is not None and gram_bytes(prunable) <= room
@@ -275,3 +276,8 @@ def build_evaluator(
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
     return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats)
+
+
+def _halving(i: int) -> int:
+    """Sorts 0, 1, 2, ... so that every prefix is spread over the whole: the bits of i reversed (van der Corput)."""
+    return int(f"{i:032b}"[::-1], 2)

@@ -93,8 +93,9 @@ class Args(SearchSettings):
     batch_size: int = 1
     """windows per forward pass"""
 
-    criterion: str = "wanda"
-    """how heads and channels are ranked: wanda, or FLAP's wifv"""
+    criterion: str = "surgeon"
+    """how heads and channels are ranked: surgeon (what ridge calibration restores worst), wanda (the paper's), fisher,
+    wanda+fisher, or FLAP's wifv"""
     calibrated: bool = True
     """reward the model with its surviving weights re-fitted, which is what model/ holds"""
     ridge: float | None = 0.01
@@ -110,11 +111,12 @@ PRESETS: dict[str, Args] = {
     "paper": Args(
         preset="paper",
         calibrated=False,
+        criterion="wanda",
         mapping="greedy",
         timesteps=1000,
         k=0.01,
         t0=500.0,
-        init="uniform",
+        init="none",
         learning_rate=1e-4,
         n_steps=64,
         clip_range=0.2,
@@ -197,7 +199,7 @@ def prepare(args: Args) -> Job:
         tokenizer,
         args.text,
         seq_len=args.seq_len,
-        n_samples=args.samples,
+        n_samples=max(args.samples, args.final_samples),
         calibration_windows=args.calibration_windows,
         criterion=args.criterion,
         batch_size=args.batch_size,

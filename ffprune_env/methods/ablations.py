@@ -22,6 +22,7 @@ ABLATIONS: dict[str, Method] = {
     "ppo-no-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=False)),
     "ppo-no-samples-ramp": _ppo(SearchSettings(ramp_samples=False)),
     "ppo-fisher-start": _ppo(SearchSettings(init="fisher")),
-    "ppo-uniform-start": _ppo(SearchSettings(init="uniform")),
-    "ppo-greedy": _ppo(SearchSettings(mapping="greedy", init="uniform")),
+    "ppo-ffn-only-start": _ppo(SearchSettings(init="ffn-only")),
+    "ppo-uniform-start": _ppo(SearchSettings(init="none")),
+    "ppo-greedy": _ppo(SearchSettings(mapping="greedy", init="none")),
 }

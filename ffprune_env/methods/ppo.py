@@ -6,8 +6,6 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -20,14 +18,23 @@ from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, Sample
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import Evaluator
 from ffprune_env.methods.even import ffn_only
-from ffprune_env.methods.fisher import fisher
+from ffprune_env.methods.fisher import CURVE_TOKENS, fisher
+from ffprune_env.methods.fisher_iterated import STEP_TOKENS, STEPS, fisher_iterated
 from ffprune_env.methods.problem import Meter, Problem
+from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.schedule import ProgressiveSchedule
 
 logger = logging.getLogger(__name__)
 
 _FARTHEST_MEAN = 0.8  # of an action, which lives in [-1, 1]
+
+#: What a policy's mean can start from, by the name that ``--init`` uses.
+STARTS: dict[str, Callable[[Problem], Allocation]] = {
+    "ffn-only": lambda problem: ffn_only(problem.sparsity, problem.meter.units),
+    "fisher": fisher,
+    "fisher-iterated": fisher_iterated,
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class SearchSettings:
     """fraction of the prunable parameters to remove"""
     samples: int = 4
     """N_max: windows of search text per evaluation at the end of the schedule"""
+    final_samples: int = 16
+    """windows of search text that the last candidates are compared on, if more than --samples"""
     mapping: Mapping = "waterfill"
     """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
     a_min: float = 0.2
@@ -66,17 +75,19 @@ class SearchSettings:
     """passes over them per update"""
     clip_range: float = 0.2
     """PPO's clipping of the probability ratio"""
-    init: Literal["uniform", "ffn-only", "fisher"] = "ffn-only"
-    """allocation that the policy's mean starts from, if it can reach the sparsity: the paper's is uniform; fisher is
-    made from damage curves, in a few backward passes. With --mapping greedy it is always uniform"""
+    init: str = "fisher-iterated"
+    """where the policy's mean starts: fisher (from damage curves, a few backward passes), fisher-iterated (the same,
+    improved step by step), ffn-only, none (equal scores, as in the paper), or runs/<other>, the policy of another run.
+    With --mapping greedy it is none unless it is a run"""
     log_std_init: float = -2.5
     """log standard deviation of the actions at the start; actions live in [-1, 1]"""
     action_scale: float = 3.0
     """what actions are multiplied by to give scores"""
     seed: int = 0
     """of the policy and its exploration"""
-    finalists: int = 8
-    """best samples that are measured again at the final sparsity, beside the policy's mean"""
+    finalists: int = 6
+    """best samples that are measured again at the final sparsity, beside the start and the policy's mean; the better
+    half of them on twice the windows, and so on up to --final-samples"""
 
     @property
     def rollout(self) -> int:
@@ -105,7 +116,16 @@ class SearchSettings:
     def windows(self) -> int:
         """Windows of search text that the search measures in all, its finalists included."""
         schedule = self.schedule()
-        return sum(schedule.samples(t) for t in range(self.evaluations)) + (2 + self.finalists) * self.samples
+        finals = sum(rivals * n for rivals, n in self.rounds(2 + self.finalists))
+        return sum(schedule.samples(t) for t in range(self.evaluations)) + finals
+
+    def rounds(self, candidates: int) -> list[tuple[int, int]]:
+        """Successive halving of the finalists: how many are measured, on how many windows, round after round."""
+        plan = [(candidates, self.samples)]
+        while plan[-1][1] < self.final_samples and plan[-1][0] > 1:
+            rivals, n = plan[-1]
+            plan.append((max(2, rivals // 2) if rivals > 2 else rivals, min(2 * n, self.final_samples)))
+        return plan
 
 
 def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
@@ -119,11 +139,14 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
         ValueError: the budget does not cover two evaluations and the finalists, or the sparsity is out of range.
     """
     meter = problem.meter
+    settings = cheap_enough(settings or SearchSettings(), problem)
+    meter.spend(start_cost(settings, problem))
     settings = affordable(
         replace(
-            settings or SearchSettings(),
+            settings,
             sparsity=problem.sparsity,
             samples=meter.max_samples,
+            final_samples=meter.all_samples,
             a_min=problem.a_min,
             a_max=problem.a_max,
             seed=problem.seed,
@@ -135,8 +158,7 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
     archive = Archive(settings.sparsity, settings.finalists)
     schedule, record = ProgressiveSchedulingCallback(settings.schedule()), SampleCallback(meter.units, archive)
     policy.learn(settings.evaluations, [schedule, record, _NoteMean(settings, meter)])
-    measure = partial(meter.measure, n_samples=meter.max_samples)
-    _, chosen = choose(settings, meter.units, start, policy, archive, measure)
+    _, chosen = choose(settings, meter.units, start, policy, archive, meter.measure)
     meter.note(chosen)
     return chosen
 
@@ -174,6 +196,8 @@ def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
         rollouts, too_many = (middle, too_many) if fits else (rollouts, middle)
     if rollouts:
         return replace(settings, timesteps=rollouts * settings.n_steps)
+    if settings.final_samples > settings.samples:  # rather a search than a second look at what it found
+        return affordable(replace(settings, final_samples=settings.samples), windows)
     shorter = [replace(settings, timesteps=timesteps) for timesteps in range(settings.n_steps, 1, -1)]
     for candidate in shorter:
         if candidate.windows() <= windows:
@@ -189,20 +213,35 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
         problem: of the same sparsity and bounds.
     """
     equal = np.zeros(len(problem.meter.units))
-    if settings.init == "uniform":
+    if settings.init == "none":
         return equal
     if settings.mapping == "greedy":
         logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", settings.init)
         return equal
-    if settings.init == "fisher":
-        rates = fisher(problem).rates
-    else:
-        try:
-            rates = ffn_only(problem.sparsity, problem.meter.units).rates
-        except ValueError as error:
-            logger.warning("the search starts from uniform: %s", error)
-            return equal
+    try:
+        rates = STARTS[settings.init](problem).rates
+    except ValueError as error:
+        logger.warning("the search starts from equal scores: %s", error)
+        return equal
     return waterfill_scores(rates, settings.a_min, settings.a_max)
+
+
+def start_cost(settings: SearchSettings, problem: Problem) -> int:
+    """What the start costs, in windows of search text: a backward pass is counted as two forward passes."""
+    texts = {"fisher": [CURVE_TOKENS], "fisher-iterated": [CURVE_TOKENS] + STEPS * [STEP_TOKENS]}.get(settings.init, [])
+    if problem.windows is None or settings.mapping == "greedy":
+        return 0
+    return sum(3 * len(spread_windows(problem.windows, tokens)) for tokens in texts)
+
+
+def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
+    """The settings with a start that takes no more than half of the budget: theirs, or the next cheaper one."""
+    starts = list(reversed(STARTS))
+    for init in starts[starts.index(settings.init) :] if settings.init in STARTS else []:
+        cheaper = replace(settings, init=init)
+        if 2 * start_cost(cheaper, problem) <= problem.meter.budget:
+            return cheaper
+    return settings
 
 
 def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
@@ -257,9 +296,12 @@ def choose(
     start: FloatArray,
     policy: PPO,
     archive: Archive,
-    measure: Callable[[IntArray], float],
+    measure: Callable[[IntArray, int], float],
 ) -> tuple[FloatArray, Allocation]:
-    """The best of the start, the policy's mean and the archive, measured at S_final: its scores and its allocation.
+    """The best of the start, the policy's mean and the archive at S_final: its scores and its allocation.
+
+    All are measured on N_max windows, the better half on twice as many, and so on (successive halving): the best of
+    many on little text is the luckiest.
 
     Args:
         settings: of the search.
@@ -267,18 +309,20 @@ def choose(
         start: the scores that the search started from.
         policy: as it was trained.
         archive: the best samples of the search.
-        measure: perplexity on all windows, with ``kept[i]`` groups of unit i.
+        measure: perplexity with ``kept[i]`` groups of unit i, on so many windows.
     """
     scores = {"the start": start, "the policy's mean": mean_allocation(settings, units, policy)[0]}
     scores |= {f"archived sample {i}": sample.scores for i, sample in enumerate(archive.best(), 1)}
     candidates = {name: (x, _allocate(settings, units, x)) for name, x in scores.items()}
-    logger.info(
-        "measuring %d finalists at sparsity %g on %d windows", len(candidates), settings.sparsity, settings.samples
-    )
-    ppls = {name: measure(allocation.kept) for name, (_, allocation) in candidates.items()}
-    best = min(ppls, key=lambda name: ppls[name])
-    logger.info("the best is %s", best)
-    return candidates[best]
+    # What comes first wins ties; candidates that keep the same are one.
+    distinct = {x[1].kept.tobytes(): name for name, x in reversed(candidates.items())}
+    ranked = [name for name in candidates if name in distinct.values()]
+    for rivals, n_samples in settings.rounds(len(ranked)):
+        logger.info("measuring %d finalists at sparsity %g on %d windows", rivals, settings.sparsity, n_samples)
+        ppls = {name: measure(candidates[name][1].kept, n_samples) for name in ranked[:rivals]}
+        ranked = sorted(ppls, key=lambda name: ppls[name])
+    logger.info("the best is %s", ranked[0])
+    return candidates[ranked[0]]
 
 
 def _allocate(settings: SearchSettings, units: Sequence[PruneUnit], scores: FloatArray) -> Allocation:

@@ -26,21 +26,27 @@ class Meter:
 
     Args:
         evaluator: what is measured with.
-        evaluations: the budget, in measurements on all ``evaluator.max_samples`` windows.
+        evaluations: the budget, in measurements on ``max_samples`` windows.
+        max_samples: N_max, windows of one measurement of a search; None takes all that the evaluator has. What is left
+            of them is for a last look at few candidates.
 
     Attributes:
+        max_samples: N_max.
         spent: windows measured so far.
         trace: (windows spent, kept) at every :meth:`note`.
 
     Raises:
-        ValueError: the budget is negative.
+        ValueError: the budget is negative, or the evaluator has fewer windows.
     """
 
-    def __init__(self, evaluator: DivergenceEvaluator, evaluations: int) -> None:
+    def __init__(self, evaluator: DivergenceEvaluator, evaluations: int, max_samples: int | None = None) -> None:
         if evaluations < 0:
             raise ValueError(f"a budget of evaluations must be at least 0, got {evaluations}")
+        self.max_samples = evaluator.max_samples if max_samples is None else max_samples
+        if not 1 <= self.max_samples <= evaluator.max_samples:
+            raise ValueError(f"max_samples must be between 1 and {evaluator.max_samples}, got {max_samples}")
         self.evaluator = evaluator
-        self.budget = evaluations * evaluator.max_samples
+        self.budget = evaluations * self.max_samples
         self.spent = 0
         self.trace: list[tuple[int, IntArray]] = []
 
@@ -50,8 +56,8 @@ class Meter:
         return self.evaluator.units
 
     @property
-    def max_samples(self) -> int:
-        """N_max."""
+    def all_samples(self) -> int:
+        """Windows of search text that there are in all."""
         return self.evaluator.max_samples
 
     def affords(self, n_samples: int) -> bool:

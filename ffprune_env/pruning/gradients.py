@@ -1,4 +1,4 @@
-"""What the loss says about every unit: moments of the gradients at the output projections, from backward passes (4.3)."""
+"""What the loss says about every unit: moments of gradients at the output projections, from backward passes (4.3)."""
 
 from __future__ import annotations
 
