@@ -38,9 +38,10 @@ class Sample:
         sparsity: fraction of Σ w removed.
         ppl: perplexity on the first n_t windows of search text.
         dense_ppl: of the dense model on the same windows.
-        reward: PPL_dense / PPL, 0 if collapsed.
+        reward: PPL_dense / PPL or exp(-KL), 0 if collapsed.
         collapsed: whether it was.
         seconds: wall time of the environment step, divided by the number of environments that made it together.
+        kl: divergence from the dense model, if that is what was rewarded.
     """
 
     step: int
@@ -55,6 +56,7 @@ class Sample:
     reward: float
     collapsed: bool
     seconds: float
+    kl: float | None = None
 
 
 class Archive:
@@ -160,6 +162,7 @@ class SampleCallback(BaseCallback):
                 step=self.num_timesteps - len(infos) + i,
                 reward=float(self.locals["rewards"][i]),
                 seconds=seconds,
+                kl=info.get("kl"),
                 **{key: info[key] for key in _FROM_INFO},
             )
             self._log(sample)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 from weakref import WeakValueDictionary
 
 import gymnasium as gym
@@ -16,8 +16,9 @@ from ffprune_env.allocation import check_sparsity, group_bounds
 from ffprune_env.budget import Mapping, allocate
 
 if TYPE_CHECKING:
-    from ffprune_env.evaluator import Evaluator
+    from ffprune_env.evaluator import DivergenceEvaluator, Evaluator
 
+Reward = Literal["ppl", "kl"]
 Observation = npt.NDArray[np.float32]
 
 #: A reward below this is a collapsed model (design, section 2).
@@ -46,8 +47,11 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     ## Rewards
 
-    PPL_dense / PPL, both on the same windows: 1 for a model as good as the dense one, towards 0 as it gets worse. It is
-    exactly 0 if the pruned model has *collapsed*: its perplexity is not finite, or the ratio is below 1e-4.
+    ``reward="ppl"``: PPL_dense / PPL, both on the same windows. ``reward="kl"``: exp(-KL), with the mean divergence of
+    the pruned model's next-token distribution from the dense model's, which every token of the vocabulary has a say in
+    and not only the one that follows. Both are 1 for a model as good as the dense one, and go towards 0 as it gets
+    worse. The reward is exactly 0 if the pruned model has *collapsed*: its perplexity or divergence is not finite, or
+    the reward would be below 1e-4.
 
     ## Starting state
 
@@ -65,6 +69,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     | ``target_sparsity`` | σ asked for |
     | ``sparsity`` | fraction of Σ w removed: never below the target, above it by as little as whole groups allow |
     | ``n_samples`` | windows measured on |
+    | ``kl`` | mean KL(dense ‖ pruned) in nats, with ``reward="kl"`` only |
     | ``collapsed`` | whether the reward was set to 0 |
     | ``scores`` | float64 (N,), the action times ``action_scale`` |
     | ``rates`` | float64 (N,), fraction of each unit's groups that stays |
@@ -86,6 +91,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         a_max: highest retention rate.
         mapping: ``"waterfill"`` (magnitudes count) or ``"greedy"`` (the paper's: only their order does).
         action_scale: what actions are multiplied by to give scores.
+        reward: ``"ppl"`` or ``"kl"``; the latter needs an evaluator that can compare with the dense model.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -106,11 +112,17 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         a_max: float = 1.0,
         mapping: Mapping = "waterfill",
         action_scale: float = 3.0,
+        reward: Reward = "ppl",
     ) -> None:
+        if reward not in get_args(Reward):
+            raise ValueError(f"unknown reward {reward!r}; allowed are {', '.join(get_args(Reward))}")
+        if reward == "kl" and not hasattr(evaluator, "compare"):
+            raise ValueError(f"reward 'kl' needs an evaluator with compare(), which {type(evaluator).__name__} lacks")
         if not 0 < action_scale < math.inf:
             raise ValueError(f"action_scale must be positive, got {action_scale}")
         self.evaluator = evaluator
         self.a_min, self.a_max, self.mapping, self.action_scale = a_min, a_max, mapping, action_scale
+        self.reward = reward
         group_bounds(evaluator.units, a_min, a_max)
         self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (len(evaluator.units),), np.float32)
@@ -160,9 +172,16 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             scores, sparsity, self.evaluator.units, a_min=self.a_min, a_max=self.a_max, mapping=self.mapping
         )
         self._task = None
-        ppl = self.evaluator.measure(allocation.kept, n_samples)
         dense_ppl = self.evaluator.dense(n_samples)
-        reward = dense_ppl / ppl if math.isfinite(ppl) and math.isfinite(dense_ppl) else 0.0
+        measured = {}
+        if self.reward == "kl":
+            ppl, measured["kl"] = cast("DivergenceEvaluator", self.evaluator).compare(allocation.kept, n_samples)
+            reward = math.exp(-measured["kl"])
+        else:
+            ppl = self.evaluator.measure(allocation.kept, n_samples)
+            reward = dense_ppl / ppl
+        if not (math.isfinite(ppl) and math.isfinite(dense_ppl) and math.isfinite(reward)):
+            reward = 0.0
         collapsed = reward < COLLAPSE_REWARD
         info = {
             "ppl": ppl if math.isfinite(ppl) else math.inf,
@@ -174,6 +193,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             "scores": scores,
             "rates": allocation.rates,
             "kept": allocation.kept,
+            **measured,
         }
         return self._observe(sparsity), 0.0 if collapsed else reward, True, False, info
 
@@ -183,7 +203,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
 
 _shared_evaluators: WeakValueDictionary[tuple[tuple[str, Any], ...], Any] = WeakValueDictionary()
-_ENV_ARGUMENTS = ("a_min", "a_max", "mapping", "action_scale")
+_ENV_ARGUMENTS = ("a_min", "a_max", "mapping", "action_scale", "reward")
 
 
 def make_prune_bandit(

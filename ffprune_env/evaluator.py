@@ -149,7 +149,7 @@ class LMEvaluator:
         return self._measured[key], self._divergences[key]
 
     def measure_exactly(self, kept: IntArray, n_samples: int) -> float:
-        """Perplexity of the model that the user will get, calibrated if there is a calibration, on the first windows."""
+        """Perplexity on the first windows of the model that the user will get: calibrated if it can be."""
         with self.prunable.pruned(kept, self.calibration) as model:
             return perplexity(model, self._first(n_samples), self._batch_size)
 

@@ -64,7 +64,7 @@ class SurrogateEvaluator:
         return self.compare(kept, n_samples)[0]
 
     def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
-        """The perplexity, and Σ damage_i(kept_i): what pruning adds to the loss, which a small divergence is close to."""
+        """The perplexity, and Σ damage_i(kept_i): what pruning adds to the loss, as a small divergence does."""
         damage = sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
         return self._dense_ppl * math.exp(min(damage, 700.0)), damage
 

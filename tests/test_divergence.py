@@ -8,8 +8,9 @@ import torch
 from conftest import tiny_model
 
 from ffprune_env import loss
-from ffprune_env.divergence import divergence, final_hidden_states
+from ffprune_env.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.loss import perplexity
 from ffprune_env.pruning.prunable import PrunableModel
 
 
@@ -31,12 +32,14 @@ def test_divergence_is_kl_from_dense_to_pruned(prunable, windows, monkeypatch):
     expected = (p.exp() * (p - q)).sum(-1).mean().item()
     with prunable.pruned(kept):
         for batch_size in (1, 2, 3):
-            assert divergence(model, windows, dense, batch_size) == pytest.approx(expected, rel=1e-4)
+            ppl, kl = compare_with_dense(model, windows, dense, batch_size)
+            assert kl == pytest.approx(expected, rel=1e-4)
+            assert ppl == pytest.approx(perplexity(model, windows), rel=1e-6)
 
 
 def test_the_dense_model_does_not_diverge(prunable, windows):
     dense = final_hidden_states(prunable.model, windows)
-    assert divergence(prunable.model, windows, dense) == pytest.approx(0, abs=1e-6)
+    assert compare_with_dense(prunable.model, windows, dense)[1] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_evaluator_compares_with_the_ranked_dense_model_on_the_same_windows(prunable, windows):
@@ -45,12 +48,13 @@ def test_the_evaluator_compares_with_the_ranked_dense_model_on_the_same_windows(
     with prunable.pruned(kept):
         pruned_first = final_hidden_states(prunable.model, windows[:1])
     expected = loss_between(prunable, final_hidden_states(prunable.model, windows[:1])[0], pruned_first[0])
-    assert evaluator.divergence(kept, 1) == pytest.approx(expected, rel=1e-4)
-    assert evaluator.divergence(kept, 3) != evaluator.divergence(kept, 1)
-    before = evaluator.divergence(kept, 3)
+    assert evaluator.compare(kept, 1)[1] == pytest.approx(expected, rel=1e-4)
+    assert evaluator.compare(kept, 3) != evaluator.divergence(kept, 1)[1]
+    assert evaluator.compare(kept, 3)[0] == evaluator.measure(kept, 3)  # from memory, and so to the bit
+    before = evaluator.compare(kept, 3)[1]
     prunable.rank([-np.arange(unit.n_groups) for unit in prunable.units])  # other groups go now
-    assert evaluator.divergence(kept, 3) != before
-    assert evaluator.divergence(np.array([unit.n_groups for unit in prunable.units]), 3) == pytest.approx(0, abs=1e-6)
+    assert evaluator.compare(kept, 3)[1] != before
+    assert evaluator.compare(np.array([unit.n_groups for unit in prunable.units]), 3)[1] == pytest.approx(0, abs=1e-6)
 
 
 def loss_between(prunable: PrunableModel, dense: torch.Tensor, pruned: torch.Tensor) -> float:
@@ -63,4 +67,4 @@ def test_a_model_that_gives_no_numbers_diverges_without_bound(windows):
     model = tiny_model("llama")
     dense = final_hidden_states(model, windows)
     model.model.norm.weight.data.fill_(torch.nan)
-    assert divergence(model, windows, dense) == float("inf")
+    assert compare_with_dense(model, windows, dense) == (float("inf"), float("inf"))

@@ -70,7 +70,7 @@ def test_the_seed_decides(name):
 def damage(kept) -> float:
     """Of an allocation of 30 %, as a multiple of the least there is under the same bounds."""
     best = least_damage(CURVES.curves, 0.3, CURVES.units)
-    return CURVES.divergence(kept, 1) / CURVES.divergence(best.kept, 1)
+    return CURVES.compare(kept, 1)[1] / CURVES.compare(best.kept, 1)[1]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_swap_can_reach_every_number_of_heads():
 def test_what_is_noted_only_gets_better(name):
     problem = on_curves(100)
     METHODS[name].answer(problem)
-    noted = [CURVES.divergence(kept, 1) for _, kept in problem.meter.trace]
+    noted = [CURVES.compare(kept, 1)[1] for _, kept in problem.meter.trace]
     assert noted == sorted(noted, reverse=True)
     assert len(noted) > 1
 
@@ -123,7 +123,7 @@ def test_nothing_is_measured_beyond_the_budget():
     meter = Meter(CURVES, 1)
     kept = uniform(0.3, CURVES.units).kept
     meter.measure(kept, 3)
-    meter.divergence(kept, 5)
+    meter.compare(kept, 5)
     with pytest.raises(BudgetSpentError, match="1 windows asked for, 0 of 8 are left"):
         meter.measure(kept, 1)
     assert meter.spent == 8

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from ffprune_env.allocation import Allocation, FloatArray, IntArray
 from ffprune_env.budget import Mapping, allocate, waterfill_scores
 from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, SampleCallback
-from ffprune_env.env import PruneBanditEnv
+from ffprune_env.env import PruneBanditEnv, Reward
 from ffprune_env.evaluator import Evaluator
 from ffprune_env.methods.even import ffn_only
 from ffprune_env.methods.fisher import CURVE_TOKENS, fisher
@@ -79,6 +79,8 @@ class SearchSettings:
     """where the policy's mean starts: fisher (from damage curves, a few backward passes), fisher-iterated (the same,
     improved step by step), ffn-only, none (equal scores, as in the paper), or runs/<other>, the policy of another run.
     With --mapping greedy it is none unless it is a run"""
+    reward: Reward = "ppl"
+    """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
     log_std_init: float = -2.5
     """log standard deviation of the actions at the start; actions live in [-1, 1]"""
     action_scale: float = 3.0
@@ -254,6 +256,7 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
         settings.a_max,
         settings.mapping,
         settings.action_scale,
+        settings.reward,
     )
 
 

@@ -173,9 +173,8 @@ def _moments(
         if not bool(torch.isfinite(norms).all()):
             name = prunable.units[i].name
             raise ValueError(f"{name}: its activations are not finite on the calibration text: check weights and dtype")
-        sums[place] = to_original_order(
-            prunable, i, sums[place], both=gram
-        )  # one at a time: a second copy of all may not fit
+        # One at a time: a second copy of all may not fit.
+        sums[place] = to_original_order(prunable, i, sums[place], both=gram)
         means[place] = to_original_order(prunable, i, means[place])
     return sums, means
 

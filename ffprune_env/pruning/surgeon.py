@@ -27,9 +27,9 @@ def surgeon_scores(
     """Scores every group by when it goes: 0 for the first, n_groups - 1 for the last.
 
     Let H = (G + λI)⁻¹. Removing group q and re-fitting the rest by Eqs. 6-7 leaves the output an error whose loss, with
-    F = E[g gᵀ] for the curvature of the loss at the output, is ½ tr(F W_q (H_qq)⁻¹ W_qᵀ). The group with the least goes,
-    W and H become those of what is left, W ← W - W_q (H_qq)⁻¹ H_q· and H ← H - H_·q (H_qq)⁻¹ H_q·, and so on. The sum of
-    all these losses is exactly the loss of the calibrated unit, whatever was removed together.
+    F = E[g gᵀ] for the curvature of the loss at the output, is ½ tr(F W_q (H_qq)⁻¹ W_qᵀ). The group with the least
+    goes, W and H become those of what is left, W ← W - W_q (H_qq)⁻¹ H_q· and H ← H - H_·q (H_qq)⁻¹ H_q·, and so on. The
+    sum of all these losses is exactly the loss of the calibrated unit, whatever was removed together.
 
     Args:
         prunable: the model, dense now.
