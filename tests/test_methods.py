@@ -51,7 +51,8 @@ def test_answers_meet_the_budget_of_parameters_and_of_windows(name, on_model):
     total = sum(unit.n_params for unit in meter.units)
     assert 0.3 <= allocation.sparsity < 0.3 + cheapest / total
     assert meter.spent <= meter.budget
-    assert (meter.spent > 0.8 * meter.budget) == ALL[name].searches
+    # Finalists that keep the same are measured once, so a little may be left.
+    assert (meter.spent > 0.75 * meter.budget) == ALL[name].searches
     if ALL[name].searches:
         low, high = group_bounds(meter.units, on_model.a_min, on_model.a_max)
         assert (low <= allocation.kept).all()
@@ -131,17 +132,18 @@ def test_nothing_is_measured_beyond_the_budget():
         Meter(CURVES, -1)
 
 
-@pytest.mark.parametrize("init", ["uniform", "ffn-only", "fisher"])
+@pytest.mark.parametrize("init", ["none", "ffn-only", "fisher", "fisher-iterated"])
 def test_a_policy_starts_where_it_is_told(on_model, init):
     settings = SearchSettings(sparsity=0.3, samples=3, init=init)
     start = start_scores(settings, on_model)
     mapped = allocate(start, 0.3, on_model.meter.units, a_min=0.2, mapping="waterfill")
-    asked = METHODS[init].answer(on_model)
+    methods = {"none": "uniform", "ffn-only": "ffn-only", "fisher": "fisher", "fisher-iterated": "fisher-iterated"}
+    asked = METHODS[methods.pop(init)].answer(on_model)
     assert np.abs(mapped.kept - asked.kept).max() <= 1  # of 4 heads or 24 channels
     env = PruneBanditEnv(on_model.meter, 0.3)
     action, _ = make_policy(settings, env, start).predict(np.array([0.3], dtype=np.float32), deterministic=True)
     np.testing.assert_allclose(action * settings.action_scale, start, atol=0.02)
-    others = [METHODS[name].answer(on_model).kept for name in ("uniform", "ffn-only", "fisher") if name != init]
+    others = [METHODS[name].answer(on_model).kept for name in methods.values()]
     assert all(np.abs(mapped.kept - other).max() > 1 for other in others)
 
 
@@ -153,7 +155,8 @@ def test_ppo_runs_as_many_rollouts_as_the_windows_last(windows):
     assert affording.timesteps % settings.n_steps == 0
     longer = affordable(settings, affording.windows() + 8 * 4)  # a rollout more always fits in eight evaluations more
     assert longer.timesteps > affording.timesteps
-    assert affording.timesteps > windows / 4 - 9 - 8  # the curriculum buys evaluations
+    finals = sum(rivals * n for rivals, n in settings.rounds(8))
+    assert affording.timesteps > (windows - finals) / 4 - 9  # the curriculum buys evaluations
 
 
 def test_flap_keeps_what_stands_out_in_its_unit_at_the_price_of_its_parameters():

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import byte_tokenizer, load_script
+from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
@@ -34,6 +35,7 @@ def flags(tiny_folder, text_file, tmp_path):
     return {
         "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
         "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 8, "--n-steps": 4, "--run": tmp_path / "run",
+        "--final-samples": 2,
     }  # fmt: skip
 
 
@@ -57,6 +59,7 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
     events = {name for name in found if name.startswith("tb/")}
     plots = {"plots/learning_curve.png", "plots/retention.png"}
     files = {"config.yaml", "manifest.json", "samples.jsonl", "best.json", "checkpoints/policy.zip"}
+    files |= {"checkpoints/policy.safetensors", "checkpoints/policy.json"}
     model = {name for name in found if name.startswith("model/")}
     assert found - events - model == files | plots
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md"} <= model
@@ -80,7 +83,13 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert (best["target_sparsity"], best["seq_len"], best["text"]) == (0.2, 64, str(flags["--text"]))
     evaluator = ff.load_evaluator(
-        str(flags["--model"]), str(flags["--text"]), seq_len=64, n_samples=2, calibration_windows=2, ridge=0.01
+        str(flags["--model"]),
+        str(flags["--text"]),
+        seq_len=64,
+        n_samples=2,
+        calibration_windows=2,
+        ridge=0.01,
+        criterion="surgeon",
     )
     _, tokenizer = ff.load_model(str(flags["--model"]))
     test = ff.load_windows(str(flags["--text"]), tokenizer, "test", 64, 2)
@@ -102,7 +111,7 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
     late = [sample["scores"] for sample in read_samples(flags["--run"]) if sample["target_sparsity"] > 0.19]
     for scores in late:
         kept = ff.allocate(scores, 0.2, evaluator.units, mapping="waterfill").kept
-        assert best["calibration"]["chosen"]["search_ppl"] <= evaluator.measure_exactly(kept) * (1 + 1e-6)
+        assert best["calibration"]["chosen"]["search_ppl"] <= evaluator.measure_exactly(kept, 2) * (1 + 1e-6)
 
 
 def test_the_model_is_written_and_measured_from_disk(ppo, monkeypatch, flags, caplog):
@@ -152,7 +161,13 @@ def test_the_reward_is_that_of_the_calibrated_model_if_asked_for(ppo, monkeypatc
         assert run_main(ppo, monkeypatch, [*argv({**flags, "--run": tmp_path / flag}), flag]) == 0
         rewards[flag] = read_samples(tmp_path / flag)[0]["ppl"]
     evaluator = ff.load_evaluator(
-        str(flags["--model"]), str(flags["--text"]), seq_len=64, n_samples=2, calibration_windows=2, ridge=0.01
+        str(flags["--model"]),
+        str(flags["--text"]),
+        seq_len=64,
+        n_samples=2,
+        calibration_windows=2,
+        ridge=0.01,
+        criterion="surgeon",
     )
     first = read_samples(tmp_path / "--calibrated")[0]
     for flag, calibration in (("--calibrated", evaluator.calibration.approximate()), ("--no-calibrated", None)):
@@ -355,3 +370,31 @@ def test_a_search_can_start_from_damage_curves(ppo, monkeypatch, flags, calibrat
         first[init] = sample["rates"]
     assert min(first["ffn-only"][::2]) == 1
     assert min(first["fisher"][::2]) < 1 or max(first["fisher"][1::2]) - min(first["fisher"][1::2]) > 0.1
+
+
+def test_a_search_starts_from_the_policy_of_another(ppo, monkeypatch, flags, tmp_path, capsys):
+    """With no noise to speak of, what is measured first is what the policy of the other run says of the new target."""
+    quiet = ["--log-std-init", "-12", "--no-ramp-sparsity", "--no-ramp-samples", "--sparsity", "0.3"]
+    assert run_main(ppo, monkeypatch, [*argv(flags), "--learning-rate", "0.01"]) == 0
+    second = {**flags, "--run": tmp_path / "second", "--init": flags["--run"]}
+    assert run_main(ppo, monkeypatch, [*argv(second), *quiet]) == 0
+    policy = PPO.load(flags["--run"] / "checkpoints" / "policy.zip")
+    mean, _ = policy.predict(np.array([0.3], dtype=np.float32), deterministic=True)
+    np.testing.assert_allclose(read_samples(tmp_path / "second")[0]["scores"], 3 * mean, atol=1e-3)
+    capsys.readouterr()
+    for changes, message in (
+        ({"--action-scale": 2}, "was trained with action_scale 3.0, not 2.0"),
+        ({"--init": tmp_path}, "no policy can be read from"),
+        ({"--init": "fishr"}, "no policy can be read from fishr"),
+    ):
+        assert run_main(ppo, monkeypatch, argv({**second, "--run": tmp_path / "third", **changes})) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+        assert not (tmp_path / "third").exists()
+
+
+def test_the_reward_can_be_the_divergence(ppo, monkeypatch, flags):
+    assert run_main(ppo, monkeypatch, [*argv(flags), "--reward", "kl"]) == 0
+    samples = read_samples(flags["--run"])
+    assert all(sample["reward"] == pytest.approx(np.exp(-sample["kl"]), rel=1e-5) for sample in samples)
+    assert all(sample["kl"] > 0 for sample in samples)

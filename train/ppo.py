@@ -52,6 +52,7 @@ from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
 from ffprune_env.pruning.model_card import CardFacts
 from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
+from ffprune_env.saved_policy import save_policy
 from ffprune_env.settings import parse_settings
 from ffprune_env.texts import load_test_windows, load_windows
 
@@ -178,6 +179,7 @@ def prepare(args: Args) -> Job:
         ("--n-epochs", args.n_epochs, 1, math.inf),
         ("--batch-size", args.batch_size, 1, math.inf),
         ("--finalists", args.finalists, 0, math.inf),
+        ("--samples", args.samples, 1, math.inf),
         ("--seed", args.seed, 0, 2**32 - 1),
         ("--sparsity", args.sparsity, 0, 1),
         ("--learning-rate", args.learning_rate, 1e-12, 1e3),
@@ -243,6 +245,7 @@ def train(args: Args, job: Job) -> Outcome:
         policy.learn(args.evaluations, [schedule, record, checkpoint, interrupt])
     seconds = time.perf_counter() - started
     checkpoint.save()
+    save_policy(policy, run.checkpoints, evaluator.units, args.meaning())
     if interrupt.interrupted:
         logger.warning(
             "Ctrl-C: stopped after %d of %d evaluations; what was found is kept", len(samples), args.evaluations

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from ffprune_env.methods.fisher_iterated import STEP_TOKENS, STEPS, fisher_itera
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.saved_policy import read_policy
 from ffprune_env.schedule import ProgressiveSchedule
 
 logger = logging.getLogger(__name__)
@@ -90,6 +92,10 @@ class SearchSettings:
     finalists: int = 6
     """best samples that are measured again at the final sparsity, beside the start and the policy's mean; the better
     half of them on twice the windows, and so on up to --final-samples"""
+
+    def meaning(self) -> dict[str, Any]:
+        """What the scores of a policy depend on: another search can start from it if these are the same."""
+        return {name: getattr(self, name) for name in ("mapping", "a_min", "a_max", "action_scale")}
 
     @property
     def rollout(self) -> int:
@@ -213,10 +219,16 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
     Args:
         settings: of the search; ``init`` says where it starts.
         problem: of the same sparsity and bounds.
+
+    Raises:
+        ValueError: ``init`` is neither the name of a start nor a run with a policy that fits.
     """
     equal = np.zeros(len(problem.meter.units))
     if settings.init == "none":
         return equal
+    if settings.init not in STARTS:
+        saved = read_policy(settings.init, problem.meter.units, settings.meaning())
+        return saved.mean(settings.sparsity) * settings.action_scale
     if settings.mapping == "greedy":
         logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", settings.init)
         return equal
@@ -261,7 +273,7 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
 
 
 def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray) -> PPO:
-    """PPO over the environment, with the given scores as its mean."""
+    """PPO over the environment, with the given scores as its mean, or with the network that ``init`` names."""
     policy = PPO(
         "MlpPolicy",
         env,
@@ -283,6 +295,8 @@ def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray
     # and teach nothing, so no mean starts near its edge.
     mean = np.clip(start / settings.action_scale, -_FARTHEST_MEAN, _FARTHEST_MEAN)
     policy.policy.get_parameter("action_net.bias").data.copy_(torch.from_numpy(mean))
+    if settings.init not in ("none", *STARTS):
+        read_policy(settings.init, env.evaluator.units, settings.meaning()).load_into(policy)
     return policy
 
 

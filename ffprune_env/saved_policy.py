@@ -1,0 +1,97 @@
+"""A trained policy as plain tensors and JSON: what another search starts from (Sec. 2.2 of the paper)."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from ffprune_env.allocation import FloatArray
+from ffprune_env.pruning.units import PruneUnit
+
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
+_TENSORS, _FACTS = "policy.safetensors", "policy.json"
+
+
+@dataclass(frozen=True)
+class SavedPolicy:
+    """The network of a policy, and what its scores meant.
+
+    Attributes:
+        weights: its tensors, by Stable-Baselines3's names.
+        facts: ``groups`` (groups of every unit) and the settings that scores depend on.
+        folder: where it was read from.
+    """
+
+    weights: Mapping[str, torch.Tensor]
+    facts: Mapping[str, Any]
+    folder: Path
+
+    def mean(self, sparsity: float) -> FloatArray:
+        """The mean action at a target sparsity, [N] in [-1, 1]."""
+        hidden = torch.tensor([sparsity], dtype=torch.float32)
+        for layer in ("mlp_extractor.policy_net.0", "mlp_extractor.policy_net.2"):
+            hidden = torch.relu(self.weights[f"{layer}.weight"] @ hidden + self.weights[f"{layer}.bias"])
+        mean = self.weights["action_net.weight"] @ hidden + self.weights["action_net.bias"]
+        return np.clip(mean.double().numpy(), -1.0, 1.0)
+
+    def load_into(self, policy: PPO) -> None:
+        """Gives a new policy this network; its exploration stays the new one's."""
+        own = policy.policy.state_dict()
+        policy.policy.load_state_dict({name: own[name] if name == "log_std" else self.weights[name] for name in own})
+
+
+def save_policy(policy: PPO, folder: Path, units: Sequence[PruneUnit], settings: Mapping[str, Any]) -> None:
+    """Writes ``policy.safetensors`` and ``policy.json``, each in one move.
+
+    Args:
+        policy: the policy.
+        folder: where; it must exist.
+        units: the N units that it scores.
+        settings: what its scores depend on.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.policy.state_dict().items()}
+    save_file(tensors, folder / f".writing-{_TENSORS}")
+    facts = {"groups": [unit.n_groups for unit in units], **settings}
+    (folder / f".writing-{_FACTS}").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    for name in (_TENSORS, _FACTS):
+        os.replace(folder / f".writing-{name}", folder / name)
+
+
+def read_policy(run: str | Path, units: Sequence[PruneUnit], settings: Mapping[str, Any]) -> SavedPolicy:
+    """Reads the policy that a run left; no code and no pickle is read.
+
+    Args:
+        run: folder of the run.
+        units: the units that it must score.
+        settings: what its scores must have meant.
+
+    Raises:
+        ValueError: there is no such policy, or it is of another model or other settings; the message says which.
+    """
+    folder = Path(run) / "checkpoints"
+    try:
+        facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        weights = load_file(folder / _TENSORS)
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"no policy can be read from {run}, a folder that train/ppo.py left is needed: {reason}"
+        ) from error
+    wanted = {"groups": [unit.n_groups for unit in units], **settings}
+    for name, value in wanted.items():
+        if facts.get(name) != value:
+            if name == "groups":
+                raise ValueError(f"the policy of {run} is of a model with other units: start from a run on this model")
+            raise ValueError(f"the policy of {run} was trained with {name} {facts.get(name)!r}, not {value!r}")
+    return SavedPolicy(weights, facts, folder)
