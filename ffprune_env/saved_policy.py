@@ -43,7 +43,8 @@ class SavedPolicy:
         for layer in ("mlp_extractor.policy_net.0", "mlp_extractor.policy_net.2"):
             hidden = torch.relu(self.weights[f"{layer}.weight"] @ hidden + self.weights[f"{layer}.bias"])
         mean = self.weights["action_net.weight"] @ hidden + self.weights["action_net.bias"]
-        return np.clip(mean.double().numpy(), -1.0, 1.0)
+        action: FloatArray = np.clip(mean.double().numpy(), -1.0, 1.0)
+        return action
 
     def load_into(self, policy: PPO) -> None:
         """Gives a new policy this network; its exploration stays the new one's."""

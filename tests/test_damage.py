@@ -60,6 +60,57 @@ def test_curves_are_half_the_second_moment_of_what_is_lost(family, windows, cali
             assert curve[k] == pytest.approx(expected, rel=2e-3, abs=1e-9)
 
 
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_around_an_allocation_curves_are_the_change_of_its_loss(family, windows, calibrated):
+    """The slow way: the pruned model's own gradients, and what its projections would give with more or fewer groups."""
+    prunable, ridge = ranked(family, windows)
+    kept = np.array([2, 10, 4, 24, 1, 17])
+    curves = damage_curves(prunable, windows, ridge if calibrated else None, kept)
+    inputs, outputs, hooks = [], [], []
+
+    def project(i, k):
+        layout = prunable.layouts[i]
+        m = int(k) * layout.width
+        new = ridge.weight(i, k) if calibrated else layout.output.weight.detach()[:, :m]
+        bias = 0 if layout.output.bias is None else layout.output.bias.detach()
+        return inputs[i][:, :m] @ new.double().T + bias
+
+    def replaced(module, args, output):
+        inputs.append(args[0].flatten(0, -2))
+        outputs.append(project(len(outputs), kept[len(outputs)]))
+        outputs[-1].retain_grad()
+        return outputs[-1].view_as(output)
+
+    hooks += [layout.output.register_forward_hook(replaced) for layout in prunable.layouts]
+    logits = prunable.model(windows).logits[:, :-1]
+    torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten(), reduction="sum").backward()
+    for hook in hooks:
+        hook.remove()
+    for i, (unit, curve) in enumerate(zip(prunable.units, curves, strict=True)):
+        g = outputs[i].grad
+        assert curve[kept[i]] == 0
+        for k in {1, unit.n_groups // 2, unit.n_groups}:
+            change = ((project(i, k) - project(i, kept[i])) * g).sum(1)
+            expected = (change.mean() + 0.5 * change.square().mean()).item()
+            assert curve[k] == pytest.approx(expected, rel=5e-3, abs=1e-6)
+
+
+def test_following_the_curves_lowers_the_loss(windows):
+    """What they promise of small steps is what happens: on the text that they were made from, plain and calibrated."""
+    prunable, ridge = ranked("llama", windows)
+    for calibration in (None, ridge):
+        kept = uniform(0.4, prunable.units).kept
+        curves = damage_curves(prunable, windows, calibration, kept)
+        near = (kept - 1, kept + 1)
+        better = least_damage(curves, 0.4, prunable.units, within=near).kept
+        assert np.abs(better - kept).max() <= 1
+        losses = []
+        for counts in (kept, better):
+            with prunable.pruned(counts, calibration) as model:
+                losses.append(window_losses(model, windows).mean().item())
+        assert losses[1] < losses[0]
+
+
 def test_the_model_is_left_as_it_was(windows):
     prunable, ridge = ranked("llama-gqa", windows)
     before = window_losses(prunable.model, windows)

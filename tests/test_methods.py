@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from ffprune_env.methods.even import uniform
 from ffprune_env.methods.evopress import swap_levels
 from ffprune_env.methods.fisher import least_damage
 from ffprune_env.methods.flap import threshold
-from ffprune_env.methods.ppo import SearchSettings, affordable, make_policy, start_scores
+from ffprune_env.methods.ppo import SearchSettings, affordable, cheap_enough, make_policy, start_cost, start_scores
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.pruning.prunable import PrunableModel
@@ -142,8 +143,8 @@ def test_a_policy_starts_where_it_is_told(on_model, init):
     assert np.abs(mapped.kept - asked.kept).max() <= 1  # of 4 heads or 24 channels
     env = PruneBanditEnv(on_model.meter, 0.3)
     action, _ = make_policy(settings, env, start).predict(np.array([0.3], dtype=np.float32), deterministic=True)
-    np.testing.assert_allclose(action * settings.action_scale, start, atol=0.02)
-    others = [METHODS[name].answer(on_model).kept for name in methods.values()]
+    np.testing.assert_allclose(action * settings.action_scale, np.clip(start, -2.4, 2.4), atol=0.02)
+    others = [METHODS[name].answer(on_model).kept for name in methods.values() if "fisher" not in name]
     assert all(np.abs(mapped.kept - other).max() > 1 for other in others)
 
 
@@ -221,3 +222,30 @@ def test_settling_takes_from_the_lowest_and_gives_to_the_highest():
     settled = settle(more, priority, 0.3, units).kept
     assert settled[1] < even[1]  # the lowest FFN pays
     assert (settled[2:] >= more[2:]).all()
+
+
+def test_iterating_improves_on_the_curves_of_the_dense_model(windows):
+    """On the text that the curves were made from, which for a random model is all there is to learn."""
+    prunable = PrunableModel(tiny_model("llama", seed=2))
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    evaluator = LMEvaluator(prunable, windows, statistics=stats)
+    problem = Problem(prunable, stats, Meter(evaluator, 0), 0.4, 0, windows=windows.repeat(3, 1))
+    once, iterated = (METHODS[name].answer(problem).kept for name in ("fisher", "fisher-iterated"))
+    assert evaluator.measure(iterated, 3) < evaluator.measure(once, 3)
+
+
+def test_finalists_are_halved_while_their_text_doubles():
+    settings = SearchSettings(samples=4, final_samples=16)
+    assert settings.rounds(8) == [(8, 4), (4, 8), (2, 16)]
+    assert settings.rounds(1) == [(1, 4)]
+    assert SearchSettings(samples=4, final_samples=4).rounds(8) == [(8, 4)]
+
+
+def test_a_start_that_the_budget_does_not_cover_gives_way(on_model):
+    costs = {}
+    for evaluations in (14, 1000):
+        problem = replace(on_model, meter=Meter(on_model.meter.evaluator, evaluations))
+        costs[evaluations] = start_cost(cheap_enough(SearchSettings(n_steps=4), problem), problem)
+    assert costs[1000] == 3 * 4 * 3  # four sets of curves of all three windows, forward and backward
+    assert costs[14] < costs[1000]

@@ -214,7 +214,7 @@ def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
 
 
 def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
-    """The scores that the policy's mean starts from; equal ones if what ``init`` names cannot be reached.
+    """The scores that the policy's mean starts from; where it cannot be reached, `ffn-only` or equal ones.
 
     Args:
         settings: of the search; ``init`` says where it starts.
@@ -232,12 +232,14 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
     if settings.mapping == "greedy":
         logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", settings.init)
         return equal
-    try:
-        rates = STARTS[settings.init](problem).rates
-    except ValueError as error:
-        logger.warning("the search starts from equal scores: %s", error)
-        return equal
-    return waterfill_scores(rates, settings.a_min, settings.a_max)
+    for init in dict.fromkeys((settings.init, "ffn-only")):
+        try:
+            rates = STARTS[init](problem).rates
+        except ValueError as error:
+            logger.warning("the search does not start from %s: %s", init, error)
+        else:
+            return waterfill_scores(rates, settings.a_min, settings.a_max)
+    return equal
 
 
 def start_cost(settings: SearchSettings, problem: Problem) -> int:
@@ -249,12 +251,15 @@ def start_cost(settings: SearchSettings, problem: Problem) -> int:
 
 
 def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
-    """The settings with a start that takes no more than half of the budget: theirs, or the next cheaper one."""
-    starts = list(reversed(STARTS))
+    """The settings with a start that leaves half of the budget, and a rollout: theirs, or the next cheaper one."""
+    meter = problem.meter
+    rollout = replace(settings, samples=meter.max_samples, final_samples=meter.max_samples, timesteps=settings.n_steps)
+    starts = list(reversed(STARTS))  # the last costs nothing
     for init in starts[starts.index(settings.init) :] if settings.init in STARTS else []:
-        cheaper = replace(settings, init=init)
-        if 2 * start_cost(cheaper, problem) <= problem.meter.budget:
-            return cheaper
+        settings = replace(settings, init=init)
+        cost = start_cost(settings, problem)
+        if 2 * cost <= meter.budget and cost + rollout.windows() <= meter.budget:
+            break
     return settings
 
 
