@@ -77,6 +77,8 @@ class SearchSettings:
     """passes over them per update"""
     clip_range: float = 0.2
     """PPO's clipping of the probability ratio"""
+    normalize_advantage: bool = True
+    """scale the advantages of an update to a mean of 0 and a deviation of 1, whatever the size of the rewards"""
     init: str = "fisher-iterated"
     """where the policy's mean starts: fisher (from damage curves, a few backward passes), fisher-iterated (the same,
     improved step by step), ffn-only, none (equal scores, as in the paper), or runs/<other>, the policy of another run.
@@ -287,6 +289,7 @@ def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray
         batch_size=settings.rollout,
         n_epochs=settings.n_epochs,
         clip_range=settings.clip_range,
+        normalize_advantage=settings.normalize_advantage,
         # gamma and gae_lambda do nothing in episodes of one step: the advantage is r - V(σ).
         policy_kwargs={
             "net_arch": [256, 128],

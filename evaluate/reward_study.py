@@ -1,0 +1,115 @@
+"""How well a reward on little text ranks policies: Spearman correlation with their perplexity on test text.
+
+    python evaluate/reward_study.py runs/a --test-text test.txt
+
+Policies are taken from the samples of a run, at equal distances in the order of their measuring, and each is measured
+on 1, 2, 4, 8, ... windows of search text, by PPL_dense / PPL and by the divergence from the dense model, and on test
+text. The reward whose order on few windows is that of the test text is the better one to search by.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tyro
+import yaml
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.table import Table
+from scipy.stats import spearmanr
+
+from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.loss import perplexity
+from ffprune_env.models import load_model
+from ffprune_env.results import reference_policies
+from ffprune_env.run_folder import strict_json
+from ffprune_env.texts import load_test_windows
+
+logger = logging.getLogger("ffprune")
+console = Console()
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings of the study; every field is a flag."""
+
+    run: tyro.conf.Positional[Path]
+    """folder that train/ppo.py left"""
+    test_text: str
+    """as for train/ppo.py"""
+    test_seq_len: int = 2048
+    """tokens per window of test text"""
+    test_windows: int = 4
+    """windows of test text, from its beginning"""
+    policies: int = 24
+    """how many samples of the run are measured"""
+    windows: tuple[int, ...] = (1, 2, 4, 8, 16)
+    """numbers of windows of search text"""
+    json: Path | None = None
+    """file to write every measurement to"""
+
+
+def main() -> int:
+    """Measures and prints; returns the exit code."""
+    args = tyro.cli(Args, description=__doc__)
+    handler = RichHandler(console=console, show_path=False)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    try:
+        measured = measure(args)
+    except (ValueError, OSError, KeyError) as error:
+        Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)))
+        return 2
+    if args.json is not None:
+        args.json.write_text(strict_json(measured, indent=1) + "\n", encoding="utf-8")
+    table = Table(title=f"Spearman correlation with test PPL, {len(measured['test'])} policies")
+    for column in ("windows", "PPL", "KL"):
+        table.add_column(column, justify="right")
+    for n in args.windows:
+        table.add_row(
+            str(n), *(f"{spearmanr(measured[f'{kind} {n}'], measured['test'])[0]:.3f}" for kind in ("ppl", "kl"))
+        )
+    console.print(table)
+    return 0
+
+
+def measure(args: Args) -> dict[str, list[float]]:
+    """Perplexity and divergence of every policy on every number of windows, and perplexity on test text."""
+    config = yaml.safe_load((args.run / "config.yaml").read_text(encoding="utf-8"))
+    samples = [json.loads(line) for line in (args.run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    nearly = [np.array(x["kept"]) for x in samples if x["target_sparsity"] >= 0.95 * config["sparsity"]]
+    if len(nearly) < 3:
+        raise ValueError(f"{args.run} holds {len(nearly)} samples at nearly its sparsity, 3 are needed")
+    chosen = np.linspace(0, len(nearly) - 1, min(args.policies, len(nearly))).round().astype(int)
+    evaluator, test = load(args, config)
+    references = reference_policies(config["sparsity"], evaluator)
+    policies = [nearly[i] for i in chosen] + [references[name].kept for name in references if name != "dense"]
+    results: dict[str, list[float]] = {"test": []}
+    for i, kept in enumerate(policies):
+        for n in args.windows:
+            ppl, kl = evaluator.compare(kept, n)
+            results.setdefault(f"ppl {n}", []).append(ppl / evaluator.dense(n))
+            results.setdefault(f"kl {n}", []).append(kl)
+        with evaluator.prunable.pruned(kept, evaluator.calibration) as model:
+            results["test"].append(perplexity(model, test))
+        logger.info("policy %d of %d: test PPL %.3f", i + 1, len(policies), results["test"][-1])
+    return results
+
+
+def load(args: Args, config: dict[str, object]) -> tuple[LMEvaluator, object]:
+    """The evaluator of the run, with all the windows that are asked for, and the test text."""
+    model, tokenizer = load_model(*(config[name] for name in ("model", "dtype", "device", "trust_remote_code")))  # type: ignore[arg-type]
+    names = ("seq_len", "calibration_windows", "criterion", "calibrated", "ridge", "factor_storage")
+    settings = {name: config[name] for name in names}
+    evaluator = build_evaluator(model, tokenizer, str(config["text"]), n_samples=max(args.windows), **settings)  # type: ignore[arg-type]
+    test = load_test_windows(str(config["text"]), args.test_text, tokenizer, args.test_seq_len, args.test_windows)
+    return evaluator, test
+
+
+if __name__ == "__main__":
+    sys.exit(main())
