@@ -63,7 +63,7 @@ class Archive:
     """The best samples of a search, by reward, among those made under nearly the final sparsity.
 
     Rewards at different sparsities do not compare: a lighter pruning always looks better. So a sample made at less
-    than ``nearly`` times the final sparsity ranks behind all others, the later the better.
+    than ``nearly`` times the final sparsity, or at more than it, ranks behind all others, the later the better.
 
     Args:
         final_sparsity: S_final.
@@ -73,7 +73,7 @@ class Archive:
 
     def __init__(self, final_sparsity: float, size: int = 8, nearly: float = 0.95) -> None:
         self.size = size
-        self._comparable = final_sparsity * nearly
+        self._comparable = (final_sparsity * nearly, final_sparsity * (1 + 1e-6))
         self._samples: dict[bytes, Sample] = {}
 
     def __call__(self, sample: Sample) -> None:
@@ -88,7 +88,7 @@ class Archive:
         return sorted(self._samples.values(), key=self._rank, reverse=True)
 
     def _rank(self, sample: Sample) -> tuple[bool, float]:
-        comparable = sample.target_sparsity >= self._comparable
+        comparable = self._comparable[0] <= sample.target_sparsity <= self._comparable[1]
         return comparable, sample.reward if comparable else float(sample.step)
 
 

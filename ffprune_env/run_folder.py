@@ -56,6 +56,12 @@ class RunFolder:
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         self.write_json("manifest.json", {**provenance(), **manifest})
 
+    def part(self, name: str) -> RunFolder:
+        """A folder inside this one, for what a run leaves of one of its targets."""
+        inside = RunFolder(self.path / name)
+        (inside.path / "plots").mkdir(parents=True, exist_ok=True)
+        return inside
+
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replaces a file by strict JSON, in one move."""
         self._write(name, strict_json(content, indent=2) + "\n")

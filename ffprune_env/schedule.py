@@ -25,6 +25,9 @@ class ProgressiveSchedule:
         min_sparsity: σ_t is never below it; 1 - a_max where units may not stay whole.
         ramp_sparsity: False asks for ``final_sparsity`` from the start.
         ramp_samples: False measures on ``max_samples`` windows from the start.
+        targets: final sparsities of a search for several, taken in turns, none above ``final_sparsity``; empty stands
+            for that one alone.
+        turn: steps that a target is kept for; whole rollouts, so that rewards that are compared are comparable.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -42,6 +45,8 @@ class ProgressiveSchedule:
     min_sparsity: float = 0.0
     ramp_sparsity: bool = True
     ramp_samples: bool = True
+    targets: tuple[float, ...] = ()
+    turn: int = 1
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -52,6 +57,8 @@ class ProgressiveSchedule:
             ("alpha_start", self.alpha_start, 0 <= self.alpha_start <= 1, "in [0, 1]"),
             ("k", self.k, 0 < self.k < math.inf, "positive"),
             ("t0", self.t0, math.isfinite(self.t0), "finite"),
+            ("turn", self.turn, self.turn >= 1, "at least 1"),
+            ("targets", self.targets, all(0 <= x <= self.final_sparsity for x in self.targets), "up to final_sparsity"),
         ):
             if not ok:
                 raise ValueError(f"{name} must be {allowed}, got {value}")
@@ -65,9 +72,14 @@ class ProgressiveSchedule:
 
     def sparsity(self, t: float) -> float:
         """σ_t = S_final · α(t) (Eq. 4), not below ``min_sparsity``."""
+        final = self.target(t)
         if not self.ramp_sparsity:
-            return self.final_sparsity
-        return max(self.final_sparsity * self.alpha(t), min(self.min_sparsity, self.final_sparsity))
+            return final
+        return max(final * self.alpha(t), min(self.min_sparsity, final))
+
+    def target(self, t: float) -> float:
+        """The sparsity that σ_t is on its way to."""
+        return self.targets[int(t) // self.turn % len(self.targets)] if self.targets else self.final_sparsity
 
     def samples(self, t: float) -> int:
         """n_t = max(1, round(N_max · α(t))) windows (Eq. 5)."""

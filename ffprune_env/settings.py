@@ -52,6 +52,8 @@ def _as_flags(path: Path) -> list[str]:
         flag = str(name).replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, list):
+            flags += [f"--{flag}", *map(str, value)]
         elif name not in _NOT_REPLAYED:
             flags += [f"--{flag}", str(value)]  # "None" is read as nothing, which may not be the default
     return flags

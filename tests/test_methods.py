@@ -142,7 +142,7 @@ def test_a_policy_starts_where_it_is_told(on_model, init):
     asked = METHODS[methods.pop(init)].answer(on_model)
     assert np.abs(mapped.kept - asked.kept).max() <= 1  # of 4 heads or 24 channels
     env = PruneBanditEnv(on_model.meter, 0.3)
-    action, _ = make_policy(settings, env, start).predict(np.array([0.3], dtype=np.float32), deterministic=True)
+    action, _ = make_policy(settings, env, {0.3: start}).predict(np.array([0.3], dtype=np.float32), deterministic=True)
     np.testing.assert_allclose(action * settings.action_scale, np.clip(start, -2.4, 2.4), atol=0.02)
     others = [METHODS[name].answer(on_model).kept for name in methods.values() if "fisher" not in name]
     assert all(np.abs(mapped.kept - other).max() > 1 for other in others)
@@ -249,3 +249,17 @@ def test_a_start_that_the_budget_does_not_cover_gives_way(on_model):
         costs[evaluations] = start_cost(cheap_enough(SearchSettings(n_steps=4), problem), problem)
     assert costs[1000] == 3 * 4 * 3  # four sets of curves of all three windows, forward and backward
     assert costs[14] < costs[1000]
+
+
+def test_a_policy_of_several_targets_starts_at_all_of_them():
+    """Its network is linear in σ at first: two targets are met, and a third between them nearly."""
+    settings = SearchSettings(sparsity=(0.1, 0.3))
+    env = PruneBanditEnv(CURVES, 0.3)
+    rng = np.random.default_rng(0)
+    starts = {target: rng.uniform(-2, 2, len(CURVES.units)) for target in settings.targets}
+    policy = make_policy(settings, env, starts)
+    for target, start in starts.items():
+        action, _ = policy.predict(np.array([target], dtype=np.float32), deterministic=True)
+        np.testing.assert_allclose(action * settings.action_scale, start, atol=1e-3)
+    middle, _ = policy.predict(np.array([0.2], dtype=np.float32), deterministic=True)
+    np.testing.assert_allclose(middle * settings.action_scale, (starts[0.1] + starts[0.3]) / 2, atol=1e-3)

@@ -399,3 +399,23 @@ def test_the_reward_can_be_the_divergence(ppo, monkeypatch, flags):
     samples = read_samples(flags["--run"])
     assert all(sample["reward"] == pytest.approx(np.exp(-sample["kl"]), rel=1e-5) for sample in samples)
     assert all(sample["kl"] > 0 for sample in samples)
+
+
+def test_one_policy_serves_several_targets(ppo, monkeypatch, flags, tmp_path):
+    targets = ["--sparsity", "0.1", "0.3"]
+    assert run_main(ppo, monkeypatch, [*argv(flags), *targets]) == 0
+    run = flags["--run"]
+    assert [round(x["target_sparsity"] / x["rate"], 1) for x in with_alpha(read_samples(run))] == [0.1] * 4 + [0.3] * 4
+    for name, sparsity in (("s10", 0.1), ("s30", 0.3)):
+        best = json.loads((run / name / "best.json").read_text())
+        assert best["target_sparsity"] == sparsity
+        assert sparsity <= best["chosen"]["sparsity"] < sparsity + 0.02
+        assert (run / name / "model" / "model.safetensors").is_file()
+        assert (run / name / "plots" / "retention.png").is_file()
+    args = parse_settings(["--config", str(run / "config.yaml")], ppo.PRESETS)
+    assert args.sparsity == (0.1, 0.3)
+
+
+def with_alpha(samples):
+    schedule = ff.ProgressiveSchedule(0.3, 2, 8, alpha_start=0.5)
+    return [{**sample, "rate": schedule.alpha(sample["step"])} for sample in samples]

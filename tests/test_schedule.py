@@ -74,3 +74,11 @@ def test_either_ramp_can_be_switched_off():
     for t in range(0, 100, 7):
         assert (steep.sparsity(t), steep.samples(t)) == (0.3, curve.samples(t))
         assert (fine.sparsity(t), fine.samples(t)) == (curve.sparsity(t), 8)
+
+
+def test_several_targets_take_turns():
+    schedule = ProgressiveSchedule(0.4, 8, 100, targets=(0.1, 0.4), turn=4)
+    assert [schedule.target(t) for t in range(10)] == [0.1] * 4 + [0.4] * 4 + [0.1] * 2
+    assert schedule.sparsity(5) == pytest.approx(0.4 * schedule.alpha(5))
+    with pytest.raises(ValueError, match="targets must be up to final_sparsity"):
+        ProgressiveSchedule(0.3, 8, 100, targets=(0.1, 0.4))

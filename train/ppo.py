@@ -53,6 +53,7 @@ from ffprune_env.pruning.model_card import CardFacts
 from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
 from ffprune_env.saved_policy import save_policy
+from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings
 from ffprune_env.texts import load_test_windows, load_windows
 
@@ -134,17 +135,18 @@ class Job:
     tokenizer: PreTrainedTokenizerBase
     evaluator: LMEvaluator
     env: PruneBanditEnv
-    start: FloatArray
+    starts: dict[float, FloatArray]
     test_windows: torch.Tensor
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search leaves: the policy, all samples, the best of them, and the seconds it took."""
+    """What a search leaves: the policy, all samples, the best of them by target, its schedule, and its seconds."""
 
     policy: PPO
     samples: list[Sample]
-    archive: Archive
+    archives: dict[float, Archive]
+    schedule: ProgressiveSchedule
     seconds: float
 
 
@@ -162,7 +164,8 @@ def main() -> int:
         errors.print("interrupted; nothing was written")
         return 130
     try:
-        return report(args, job, train(args, job))
+        outcome = train(args, job)
+        return max(report(replace(args, sparsity=target), part(job, target), outcome) for target in args.targets)
     except KeyboardInterrupt:
         errors.print("interrupted at once; the samples measured so far are in", escape(str(job.run.path)))
         return 130
@@ -170,7 +173,8 @@ def main() -> int:
 
 def prepare(args: Args) -> Job:
     """Loads and checks everything that can be wrong, and when all of it is right makes the run folder."""
-    name = f"{Path(args.model).name}-{Path(args.text).stem}-s{100 * args.sparsity:g}-{time.strftime('%Y%m%d-%H%M%S')}"
+    asked = "-".join(f"{100 * target:g}" for target in args.targets)
+    name = f"{Path(args.model).name}-{Path(args.text).stem}-s{asked}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunFolder(args.run or Path("runs") / name)
     run.require_free()
     for flag, value, least, most in (
@@ -181,7 +185,7 @@ def prepare(args: Args) -> Job:
         ("--finalists", args.finalists, 0, math.inf),
         ("--samples", args.samples, 1, math.inf),
         ("--seed", args.seed, 0, 2**32 - 1),
-        ("--sparsity", args.sparsity, 0, 1),
+        *(("--sparsity", target, 0, 1) for target in args.targets or (math.nan,)),
         ("--learning-rate", args.learning_rate, 1e-12, 1e3),
         ("--clip-range", args.clip_range, 1e-6, 1e3),
         ("--log-std-init", args.log_std_init, -20, 5),
@@ -215,34 +219,34 @@ def prepare(args: Args) -> Job:
         evaluator.prunable,
         evaluator.statistics,
         Meter(evaluator, 0),
-        args.sparsity,
+        args.target,
         args.seed,
         args.a_min,
         args.a_max,
         evaluator.calibration if args.calibrated else None,
         seen,
     )
-    start = start_scores(args, problem)
+    starts = {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
     test_seq_len = min(args.test_seq_len, context_length(model))
     test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     run.create(asdict(args), seed=args.seed, **facts)
-    return Job(run, tokenizer, evaluator, env, start, test_windows)
+    return Job(run, tokenizer, evaluator, env, starts, test_windows)
 
 
 def train(args: Args, job: Job) -> Outcome:
     """Trains the policy."""
     run, evaluator, env = job.run, job.evaluator, job.env
-    policy = make_policy(args, env, job.start)
+    policy = make_policy(args, env, job.starts)
     policy.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
-    schedule = ProgressiveSchedulingCallback(args.schedule())
+    schedule = args.schedule()
     checkpoint = CheckpointCallback(run.checkpoints / "policy.zip")
     samples: list[Sample] = []
-    archive = Archive(args.sparsity, args.finalists)
+    archives = {target: Archive(target, args.finalists) for target in args.targets}
     started = time.perf_counter()
     with InterruptCallback() as interrupt, progress_bar(args.evaluations) as show:
-        record = SampleCallback(evaluator.units, samples.append, archive, run.append_sample, show)
-        policy.learn(args.evaluations, [schedule, record, checkpoint, interrupt])
+        record = SampleCallback(evaluator.units, samples.append, *archives.values(), run.append_sample, show)
+        policy.learn(args.evaluations, [ProgressiveSchedulingCallback(schedule), record, checkpoint, interrupt])
     seconds = time.perf_counter() - started
     checkpoint.save()
     save_policy(policy, run.checkpoints, evaluator.units, args.meaning())
@@ -250,7 +254,12 @@ def train(args: Args, job: Job) -> Outcome:
         logger.warning(
             "Ctrl-C: stopped after %d of %d evaluations; what was found is kept", len(samples), args.evaluations
         )
-    return Outcome(policy, samples, archive, seconds)
+    return Outcome(policy, samples, archives, schedule, seconds)
+
+
+def part(job: Job, target: float) -> Job:
+    """The job of one target: of several each leaves its files in a folder of its own."""
+    return job if len(job.starts) == 1 else replace(job, run=job.run.part(f"s{100 * target:g}"))
 
 
 def report(args: Args, job: Job, outcome: Outcome) -> int:
@@ -261,9 +270,14 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     """
     run, evaluator, samples, test_windows = job.run, job.evaluator, outcome.samples, job.test_windows
     scores, chosen = choose(
-        args, evaluator.units, job.start, outcome.policy, outcome.archive, evaluator.measure_exactly
+        args,
+        evaluator.units,
+        job.starts[args.target],
+        outcome.policy,
+        outcome.archives[args.target],
+        evaluator.measure_exactly,
     )
-    policies = {**reference_policies(args.sparsity, evaluator), "chosen": chosen}
+    policies = {**reference_policies(args.target, evaluator), "chosen": chosen}
     logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
     results = measure_policies(evaluator, policies, test_windows, args.batch_size)
     content: dict[str, Any] = {name: asdict(result) for name, result in results.plain.items()}
@@ -272,7 +286,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
         content["calibration"] = {name: asdict(result) for name, result in results.calibrated.items()}
         content |= {"ridge": args.ridge, "ridge_raised": evaluator.calibration.raised()}
     about = {
-        "target_sparsity": args.sparsity,
+        "target_sparsity": args.target,
         "text": args.text,
         "test_text": args.test_text or args.text,
         "seq_len": evaluator.windows.shape[1],
@@ -285,11 +299,12 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     rewarded = results.calibrated if args.calibrated else results.plain
     pruned = [name for name in policies if name != "dense"]
     rewards = {label(name): rewarded["dense"].search_ppl / rewarded[name].search_ppl for name in pruned}
-    curve = learning_curve_plot([x.reward for x in samples], [x.target_sparsity for x in samples], rewards)
+    mine = [x for x in samples if outcome.schedule.target(x.step) == args.target]
+    curve = learning_curve_plot([x.reward for x in mine], [x.target_sparsity for x in mine], rewards)
     retention = retention_plot(evaluator.units, {label(name): policies[name].rates for name in pruned})
     run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)
-    log_final(outcome.policy, args, results, retention)
+    log_final(outcome.policy, args, results, retention, "final" if len(job.starts) == 1 else f"final_{run.path.name}")
 
     failure = None
     if args.save_model:
@@ -312,7 +327,7 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
     folder = job.run.path / "model"
     facts = CardFacts(
         base_model=Path(args.model).name if Path(args.model).exists() else args.model,
-        target_sparsity=args.sparsity,
+        target_sparsity=args.target,
         dense_ppl=results.plain["dense"].test_ppl,
         pruned_ppl=chosen.test_ppl,
         protocol="{} test text, {} windows of {} tokens".format(
@@ -329,18 +344,18 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
     )
 
 
-def log_final(policy: PPO, args: Args, results: Measured, retention: Figure) -> None:
+def log_final(policy: PPO, args: Args, results: Measured, retention: Figure, where: str) -> None:
     """Leaves the outcome in TensorBoard: final figures, hyperparameters, and what was kept."""
     final = {}
     for suffix, measured in (("", results.plain), ("_calibrated", results.calibrated)):
-        final |= {f"final/search_ppl_{name}{suffix}": x.search_ppl for name, x in measured.items()}
-        final |= {f"final/test_ppl_{name}{suffix}": x.test_ppl for name, x in measured.items()}
+        final |= {f"{where}/search_ppl_{name}{suffix}": x.search_ppl for name, x in measured.items()}
+        final |= {f"{where}/test_ppl_{name}{suffix}": x.test_ppl for name, x in measured.items()}
     for key, value in final.items():
         policy.logger.record(key, value)
     settings = {key: value for key, value in asdict(args).items() if isinstance(value, int | float | str)}
     elsewhere = ("stdout", "log", "json", "csv")
     policy.logger.record("hparams", HParam(settings, final), exclude=elsewhere)
-    policy.logger.record("retention/final", FigureRecord(retention, close=False), exclude=elsewhere)
+    policy.logger.record(f"retention/{where}", FigureRecord(retention, close=False), exclude=elsewhere)
     policy.logger.dump(policy.num_timesteps)  # this also writes what the last policy update recorded
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ffprune_env.allocation import Allocation, FloatArray, IntArray
-from ffprune_env.budget import Mapping, allocate, waterfill_scores
+from ffprune_env.budget import Mapping as Mapping_
+from ffprune_env.budget import allocate, waterfill_scores
 from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, SampleCallback
 from ffprune_env.env import PruneBanditEnv, Reward
 from ffprune_env.evaluator import Evaluator
@@ -43,13 +44,13 @@ STARTS: dict[str, Callable[[Problem], Allocation]] = {
 class SearchSettings:
     """Settings of a search by PPO; the fields are flags of ``train/ppo.py``, with their help."""
 
-    sparsity: float = 0.2
-    """fraction of the prunable parameters to remove"""
+    sparsity: float | tuple[float, ...] = 0.2
+    """fraction of the prunable parameters to remove; of several one policy is trained over all, in turns"""
     samples: int = 4
     """N_max: windows of search text per evaluation at the end of the schedule"""
     final_samples: int = 16
     """windows of search text that the last candidates are compared on, if more than --samples"""
-    mapping: Mapping = "waterfill"
+    mapping: Mapping_ = "waterfill"
     """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
     a_min: float = 0.2
     """lowest retention rate of a unit"""
@@ -100,6 +101,16 @@ class SearchSettings:
         return {name: getattr(self, name) for name in ("mapping", "a_min", "a_max", "action_scale")}
 
     @property
+    def targets(self) -> tuple[float, ...]:
+        """The sparsities asked for, each once, ascending."""
+        return tuple(sorted(set(self.sparsity))) if isinstance(self.sparsity, tuple) else (self.sparsity,)
+
+    @property
+    def target(self) -> float:
+        """The sparsity asked for, the highest if there are several."""
+        return self.targets[-1]
+
+    @property
     def rollout(self) -> int:
         """Evaluations per policy update, no more than there are in all."""
         return min(self.n_steps, self.timesteps)
@@ -112,7 +123,7 @@ class SearchSettings:
     def schedule(self) -> ProgressiveSchedule:
         """The curriculum of the search."""
         return ProgressiveSchedule(
-            self.sparsity,
+            self.target,
             self.samples,
             self.evaluations,
             alpha_start=self.alpha_start,
@@ -121,6 +132,8 @@ class SearchSettings:
             min_sparsity=1 - self.a_max,
             ramp_sparsity=self.ramp_sparsity,
             ramp_samples=self.ramp_samples,
+            targets=self.targets,
+            turn=self.rollout,
         )
 
     def windows(self) -> int:
@@ -164,8 +177,8 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
         meter.budget - meter.spent,
     )
     start = start_scores(settings, problem)
-    policy = make_policy(settings, make_env(settings, meter), start)
-    archive = Archive(settings.sparsity, settings.finalists)
+    policy = make_policy(settings, make_env(settings, meter), {problem.sparsity: start})
+    archive = Archive(settings.target, settings.finalists)
     schedule, record = ProgressiveSchedulingCallback(settings.schedule()), SampleCallback(meter.units, archive)
     policy.learn(settings.evaluations, [schedule, record, _NoteMean(settings, meter)])
     _, chosen = choose(settings, meter.units, start, policy, archive, meter.measure)
@@ -230,7 +243,7 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
         return equal
     if settings.init not in STARTS:
         saved = read_policy(settings.init, problem.meter.units, settings.meaning())
-        return saved.mean(settings.sparsity) * settings.action_scale
+        return saved.mean(problem.sparsity) * settings.action_scale
     if settings.mapping == "greedy":
         logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", settings.init)
         return equal
@@ -269,7 +282,7 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
     """The environment of the search."""
     return PruneBanditEnv(
         evaluator,
-        settings.sparsity,
+        settings.target,
         settings.samples,
         settings.a_min,
         settings.a_max,
@@ -279,8 +292,15 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
     )
 
 
-def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray) -> PPO:
-    """PPO over the environment, with the given scores as its mean, or with the network that ``init`` names."""
+def make_policy(settings: SearchSettings, env: PruneBanditEnv, starts: Mapping[float, FloatArray]) -> PPO:
+    """PPO over the environment, with given scores as its mean, or with the network of the run that ``init`` names.
+
+    Args:
+        settings: of the search.
+        env: its environment.
+        starts: [N] scores for every target sparsity. The network starts linear in σ, so those of several targets are
+            met as nearly as a straight line can.
+    """
     policy = PPO(
         "MlpPolicy",
         env,
@@ -301,8 +321,17 @@ def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray
     )
     # SB3 starts with a mean of zero but for what the networks add, which is small. Actions outside the box are clipped
     # and teach nothing, so no mean starts near its edge.
-    mean = np.clip(start / settings.action_scale, -_FARTHEST_MEAN, _FARTHEST_MEAN)
-    policy.policy.get_parameter("action_net.bias").data.copy_(torch.from_numpy(mean))
+    means = np.clip(np.stack(list(starts.values())) / settings.action_scale, -_FARTHEST_MEAN, _FARTHEST_MEAN)
+    last = policy.policy.action_net
+    assert isinstance(last, torch.nn.Linear)
+    if len(starts) == 1:
+        last.bias.data.copy_(torch.from_numpy(means[0]))
+    else:
+        with torch.no_grad():
+            hidden = policy.policy.mlp_extractor.forward_actor(torch.tensor(list(starts), dtype=torch.float32)[:, None])
+        slope_and_offset = np.linalg.lstsq(np.c_[hidden.double().numpy(), np.ones(len(starts))], means, rcond=1e-4)[0]
+        last.weight.data.copy_(torch.from_numpy(slope_and_offset[:-1].T))
+        last.bias.data.copy_(torch.from_numpy(slope_and_offset[-1]))
     if settings.init not in ("none", *STARTS):
         read_policy(settings.init, env.evaluator.units, settings.meaning()).load_into(policy)
     return policy
@@ -310,7 +339,7 @@ def make_policy(settings: SearchSettings, env: PruneBanditEnv, start: FloatArray
 
 def mean_allocation(settings: SearchSettings, units: Sequence[PruneUnit], policy: PPO) -> tuple[FloatArray, Allocation]:
     """The scores of the policy's mean at the final sparsity, and what they are mapped to."""
-    mean, _ = policy.predict(np.array([settings.sparsity], dtype=np.float32), deterministic=True)
+    mean, _ = policy.predict(np.array([settings.target], dtype=np.float32), deterministic=True)
     scores = mean.astype(np.float64) * settings.action_scale
     return scores, _allocate(settings, units, scores)
 
@@ -343,7 +372,7 @@ def choose(
     distinct = {x[1].kept.tobytes(): name for name, x in reversed(candidates.items())}
     ranked = [name for name in candidates if name in distinct.values()]
     for rivals, n_samples in settings.rounds(len(ranked)):
-        logger.info("measuring %d finalists at sparsity %g on %d windows", rivals, settings.sparsity, n_samples)
+        logger.info("measuring %d finalists at sparsity %g on %d windows", rivals, settings.target, n_samples)
         ppls = {name: measure(candidates[name][1].kept, n_samples) for name in ranked[:rivals]}
         ranked = sorted(ppls, key=lambda name: ppls[name])
     logger.info("the best is %s", ranked[0])
@@ -352,5 +381,5 @@ def choose(
 
 def _allocate(settings: SearchSettings, units: Sequence[PruneUnit], scores: FloatArray) -> Allocation:
     return allocate(
-        scores, settings.sparsity, units, a_min=settings.a_min, a_max=settings.a_max, mapping=settings.mapping
+        scores, settings.target, units, a_min=settings.a_min, a_max=settings.a_max, mapping=settings.mapping
     )
