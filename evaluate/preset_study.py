@@ -24,8 +24,9 @@ from rich.table import Table
 
 from ffprune_env.evaluator import build_evaluator
 from ffprune_env.methods.fisher import CURVE_TOKENS, least_damage
-from ffprune_env.methods.ppo import SearchSettings, ppo
+from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.problem import Meter, Problem
+from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.models import load_model
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves

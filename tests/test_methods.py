@@ -19,9 +19,11 @@ from ffprune_env.methods.even import uniform
 from ffprune_env.methods.evopress import swap_levels
 from ffprune_env.methods.fisher import least_damage
 from ffprune_env.methods.flap import threshold
-from ffprune_env.methods.ppo import SearchSettings, affordable, cheap_enough, make_policy, start_cost, start_scores
+from ffprune_env.methods.ppo import make_policy
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
+from ffprune_env.methods.search_settings import SearchSettings, affordable
+from ffprune_env.methods.starts import cheap_enough, start_cost, start_scores
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.units import PruneUnit

@@ -43,8 +43,10 @@ from ffprune_env.callbacks import (
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, build_evaluator
 from ffprune_env.loss import perplexity
-from ffprune_env.methods.ppo import SearchSettings, choose, make_env, make_policy, start_scores
+from ffprune_env.methods.ppo import choose, make_env, make_policy
 from ffprune_env.methods.problem import Meter, Problem
+from ffprune_env.methods.search_settings import SearchSettings
+from ffprune_env.methods.starts import start_scores
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
@@ -118,6 +120,7 @@ PRESETS: dict[str, Args] = {
         timesteps=1000,
         k=0.01,
         t0=500.0,
+        final_samples=4,
         init="none",
         learning_rate=1e-4,
         n_steps=64,

@@ -1,0 +1,144 @@
+"""SearchSettings: what a search by PPO is told, and how long a search a budget of windows affords."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ffprune_env.budget import Mapping
+from ffprune_env.env import Reward
+from ffprune_env.schedule import ProgressiveSchedule
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Settings of a search by PPO; the fields are flags of ``train/ppo.py``, with their help."""
+
+    sparsity: float | tuple[float, ...] = 0.2
+    """fraction of the prunable parameters to remove; of several one policy is trained over all, in turns"""
+    samples: int = 4
+    """N_max: windows of search text per evaluation at the end of the schedule"""
+    final_samples: int = 16
+    """windows of search text that the last candidates are compared on, if more than --samples"""
+    mapping: Mapping = "waterfill"
+    """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
+    a_min: float = 0.2
+    """lowest retention rate of a unit"""
+    a_max: float = 1.0
+    """highest retention rate of a unit"""
+
+    timesteps: int = 384
+    """evaluations of the search, rounded up to whole rollouts of --n-steps"""
+    alpha_start: float = 0.5
+    """where the schedule of sparsity and samples starts, as a fraction of its end"""
+    k: float = 0.01
+    """steepness of the schedule, for 1000 evaluations; rescaled to --timesteps"""
+    t0: float = 500.0
+    """middle of the schedule, for 1000 evaluations; rescaled to --timesteps"""
+    ramp_sparsity: bool = True
+    """let the schedule raise the sparsity; otherwise it is --sparsity from the start"""
+    ramp_samples: bool = True
+    """let the schedule raise the number of windows; otherwise it is --samples from the start"""
+
+    learning_rate: float = 1e-3
+    """of Adam"""
+    n_steps: int = 8
+    """evaluations per policy update"""
+    n_epochs: int = 10
+    """passes over them per update"""
+    clip_range: float = 0.2
+    """PPO's clipping of the probability ratio"""
+    normalize_advantage: bool = True
+    """scale the advantages of an update to a mean of 0 and a deviation of 1, whatever the size of the rewards"""
+    init: str = "fisher-iterated"
+    """where the policy's mean starts: fisher (from damage curves, a few backward passes), fisher-iterated (the same,
+    improved step by step), ffn-only, none (equal scores, as in the paper), or runs/<other>, the policy of another run.
+    With --mapping greedy it is none unless it is a run"""
+    reward: Reward = "ppl"
+    """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
+    log_std_init: float = -2.5
+    """log standard deviation of the actions at the start; actions live in [-1, 1]"""
+    action_scale: float = 3.0
+    """what actions are multiplied by to give scores"""
+    seed: int = 0
+    """of the policy and its exploration"""
+    finalists: int = 6
+    """best samples that are measured again at the final sparsity, beside the start and the policy's mean; the better
+    half of them on twice the windows, and so on up to --final-samples"""
+
+    def meaning(self) -> dict[str, Any]:
+        """What the scores of a policy depend on: another search can start from it if these are the same."""
+        return {name: getattr(self, name) for name in ("mapping", "a_min", "a_max", "action_scale")}
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The sparsities asked for, each once, ascending."""
+        return tuple(sorted(set(self.sparsity))) if isinstance(self.sparsity, tuple) else (self.sparsity,)
+
+    @property
+    def target(self) -> float:
+        """The sparsity asked for, the highest if there are several."""
+        return self.targets[-1]
+
+    @property
+    def rollout(self) -> int:
+        """Evaluations per policy update, no more than there are in all."""
+        return min(self.n_steps, self.timesteps)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the search: whole rollouts."""
+        return self.rollout * math.ceil(self.timesteps / self.rollout)
+
+    def schedule(self) -> ProgressiveSchedule:
+        """The curriculum of the search."""
+        return ProgressiveSchedule(
+            self.target,
+            self.samples,
+            self.evaluations,
+            alpha_start=self.alpha_start,
+            k=self.k,
+            t0=self.t0,
+            min_sparsity=1 - self.a_max,
+            ramp_sparsity=self.ramp_sparsity,
+            ramp_samples=self.ramp_samples,
+            targets=self.targets,
+            turn=self.rollout,
+        )
+
+    def windows(self) -> int:
+        """Windows of search text that the search measures in all, its finalists included."""
+        schedule = self.schedule()
+        finals = sum(rivals * n for rivals, n in self.rounds(2 + self.finalists))
+        return sum(schedule.samples(t) for t in range(self.evaluations)) + finals
+
+    def rounds(self, candidates: int) -> list[tuple[int, int]]:
+        """Successive halving of the finalists: how many are measured, on how many windows, round after round."""
+        plan = [(candidates, self.samples)]
+        while plan[-1][1] < self.final_samples and plan[-1][0] > 1:
+            rivals, n = plan[-1]
+            plan.append((max(2, rivals // 2) if rivals > 2 else rivals, min(2 * n, self.final_samples)))
+        return plan
+
+
+def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
+    """The longest search, in whole rollouts, that measures no more than ``windows`` windows.
+
+    Raises:
+        ValueError: not even two evaluations and the finalists fit.
+    """
+    rollouts, too_many = 0, windows // settings.n_steps + 1  # an evaluation takes one window at the least
+    while too_many - rollouts > 1:
+        middle = (rollouts + too_many) // 2
+        fits = replace(settings, timesteps=middle * settings.n_steps).windows() <= windows
+        rollouts, too_many = (middle, too_many) if fits else (rollouts, middle)
+    if rollouts:
+        return replace(settings, timesteps=rollouts * settings.n_steps)
+    if settings.final_samples > settings.samples:  # rather a search than a second look at what it found
+        return affordable(replace(settings, final_samples=settings.samples), windows)
+    shorter = [replace(settings, timesteps=timesteps) for timesteps in range(settings.n_steps, 1, -1)]
+    for candidate in shorter:
+        if candidate.windows() <= windows:
+            return candidate
+    raise ValueError(f"ppo needs a budget of at least {shorter[-1].windows()} windows, got {windows}")
