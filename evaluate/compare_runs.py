@@ -88,6 +88,10 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     configs = {path: read_yaml(path / "config.yaml") for path in args.runs}
     first = next(iter(configs.values()))
     for path, config in configs.items():
+        if windows_of(config) != windows_of(first):
+            raise ValueError(
+                f"{path} has {windows_of(config)} windows of search text, {args.runs[0]} {windows_of(first)}"
+            )
         for name in _SHARED:
             if config.get(name) != first.get(name):
                 raise ValueError(f"{path} has {name} {config.get(name)!r}, {args.runs[0]} has {first.get(name)!r}")
@@ -99,7 +103,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     settings = {
         name: first[name] for name in ("seq_len", "calibration_windows", "criterion", "ridge", "factor_storage")
     }
-    evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=first["samples"], **settings)
+    evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
     policies: dict[str, np.ndarray] = {}
     for path, config in configs.items():
         for name, allocation in reference_policies(config["sparsity"], evaluator).items():
@@ -141,6 +145,11 @@ def cells(result: PolicyResult | None) -> tuple[str, str]:
     return ("", "") if result is None else (f"{result.search_ppl:.2f}", f"{result.test_ppl:.2f}")
 
 
+def windows_of(config: Mapping[str, Any]) -> int:
+    """Windows of search text that a run chose its policy on; runs of earlier versions had --samples of them."""
+    return max(config["samples"], config.get("final_samples", 0))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The settings of a run."""
     try:
@@ -149,6 +158,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict) or any(name not in settings for name in (*_SHARED, "sparsity")):
         raise ValueError(f"{path} is not the config.yaml of a run of this version")
+    if not isinstance(settings["sparsity"], float):
+        raise ValueError(f"{path} is of a search for several sparsities, which cannot be compared yet")
     return settings
 
 
