@@ -62,7 +62,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         measured = measure(args)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)))
         return 2
     if args.json is not None:
@@ -81,6 +81,8 @@ def main() -> int:
 def measure(args: Args) -> dict[str, list[float]]:
     """Perplexity and divergence of every policy on every number of windows, and perplexity on test text."""
     config = yaml.safe_load((args.run / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(config["sparsity"], float):
+        raise ValueError(f"{args.run} is of a search for several sparsities: study one of a single sparsity")
     samples = [json.loads(line) for line in (args.run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
     nearly = [np.array(x["kept"]) for x in samples if x["target_sparsity"] >= 0.95 * config["sparsity"]]
     if len(nearly) < 3:

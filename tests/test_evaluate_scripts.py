@@ -24,6 +24,7 @@ def runs(tiny_folder, text_file, tmp_path_factory):
     flags = {
         "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
         "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 4, "--n-steps": 4, "--dtype": "float32",
+        "--alpha-start": 1,
     }  # fmt: skip
     for name, sparsity, seed in (("one", 0.2, 0), ("two", 0.3, 1)):
         changes = {**flags, "--run": root / name, "--sparsity": sparsity, "--seed": seed}
@@ -139,3 +140,42 @@ def test_a_pruned_model_is_smaller_than_what_it_was_made_from(tmp_path):
         ff.save_pruned(prunable, [unit.n_groups // share for unit in prunable.units], tmp_path / str(share))
         sizes.append((tmp_path / str(share) / "model.safetensors").stat().st_size)
     assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_rewards_are_studied_on_the_policies_of_a_run(runs, other_text, monkeypatch, capsys, tmp_path):
+    arguments = (runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 2, "--windows", 1, 3)
+    code, out, _ = run_script(
+        "evaluate/reward_study.py", monkeypatch, capsys, *arguments, "--policies", 4, "--json", tmp_path / "x.json"
+    )
+    assert code == 0
+    assert "6 policies" in out  # uniform and ffn-only, too
+    measured = json.loads((tmp_path / "x.json").read_text())
+    assert all(len(values) == 6 for values in measured.values())
+    evaluator = ff.load_evaluator(
+        str(yaml.safe_load((runs / "one" / "config.yaml").read_text())["model"]),
+        yaml.safe_load((runs / "one" / "config.yaml").read_text())["text"],
+        seq_len=64,
+        n_samples=3,
+        calibration_windows=2,
+        criterion="surgeon",
+        dtype="float32",
+        calibrated=True,
+    )
+    ppl, kl = evaluator.compare(ff.uniform(0.2, evaluator.units).kept, 3)
+    assert measured["ppl 3"][4] == pytest.approx(ppl / evaluator.dense(3), rel=1e-5)
+    assert measured["kl 3"][4] == pytest.approx(kl, rel=1e-4)
+
+
+def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
+    study = load_script("evaluate/preset_study.py")
+    surrogate = ff.SurrogateEvaluator.synthetic(n_layers=3)
+    arrays = {f"curve_{i}": curve for i, curve in enumerate(surrogate.curves)}
+    names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in surrogate.units]
+    np.savez(tmp_path / "curves.npz", units=np.array(names), **arrays)
+    monkeypatch.setattr(study, "CHANGES", ({}, {"log_std_init": -9.0}))
+    arguments = ("--curves", tmp_path / "curves.npz", "--seeds", 2, "--inits", "ffn-only")
+    code, out, _ = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments)
+    assert code == 0
+    default, still = (float(line.split("│")[2].split()[0]) for line in out.splitlines() if "(" in line and "│" in line)
+    assert default > 20  # percent of the damage that could be removed
+    assert abs(still) < default / 2  # a policy that hardly explores stays where it starts
