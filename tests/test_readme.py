@@ -31,7 +31,11 @@ def test_there_are_examples():
 
 
 def test_every_flag_named_exists():
-    files = [*(ROOT / "train").glob("*.py"), *(ROOT / "evaluate").glob("*.py"), ROOT / "ffprune_env/methods/ppo.py"]
+    files = [
+        *(ROOT / "train").glob("*.py"),
+        *(ROOT / "evaluate").glob("*.py"),
+        ROOT / "ffprune_env/methods/search_settings.py",
+    ]
     sources = "".join(file.read_text(encoding="utf-8") for file in files)
     for flag in set(re.findall(r"`?--([a-z][a-z-]+)", README)) - {"help", "logdir", "config"}:
         field = flag.removeprefix("no-").replace("-", "_")
