@@ -31,6 +31,8 @@ _CUTS: dict[Split, tuple[float, float]] = {
 # Hub data sets have a test split of their own, so the rest is shared by search and calibration.
 _TRAIN_CUTS: dict[Split, tuple[float, float]] = {"search": (0.0, 0.5), "calibration": (0.5, 1.0), "all": (0.0, 1.0)}
 _SEPARATOR = "\n\n"
+# What WikiText's tokenized variant has in place of rare words. No other text has it: models must not be fitted to it.
+_UNKNOWN = " <unk>"
 _C4_ROWS = 20_000  # rows of the shard that are looked at: some 9 million tokens
 # No tokenizer in use here needs more characters per token than this over a whole window.
 _CHARS_PER_TOKEN = 16
@@ -50,7 +52,7 @@ def load_windows(
 
     Args:
         name: ``python-docs``, ``wikitext2``, ``c4``, or a path to a .txt, .jsonl (field ``text``), .parquet (column
-            ``text``), or WikiText .raw or .tokens file.
+            ``text``), or WikiText .raw or .tokens file; search and calibration text lose the ``<unk>`` of the latter.
         tokenizer: the model's; special tokens are what it adds.
         split: ``search``, ``calibration`` and ``test`` never share text; ``all`` is the whole of a file.
         seq_len: tokens per window, at least 2.
@@ -115,7 +117,8 @@ def _text(name: str, split: Split) -> str:
         return _part(_hub_rows(name, test=False), _TRAIN_CUTS[split])
     path = Path(name)
     if path.suffix in _SUFFIXES or path.exists():
-        return _part(_file_rows(path), _CUTS[split])
+        part = _part(_file_rows(path), _CUTS[split])
+        return part.replace(_UNKNOWN, "") if path.suffix == ".tokens" and split in ("search", "calibration") else part
     near = difflib.get_close_matches(name, NAMED_TEXTS, n=3) or NAMED_TEXTS
     kinds = ", ".join(_SUFFIXES)
     raise ValueError(f"unknown text {name!r}: neither a known name nor a {kinds} file; near names: {', '.join(near)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 
@@ -136,3 +137,19 @@ def test_arguments_out_of_range(tokenizer):
         load_windows("python-docs", tokenizer, split="train")
     with pytest.raises(ValueError, match="seq_len ≥ 2"):
         load_windows("python-docs", tokenizer, seq_len=1)
+
+
+def test_models_are_not_fitted_to_the_marks_of_unknown_words(tmp_path):
+    """Parts are cut first, so they stay disjoint; what is tested on stays as it is."""
+    lines = [f" the {i} th <unk> of many" for i in range(300)]
+    path = tmp_path / "wiki.valid.tokens"
+    path.write_text("\n".join(lines))
+    parts = {part: _text(str(path), part) for part in (*PARTS, "all")}
+    assert not any("<unk>" in parts[part] for part in ("search", "calibration"))
+    assert parts["all"].count("<unk>") == 300
+    assert "<unk>" in parts["test"]
+    numbers = [set(re.findall(r"\d+", parts[part])) for part in PARTS]
+    assert all(len(one & other) <= 1 for one, other in itertools.pairwise(numbers))
+    raw = tmp_path / "wiki.raw"
+    raw.write_text("\n".join(lines))
+    assert "<unk>" in _text(str(raw), "search")
