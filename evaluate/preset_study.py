@@ -113,7 +113,7 @@ def study(args: Args, surrogate: SurrogateEvaluator) -> dict[tuple[int, str], li
     least = total(surrogate, least_damage(surrogate.curves, args.sparsity, surrogate.units, a_min=0.0).kept)
     rows = [(i, init) for i in range(len(CHANGES)) for init in args.inits]
     for i, init in track(rows, console=console):
-        settings = replace(SearchSettings(init=init), **CHANGES[i])  # type: ignore[arg-type]
+        settings = replace(SearchSettings(init=init), **CHANGES[i])
         for seed in range(args.seeds):
             problem = Problem(
                 None, None, Meter(surrogate, args.evaluations), args.sparsity, seed, settings.a_min, settings.a_max
@@ -143,7 +143,7 @@ def read_curves(args: Args) -> SurrogateEvaluator:
         arrays = {f"curve_{i}": curve for i, curve in enumerate(found)}
         names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in evaluator.units]
         with args.curves.open("wb") as file:
-            np.savez(file, units=np.array(names), **arrays)  # type: ignore[arg-type]
+            np.savez(file, units=np.array(names), **arrays)
     with np.load(args.curves, allow_pickle=False) as saved:
         units = []
         for words in (line.split() for line in saved["units"].tolist()):
