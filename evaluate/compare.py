@@ -62,21 +62,23 @@ class Args:
     """compare ppo with itself instead, one part changed at a time; its reports are called ablation"""
     seeds: int = 1
     """how many times each search is run, with seeds 0, 1, ..."""
-    evaluations: int = 192
+    evaluations: int = 96
     """budget of a search, in measurements on all --samples windows; who measures on fewer windows makes more of them"""
 
     text: str = "python-docs"
     """search and calibration text"""
     test_text: str | None = None
     """test text; by default the test part of --text"""
-    seq_len: int = 256
+    seq_len: int = 1024
     """tokens per window of search and calibration text"""
-    samples: int = 4
+    samples: int = 2
     """windows of search text per evaluation"""
-    final_samples: int = 16
+    final_samples: int = 8
     """windows of search text in all, for searches that look at their last candidates again"""
-    calibration_windows: int = 128
+    calibration_windows: int = 32
     """windows of calibration text"""
+    curve_windows: int = 16
+    """windows of search text that damage curves look at; each is paid for as three windows measured"""
     test_seq_len: int = 2048
     """tokens per window of test text"""
     test_windows: int | None = 8
@@ -245,6 +247,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         evaluator,
         plain,
         load_windows(args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows),
+        load_windows(args.text, tokenizer, "search", windows.shape[1], args.curve_windows),
         load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows),
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Figure
+from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
 
 from ffprune_env.allocation import FloatArray, IntArray
 from ffprune_env.plots import retention_plot
@@ -134,7 +134,8 @@ class SampleCallback(BaseCallback):
     """Makes a :class:`Sample` of every environment step, logs it, and hands it on.
 
     Logs under ``search/``: reward, ppl, dense_ppl, sparsity, collapsed_rate, best_reward (so far), seconds; and at the
-    end of every rollout, under ``retention/``, the rates of its last sample as a histogram and as a plot over layers.
+    end of every rollout, under ``retention/``, the rates of its last sample as a histogram and as a plot over layers,
+    if TensorBoard is logged to.
 
     Args:
         units: the units of the model.
@@ -185,7 +186,9 @@ class SampleCallback(BaseCallback):
         self.logger.record("search/collapsed_rate", self._collapsed / self._count)
 
     def _on_rollout_end(self) -> None:
-        if self._last is None:
+        # Drawing takes a tenth of a second, in which a surrogate answers a thousand times: only where it is looked at.
+        drawn = any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats)
+        if self._last is None or not drawn:
             return
         self.logger.record("retention/rates", torch.from_numpy(self._last.rates), exclude=_NOT_TENSORBOARD)
         figure = retention_plot(self.units, {"last sample": self._last.rates})

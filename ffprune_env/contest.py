@@ -42,6 +42,7 @@ class Subject:
         evaluator: the model, its search text, calibration and statistics; its reward is what searches see.
         plain: the same with the model that is only cut as reward.
         calibration_windows: int64 [n, seq_len], what statistics and calibration were made from.
+        curve_windows: int64 [n, seq_len], search text for methods that look at gradients.
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass.
         zero_shot: what to ask the final models, if anything.
@@ -50,6 +51,7 @@ class Subject:
     evaluator: LMEvaluator
     plain: LMEvaluator
     calibration_windows: torch.Tensor
+    curve_windows: torch.Tensor
     test_windows: torch.Tensor
     batch_size: int = 1
     zero_shot: ZeroShotTest | None = None
@@ -100,7 +102,7 @@ def search_and_measure(
     meter = Meter(evaluator, evaluations if method.searches else 0, samples)
     started = time.perf_counter()
     rewarded = evaluator.calibration if evaluator.calibrated else None
-    windows = subject.calibration_windows
+    windows = subject.curve_windows
     problem = Problem(prunable, evaluator.statistics, meter, sparsity, seed or 0, calibration=rewarded, windows=windows)
     kept = method.answer(problem).kept
     seconds = time.perf_counter() - started

@@ -161,6 +161,13 @@ class LMEvaluator:
             self._dense[key] = perplexity(self.prunable.model, self._first(n_samples), self._batch_size)
         return self._dense[key]
 
+    def remember(self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None) -> None:
+        """Takes an answer that was measured before, by this model under this ranking, for its own."""
+        key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
+        self._measured[key] = ppl
+        if kl is not None:
+            self._divergences[key] = kl
+
     def forget(self) -> None:
         """Drops what was measured of pruned models, so that the same question costs a measurement again."""
         self._measured.clear()

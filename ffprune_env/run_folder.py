@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -14,12 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import filelock
 import numpy as np
 import yaml
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_LOCK = ".lock"
 _LIBRARIES = ("ffprune", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy", "datasets")
 
 
@@ -33,12 +35,17 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
+        self.samples = self.path / "samples.jsonl"
         self.tensorboard = self.path / "tb"
+        self._lock = filelock.FileLock(self.path / _LOCK, blocking=False)
 
     def require_free(self) -> None:
         """Raises ValueError if the folder holds anything (one folder, one run), OSError if it cannot be made."""
-        if self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"run folder {self.path} already holds another run; choose another with --run")
+        if self.path.is_dir() and any(file.name != _LOCK for file in self.path.iterdir()):
+            raise ValueError(
+                f"run folder {self.path} already holds another run: choose another with --run, or go on with that one "
+                f"by --resume {self.path}"
+            )
         nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not nearest.is_dir() or not os.access(nearest, os.W_OK):
             raise OSError(f"run folder {self.path} cannot be made: {nearest} is not a folder that can be written to")
@@ -51,10 +58,71 @@ class RunFolder:
             **manifest: what to record beside versions, platform, revision and command line.
         """
         self.require_free()
-        for folder in (self.checkpoints, self.tensorboard, self.path / "plots"):
-            folder.mkdir(parents=True, exist_ok=True)
+        self.lock()
+        self.require_free()
         self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         self.write_json("manifest.json", {**provenance(), **manifest})
+        self.make_folders()
+
+    def make_folders(self) -> None:
+        """Makes the folders that a run fills."""
+        for folder in (self.checkpoints, self.tensorboard, self.path / "plots"):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    def lock(self) -> None:
+        """Makes the folder this process's own for as long as it lives; the system takes the lock off with the process.
+
+        Raises:
+            ValueError: another process works on it.
+            OSError: the folder cannot be made or written to.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire()
+        except filelock.Timeout:
+            raise ValueError(f"another process works on run folder {self.path}: wait for it, or end it") from None
+
+    def unlock(self) -> None:
+        """Gives the folder back before the process ends."""
+        self._lock.release()
+
+    def reopen(self) -> dict[str, Any]:
+        """Locks a folder that a run has begun, clears what the run writes again, and returns its manifest.
+
+        Raises:
+            ValueError: no run was begun there, or another process works on it.
+        """
+        if not (self.path / "config.yaml").is_file():
+            raise ValueError(f"there is no run to go on with in {self.path}: it has no config.yaml")
+        self.lock()
+        self.make_folders()
+        for pattern in (
+            ".writing-*",
+            "*/.writing-*",
+            "*/*/.writing-*",
+            "model",
+            "s*/model",
+            "tb/events.out.tfevents.*",
+        ):
+            for left in self.path.glob(pattern):
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        return self.read_json("manifest.json") or {}
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Reads what :meth:`write_json` wrote; None if there is no such file.
+
+        Raises:
+            ValueError: it is not an object.
+        """
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise ValueError(f"{self.path / name} is damaged: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{self.path / name} is damaged: an object is needed")
+        return content
 
     def part(self, name: str) -> RunFolder:
         """A folder inside this one, for what a run leaves of one of its targets."""
@@ -65,11 +133,6 @@ class RunFolder:
     def write_json(self, name: str, content: Mapping[str, Any]) -> None:
         """Replaces a file by strict JSON, in one move."""
         self._write(name, strict_json(content, indent=2) + "\n")
-
-    def append_sample(self, sample: Any) -> None:
-        """Adds one line to ``samples.jsonl``; ``sample`` is a dataclass."""
-        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as file:
-            file.write(strict_json(dataclasses.asdict(sample)) + "\n")
 
     def save_plot(self, name: str, figure: Figure) -> None:
         """Replaces ``plots/<name>.png``, in one move."""

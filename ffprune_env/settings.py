@@ -18,7 +18,8 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
     """Reads the flags of a script.
 
     ``--preset`` picks the defaults, the settings of ``--config`` replace them, and flags on the command line win. The
-    folder of a replayed run is not replayed.
+    folder of a replayed run is not replayed. ``--resume folder`` takes everything from the run in that folder, the
+    folder included.
 
     Args:
         argv: the words after the script's name.
@@ -26,15 +27,25 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
         description: what ``--help`` begins with.
 
     Raises:
-        ValueError: the config is not one; the message says why.
+        ValueError: the config is not one, or ``--resume`` has flags beside it; the message says why.
         SystemExit: with code 2 where a flag or value is not allowed, with code 0 after ``--help``.
     """
+    resumed, others = _take_flag(argv, "--resume")
+    if resumed is not None:
+        if others:
+            raise ValueError(f"--resume goes on with the settings of {resumed}: leave out {' '.join(others)}")
+        argv = ["--config", str(Path(resumed) / "config.yaml"), "--run", resumed]
     config, argv = _take_flag(argv, "--config")
     preset, _ = _take_flag(argv, "--preset")
     saved = [] if config is None else _as_flags(Path(config))
     preset = preset or _take_flag(saved, "--preset")[0] or "default"
     default = presets.get(preset, presets["default"])
     return tyro.cli(type(default), args=[*saved, *argv], default=default, description=description)
+
+
+def resumes(argv: list[str]) -> bool:
+    """Whether the flags ask to go on with a run."""
+    return _take_flag(argv, "--resume")[0] is not None
 
 
 def _as_flags(path: Path) -> list[str]:

@@ -31,7 +31,7 @@ def subject_of(model, windows: torch.Tensor) -> Subject:
     prunable.rank(wanda_scores(prunable, stats))
     evaluator = LMEvaluator(prunable, windows, 1, ff.RidgeCalibration(prunable, stats), True, stats)
     plain = LMEvaluator(prunable, windows, 1, evaluator.calibration, False, stats)
-    return Subject(evaluator, plain, windows, windows)
+    return Subject(evaluator, plain, windows, windows, windows)
 
 
 def pruned_by_hand(model, windows, sparsity: float):

@@ -186,7 +186,7 @@ def test_flap_standardizes_within_a_unit(on_model):
 
 
 @pytest.mark.parametrize(
-    ("name", "needs"), [("flap", "a model and its statistics"), ("fisher", "a model and calibration text")]
+    ("name", "needs"), [("flap", "a model and its statistics"), ("fisher", "a model and search text")]
 )
 def test_who_looks_at_the_model_needs_one(name, needs):
     with pytest.raises(ValueError, match=f"needs {needs}"):

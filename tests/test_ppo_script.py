@@ -34,7 +34,7 @@ def flags(tiny_folder, text_file, tmp_path):
     """A search that takes a second."""
     return {
         "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
-        "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 8, "--n-steps": 4, "--run": tmp_path / "run",
+        "--curve-windows": 2, "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 8, "--n-steps": 4, "--run": tmp_path / "run",
         "--final-samples": 2,
     }  # fmt: skip
 
@@ -58,10 +58,10 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
     found = {str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()}
     events = {name for name in found if name.startswith("tb/")}
     plots = {"plots/learning_curve.png", "plots/retention.png"}
-    files = {"config.yaml", "manifest.json", "samples.jsonl", "best.json", "checkpoints/policy.zip"}
+    files = {"config.yaml", "manifest.json", "start.json", "samples.jsonl", "best.json", "checkpoints/policy.zip"}
     files |= {"checkpoints/policy.safetensors", "checkpoints/policy.json"}
     model = {name for name in found if name.startswith("model/")}
-    assert found - events - model == files | plots
+    assert found - events - model - {".lock"} == files | plots
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md"} <= model
     assert len(events) == 1
     scalars = set(EventAccumulator(str(run / "tb")).Reload().Tags()["scalars"])
@@ -299,7 +299,7 @@ def test_a_folder_with_another_run_is_left_alone(ppo, monkeypatch, flags, capsys
     flags["--run"].mkdir()
     (flags["--run"] / "best.json").write_text("precious")
     assert run_main(ppo, monkeypatch, argv(flags)) == 2
-    assert "already holds another run; choose another with --run" in capsys.readouterr().err
+    assert "already holds another run: choose another with --run" in capsys.readouterr().err
     assert [path.name for path in flags["--run"].iterdir()] == ["best.json"]
 
 

@@ -3,6 +3,7 @@
     python train/ppo.py                                   # smollm2-135m on python-docs at σ = 0.2
     python train/ppo.py --model opt-1.3b --text wikitext2 --sparsity 0.3
     python train/ppo.py --config runs/<name>/config.yaml  # the same run again
+    python train/ppo.py --resume runs/<name>              # go on with a run that was cut off
 
 One environment step prunes the model by one allocation and measures its perplexity; the files it leaves in
 runs/<name>/ are described in the README.
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -54,9 +56,10 @@ from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
 from ffprune_env.pruning.model_card import CardFacts
 from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
+from ffprune_env.sample_log import SampleLog
 from ffprune_env.saved_policy import save_policy
 from ffprune_env.schedule import ProgressiveSchedule
-from ffprune_env.settings import parse_settings
+from ffprune_env.settings import parse_settings, resumes
 from ffprune_env.texts import load_test_windows, load_windows
 
 logger = logging.getLogger("ffprune")
@@ -86,10 +89,12 @@ class Args(SearchSettings):
     """search and calibration text: python-docs, wikitext2, c4, or a .txt, .jsonl, .parquet, .raw or .tokens file"""
     test_text: str | None = None
     """test text; by default the test part of --text. The search never sees it"""
-    seq_len: int = 256
+    seq_len: int = 1024
     """tokens per window of search and calibration text"""
-    calibration_windows: int = 128
+    calibration_windows: int = 32
     """windows of calibration text that the pruning criterion and the ridge calibration see"""
+    curve_windows: int = 16
+    """windows of search text that the damage curves of the start look at, if --init asks for them"""
     test_seq_len: int = 2048
     """tokens per window of test text"""
     test_windows: int | None = 8
@@ -139,6 +144,7 @@ class Job:
     evaluator: LMEvaluator
     env: PruneBanditEnv
     starts: dict[float, FloatArray]
+    log: SampleLog
     test_windows: torch.Tensor
 
 
@@ -159,7 +165,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         args = parse_settings(sys.argv[1:], PRESETS, description=__doc__)
-        job = prepare(args)
+        job = prepare(args, resumes(sys.argv[1:]))
     except (ValueError, OSError, torch.OutOfMemoryError) as error:
         errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
         return 2
@@ -170,16 +176,34 @@ def main() -> int:
         outcome = train(args, job)
         return max(report(replace(args, sparsity=target), part(job, target), outcome) for target in args.targets)
     except KeyboardInterrupt:
-        errors.print("interrupted at once; the samples measured so far are in", escape(str(job.run.path)))
+        errors.print(f"interrupted at once; {kept(job)}")
         return 130
+    except (ValueError, OSError, RuntimeError) as error:  # a full disk, no memory, samples that are not of this search
+        errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())), f"({kept(job)})")
+        return 1
+    finally:
+        job.run.unlock()
 
 
-def prepare(args: Args) -> Job:
-    """Loads and checks everything that can be wrong, and when all of it is right makes the run folder."""
+def kept(job: Job) -> str:
+    """What to tell the user of a run that was cut off."""
+    return f"what was measured is kept, and python train/ppo.py --resume {escape(str(job.run.path))} goes on"
+
+
+def prepare(args: Args, resume: bool = False) -> Job:
+    """Loads and checks everything that can be wrong, and when all of it is right makes the run folder.
+
+    Args:
+        args: the settings.
+        resume: whether the folder is that of a run to go on with.
+    """
     asked = "-".join(f"{100 * target:g}" for target in args.targets)
     name = f"{Path(args.model).name}-{Path(args.text).stem}-s{asked}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunFolder(args.run or Path("runs") / name)
-    run.require_free()
+    begun = run.reopen() if resume else None
+    if begun is None:
+        run.require_free()
+    log = SampleLog(run.samples)
     for flag, value, least, most in (
         ("--timesteps", args.timesteps, 2, math.inf),
         ("--n-steps", args.n_steps, 2, math.inf),
@@ -217,7 +241,7 @@ def prepare(args: Args) -> Job:
         factor_storage=args.factor_storage,
     )
     env = make_env(args, evaluator)
-    seen = load_windows(args.text, tokenizer, "calibration", evaluator.windows.shape[1], args.calibration_windows)
+    curve_windows = load_windows(args.text, tokenizer, "search", evaluator.windows.shape[1], args.curve_windows)
     problem = Problem(
         evaluator.prunable,
         evaluator.statistics,
@@ -227,14 +251,38 @@ def prepare(args: Args) -> Job:
         args.a_min,
         args.a_max,
         evaluator.calibration if args.calibrated else None,
-        seen,
+        curve_windows,
     )
-    starts = {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
+    starts = saved_starts(args, run, len(evaluator.units)) if resume else {}
+    starts = starts or {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
     test_seq_len = min(args.test_seq_len, context_length(model))
     test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
-    run.create(asdict(args), seed=args.seed, **facts)
-    return Job(run, tokenizer, evaluator, env, starts, test_windows)
+    if begun is None:
+        run.create(asdict(args), seed=args.seed, **facts)
+    else:
+        changed = [name for name, value in facts.items() if name in begun and begun[name] != value]
+        if changed:
+            was, now = ({name: x[name] for name in changed} for x in (begun, facts))
+            logger.warning("the run was begun with %s, now it has %s: it may not find its samples again", was, now)
+        logger.info("%d of %d evaluations were made before", len(log.recorded), args.evaluations)
+    run.write_json("start.json", {f"{target:g}": scores for target, scores in starts.items()})
+    log.remind(evaluator)
+    return Job(run, tokenizer, evaluator, env, starts, log, test_windows)
+
+
+def saved_starts(args: Args, run: RunFolder, n_units: int) -> dict[float, FloatArray]:
+    """The scores that a run which was cut off started from, so that they are not looked for again; {} if it had none."""
+    saved = run.read_json("start.json")
+    if saved is None:
+        return {}
+    try:
+        starts = {target: np.array(saved[f"{target:g}"], dtype=np.float64) for target in args.targets}
+    except (KeyError, TypeError, ValueError):
+        starts = {}
+    if not starts or not all(x.shape == (n_units,) and np.isfinite(x).all() for x in starts.values()):
+        raise ValueError(f"{run.path / 'start.json'} does not hold {n_units} scores per target: remove it")
+    return starts
 
 
 def train(args: Args, job: Job) -> Outcome:
@@ -248,14 +296,17 @@ def train(args: Args, job: Job) -> Outcome:
     archives = {target: Archive(target, args.finalists) for target in args.targets}
     started = time.perf_counter()
     with InterruptCallback() as interrupt, progress_bar(args.evaluations) as show:
-        record = SampleCallback(evaluator.units, samples.append, *archives.values(), run.append_sample, show)
+        record = SampleCallback(evaluator.units, samples.append, *archives.values(), job.log, show)
         policy.learn(args.evaluations, [ProgressiveSchedulingCallback(schedule), record, checkpoint, interrupt])
-    seconds = time.perf_counter() - started
+    seconds = job.log.seconds + time.perf_counter() - started
     checkpoint.save()
     save_policy(policy, run.checkpoints, evaluator.units, args.meaning())
     if interrupt.interrupted:
         logger.warning(
-            "Ctrl-C: stopped after %d of %d evaluations; what was found is kept", len(samples), args.evaluations
+            "Ctrl-C: stopped after %d of %d evaluations; --resume %s makes the others",
+            len(samples),
+            args.evaluations,
+            run.path,
         )
     return Outcome(policy, samples, archives, schedule, seconds)
 

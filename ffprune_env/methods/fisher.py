@@ -21,7 +21,7 @@ from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.units import PruneUnit
 
-#: Calibration text that one set of curves is made from, in tokens; each costs a forward and a backward pass.
+#: Search text that one set of curves is made from, in tokens; each costs a forward and a backward pass.
 CURVE_TOKENS = 4096
 _PARTS = 4000
 
@@ -34,7 +34,7 @@ def fisher(problem: Problem) -> Allocation:
             evaluator rewards.
 
     Raises:
-        ValueError: the problem has no model or no calibration text, or the sparsity is out of the range of the bounds.
+        ValueError: the problem has no model or no search text, or the sparsity is out of the range of the bounds.
     """
     prunable, windows = problem.look_inside("fisher")
     curves = damage_curves(prunable, spread_windows(windows, CURVE_TOKENS), problem.calibration)

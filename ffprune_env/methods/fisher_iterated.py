@@ -12,7 +12,7 @@ from ffprune_env.pruning.damage import damage_curves
 
 #: Times that the curves are measured again; all but the first allocation are averaged.
 STEPS = 3
-#: Calibration text of each time, in tokens.
+#: Search text of each time, in tokens.
 STEP_TOKENS = 4096
 # How far a rate may move in one step: units act on each other, which curves of single units do not know.
 _TRUST = 0.08

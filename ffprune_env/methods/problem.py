@@ -107,7 +107,8 @@ class Problem:
         a_min: lowest retention rate that a search may give a unit.
         a_max: highest.
         calibration: what re-fits the model that is rewarded; None if it is only cut.
-        windows: int64 [n, seq_len], calibration text, for methods that look at the model; None as for ``prunable``.
+        windows: int64 [n, seq_len], search text for methods that look at gradients; None as for ``prunable``. Not
+            calibration text, on which the calibrated model is better than it is.
     """
 
     prunable: PrunableModel | None
@@ -125,9 +126,9 @@ class Problem:
         return allocate_rates(rates, self.sparsity, self.meter.units, a_min=self.a_min, a_max=self.a_max)
 
     def look_inside(self, method: str) -> tuple[PrunableModel, torch.Tensor]:
-        """The model and its calibration text; ValueError if there is none, naming the method that looked."""
+        """The model, and text to look at it with; ValueError if there is none, naming the method that looked."""
         if self.prunable is None or self.windows is None:
-            raise ValueError(f"{method} looks at gradients: it needs a model and calibration text")
+            raise ValueError(f"{method} looks at gradients: it needs a model and search text")
         return self.prunable, self.windows
 
     def start(self) -> FloatArray:

@@ -17,9 +17,9 @@ class SearchSettings:
 
     sparsity: float | tuple[float, ...] = 0.2
     """fraction of the prunable parameters to remove; of several one policy is trained over all, in turns"""
-    samples: int = 4
+    samples: int = 2
     """N_max: windows of search text per evaluation at the end of the schedule"""
-    final_samples: int = 16
+    final_samples: int = 8
     """windows of search text that the last candidates are compared on, if more than --samples"""
     mapping: Mapping = "waterfill"
     """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
@@ -28,7 +28,7 @@ class SearchSettings:
     a_max: float = 1.0
     """highest retention rate of a unit"""
 
-    timesteps: int = 384
+    timesteps: int = 192
     """evaluations of the search, rounded up to whole rollouts of --n-steps"""
     alpha_start: float = 0.5
     """where the schedule of sparsity and samples starts, as a fraction of its end"""

@@ -37,7 +37,7 @@ def damage_curves(
 
     Args:
         prunable: a ranked model, dense now. Its gradients are not touched.
-        windows: int64 [n, seq_len], calibration text; one backward pass each.
+        windows: int64 [n, seq_len], text that neither ranked nor calibrated the model; one backward pass each.
         calibration: estimates are of the calibrated model; None: of the one that is only cut.
         kept: int [N], the allocation to look around; None looks down from the dense model.
 
