@@ -71,7 +71,7 @@ class SampleLog:
         for name in _REPEATED:
             if not np.array_equal(getattr(before, name), getattr(sample, name)):
                 raise ValueError(
-                    f"{self.path} is not of this search: {name} of step {sample.step} is {getattr(before, name)} there, "
+                    f"{self.path} is not of this search: {name} of step {sample.step} is {getattr(before, name)} there "
                     f"and {getattr(sample, name)} now. It was edited, or made by other versions or another number of "
                     f"threads (see manifest.json): start a new run"
                 )

@@ -34,8 +34,8 @@ def flags(tiny_folder, text_file, tmp_path):
     """A search that takes a second."""
     return {
         "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
-        "--curve-windows": 2, "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 8, "--n-steps": 4, "--run": tmp_path / "run",
-        "--final-samples": 2,
+        "--curve-windows": 2, "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 8, "--n-steps": 4,
+        "--final-samples": 2, "--run": tmp_path / "run",
     }  # fmt: skip
 
 

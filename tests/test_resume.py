@@ -169,10 +169,9 @@ def test_resume_takes_no_other_settings(ppo, whole, capsys):
 def test_one_folder_one_process(ppo, whole, tmp_path, capsys):
     run = tmp_path / "run"
     cut_off(whole, run, 0)
-    holder = subprocess.Popen(
-        [sys.executable, "-c", f"import filelock, time; lock = filelock.FileLock({str(run / '.lock')!r}); lock.acquire(); "
-         "print('held', flush=True); time.sleep(60)"], stdout=subprocess.PIPE,
-    )  # fmt: skip
+    hold = f"import filelock, time; lock = filelock.FileLock({str(run / '.lock')!r}); lock.acquire()"
+    script = f"{hold}; print('held', flush=True); time.sleep(60)"
+    holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"
         assert run_main(ppo, ["--resume", run]) == 2

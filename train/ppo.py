@@ -272,7 +272,7 @@ def prepare(args: Args, resume: bool = False) -> Job:
 
 
 def saved_starts(args: Args, run: RunFolder, n_units: int) -> dict[float, FloatArray]:
-    """The scores that a run which was cut off started from, so that they are not looked for again; {} if it had none."""
+    """The scores that a run which was cut off started from, not to be looked for again; {} if it had none."""
     saved = run.read_json("start.json")
     if saved is None:
         return {}
