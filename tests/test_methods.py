@@ -15,11 +15,12 @@ from ffprune_env.budget import allocate, allocate_rates
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.methods.ablations import ABLATIONS
-from ffprune_env.methods.even import uniform
+from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.methods.evopress import swap_levels
 from ffprune_env.methods.fisher import least_damage
+from ffprune_env.methods.fisher_iterated import step_windows
 from ffprune_env.methods.flap import threshold
-from ffprune_env.methods.ppo import make_policy
+from ffprune_env.methods.ppo import make_policy, ppo
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.methods.search_settings import SearchSettings, affordable
@@ -237,6 +238,23 @@ def test_iterating_improves_on_the_curves_of_the_dense_model(windows):
     assert evaluator.measure(iterated, 3) < evaluator.measure(once, 3)
 
 
+def test_steps_see_other_text_than_the_steps_next_to_them():
+    windows = torch.arange(16)[:, None].expand(16, 1024)
+    seen = [step_windows(windows, step)[:, 0].tolist() for step in range(8)]
+    assert sorted(x for step in seen[:4] for x in step) == list(range(16))
+    assert seen[4:] == seen[:4]
+    assert all(max(x) - min(x) == 12 for x in seen)  # spread over all of it
+    assert step_windows(windows[:3], 5).shape == (3, 1024)
+
+
+def test_ppo_never_ends_behind_ffn_only_on_search_text():
+    """A start from nothing and eight evaluations find little; the simple answer is a finalist."""
+    for seed in range(3):
+        problem = on_curves(40, seed=seed)
+        found = ppo(problem, SearchSettings(init="none", samples=1, final_samples=1))
+        assert CURVES.measure(found.kept, 1) <= CURVES.measure(ffn_only(0.3, CURVES.units).kept, 1) * (1 + 1e-3)
+
+
 def test_finalists_are_halved_while_their_text_doubles():
     settings = SearchSettings(samples=4, final_samples=16)
     assert settings.rounds(8) == [(8, 4), (4, 8), (2, 16)]
@@ -249,7 +267,7 @@ def test_a_start_that_the_budget_does_not_cover_gives_way(on_model):
     for evaluations in (14, 1000):
         problem = replace(on_model, meter=Meter(on_model.meter.evaluator, evaluations))
         costs[evaluations] = start_cost(cheap_enough(SearchSettings(n_steps=4), problem), problem)
-    assert costs[1000] == 3 * 4 * 3  # four sets of curves of all three windows, forward and backward
+    assert costs[1000] == 3 * 9 * 3  # nine sets of curves of all three windows, forward and backward
     assert costs[14] < costs[1000]
 
 

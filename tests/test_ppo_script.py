@@ -129,6 +129,24 @@ def test_the_model_is_written_and_measured_from_disk(ppo, monkeypatch, flags, ca
     assert str(flags["--model"].parent) not in card
 
 
+def test_the_start_looks_at_search_text_alone(ppo, monkeypatch, flags):
+    """On calibration text the calibrated model is better than it is, and what it is fitted to looks harmless."""
+    seen = []
+    for name in ("fisher", "fisher_iterated"):
+        module = sys.modules[f"ffprune_env.methods.{name}"]
+        curves = module.damage_curves
+
+        def look(prunable, windows, *rest, curves=curves):
+            seen.append(windows)
+            return curves(prunable, windows, *rest)
+
+        monkeypatch.setattr(module, "damage_curves", look)
+    assert run_main(ppo, monkeypatch, [*argv(flags), "--no-save-model"]) == 0
+    _, tokenizer = ff.load_model(str(flags["--model"]))
+    search = {tuple(x.tolist()) for x in ff.load_windows(str(flags["--text"]), tokenizer, "search", 64, 2)}
+    assert {tuple(x.tolist()) for windows in seen for x in windows} == search
+
+
 def test_a_model_that_cannot_be_written_costs_nothing_else(ppo, monkeypatch, flags, capsys):
     def full(*args):
         raise OSError("No space left on device")

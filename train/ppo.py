@@ -209,6 +209,7 @@ def prepare(args: Args, resume: bool = False) -> Job:
         ("--n-steps", args.n_steps, 2, math.inf),
         ("--n-epochs", args.n_epochs, 1, math.inf),
         ("--batch-size", args.batch_size, 1, math.inf),
+        ("--init-steps", args.init_steps, 2, math.inf),
         ("--finalists", args.finalists, 0, math.inf),
         ("--samples", args.samples, 1, math.inf),
         ("--seed", args.seed, 0, 2**32 - 1),

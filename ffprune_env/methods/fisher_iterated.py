@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from ffprune_env.allocation import Allocation
 from ffprune_env.methods.fisher import fisher, least_damage
@@ -10,15 +11,15 @@ from ffprune_env.methods.problem import Problem
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
 
-#: Times that the curves are measured again; all but the first allocation are averaged.
-STEPS = 3
+#: Times that the curves are measured again, at most; all but the first allocation are averaged.
+STEPS = 8
 #: Search text of each time, in tokens.
 STEP_TOKENS = 4096
 # How far a rate may move in one step: units act on each other, which curves of single units do not know.
 _TRUST = 0.08
 
 
-def fisher_iterated(problem: Problem) -> Allocation:
+def fisher_iterated(problem: Problem, steps: int = STEPS) -> Allocation:
     """Improves `fisher` step by step on the pruned, calibrated model.
 
     Far from the dense model its curves are no longer true, and the units have begun to act on each other. So they are
@@ -28,6 +29,7 @@ def fisher_iterated(problem: Problem) -> Allocation:
 
     Args:
         problem: what to answer; nothing is measured.
+        steps: how often, at least 1; more steps see more text and are steadier.
 
     Raises:
         ValueError: as for :func:`~ffprune_env.methods.fisher.fisher`.
@@ -36,11 +38,23 @@ def fisher_iterated(problem: Problem) -> Allocation:
     units = problem.meter.units
     reach = np.maximum(1, np.floor(_TRUST * np.array([unit.n_groups for unit in units]))).astype(np.int64)
     found = [fisher(problem)]
-    for step in range(STEPS):
-        text = spread_windows(windows[step::STEPS] if len(windows) >= STEPS else windows, STEP_TOKENS)
+    for step in range(steps):
+        text = step_windows(windows, step)
         kept = found[-1].kept
         curves = damage_curves(prunable, text, problem.calibration, kept)
         within = (kept - reach, kept + reach)
         bounds = {"a_min": problem.a_min, "a_max": problem.a_max}
         found.append(least_damage(curves, problem.sparsity, units, **bounds, within=within))
-    return problem.allocate(np.mean([allocation.rates for allocation in found[2:]], axis=0))
+    return problem.allocate(np.mean([allocation.rates for allocation in found[min(2, steps) :]], axis=0))
+
+
+def step_windows(windows: torch.Tensor, step: int) -> torch.Tensor:
+    """The text of one step: windows that are spread over all, others than those of the steps next to it.
+
+    Args:
+        windows: int64 [n, seq_len].
+        step: counted from 0.
+    """
+    n = len(spread_windows(windows, STEP_TOKENS))
+    apart = len(windows) // n  # so many steps have text of their own, then it comes round again
+    return windows[step % apart :: apart][:n]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -12,10 +13,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ffprune_env.allocation import Allocation, FloatArray, IntArray
-from ffprune_env.budget import allocate
+from ffprune_env.budget import allocate, waterfill_scores
 from ffprune_env.callbacks import Archive, ProgressiveSchedulingCallback, SampleCallback
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import Evaluator
+from ffprune_env.methods.even import ffn_only
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings, affordable
 from ffprune_env.methods.starts import STARTS, cheap_enough, start_cost, start_scores
@@ -156,7 +158,7 @@ def choose(
     archive: Archive,
     measure: Callable[[IntArray, int], float],
 ) -> tuple[FloatArray, Allocation]:
-    """The best of the start, the policy's mean and the archive at S_final: its scores and its allocation.
+    """The best of the start, `ffn-only`, the policy's mean and the archive at S_final: its scores and its allocation.
 
     All are measured on N_max windows, the better half on twice as many, and so on (successive halving): the best of
     many on little text is the luckiest.
@@ -170,6 +172,11 @@ def choose(
         measure: perplexity with ``kept[i]`` groups of unit i, on so many windows.
     """
     scores = {"the start": start, "the policy's mean": mean_allocation(settings, units, policy)[0]}
+    if settings.mapping == "waterfill":
+        # The best of the simple answers, and often hard to beat: a search should never end behind it.
+        with suppress(ValueError):  # that attention stays whole is not always possible
+            rates = ffn_only(settings.target, units).rates
+            scores["ffn-only"] = waterfill_scores(rates, settings.a_min, settings.a_max)
     scores |= {f"archived sample {i}": sample.scores for i, sample in enumerate(archive.best(), 1)}
     candidates = {name: (x, _allocate(settings, units, x)) for name, x in scores.items()}
     # What comes first wins ties; candidates that keep the same are one.

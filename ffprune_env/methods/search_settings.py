@@ -55,6 +55,8 @@ class SearchSettings:
     """where the policy's mean starts: fisher (from damage curves, a few backward passes), fisher-iterated (the same,
     improved step by step), ffn-only, none (equal scores, as in the paper), or runs/<other>, the policy of another run.
     With --mapping greedy it is none unless it is a run"""
+    init_steps: int = 8
+    """steps of fisher-iterated, at least 2; a search with a budget takes no more than half of it lasts for"""
     reward: Reward = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
     log_std_init: float = -2.5
@@ -63,9 +65,9 @@ class SearchSettings:
     """what actions are multiplied by to give scores"""
     seed: int = 0
     """of the policy and its exploration"""
-    finalists: int = 6
-    """best samples that are measured again at the final sparsity, beside the start and the policy's mean; the better
-    half of them on twice the windows, and so on up to --final-samples"""
+    finalists: int = 4
+    """best samples that are measured again at the final sparsity, beside ffn-only, the start and the policy's mean; the
+    better half of them on twice the windows, and so on up to --final-samples"""
 
     def meaning(self) -> dict[str, Any]:
         """What the scores of a policy depend on: another search can start from it if these are the same."""
@@ -110,7 +112,7 @@ class SearchSettings:
     def windows(self) -> int:
         """Windows of search text that the search measures in all, its finalists included."""
         schedule = self.schedule()
-        finals = sum(rivals * n for rivals, n in self.rounds(2 + self.finalists))
+        finals = sum(rivals * n for rivals, n in self.rounds(3 + self.finalists))
         return sum(schedule.samples(t) for t in range(self.evaluations)) + finals
 
     def rounds(self, candidates: int) -> list[tuple[int, int]]:

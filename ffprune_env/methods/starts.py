@@ -12,7 +12,7 @@ from ffprune_env.allocation import Allocation, FloatArray
 from ffprune_env.budget import waterfill_scores
 from ffprune_env.methods.even import ffn_only
 from ffprune_env.methods.fisher import CURVE_TOKENS, fisher
-from ffprune_env.methods.fisher_iterated import STEP_TOKENS, STEPS, fisher_iterated
+from ffprune_env.methods.fisher_iterated import fisher_iterated, step_windows
 from ffprune_env.methods.problem import Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.pruning.backward import spread_windows
@@ -21,10 +21,10 @@ from ffprune_env.saved_policy import read_policy
 logger = logging.getLogger(__name__)
 
 #: What a policy's mean can start from, by the name that ``--init`` uses.
-STARTS: dict[str, Callable[[Problem], Allocation]] = {
-    "ffn-only": lambda problem: ffn_only(problem.sparsity, problem.meter.units),
-    "fisher": fisher,
-    "fisher-iterated": fisher_iterated,
+STARTS: dict[str, Callable[[Problem, SearchSettings], Allocation]] = {
+    "ffn-only": lambda problem, settings: ffn_only(problem.sparsity, problem.meter.units),
+    "fisher": lambda problem, settings: fisher(problem),
+    "fisher-iterated": lambda problem, settings: fisher_iterated(problem, settings.init_steps),
 }
 
 
@@ -49,7 +49,7 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
         return equal
     for init in dict.fromkeys((settings.init, "ffn-only")):
         try:
-            rates = STARTS[init](problem).rates
+            rates = STARTS[init](problem, settings).rates
         except ValueError as error:
             logger.warning("the search does not start from %s: %s", init, error)
         else:
@@ -59,20 +59,23 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
 
 def start_cost(settings: SearchSettings, problem: Problem) -> int:
     """What the start costs, in windows of search text: a backward pass is counted as two forward passes."""
-    texts = {"fisher": [CURVE_TOKENS], "fisher-iterated": [CURVE_TOKENS] + STEPS * [STEP_TOKENS]}.get(settings.init, [])
-    if problem.windows is None or settings.mapping == "greedy":
+    if problem.windows is None or settings.mapping == "greedy" or not settings.init.startswith("fisher"):
         return 0
-    return sum(3 * len(spread_windows(problem.windows, tokens)) for tokens in texts)
+    cost = 3 * len(spread_windows(problem.windows, CURVE_TOKENS))
+    if settings.init == "fisher-iterated":
+        cost += settings.init_steps * 3 * len(step_windows(problem.windows, 0))
+    return cost
 
 
 def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
-    """The settings with a start that leaves half of the budget, and a rollout: theirs, or the next cheaper one."""
+    """The settings with a start that leaves half of the budget, and a rollout: fewer steps, or another start."""
     meter = problem.meter
     rollout = replace(settings, samples=meter.max_samples, final_samples=meter.max_samples, timesteps=settings.n_steps)
-    starts = list(reversed(STARTS))  # the last costs nothing
-    for init in starts[starts.index(settings.init) :] if settings.init in STARTS else []:
-        settings = replace(settings, init=init)
-        cost = start_cost(settings, problem)
-        if 2 * cost <= meter.budget and cost + rollout.windows() <= meter.budget:
-            break
-    return settings
+    afforded = min(meter.budget // 2, meter.budget - rollout.windows())
+    cheaper = [replace(settings, init_steps=steps) for steps in range(settings.init_steps, 2, -1)]
+    cheaper += [replace(settings, init=init) for init in ("fisher", "ffn-only")]
+    if settings.init == "fisher":
+        cheaper = cheaper[-2:]
+    elif settings.init != "fisher-iterated":
+        return settings
+    return next((x for x in cheaper if start_cost(x, problem) <= afforded), cheaper[-1])
