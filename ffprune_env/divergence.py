@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from ffprune_env.batches import in_fitting_batches
 from ffprune_env.loss import decoder_outputs, hidden_chunks, perplexity_of, vocabulary_logits
 
 if TYPE_CHECKING:
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
 
 
 @torch.inference_mode()
-def final_hidden_states(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1) -> list[torch.Tensor]:
+def final_hidden_states(
+    model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None = 1
+) -> list[torch.Tensor]:
     """What the dense model hands to its vocabulary projection: all that its predictions are made of.
 
     The projection is not pruned, so keeping [tokens, C] instead of [tokens, vocabulary] is enough to compare with.
@@ -24,17 +27,21 @@ def final_hidden_states(model: PreTrainedModel, windows: torch.Tensor, batch_siz
     Args:
         model: a causal language model, dense now.
         windows: int64 [n, seq_len].
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
 
     Returns:
         One [seq_len, C] per window, on the model's device.
     """
-    return [hidden for batch in torch.split(windows, batch_size) for hidden in decoder_outputs(model, batch)]
+
+    def look(size: int) -> list[torch.Tensor]:
+        return [hidden for batch in torch.split(windows, size) for hidden in decoder_outputs(model, batch)]
+
+    return in_fitting_batches(model, windows, batch_size, look)
 
 
 @torch.inference_mode()
 def compare_with_dense(
-    model: PreTrainedModel, windows: torch.Tensor, dense: Sequence[torch.Tensor], batch_size: int = 1
+    model: PreTrainedModel, windows: torch.Tensor, dense: Sequence[torch.Tensor], batch_size: int | None = 1
 ) -> tuple[float, float]:
     """Perplexity of a pruned model, and how far its next-token distributions are from the dense model's.
 
@@ -42,22 +49,27 @@ def compare_with_dense(
         model: the pruned model.
         windows: int64 [n, seq_len].
         dense: what :func:`final_hidden_states` gave of the dense model, for the same windows.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
 
     Returns:
         Perplexity as :func:`~ffprune_env.loss.perplexity` has it; mean over tokens of KL(dense ‖ pruned) in nats, at
         least 0, ``inf`` if it is not finite.
     """
-    total, losses = 0.0, []
-    for batch, states in zip(torch.split(windows, batch_size), _batches(dense, batch_size), strict=True):
-        hidden = decoder_outputs(model, batch).flatten(0, 1)  # (B * T, C)
-        # The last token of a window has a distribution but nothing to predict; its loss is dropped below.
-        targets = batch.roll(-1, dims=1).flatten().to(hidden.device)
-        divergences, loss = token_divergences(model, hidden, torch.cat(list(states)), targets)
-        total += float(divergences.double().sum())
-        losses.append(loss.view(batch.shape)[:, :-1].mean(dim=1))
+
+    def compare(size: int) -> tuple[float, torch.Tensor]:
+        total, losses = 0.0, []
+        for batch, states in zip(torch.split(windows, size), _batches(dense, size), strict=True):
+            hidden = decoder_outputs(model, batch).flatten(0, 1)  # (B * T, C)
+            # The last token of a window has a distribution but nothing to predict; its loss is dropped below.
+            targets = batch.roll(-1, dims=1).flatten().to(hidden.device)
+            divergences, loss = token_divergences(model, hidden, torch.cat(list(states)), targets)
+            total += float(divergences.double().sum())
+            losses.append(loss.view(batch.shape)[:, :-1].mean(dim=1))
+        return total, torch.cat(losses).cpu()
+
+    total, losses = in_fitting_batches(model, windows, batch_size, compare)
     mean = total / windows.numel()
-    return perplexity_of(torch.cat(losses).cpu()), max(mean, 0.0) if math.isfinite(mean) else math.inf
+    return perplexity_of(losses), max(mean, 0.0) if math.isfinite(mean) else math.inf
 
 
 def token_divergences(

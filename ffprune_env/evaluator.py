@@ -12,7 +12,7 @@ import torch
 
 from ffprune_env.allocation import IntArray
 from ffprune_env.divergence import compare_with_dense, final_hidden_states
-from ffprune_env.loss import perplexity
+from ffprune_env.loss import check_tokens, perplexity
 from ffprune_env.models import context_length, load_model
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
@@ -75,7 +75,7 @@ class LMEvaluator:
     Args:
         prunable: a ranked model.
         windows: int64 [N_max, seq_len], search text.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
         calibration: what the surviving weights are re-fitted with in the model that the user will get, if at all.
         calibrated: measure that model, not the one that is only cut. The product that re-fits the weights is then
             taken in the dtype of the weights, which is exact enough for a reward.
@@ -89,7 +89,7 @@ class LMEvaluator:
         self,
         prunable: PrunableModel,
         windows: torch.Tensor,
-        batch_size: int = 1,
+        batch_size: int | None = 1,
         calibration: RidgeCalibration | None = None,
         calibrated: bool = False,
         statistics: Statistics | None = None,
@@ -215,7 +215,7 @@ def build_evaluator(
     n_samples: int = 4,
     calibration_windows: int = 32,
     criterion: str = "wanda",
-    batch_size: int = 1,
+    batch_size: int | None = 1,
     calibrated: bool = False,
     ridge: float | None = None,
     factor_storage: Storage = "device",
@@ -230,7 +230,7 @@ def build_evaluator(
         n_samples: N_max, windows of search text.
         calibration_windows: windows that the criterion and the ridge calibration see.
         criterion: how groups are scored, a name of :data:`ffprune_env.pruning.criteria.CRITERIA`.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
         calibrated: measure the model with its surviving weights re-fitted.
         ridge: λ of the calibration, as a fraction of the mean diagonal of G; None makes no calibration, unless
             ``calibrated`` asks for one, which then takes 0.01.
@@ -253,6 +253,8 @@ def build_evaluator(
     search = load_windows(text, tokenizer, "search", seq_len, n_samples)
     search = search[sorted(range(n_samples), key=_halving)]  # the first few are as far apart as all of them
     seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
+    for windows in (search, seen):
+        check_tokens(model, windows)
     room = int(_GRAMS_PER_MODEL * model.get_memory_footprint())
     at_once = ridge is not None and gram_bytes(prunable) <= room
     stats = collect_statistics(prunable, seen, gram=at_once, batch_size=batch_size)

@@ -11,6 +11,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from ffprune_env.batches import in_fitting_batches
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -22,13 +24,13 @@ _LOGIT_BYTES = 64 * 2**20
 _LOGIT_FACTORS = ("logit_scale", "logits_scaling")
 
 
-def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1) -> float:
+def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None = 1) -> float:
     """Perplexity: exp of the mean over windows of the mean loss over the seq_len - 1 predicted tokens.
 
     Args:
         model: a causal language model, dense or pruned.
         windows: int64 [n, seq_len], non-overlapping.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
 
     Returns:
         The perplexity; ``inf`` if the loss of any window is not finite or too large, which is logged.
@@ -85,29 +87,43 @@ def bootstrap_interval(losses: npt.ArrayLike, resamples: int = 10_000, seed: int
 
 
 @torch.inference_mode()
-def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int = 1) -> torch.Tensor:
+def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None = 1) -> torch.Tensor:
     """Mean loss of every window over its predicted tokens.
 
     Args:
         model: a causal language model.
         windows: int64 [n, seq_len] with seq_len ≥ 2.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
 
     Returns:
         float32 [n] on the CPU.
 
     Raises:
-        ValueError: ``windows`` is empty or has another shape.
+        ValueError: ``windows`` is empty, has another shape, or holds tokens that the model does not have.
     """
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         raise ValueError(f"windows must be [n ≥ 1, seq_len ≥ 2], got shape {tuple(windows.shape)}")
-    losses = []
-    for batch in torch.split(windows, batch_size):
-        hidden = decoder_outputs(model, batch)  # (B, T, C)
-        targets = batch.to(hidden.device)[:, 1:]
-        loss = token_losses(model, hidden[:, :-1].flatten(0, 1), targets.flatten())
-        losses.append(loss.view(targets.shape).mean(dim=1))
-    return torch.cat(losses).cpu()
+    check_tokens(model, windows)
+
+    def lose(size: int) -> torch.Tensor:
+        losses = []
+        for batch in torch.split(windows, size):
+            hidden = decoder_outputs(model, batch)  # (B, T, C)
+            targets = batch.to(hidden.device)[:, 1:]
+            loss = token_losses(model, hidden[:, :-1].flatten(0, 1), targets.flatten())
+            losses.append(loss.view(targets.shape).mean(dim=1))
+        return torch.cat(losses).cpu()
+
+    return in_fitting_batches(model, windows, batch_size, lose)
+
+
+def check_tokens(model: PreTrainedModel, windows: torch.Tensor) -> None:
+    """Raises ValueError for tokens without an embedding, which on a GPU would bring down the process."""
+    highest, known = int(windows.max()), model.get_input_embeddings().num_embeddings
+    if highest >= known:
+        raise ValueError(
+            f"the tokenizer does not fit the model: the text has token {highest}, the model knows 0 to {known - 1}"
+        )
 
 
 def token_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ def measure_policy(
     evaluator: LMEvaluator,
     kept: IntArray,
     test_windows: torch.Tensor,
-    batch_size: int = 1,
+    batch_size: int | None = 1,
     calibrated: bool = False,
 ) -> PolicyResult:
     """Measures one policy on all windows of search text and on test text.
@@ -73,7 +73,7 @@ def measure_policy(
         evaluator: the model, its search text and, where it is asked for, its calibration.
         kept: int64 [N], groups kept per unit.
         test_windows: int64 [n, seq_len].
-        batch_size: windows per forward pass on test text.
+        batch_size: windows per forward pass on test text; None chooses.
         calibrated: re-fit the surviving weights first, whatever the evaluator's reward does.
     """
     prunable = evaluator.prunable
@@ -92,7 +92,7 @@ def measure_policy(
 
 
 def measure_policies(
-    evaluator: LMEvaluator, policies: Mapping[str, Allocation], test_windows: torch.Tensor, batch_size: int = 1
+    evaluator: LMEvaluator, policies: Mapping[str, Allocation], test_windows: torch.Tensor, batch_size: int | None = 1
 ) -> Measured:
     """Measures every policy as it is cut and, if the evaluator has a calibration, calibrated.
 
@@ -100,7 +100,7 @@ def measure_policies(
         evaluator: as for :func:`measure_policy`, like the two arguments after ``policies``.
         policies: what to keep, by name.
         test_windows: int64 [n, seq_len].
-        batch_size: windows per forward pass on test text.
+        batch_size: windows per forward pass on test text; None chooses.
     """
     plain = {name: measure_policy(evaluator, x.kept, test_windows, batch_size) for name, x in policies.items()}
     calibrated = {}

@@ -99,8 +99,8 @@ class Args(SearchSettings):
     """tokens per window of test text"""
     test_windows: int | None = 8
     """windows of test text, from its beginning; None takes all"""
-    batch_size: int = 1
-    """windows per forward pass"""
+    batch_size: int | None = None
+    """windows per forward pass; None: by device and window length. Halved where memory runs out"""
 
     criterion: str = "surgeon"
     """how heads and channels are ranked: surgeon (what ridge calibration restores worst), wanda (the paper's), fisher,
@@ -219,7 +219,7 @@ def prepare(args: Args, resume: bool = False) -> Job:
         ("--log-std-init", args.log_std_init, -20, 5),
         ("--action-scale", args.action_scale, 1e-6, 1e6),
     ):
-        if not least <= value <= most:
+        if value is not None and not least <= value <= most:
             allowed = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
             raise ValueError(f"{flag} must be {allowed}, got {value}")
     if args.calibrated and args.ridge is None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ffprune_env.batches import in_fitting_batches
 from ffprune_env.loss import decoder_outputs
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import group_columns
@@ -37,7 +38,7 @@ class Statistics:
 
 
 def collect_statistics(
-    prunable: PrunableModel, windows: torch.Tensor, gram: bool = True, batch_size: int = 1
+    prunable: PrunableModel, windows: torch.Tensor, gram: bool = True, batch_size: int | None = 1
 ) -> Statistics:
     """Runs the dense model over calibration text and accumulates G = XᵀX, or its diagonal, for every unit.
 
@@ -47,7 +48,7 @@ def collect_statistics(
         prunable: the model, not pruned now.
         windows: int64 [n, seq_len], calibration text.
         gram: False keeps column norms only, for models whose G would not fit.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
 
     Raises:
         RuntimeError: the model is pruned.
@@ -64,7 +65,7 @@ def gram_bytes(prunable: PrunableModel) -> int:
 
 
 def stream_grams(
-    prunable: PrunableModel, windows: torch.Tensor, max_bytes: int, batch_size: int = 1
+    prunable: PrunableModel, windows: torch.Tensor, max_bytes: int, batch_size: int | None = 1
 ) -> Iterator[torch.Tensor]:
     """Yields G of every unit in turn, running the model as often as it takes for the matrices to fit.
 
@@ -72,7 +73,7 @@ def stream_grams(
         prunable: the model, not pruned now.
         windows: int64 [n, seq_len], calibration text.
         max_bytes: memory for Gram matrices; one unit's are made whatever they take.
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
 
     Yields:
         float32 [columns, columns] in original column order, on the unit's device.
@@ -150,7 +151,7 @@ def fluctuations(prunable: PrunableModel, stats: Statistics) -> list[torch.Tenso
 
 
 def _moments(
-    prunable: PrunableModel, windows: torch.Tensor, indices: Sequence[int], gram: bool, batch_size: int
+    prunable: PrunableModel, windows: torch.Tensor, indices: Sequence[int], gram: bool, batch_size: int | None
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """G = XᵀX, or its diagonal, and the means of some units in original column order, from one run over the windows."""
     if windows.ndim != 2 or not windows.numel():
@@ -166,8 +167,14 @@ def _moments(
             hooks.callback(output.register_forward_pre_hook(_accumulate(total, mean, windows.numel())).remove)
             sums.append(total)
             means.append(mean)
-        for batch in torch.split(windows, batch_size):
-            decoder_outputs(prunable.model, batch)
+
+        def run(size: int) -> None:
+            for moment in (*sums, *means):  # a pass that memory cut short has left its part in them
+                moment.zero_()
+            for batch in torch.split(windows, size):
+                decoder_outputs(prunable.model, batch)
+
+        in_fitting_batches(prunable.model, windows, batch_size, run)
     for place, i in enumerate(indices):
         norms = sums[place].diagonal() if gram else sums[place]
         if not bool(torch.isfinite(norms).all()):

@@ -1,0 +1,61 @@
+"""How many windows go through a model at once: chosen by where it runs, and halved where memory runs out."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+# Tokens per forward pass that keep the processor busy; more only take memory.
+_TOKENS = {"cpu": 1024}
+_TOKENS_ELSEWHERE = 16384
+
+_limits: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+
+
+def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int | None, work: Callable[[int], T]) -> T:
+    """Calls ``work`` with a number of windows per forward pass that fits into memory.
+
+    Where memory runs out the number is halved, which is logged, and the work begins again. What a model was found to
+    be too large for is not tried with it again.
+
+    Args:
+        model: the model that the windows go through.
+        windows: int64 [n, seq_len].
+        batch_size: windows per forward pass, at the most; None chooses by device and seq_len.
+        work: takes that number and does all windows.
+
+    Raises:
+        RuntimeError: memory runs out with a single window.
+    """
+    if batch_size is None:
+        device = next(model.parameters()).device.type
+        batch_size = max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // windows.shape[1])
+    while True:
+        size = min(batch_size, len(windows), _limits.get(model, batch_size))
+        try:
+            return work(size)
+        except RuntimeError as error:
+            if size == 1 or not _is_out_of_memory(error):
+                raise
+        # Out of the handler, so that nothing holds on to what the failed pass had made.
+        _limits[model] = size // 2
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("out of memory with %d windows at once: going on with %d", size, size // 2)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
