@@ -41,7 +41,8 @@ class RunFolder:
 
     def require_free(self) -> None:
         """Raises ValueError if the folder holds anything (one folder, one run), OSError if it cannot be made."""
-        if self.path.is_dir() and any(file.name != _LOCK for file in self.path.iterdir()):
+        # A lock and a file that was never finished are what a process leaves that could not begin.
+        if self.path.is_dir() and any(not file.name.startswith((_LOCK, ".writing-")) for file in self.path.iterdir()):
             raise ValueError(
                 f"run folder {self.path} already holds another run: choose another with --run, or go on with that one "
                 f"by --resume {self.path}"
@@ -76,11 +77,13 @@ class RunFolder:
             ValueError: another process works on it.
             OSError: the folder cannot be made or written to.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock.acquire()
         except filelock.Timeout:
             raise ValueError(f"another process works on run folder {self.path}: wait for it, or end it") from None
+        except OSError as error:
+            raise OSError(f"run folder {self.path} cannot be written to: {error}") from error
 
     def unlock(self) -> None:
         """Gives the folder back before the process ends."""

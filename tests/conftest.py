@@ -13,13 +13,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import settings as hypothesis_settings
+from tiny_runs import run_main, settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 # A busy machine is no reason to fail a property.
-settings.register_profile("no deadline", deadline=None)
-settings.load_profile("no deadline")
+hypothesis_settings.register_profile("no deadline", deadline=None)
+hypothesis_settings.load_profile("no deadline")
 
 LLAMA_LIKE = {
     "vocab_size": 256,
@@ -136,3 +137,16 @@ def shared_data() -> Path:
 def one_thread() -> None:
     """Tiny models and policies are faster on one thread, and do not fight with whatever else the machine does."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ppo_script() -> ModuleType:
+    return load_script("train/ppo.py")
+
+
+@pytest.fixture(scope="session")
+def whole(ppo_script: ModuleType, tiny_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    assert run_main(ppo_script, settings(tiny_folder, text_file, run)) == 0
+    return run

@@ -11,113 +11,55 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import load_script
-
-SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
-CHANGES = ("seconds",)  # all that may differ
-
-
-@pytest.fixture(scope="module")
-def ppo():
-    return load_script("train/ppo.py")
-
-
-def settings(tiny_folder, text_file, run, **changes):
-    flags = {
-        "model": tiny_folder, "text": text_file, "seq-len": 64, "samples": 2, "final-samples": 2, "test-windows": 2,
-        "calibration-windows": 2, "curve-windows": 2, "test-seq-len": 64, "timesteps": 12, "n-steps": 4, "run": run,
-    }  # fmt: skip
-    return [word for name, value in (flags | changes).items() for word in (f"--{name}", str(value))]
-
-
-def run_main(ppo, arguments):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train/ppo.py", *map(str, arguments)])
-        return ppo.main()
-
-
-def samples_of(run):
-    lines = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in CHANGES} for line in lines]
-
-
-def best_of(run):
-    best = json.loads((run / "best.json").read_text())
-    return {name: value for name, value in best.items() if name not in CHANGES}
-
-
-def assert_same(run, whole):
-    assert samples_of(run) == samples_of(whole)
-    assert best_of(run) == best_of(whole)
-    policies = [(folder / "checkpoints" / "policy.safetensors").read_bytes() for folder in (run, whole)]
-    assert policies[0] == policies[1]
-
-
-@pytest.fixture(scope="module")
-def whole(ppo, tiny_folder, text_file, tmp_path_factory):
-    """A run that nothing happened to."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    assert run_main(ppo, settings(tiny_folder, text_file, run)) == 0
-    return run
-
-
-def cut_off(whole, run, n_bytes):
-    """What a kill leaves while ``samples.jsonl`` has ``n_bytes``."""
-    shutil.copytree(whole, run)
-    for file in ("best.json", "model", "plots"):
-        path = run / file
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    log = run / "samples.jsonl"
-    log.write_bytes(log.read_bytes()[:n_bytes])
+from tiny_runs import SCRIPT, assert_same, best_of, cut_off, run_main, samples_of, settings
 
 
 @pytest.mark.parametrize("part", [0.0, 0.04, 0.31, 0.5, 0.77, 0.999, 1.0])
-def test_resume_ends_as_if_nothing_had_happened(ppo, whole, tmp_path, part, caplog):
+def test_resume_ends_as_if_nothing_had_happened(ppo_script, whole, tmp_path, part, caplog):
     size = (whole / "samples.jsonl").stat().st_size
     cut_off(whole, tmp_path / "run", round(part * size))
     torn = not (tmp_path / "run" / "samples.jsonl").read_bytes().endswith(b"\n") and part > 0
-    assert run_main(ppo, ["--resume", tmp_path / "run"]) == 0
+    assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
     assert_same(tmp_path / "run", whole)
     assert ("broken" in caplog.text) is torn
 
 
-def test_what_was_measured_is_not_measured_again(ppo, whole, tmp_path, monkeypatch):
+def test_what_was_measured_is_not_measured_again(ppo_script, whole, tmp_path, monkeypatch):
     cut_off(whole, tmp_path / "run", (whole / "samples.jsonl").stat().st_size)
     asked = []
     evaluator = sys.modules["ffprune_env.evaluator"]
     measure = evaluator.perplexity
     monkeypatch.setattr(evaluator, "perplexity", lambda *a: asked.append(a) or measure(*a))
-    monkeypatch.setattr(ppo, "start_scores", lambda *a: pytest.fail("the start was looked for again"))
-    assert run_main(ppo, ["--resume", tmp_path / "run"]) == 0
+    monkeypatch.setattr(ppo_script, "start_scores", lambda *a: pytest.fail("the start was looked for again"))
+    assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
     dense, finalists, reported = 2, 7, 4 * 2
     assert len(asked) <= dense + finalists + reported
 
 
 @pytest.mark.parametrize("lost", [["manifest.json", "start.json", "samples.jsonl"], ["start.json", "samples.jsonl"]])
-def test_a_kill_while_the_folder_is_made_loses_nothing(ppo, whole, tmp_path, lost):
+def test_a_kill_while_the_folder_is_made_loses_nothing(ppo_script, whole, tmp_path, lost):
     cut_off(whole, tmp_path / "run", 0)
     for name in lost:
         (tmp_path / "run" / name).unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    assert run_main(ppo, ["--resume", tmp_path / "run"]) == 0
+    assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
     assert_same(tmp_path / "run", whole)
 
 
-def test_a_finished_run_may_be_resumed(ppo, whole, tmp_path):
+def test_a_finished_run_may_be_resumed(ppo_script, whole, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
-    assert run_main(ppo, ["--resume", tmp_path / "run"]) == 0
+    assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
     assert_same(tmp_path / "run", whole)
 
 
-def test_events_are_those_of_one_search(ppo, whole, tmp_path):
+def test_events_are_those_of_one_search(ppo_script, whole, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     cut_off(whole, tmp_path / "run", (whole / "samples.jsonl").stat().st_size // 2)
-    assert run_main(ppo, ["--resume", tmp_path / "run"]) == 0
+    assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
     rewards = [
         [(event.step, event.value) for event in EventAccumulator(str(run / "tb")).Reload().Scalars("search/reward")]
         for run in (tmp_path / "run", whole)
@@ -141,32 +83,32 @@ def tampered(line, **changes):
         (lambda x: [tampered(x[0], ppl="lots"), *x[1:]], "ppl is 'lots', a number is needed"),
     ],
 )  # fmt: skip
-def test_tampered_samples_are_refused_and_kept(ppo, whole, tmp_path, capsys, tamper, says):
+def test_tampered_samples_are_refused_and_kept(ppo_script, whole, tmp_path, capsys, tamper, says):
     cut_off(whole, tmp_path / "run", (whole / "samples.jsonl").stat().st_size)
     log = tmp_path / "run" / "samples.jsonl"
     log.write_text("\n".join(tamper(log.read_text().splitlines())) + "\n")
     before = log.read_bytes()
-    assert run_main(ppo, ["--resume", tmp_path / "run"]) in (1, 2)
+    assert run_main(ppo_script, ["--resume", tmp_path / "run"]) in (1, 2)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(says, line), line
     assert log.read_bytes() == before
 
 
-def test_who_resumes_nothing_is_told(ppo, tmp_path, capsys):
+def test_who_resumes_nothing_is_told(ppo_script, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "none"):
-        assert run_main(ppo, ["--resume", tmp_path / folder]) == 2
+        assert run_main(ppo_script, ["--resume", tmp_path / folder]) == 2
         assert "cannot be read" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-def test_resume_takes_no_other_settings(ppo, whole, capsys):
-    assert run_main(ppo, ["--resume", whole, "--seed", "3"]) == 2
+def test_resume_takes_no_other_settings(ppo_script, whole, capsys):
+    assert run_main(ppo_script, ["--resume", whole, "--seed", "3"]) == 2
     assert "leave out --seed 3" in capsys.readouterr().err
 
 
-def test_one_folder_one_process(ppo, whole, tmp_path, capsys):
+def test_one_folder_one_process(ppo_script, whole, tmp_path, capsys):
     run = tmp_path / "run"
     cut_off(whole, run, 0)
     hold = f"import filelock, time; lock = filelock.FileLock({str(run / '.lock')!r}); lock.acquire()"
@@ -174,13 +116,13 @@ def test_one_folder_one_process(ppo, whole, tmp_path, capsys):
     holder = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     try:
         assert holder.stdout.readline() == b"held\n"
-        assert run_main(ppo, ["--resume", run]) == 2
+        assert run_main(ppo_script, ["--resume", run]) == 2
         assert "another process works on run folder" in capsys.readouterr().err
         assert not (run / "best.json").exists()
     finally:
         holder.send_signal(signal.SIGKILL)  # and the system takes the lock off
         holder.wait()
-    assert run_main(ppo, ["--resume", run]) == 0
+    assert run_main(ppo_script, ["--resume", run]) == 0
 
 
 @pytest.mark.slow
