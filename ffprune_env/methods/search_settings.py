@@ -56,7 +56,7 @@ class SearchSettings:
     improved step by step), ffn-only, none (equal scores, as in the paper), or runs/<other>, the policy of another run.
     With --mapping greedy it is none unless it is a run"""
     init_steps: int = 8
-    """steps of fisher-iterated, at least 2; a search with a budget takes no more than half of it lasts for"""
+    """steps of fisher-iterated, at least 2; a search with a budget takes as many as leave it a rollout"""
     reward: Reward = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
     log_std_init: float = -2.5

@@ -68,10 +68,13 @@ def start_cost(settings: SearchSettings, problem: Problem) -> int:
 
 
 def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
-    """The settings with a start that leaves half of the budget, and a rollout: fewer steps, or another start."""
+    """The settings with a start that leaves a rollout and the finalists: fewer steps, or another start.
+
+    Knowledge comes first: on held-out text another step was worth more than the evaluations that it costs.
+    """
     meter = problem.meter
-    rollout = replace(settings, samples=meter.max_samples, final_samples=meter.max_samples, timesteps=settings.n_steps)
-    afforded = min(meter.budget // 2, meter.budget - rollout.windows())
+    rollout = replace(settings, samples=meter.max_samples, final_samples=meter.all_samples, timesteps=settings.n_steps)
+    afforded = meter.budget - rollout.windows()
     cheaper = [replace(settings, init_steps=steps) for steps in range(settings.init_steps, 2, -1)]
     cheaper += [replace(settings, init=init) for init in ("fisher", "ffn-only")]
     if settings.init == "fisher":
