@@ -1,34 +1,48 @@
-"""Times environment steps, plain and calibrated, at several sparsities, beside the dense model's forward pass and loss.
+"""What an environment step costs, beside its forward pass, its matrix products, and the same step done the usual way.
 
     python evaluate/bench.py --sparsities 0 0.2 0.5
 
-All are taken in one run, in turns, so that a machine whose speed drifts slows them alike; medians are printed, with the
-median of the ratios taken round by round.
+At every sparsity one allocation is measured in turns by
+  step        PruneBanditEnv.step: scores to budget, views, loss, reward
+  calibrated  the same with the surviving weights re-fitted
+  forward     the forward pass and the loss of the model that is already pruned, and nothing else
+  products    the products of the linear layers in that pass, of the same shapes and dtype, on data of their own: the
+              roofline (attention and everything between the products comes on top of it)
+  usual       a masked copy of the weights is made, all logits are computed in float32, the masks are undone
+All are taken in one run, so that a machine whose speed drifts slows them alike; printed are medians, and the median of
+the ratios taken round by round.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
+import torch.nn.functional as F
 import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
+from ffprune_env.allocation import IntArray
+from ffprune_env.budget import allocate
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, load_evaluator
 from ffprune_env.loss import perplexity
 
-CALIBRATED = ", calibrated"
+Seconds = dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -43,15 +57,17 @@ class Args:
     """as for train/ppo.py"""
     device: str = "auto"
     """as for train/ppo.py"""
-    seq_len: int = 256
+    seq_len: int = 1024
     """tokens per window"""
-    samples: int = 4
+    samples: int = 2
     """windows per step"""
+    batch_size: int | None = None
+    """windows per forward pass; None chooses, as for train/ppo.py"""
     sparsities: tuple[float, ...] = (0.0, 0.2, 0.5)
     """target sparsities of the steps"""
     calibrated: bool = True
     """time the steps with the calibrated reward too"""
-    rounds: int = 9
+    rounds: int = 7
     """times that everything is measured"""
     json: Path | None = None
     """file to write the seconds of every round to"""
@@ -69,73 +85,167 @@ def main() -> int:
             device=args.device,
             seq_len=args.seq_len,
             n_samples=args.samples,
+            batch_size=args.batch_size,
             ridge=0.01 if args.calibrated else None,
         )
-        envs = {"": PruneBanditEnv(evaluator)}
+        action = np.random.default_rng(0).normal(0, 0.05, len(evaluator.units)).astype(np.float32)
+        env = PruneBanditEnv(evaluator)
+        scores = action.astype(np.float64) * env.action_scale
+        kept = {x: allocate(scores, x, evaluator.units, a_min=0.2, mapping="waterfill").kept for x in args.sparsities}
+        envs = {"step": env}
         if args.calibrated:
-            calibrated = LMEvaluator(evaluator.prunable, evaluator.windows, 1, evaluator.calibration, calibrated=True)
-            envs[CALIBRATED] = PruneBanditEnv(calibrated)
-        for sparsity in args.sparsities:
-            envs[""].set_task(sparsity=sparsity)
+            envs["calibrated"] = PruneBanditEnv(
+                LMEvaluator(evaluator.prunable, evaluator.windows, args.batch_size, evaluator.calibration, True)
+            )
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)))
         return 2
-    contenders = {"dense forward and loss": lambda: dense_forward(evaluator)}
+    masked = copy.deepcopy(evaluator.prunable.model)
+    seconds: dict[float, Seconds] = {}
+    peaks: dict[float, dict[str, int]] = {}
     for sparsity in args.sparsities:
-        for suffix, env in envs.items():
-            contenders[f"env.step at σ = {sparsity:g}{suffix}"] = lambda s=sparsity, e=env: step(e, s)
-    seconds = in_turns(contenders, args.rounds, evaluator.prunable.device)
-    Console().print(table(seconds, args.samples * args.seq_len))
+        runs: dict[str, Callable[[], object]] = {
+            name: (lambda e=e, s=sparsity: step(e, s, action)) for name, e in envs.items()
+        }
+        runs["usual"] = lambda k=kept[sparsity]: usual(masked, evaluator, k)
+        with forward_alone(evaluator, kept[sparsity], args.batch_size) as (forward, products):
+            runs |= {"forward": forward, "products": products}
+            seconds[sparsity] = in_turns(runs, args.rounds, evaluator.prunable.device)
+        peaks[sparsity] = {name: peak_memory(runs[name], evaluator.prunable.device) for name in ("step", "usual")}
+    Console().print(table(seconds, peaks, args.samples * args.seq_len, str(evaluator.prunable.model.dtype)))
     if args.json is not None:
-        args.json.write_text(json.dumps(seconds, indent=2) + "\n", encoding="utf-8")
+        args.json.write_text(json.dumps({"seconds": seconds, "peak_bytes": peaks}, indent=2) + "\n", encoding="utf-8")
     return 0
 
 
-def dense_forward(evaluator: LMEvaluator) -> None:
-    """What a measurement costs without pruning, mapping or environment."""
-    perplexity(evaluator.prunable.model, evaluator.windows)
-
-
-def step(env: PruneBanditEnv, sparsity: float) -> None:
+def step(env: PruneBanditEnv, sparsity: float, action: np.ndarray) -> None:
     """One episode, measured even if its allocation was measured before."""
     env.evaluator.forget()
     env.set_task(sparsity=sparsity)
     env.reset()
-    env.step(env.np_random.normal(0, 0.05, env.action_space.shape))
+    env.step(action)
 
 
-def in_turns(contenders: dict[str, Callable[[], None]], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, after a round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+@contextmanager
+def forward_alone(
+    evaluator: LMEvaluator, kept: IntArray, batch_size: int | None
+) -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
+    """The forward pass and loss of a model that is pruned already, and the products of its linear layers alone."""
+    prunable, windows = evaluator.prunable, evaluator.windows
+    shapes: list[tuple[int, nn.Linear]] = []
+    with prunable.pruned(kept) as model:
+        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        hooks = [
+            x.register_forward_hook(lambda m, i, o: shapes.append((i[0].numel() // i[0].shape[-1], m))) for x in linears
+        ]
+        perplexity(model, windows, batch_size)
+        for hook in hooks:
+            hook.remove()
+        views = [(rows, module.weight.detach()) for rows, module in shapes]
+    sizes = {(rows, weight.shape[1]) for rows, weight in views}
+    inputs = {size: torch.randn(size, device=prunable.device).to(prunable.model.dtype) for size in sizes}
+
+    def forward() -> None:
+        with prunable.pruned(kept) as model:
+            perplexity(model, windows, batch_size)
+
+    @torch.inference_mode()
+    def products() -> None:
+        for rows, weight in views:
+            F.linear(inputs[rows, weight.shape[1]], weight)
+
+    yield forward, products
+
+
+@torch.inference_mode()
+def usual(masked: nn.Module, evaluator: LMEvaluator, kept: IntArray) -> float:
+    """The perplexity as it is usually measured: weights copied and masked with zeros, all logits in float32."""
+    prunable = evaluator.prunable
+    dense = dict(prunable.model.named_parameters())
+    for name, parameter in masked.named_parameters():
+        parameter.copy_(dense[name])
+    modules = {id(x): name for name, x in prunable.model.named_modules()}
+    for layout, k in zip(prunable.layouts, kept, strict=True):
+        columns = int(k) * layout.width
+        for linear in layout.inputs:
+            copied = masked.get_submodule(modules[id(linear)])
+            copied.weight[columns:] = 0
+            if copied.bias is not None:
+                copied.bias[columns:] = 0
+        masked.get_submodule(modules[id(layout.output)]).weight[:, columns:] = 0
+    losses = []
+    for window in evaluator.windows.to(prunable.device):
+        logits = masked(window[None]).logits.float()
+        losses.append(F.cross_entropy(logits[0, :-1], window[1:]))
+    return float(torch.stack(losses).mean().exp())
+
+
+def in_turns(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
+    """Seconds of everything in every round, after a round that is not counted."""
+    seconds: Seconds = {name: [] for name in runs}
     for i in range(rounds + 1):
-        for name, run in contenders.items():
-            _synchronize(device)
+        for name, run in runs.items():
+            synchronize(device)
             started = time.perf_counter()
             run()
-            _synchronize(device)
+            synchronize(device)
             if i:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
 
 
-def table(seconds: dict[str, list[float]], tokens: int) -> Table:
-    """Medians, and the median ratio to the first contender."""
-    report = Table(
-        title=f"{tokens} tokens, {torch.get_num_threads()} threads, medians of {len(next(iter(seconds.values())))}"
-    )
-    for column in ("", "seconds", "tokens/s", "of dense", "of plain step"):
-        report.add_column(column, justify="right" if column else "left")
-    first = next(iter(seconds.values()))
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        of_dense = f"{statistics.median(np.divide(values, first)):.2f}"
-        plain = seconds[name.removesuffix(CALIBRATED)]
-        of_plain = f"{statistics.median(np.divide(values, plain)):.2f}" if name.endswith(CALIBRATED) else ""
-        report.add_row(name, f"{median:.3f}", f"{tokens / median:.0f}", of_dense, of_plain)
+def peak_memory(run: Callable[[], object], device: torch.device) -> int:
+    """Most bytes that a run needs beyond what is held before it; 0 where the system does not say."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    with suppress(OSError, StopIteration):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark falls to what is held now
+        before = psutil.Process().memory_info().rss
+        run()
+        status = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in status if line.startswith("VmHWM:")).split()[1]) * 1024 - before
+    return 0
+
+
+def table(seconds: dict[float, Seconds], peaks: dict[float, dict[str, int]], tokens: int, dtype: str) -> Table:
+    """Medians, and medians of ratios taken round by round."""
+
+    def median(values: list[float]) -> float:
+        return statistics.median(values)
+
+    def ratio(one: list[float], other: list[float]) -> float:
+        return median([a / b for a, b in zip(one, other, strict=True)])
+
+    rounds = len(next(iter(seconds.values()))["step"])
+    title = f"{tokens} tokens per step, {dtype}, {torch.get_num_threads()} threads, medians of {rounds}"
+    report = Table(title=title)
+    report.add_column("")
+    for sparsity in seconds:
+        report.add_column(f"σ = {sparsity:g}", justify="right")
+    rows: dict[str, Callable[[Seconds], str]] = {
+        "env.step, seconds": lambda x: f"{median(x['step']):.3f}",
+        "env.step, tokens/s": lambda x: f"{tokens / median(x['step']):.0f}",
+        "env.step / forward and loss": lambda x: f"{ratio(x['step'], x['forward']):.3f}",
+        "outside the forward pass, ms": lambda x: (
+            f"{1000 * median([a - b for a, b in zip(x['step'], x['forward'], strict=True)]):.0f}"
+        ),
+        "of the roofline": lambda x: f"{100 * ratio(x['products'], x['step']):.0f} %",
+        "usual way / env.step": lambda x: f"{ratio(x['usual'], x['step']):.2f}",
+    }
+    if "calibrated" in next(iter(seconds.values())):
+        rows["calibrated / env.step"] = lambda x: f"{ratio(x['calibrated'], x['step']):.3f}"
+    for name, cell in rows.items():
+        report.add_row(name, *(cell(x) for x in seconds.values()))
+    for name, key in (("peak memory, MiB", "step"), ("peak memory of the usual way, MiB", "usual")):
+        report.add_row(name, *(f"{x[key] / 2**20:.0f}" for x in peaks.values()))
     return report
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -14,7 +15,9 @@ import yaml
 from conftest import byte_tokenizer, load_script, tiny_model
 
 import ffprune_env as ff
+from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +110,27 @@ def test_latency_compares_speed_memory_and_size(runs, tiny_folder, monkeypatch, 
         assert message in err
 
 
-def test_bench_times_plain_and_calibrated_steps(tiny_folder, text_file, monkeypatch, capsys, tmp_path):
+def test_bench_times_a_step_and_what_it_is_made_of(tiny_folder, text_file, monkeypatch, capsys, tmp_path):
     arguments = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--samples", 2, "--rounds", 2)
     code, out, _ = run_script("evaluate/bench.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json")
     assert code == 0
-    assert "env.step at σ = 0.2, calibrated" in out
-    seconds = json.loads((tmp_path / "x.json").read_text())
-    assert all(len(values) == 2 for values in seconds.values())
+    for word in ("σ = 0.5", "of the roofline", "usual way / env.step", "calibrated / env.step", "peak memory"):
+        assert word in out
+    seconds = json.loads((tmp_path / "x.json").read_text())["seconds"]
+    assert set(seconds) == {"0.0", "0.2", "0.5"}
+    for runs in seconds.values():
+        assert set(runs) == {"step", "calibrated", "usual", "forward", "products"}
+        assert all(len(values) == 2 for values in runs.values())
+
+
+@pytest.mark.parametrize("family", ["opt", "llama-gqa", "mistral"])
+def test_the_usual_way_of_the_bench_measures_the_same_model(family, windows):
+    bench = load_script("evaluate/bench.py")
+    prunable = PrunableModel(tiny_model(family))
+    prunable.rank(wanda_scores(prunable, collect_statistics(prunable, windows)))
+    evaluator, kept = LMEvaluator(prunable, windows), [2, 9, 4, 24, 1, 3]
+    masked = copy.deepcopy(prunable.model)
+    assert bench.usual(masked, evaluator, kept) == pytest.approx(evaluator.measure(np.array(kept), 3), rel=1e-5)
 
 
 def test_ctrl_c_prints_what_was_measured(runs, other_text, monkeypatch, capsys):
