@@ -12,7 +12,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from ffprune_env.allocation import check_sparsity, group_bounds
+from ffprune_env.allocation import Allocation, FloatArray, IntArray, check_sparsity, group_bounds
 from ffprune_env.budget import Mapping, allocate
 
 if TYPE_CHECKING:
@@ -157,6 +157,17 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         self._task = self._next_task
         return self._observe(self._task[0]), {"target_sparsity": self._task[0], "n_samples": self._task[1]}
 
+    def would_measure(self, action: npt.NDArray[np.float32]) -> tuple[IntArray, int]:
+        """What :meth:`step` with this action would measure: the groups kept, and the number of windows.
+
+        Raises:
+            ResetNeeded: the episode is over, or none was started.
+            ValueError: the action has the wrong length or is not finite.
+        """
+        if self._task is None:
+            raise ResetNeeded("an episode of PruneBandit is one step: call reset() before every step()")
+        return self._allocate(action, self._task[0]).kept, self._task[1]
+
     def step(self, action: npt.NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Prunes as the action says and measures; see the class for what comes back.
 
@@ -167,10 +178,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         if self._task is None:
             raise ResetNeeded("an episode of PruneBandit is one step: call reset() before every step()")
         sparsity, n_samples = self._task
-        scores = np.asarray(action, dtype=np.float64) * self.action_scale
-        allocation = allocate(
-            scores, sparsity, self.evaluator.units, a_min=self.a_min, a_max=self.a_max, mapping=self.mapping
-        )
+        allocation = self._allocate(action, sparsity)
         self._task = None
         dense_ppl = self.evaluator.dense(n_samples)
         measured = {}
@@ -190,12 +198,19 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             "sparsity": allocation.sparsity,
             "n_samples": n_samples,
             "collapsed": collapsed,
-            "scores": scores,
+            "scores": self._scores(action),
             "rates": allocation.rates,
             "kept": allocation.kept,
             **measured,
         }
         return self._observe(sparsity), 0.0 if collapsed else reward, True, False, info
+
+    def _scores(self, action: npt.NDArray[np.float32]) -> FloatArray:
+        return np.asarray(action, dtype=np.float64) * self.action_scale
+
+    def _allocate(self, action: npt.NDArray[np.float32], sparsity: float) -> Allocation:
+        bounds = {"a_min": self.a_min, "a_max": self.a_max}
+        return allocate(self._scores(action), sparsity, self.evaluator.units, **bounds, mapping=self.mapping)
 
     @staticmethod
     def _observe(sparsity: float) -> Observation:

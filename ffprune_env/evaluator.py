@@ -168,6 +168,11 @@ class LMEvaluator:
         if kl is not None:
             self._divergences[key] = kl
 
+    def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
+        """Whether :meth:`measure`, or with ``kl`` :meth:`compare`, would answer at once."""
+        key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
+        return key in (self._divergences if kl else self._measured)
+
     def forget(self) -> None:
         """Drops what was measured of pruned models, so that the same question costs a measurement again."""
         self._measured.clear()

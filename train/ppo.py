@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,6 +62,7 @@ from ffprune_env.saved_policy import save_policy
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings, resumes
 from ffprune_env.texts import load_test_windows, load_windows
+from ffprune_env.workers import Workers, WorkersVecEnv
 
 logger = logging.getLogger("ffprune")
 console = Console()
@@ -111,6 +113,11 @@ class Args(SearchSettings):
     """λ of that calibration, as a fraction of the mean diagonal of G; None: no calibration at all"""
     factor_storage: Storage = "device"
     """where the calibration keeps its factors: device, or cpu where they do not fit beside the model"""
+    workers: int = 0
+    """measure the candidates of a rollout side by side in so many Ray actors, one per GPU or, with one thread each, per
+    CPU; 0 measures one after another in this process"""
+    ray_address: str | None = None
+    """of a running Ray cluster that the workers live on; None starts one on this machine"""
     save_model: bool = True
     """write the pruned model to model/ in the folder of the run, and measure it as read back from there"""
 
@@ -142,7 +149,7 @@ class Job:
     run: RunFolder
     tokenizer: PreTrainedTokenizerBase
     evaluator: LMEvaluator
-    env: PruneBanditEnv
+    env: PruneBanditEnv | WorkersVecEnv
     starts: dict[float, FloatArray]
     log: SampleLog
     test_windows: torch.Tensor
@@ -183,6 +190,8 @@ def main() -> int:
         return 1
     finally:
         job.run.unlock()
+        if isinstance(job.env, WorkersVecEnv):
+            job.env.workers.close()
 
 
 def kept(job: Job) -> str:
@@ -210,6 +219,7 @@ def prepare(args: Args, resume: bool = False) -> Job:
         ("--n-epochs", args.n_epochs, 1, math.inf),
         ("--batch-size", args.batch_size, 1, math.inf),
         ("--init-steps", args.init_steps, 2, math.inf),
+        ("--workers", args.workers, 0, math.inf),
         ("--finalists", args.finalists, 0, math.inf),
         ("--samples", args.samples, 1, math.inf),
         ("--seed", args.seed, 0, 2**32 - 1),
@@ -225,22 +235,24 @@ def prepare(args: Args, resume: bool = False) -> Job:
     if args.calibrated and args.ridge is None:
         raise ValueError("--calibrated needs a calibration: give --ridge a number, or say --no-calibrated")
     args.schedule()  # says what is wrong with it before a model is loaded
+    if args.ray_address is not None and not args.workers:
+        raise ValueError("--ray-address says where workers live: say how many with --workers")
+    if args.workers and find_spec("ray") is None:
+        raise ValueError("--workers needs Ray: pip install 'ffprune[ray]'")
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
     if args.save_model and not can_be_saved(model):
         raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
-    evaluator = build_evaluator(
-        model,
-        tokenizer,
-        args.text,
-        seq_len=args.seq_len,
-        n_samples=max(args.samples, args.final_samples),
-        calibration_windows=args.calibration_windows,
-        criterion=args.criterion,
-        batch_size=args.batch_size,
-        calibrated=args.calibrated,
-        ridge=args.ridge,
-        factor_storage=args.factor_storage,
-    )
+    how: dict[str, Any] = {
+        "seq_len": args.seq_len,
+        "n_samples": max(args.samples, args.final_samples),
+        "calibration_windows": args.calibration_windows,
+        "criterion": args.criterion,
+        "batch_size": args.batch_size,
+        "calibrated": args.calibrated,
+        "ridge": args.ridge,
+        "factor_storage": args.factor_storage,
+    }
+    evaluator = build_evaluator(model, tokenizer, args.text, **how)
     env = make_env(args, evaluator)
     curve_windows = load_windows(args.text, tokenizer, "search", evaluator.windows.shape[1], args.curve_windows)
     problem = Problem(
@@ -269,7 +281,13 @@ def prepare(args: Args, resume: bool = False) -> Job:
         logger.info("%d of %d evaluations were made before", len(log.recorded), args.evaluations)
     run.write_json("start.json", {f"{target:g}": scores for target, scores in starts.items()})
     log.remind(evaluator)
-    return Job(run, tokenizer, evaluator, env, starts, log, test_windows)
+    if not args.workers:
+        return Job(run, tokenizer, evaluator, env, starts, log, test_windows)
+    where = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
+    on_gpu = evaluator.prunable.device.type == "cuda"
+    workers = Workers(args.workers, {"model": args.model, "text": args.text, **where, **how}, args.ray_address, on_gpu)
+    envs = WorkersVecEnv([make_env(args, evaluator) for _ in range(args.rollout)], workers)
+    return Job(run, tokenizer, evaluator, envs, starts, log, test_windows)
 
 
 def saved_starts(args: Args, run: RunFolder, n_units: int) -> dict[float, FloatArray]:

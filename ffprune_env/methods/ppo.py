@@ -23,6 +23,7 @@ from ffprune_env.methods.search_settings import SearchSettings, affordable
 from ffprune_env.methods.starts import STARTS, cheap_enough, start_cost, start_scores
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.saved_policy import read_policy
+from ffprune_env.workers import WorkersVecEnv
 
 logger = logging.getLogger(__name__)
 
@@ -98,12 +99,14 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
     )
 
 
-def make_policy(settings: SearchSettings, env: PruneBanditEnv, starts: Mapping[float, FloatArray]) -> PPO:
+def make_policy(
+    settings: SearchSettings, env: PruneBanditEnv | WorkersVecEnv, starts: Mapping[float, FloatArray]
+) -> PPO:
     """PPO over the environment, with given scores as its mean, or with the network of the run that ``init`` names.
 
     Args:
         settings: of the search.
-        env: its environment.
+        env: its environment, or one for every evaluation of a rollout.
         starts: [N] scores for every target sparsity. The network starts linear in σ, so those of several targets are
             met as nearly as a straight line can.
     """
@@ -111,7 +114,7 @@ def make_policy(settings: SearchSettings, env: PruneBanditEnv, starts: Mapping[f
         "MlpPolicy",
         env,
         learning_rate=settings.learning_rate,
-        n_steps=settings.rollout,
+        n_steps=settings.rollout if isinstance(env, PruneBanditEnv) else 1,
         batch_size=settings.rollout,
         n_epochs=settings.n_epochs,
         clip_range=settings.clip_range,

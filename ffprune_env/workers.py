@@ -1,0 +1,164 @@
+"""Candidates measured side by side: Ray actors that each hold the model, behind one Stable-Baselines3 VecEnv."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
+
+from ffprune_env.allocation import IntArray
+from ffprune_env.env import PruneBanditEnv
+from ffprune_env.evaluator import LMEvaluator
+
+logger = logging.getLogger(__name__)
+
+# A question that brings down so many workers is at fault itself.
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one worker is asked.
+
+    Attributes:
+        kept: [N] groups kept.
+        n_samples: windows of search text.
+        kl: whether the divergence from the dense model is wanted too.
+    """
+
+    kept: tuple[int, ...]
+    n_samples: int
+    kl: bool
+
+
+class Workers:
+    """N Ray actors, each with an evaluator of its own that it builds from names.
+
+    A worker measures on one GPU, or on a CPU with one thread: so what it answers does not depend on how many there are.
+    A worker that dies is replaced and its question asked again; a failure of machines is never an answer.
+
+    Args:
+        count: how many, at least 1.
+        evaluator: arguments of :func:`ffprune_env.load_evaluator`.
+        address: of a running Ray cluster to join; None starts one on this machine.
+        on_gpu: whether every worker needs a GPU.
+
+    Raises:
+        ValueError: there are no such workers, or Ray is not installed.
+    """
+
+    def __init__(self, count: int, evaluator: Mapping[str, Any], address: str | None = None, on_gpu: bool = False):
+        if count < 1:
+            raise ValueError(f"workers must be at least 1, got {count}")
+        try:
+            import ray
+        except ImportError as error:
+            raise ValueError("--workers needs Ray: pip install 'ffprune[ray]'") from error
+        self._ray = ray
+        if not ray.is_initialized():
+            try:
+                local = {} if address else {"num_cpus": count, "include_dashboard": False}
+                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+            except (ConnectionError, OSError, RuntimeError) as error:
+                raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
+        resources = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
+        self._make = ray.remote(**resources)(_Worker).remote
+        self._arguments = dict(evaluator)
+        self.actors = [self._make(self._arguments) for _ in range(count)]
+
+    def ask(self, questions: Sequence[Question]) -> list[tuple[float, float | None]]:
+        """Answers in the order of the questions: perplexity and, if asked for, divergence.
+
+        Raises:
+            RuntimeError: a question cannot be answered: it failed in a worker, or brought down several.
+        """
+        ray = self._ray
+        answers: dict[int, tuple[float, float | None]] = {}
+        waiting, idle = list(enumerate(questions)), list(range(len(self.actors)))
+        running: dict[Any, tuple[int, int]] = {}  # what is to come -> index of the question and of the actor
+        attempts = [0] * len(questions)
+        while len(answers) < len(questions):
+            while waiting and idle:
+                (i, question), actor = waiting.pop(0), idle.pop(0)
+                attempts[i] += 1
+                running[self.actors[actor].measure.remote(question)] = (i, actor)
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            i, actor = running.pop(done)
+            try:
+                answers[i] = ray.get(done)
+            except ray.exceptions.RayActorError as error:
+                if attempts[i] == _ATTEMPTS:
+                    raise RuntimeError(f"a candidate brought down {_ATTEMPTS} workers: {_line(error)}") from error
+                logger.warning("worker %d died: it is replaced, and its candidate measured again", actor)
+                self.actors[actor] = self._make(self._arguments)
+                waiting.insert(0, (i, questions[i]))
+            except ray.exceptions.RayError as error:
+                raise RuntimeError(f"worker {actor} failed: {_line(error)}") from error
+            idle.append(actor)
+        return [answers[i] for i in range(len(questions))]
+
+    def close(self) -> None:
+        """Ends the workers."""
+        for actor in self.actors:
+            self._ray.kill(actor)
+        self.actors = []
+
+
+class WorkersVecEnv(DummyVecEnv):
+    """Environments of one evaluator that step together: what their actions ask is measured by workers, side by side.
+
+    Every environment then finds its answer in the evaluator's memory. Rewards are gathered by index, so they do not
+    depend on which worker was first.
+
+    Args:
+        envs: environments that share an :class:`~ffprune_env.evaluator.LMEvaluator`.
+        workers: what measures; they must have been made for the same model, texts and settings.
+    """
+
+    def __init__(self, envs: Sequence[PruneBanditEnv], workers: Workers) -> None:
+        super().__init__([lambda env=env: env for env in envs])  # type: ignore[misc]
+        self.workers = workers
+        self.bandits = list(envs)
+        evaluator = envs[0].evaluator
+        assert isinstance(evaluator, LMEvaluator)
+        self.evaluator = evaluator
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Measures what is not known yet, then steps every environment."""
+        asked = {}
+        for env, action in zip(self.bandits, self.actions, strict=True):
+            kept, n_samples = env.would_measure(action)
+            question = Question(tuple(kept.tolist()), n_samples, env.reward == "kl")
+            if not self.evaluator.remembers(kept, n_samples, question.kl):
+                asked[question] = kept
+        for (question, kept), (ppl, kl) in zip(asked.items(), self.workers.ask(list(asked)), strict=True):
+            self.evaluator.remember(kept, question.n_samples, ppl, kl)
+        return super().step_wait()
+
+
+class _Worker:
+    """What runs in an actor."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        import torch
+
+        from ffprune_env.evaluator import load_evaluator
+
+        torch.set_num_threads(1)
+        self.evaluator = load_evaluator(**arguments)
+
+    def measure(self, question: Question) -> tuple[float, float | None]:
+        kept: IntArray = np.array(question.kept, dtype=np.int64)
+        if question.kl:
+            return self.evaluator.compare(kept, question.n_samples)
+        return self.evaluator.measure(kept, question.n_samples), None
+
+
+def _line(error: Exception) -> str:
+    """The last line of what may be a traceback."""
+    return str(error).strip().splitlines()[-1]

@@ -1,0 +1,94 @@
+"""Workers change how fast a search is and nothing else: not their number, not who answers first, not a death."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from tiny_runs import best_of, run_main, samples_of, settings
+
+from ffprune_env.workers import Question, Workers
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ffprune[ray]'")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def arguments(tiny_folder, text_file):
+    return {"model": str(tiny_folder), "text": str(text_file), "seq_len": 64, "n_samples": 2, "calibration_windows": 2}
+
+
+def search(ppo_script, tiny_folder, text_file, run, workers):
+    flags = settings(tiny_folder, text_file, run, workers=workers, timesteps=16)
+    assert run_main(ppo_script, [*flags, "--no-save-model"]) == 0
+    return samples_of(run), best_of(run)
+
+
+def test_the_number_of_workers_changes_nothing_nor_does_a_death(ppo_script, tiny_folder, text_file, tmp_path, caplog):
+    results = {n: search(ppo_script, tiny_folder, text_file, tmp_path / f"run{n}", n) for n in (1, 2, 3)}
+    assert results[1] == results[2] == results[3]
+
+    def kill_one():
+        """As soon as samples come: kill -9 of a process that measures."""
+        log = tmp_path / "killed" / "samples.jsonl"
+        while not log.exists():
+            time.sleep(0.01)
+        measuring = [x for x in psutil.process_iter(["cmdline"]) if "ray::_Worker" in " ".join(x.info["cmdline"] or ())]
+        os.kill(measuring[-1].pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    killed = search(ppo_script, tiny_folder, text_file, tmp_path / "killed", 2)
+    killer.join()
+    assert killed == results[1]
+    assert "died: it is replaced, and its candidate measured again" in caplog.text
+    assert not any(sample["collapsed"] for sample in killed[0])
+    assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["seed"] == 0
+
+
+def test_a_dead_worker_is_replaced_and_its_candidate_measured_again(arguments, caplog):
+    workers = Workers(2, arguments)
+    questions = [Question((k, 20, 4, 24, 4, 24), 2, kl) for k in (1, 2, 3, 4) for kl in (False, True)]
+    before = workers.ask(questions)
+    ray.kill(workers.actors[0])
+    assert workers.ask(questions) == before
+    assert "worker 0 died: it is replaced, and its candidate measured again" in caplog.text
+    workers.close()
+    assert all((kl is not None) == question.kl for question, (_, kl) in zip(questions, before, strict=True))
+    assert len({ppl for ppl, _ in before}) == 4  # gathered by index, and KL comes with the same perplexity
+
+
+def test_answers_are_those_of_the_model_here(arguments):
+    import ffprune_env as ff
+
+    evaluator = ff.load_evaluator(**arguments)
+    workers = Workers(1, arguments)
+    kept = np.array([3, 20, 4, 24, 1, 9])
+    ((ppl, kl),) = workers.ask([Question(tuple(kept.tolist()), 2, True)])
+    workers.close()
+    assert (ppl, kl) == evaluator.compare(kept, 2)
+
+
+def test_what_workers_cannot_do_is_an_error_and_not_a_reward(arguments):
+    workers = Workers(1, arguments)
+    with pytest.raises(RuntimeError, match=r"worker 0 failed: .*99"):
+        workers.ask([Question((99,) * 6, 2, False)])
+    workers.close()
+    workers = Workers(1, arguments | {"model": "/nowhere/at/all"})
+    with pytest.raises(RuntimeError, match="a candidate brought down 3 workers"):
+        workers.ask([Question((1,) * 6, 2, False)])
+    workers.close()
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        Workers(0, arguments)
