@@ -37,7 +37,7 @@ def test_every_flag_named_exists():
         ROOT / "ffprune_env/methods/search_settings.py",
     ]
     sources = "".join(file.read_text(encoding="utf-8") for file in files)
-    for flag in set(re.findall(r"`?--([a-z][a-z-]+)", README)) - {"help", "logdir", "config"}:
+    for flag in set(re.findall(r"`?--([a-z][a-z-]+)", README)) - {"help", "logdir", "config", "resume"}:
         field = flag.removeprefix("no-").replace("-", "_")
         assert f"    {field}:" in sources or f'name="{field}"' in sources, flag
 
@@ -58,5 +58,5 @@ def test_every_command_parses():
     commands = re.findall(r"^python train/ppo\.py(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
-        if "--config" not in command:
+        if "--config" not in command and "--resume" not in command:
             parse_settings(shlex.split(command), ppo.PRESETS)
