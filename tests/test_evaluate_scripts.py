@@ -196,3 +196,16 @@ def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
     default, still = (float(line.split("│")[2].split()[0]) for line in out.splitlines() if "(" in line and "│" in line)
     assert default > 20  # percent of the damage that could be removed
     assert abs(still) < default / 2  # a policy that hardly explores stays where it starts
+
+
+def test_scale_knows_how_large_models_are(monkeypatch, capsys):
+    scale = load_script("evaluate/scale.py")
+    model, _ = ff.load_model("smollm2-135m")
+    norms = sum(x.numel() for x in model.parameters() if x.ndim == 1)
+    assert scale.SHAPES["smollm2-135m"].params == sum(x.numel() for x in model.parameters()) - norms
+    assert scale.SHAPES["llama-2-70b"].params == pytest.approx(68.98e9, rel=1e-3)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run_script("evaluate/scale.py", monkeypatch, capsys, "--gpu-memory", 80)
+    assert code == 0
+    assert "llama-2-70b" in out
+    assert run_script("evaluate/scale.py", monkeypatch, capsys, "--tflops", 0)[0] == 2
