@@ -4,7 +4,8 @@
 
 Nothing is measured and no model is loaded. A forward pass of T tokens is counted as 2 · parameters · T operations, at
 the rate that --tflops says a GPU reaches on them; calibrated, the factors of the ridge regression (W L and L⁻¹ of every
-unit, float32) are read once per evaluation, through the bus from the host (--factor-storage cpu).
+unit, float32) are read once per evaluation, through the bus from the host (--factor-storage cpu). GPUs are those of one
+worker, evaluations per hour those of one worker too.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ def main() -> int:
     report = Table(
         title=f"{args.tokens} tokens per evaluation, GPUs of {args.gpu_memory:g} GiB at {args.tflops:g} TFLOP/s"
     )
-    hourly = ("per hour\nand worker", "calibrated,\nper hour")
-    for column in ("", "parameters", "weights,\nGiB", "GPUs a\nworker", "factors,\nGiB", *hourly):
+    hourly = ("plain/h", "calibrated/h")  # evaluations per hour and worker
+    for column in ("", "params", "weights", "GPUs", "factors", *hourly):
         report.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, shape in SHAPES.items():
         report.add_row(name, *row(shape, args))
@@ -107,9 +108,9 @@ def row(shape: Shape, args: Args) -> list[str]:
     hourly = [3600 / seconds for seconds in (forward, forward + streamed)]
     return [
         f"{shape.params / 1e9:.2f} B",
-        f"{weights / _GIB:.1f}",
+        f"{weights / _GIB:.1f} GiB",
         f"{gpus}",
-        f"{shape.factors / _GIB:.0f}",
+        f"{shape.factors / _GIB:.0f} GiB",
         *(f"{x:,.0f}" for x in hourly),
     ]
 
