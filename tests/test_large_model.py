@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import byte_tokenizer
-from transformers import AutoModelForCausalLM, OPTConfig
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
 OPT_1_3B = {
@@ -38,7 +41,8 @@ def test_a_search_of_opt_1_3b_peaks_below_twice_the_model(opt, tmp_path, capsys)
     folder, weights = opt
     flags = {
         "--model": folder, "--timesteps": 2, "--samples": 1, "--calibration-windows": 2, "--test-windows": 1,
-        "--run": tmp_path / "run", "--dtype": "bfloat16", "--device": "cpu", "--ridge": None,
+        "--run": tmp_path / "run", "--dtype": "bfloat16", "--device": "cpu", "--ridge": None, "--criterion": "wanda",
+        "--init": "ffn-only", "--seq-len": 256,
     }  # fmt: skip
     words = [str(word) for pair in flags.items() for word in pair]
     command = [sys.executable, str(SCRIPT), *words, "--no-calibrated", "--no-save-model"]
@@ -77,3 +81,66 @@ def test_statistics_of_opt_1_3b_take_less_than_twice_the_model(opt, capsys):
         print("\nweights {:.2f} GiB, Gram matrices {:.2f} GiB, peak of making them {:.2f} GiB".format(*sizes))
     assert matrices > 2 * weights  # all at once would not do
     assert peak < 2 * weights
+
+
+LLAMA_2_7B = {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 4096,
+    "vocab_size": 32000,
+}
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """A random checkpoint of Llama-2-7B's shape in bfloat16, written layer by layer; and the bytes of its weights."""
+    if psutil.virtual_memory().available < 17 * 2**30 or psutil.disk_usage(tmp_path).free < 20 * 2**30:
+        pytest.skip("it takes 17 GiB of memory and 20 GiB of disk")
+    config = LlamaConfig(**LLAMA_2_7B, dtype="bfloat16", architectures=["LlamaForCausalLM"])
+    config.save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with torch.device("meta"):
+        shapes = {name: x.shape for name, x in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    shards: dict[str, dict[str, torch.Size]] = {}
+    for name, shape in shapes.items():
+        layer = name.split(".")[2] if ".layers." in name else "rest"
+        shards.setdefault(f"model-{layer}.safetensors", {})[name] = shape
+    for file, content in shards.items():
+        weights = {x: torch.empty(y, dtype=torch.bfloat16).normal_(0, 0.02) for x, y in content.items()}
+        save_file(weights, tmp_path / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {name: file for file, content in shards.items() for name in content}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    yield tmp_path, 2 * sum(shape.numel() for shape in shapes.values())
+    for file in shards:
+        os.unlink(tmp_path / file)
+
+
+THREE_STEPS = """
+import resource, sys, time
+import numpy as np
+import ffprune_env as ff
+started = time.perf_counter()
+evaluator = ff.load_evaluator(sys.argv[1], "python-docs", dtype="bfloat16", device="cpu", seq_len=256, n_samples=1,
+                              calibration_windows=2)
+ready = time.perf_counter()
+env = ff.PruneBanditEnv(evaluator, sparsity=0.2)
+for seed in range(3):
+    env.reset()
+    *_, info = env.step(np.random.default_rng(seed).normal(0, 0.1, env.action_space.shape).astype(np.float32))
+    assert 0.2 <= info["sparsity"] < 0.201
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, ready - started, time.perf_counter() - ready)
+"""
+
+
+@pytest.mark.slow
+def test_three_steps_of_llama_2_7b_take_one_copy_of_it(llama, capsys):
+    folder, weights = llama
+    command = [sys.executable, "-c", THREE_STEPS, str(folder)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    peak, loading, stepping = (float(word) for word in done.stdout.split())
+    with capsys.disabled():
+        sizes = f"weights {weights / 2**30:.2f} GiB, peak {peak / 2**30:.2f} GiB"
+        print(f"\n{sizes}; ready after {loading:.0f} s, three steps in {stepping:.0f} s")
+    assert peak < 1.25 * weights
