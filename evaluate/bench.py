@@ -21,8 +21,8 @@ import logging
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,7 @@ from rich.table import Table
 from torch import nn
 
 from ffprune_env.allocation import IntArray
+from ffprune_env.batches import in_fitting_batches
 from ffprune_env.budget import allocate
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator, load_evaluator
@@ -103,16 +104,20 @@ def main() -> int:
     masked = copy.deepcopy(evaluator.prunable.model)
     seconds: dict[float, Seconds] = {}
     peaks: dict[float, dict[str, int]] = {}
+    operations: dict[float, int] = {}
     for sparsity in args.sparsities:
         runs: dict[str, Callable[[], object]] = {
             name: (lambda e=e, s=sparsity: step(e, s, action)) for name, e in envs.items()
         }
-        runs["usual"] = lambda k=kept[sparsity]: usual(masked, evaluator, k)
-        with forward_alone(evaluator, kept[sparsity], args.batch_size) as (forward, products):
-            runs |= {"forward": forward, "products": products}
-            seconds[sparsity] = in_turns(runs, args.rounds, evaluator.prunable.device)
+        runs["usual"] = lambda k=kept[sparsity]: usual(masked, evaluator, k, args.batch_size)
+        runs["forward"], runs["products"], operations[sparsity] = forward_alone(
+            evaluator, kept[sparsity], args.batch_size
+        )
+        seconds[sparsity] = in_turns(runs, args.rounds, evaluator.prunable.device)
         peaks[sparsity] = {name: peak_memory(runs[name], evaluator.prunable.device) for name in ("step", "usual")}
-    Console().print(table(seconds, peaks, args.samples * args.seq_len, str(evaluator.prunable.model.dtype)))
+        peaks[sparsity]["usual"] += sum(x.numel() * x.element_size() for x in masked.parameters())
+    tokens, dtype = args.samples * args.seq_len, str(evaluator.prunable.model.dtype)
+    Console().print(table(seconds, peaks, operations, tokens, dtype))
     if args.json is not None:
         args.json.write_text(json.dumps({"seconds": seconds, "peak_bytes": peaks}, indent=2) + "\n", encoding="utf-8")
     return 0
@@ -126,11 +131,13 @@ def step(env: PruneBanditEnv, sparsity: float, action: np.ndarray) -> None:
     env.step(action)
 
 
-@contextmanager
 def forward_alone(
     evaluator: LMEvaluator, kept: IntArray, batch_size: int | None
-) -> Iterator[tuple[Callable[[], object], Callable[[], object]]]:
-    """The forward pass and loss of a model that is pruned already, and the products of its linear layers alone."""
+) -> tuple[Callable[[], object], Callable[[], object], int]:
+    """The forward pass and loss of a model that is pruned already, the products of its linear layers, and their size.
+
+    The former says itself how long it took: pruning and what undoes it is not part of it.
+    """
     prunable, windows = evaluator.prunable, evaluator.windows
     shapes: list[tuple[int, nn.Linear]] = []
     with prunable.pruned(kept) as model:
@@ -145,20 +152,23 @@ def forward_alone(
     sizes = {(rows, weight.shape[1]) for rows, weight in views}
     inputs = {size: torch.randn(size, device=prunable.device).to(prunable.model.dtype) for size in sizes}
 
-    def forward() -> None:
+    def forward() -> float:
         with prunable.pruned(kept) as model:
+            started = time.perf_counter()
             perplexity(model, windows, batch_size)
+            synchronize(prunable.device)
+            return time.perf_counter() - started
 
     @torch.inference_mode()
     def products() -> None:
         for rows, weight in views:
             F.linear(inputs[rows, weight.shape[1]], weight)
 
-    yield forward, products
+    return forward, products, sum(2 * rows * weight.numel() for rows, weight in views)
 
 
 @torch.inference_mode()
-def usual(masked: nn.Module, evaluator: LMEvaluator, kept: IntArray) -> float:
+def usual(masked: nn.Module, evaluator: LMEvaluator, kept: IntArray, batch_size: int | None) -> None:
     """The perplexity as it is usually measured: weights copied and masked with zeros, all logits in float32."""
     prunable = evaluator.prunable
     dense = dict(prunable.model.named_parameters())
@@ -173,11 +183,21 @@ def usual(masked: nn.Module, evaluator: LMEvaluator, kept: IntArray) -> float:
             if copied.bias is not None:
                 copied.bias[columns:] = 0
         masked.get_submodule(modules[id(layout.output)]).weight[:, columns:] = 0
-    losses = []
-    for window in evaluator.windows.to(prunable.device):
-        logits = masked(window[None]).logits.float()
-        losses.append(F.cross_entropy(logits[0, :-1], window[1:]))
-    return float(torch.stack(losses).mean().exp())
+    masked_perplexity(masked, evaluator.windows, batch_size)
+
+
+@torch.inference_mode()
+def masked_perplexity(model: nn.Module, windows: torch.Tensor, batch_size: int | None) -> float:
+    """Perplexity from all logits at once, in float32."""
+
+    def lose(size: int) -> list[torch.Tensor]:
+        losses = []
+        for batch in torch.split(windows.to(next(model.parameters()).device), size):
+            logits = model(batch).logits.float()[:, :-1]
+            losses.append(F.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"))
+        return losses
+
+    return float(torch.cat(in_fitting_batches(model, windows, batch_size, lose)).mean().exp())
 
 
 def in_turns(runs: dict[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
@@ -187,10 +207,10 @@ def in_turns(runs: dict[str, Callable[[], object]], rounds: int, device: torch.d
         for name, run in runs.items():
             synchronize(device)
             started = time.perf_counter()
-            run()
+            own = run()
             synchronize(device)
             if i:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(own if isinstance(own, float) else time.perf_counter() - started)
     return seconds
 
 
@@ -210,7 +230,13 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
     return 0
 
 
-def table(seconds: dict[float, Seconds], peaks: dict[float, dict[str, int]], tokens: int, dtype: str) -> Table:
+def table(
+    seconds: dict[float, Seconds],
+    peaks: dict[float, dict[str, int]],
+    operations: dict[float, int],
+    tokens: int,
+    dtype: str,
+) -> Table:
     """Medians, and medians of ratios taken round by round."""
 
     def median(values: list[float]) -> float:
@@ -239,6 +265,8 @@ def table(seconds: dict[float, Seconds], peaks: dict[float, dict[str, int]], tok
         rows["calibrated / env.step"] = lambda x: f"{ratio(x['calibrated'], x['step']):.3f}"
     for name, cell in rows.items():
         report.add_row(name, *(cell(x) for x in seconds.values()))
+    rates = [size / median(x["products"]) / 1e12 for size, x in zip(operations.values(), seconds.values(), strict=True)]
+    report.add_row("roofline, TFLOP/s", *(f"{rate:.3g}" for rate in rates))
     for name, key in (("peak memory, MiB", "step"), ("peak memory of the usual way, MiB", "usual")):
         report.add_row(name, *(f"{x[key] / 2**20:.0f}" for x in peaks.values()))
     return report

@@ -1,16 +1,14 @@
-"""What a search of a large model takes: memory per worker, GPUs, and evaluations per hour, by arithmetic.
+"""What a search of a large model takes: memory, and evaluations per hour, by arithmetic.
 
     python evaluate/scale.py --gpu-memory 80 --tflops 400
 
 Nothing is measured and no model is loaded. A forward pass of T tokens is counted as 2 · parameters · T operations, at
-the rate that --tflops says a GPU reaches on them; calibrated, the factors of the ridge regression (W L and L⁻¹ of every
-unit, float32) are read once per evaluation, through the bus from the host (--factor-storage cpu). GPUs are those of one
-worker, evaluations per hour those of one worker too.
+the rate that --tflops says a GPU reaches on them (the last row but two of evaluate/bench.py). Calibrated, every worker
+also holds the factors of the ridge regression (W L and L⁻¹ of every unit) in float32 and in the dtype of the weights.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 
@@ -28,9 +26,7 @@ class Args:
     gpu_memory: float = 80
     """GiB of a GPU"""
     tflops: float = 400
-    """10¹² operations per second that a GPU reaches in bfloat16: measure yours with evaluate/bench.py"""
-    bandwidth: float = 25
-    """GB per second between host and GPU"""
+    """10¹² operations per second that a GPU reaches in bfloat16"""
     tokens: int = 2048
     """tokens of search text per evaluation"""
 
@@ -67,7 +63,7 @@ class Shape:
     @property
     def factors(self) -> int:
         """Bytes of the calibration's factors of all units: L⁻¹ [columns, columns] and W L [hidden, columns]."""
-        return 4 * self.layers * sum(columns**2 + self.hidden * columns for columns in (self.hidden, self.ffn))
+        return (4 + 2) * self.layers * sum(columns**2 + self.hidden * columns for columns in (self.hidden, self.ffn))
 
 
 SHAPES = {
@@ -82,14 +78,13 @@ SHAPES = {
 def main() -> int:
     """Prints the table; returns the exit code."""
     args = tyro.cli(Args, description=__doc__)
-    if min(args.gpu_memory, args.tflops, args.bandwidth, args.tokens) <= 0:
+    if min(args.gpu_memory, args.tflops, args.tokens) <= 0:
         Console(stderr=True).print("[bold red]error:[/] every number must be positive")
         return 2
     report = Table(
         title=f"{args.tokens} tokens per evaluation, GPUs of {args.gpu_memory:g} GiB at {args.tflops:g} TFLOP/s"
     )
-    hourly = ("plain/h", "calibrated/h")  # evaluations per hour and worker
-    for column in ("", "params", "weights", "GPUs", "factors", *hourly):
+    for column in ("", "parameters", "weights", "on one GPU", "factors", "evaluations/h"):
         report.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, shape in SHAPES.items():
         report.add_row(name, *row(shape, args))
@@ -101,17 +96,14 @@ def row(shape: Shape, args: Args) -> list[str]:
     """The cells of one model."""
     weights = 2 * shape.params
     working = 2 * _GIB  # chunks of logits, hidden states of a batch, and what CUDA keeps for itself
-    gpus = math.ceil((weights + working) / (args.gpu_memory * _GIB))
-    # Layers that are spread over several GPUs run one after another.
-    forward = 2 * shape.params * args.tokens / (args.tflops * 1e12)
-    streamed = shape.factors / (args.bandwidth * 1e9)
-    hourly = [3600 / seconds for seconds in (forward, forward + streamed)]
+    fits = weights + working <= args.gpu_memory * _GIB
+    seconds = 2 * shape.params * args.tokens / (args.tflops * 1e12)
     return [
         f"{shape.params / 1e9:.2f} B",
         f"{weights / _GIB:.1f} GiB",
-        f"{gpus}",
+        "yes" if fits else "no",
         f"{shape.factors / _GIB:.0f} GiB",
-        *(f"{x:,.0f}" for x in hourly),
+        f"{3600 / seconds:,.0f}" if fits else "",
     ]
 
 

@@ -205,17 +205,19 @@ class CheckpointCallback(BaseCallback):
 
     Args:
         path: the .zip file, replaced in one move each time; its folder must exist.
+        after: steps that are made again, from samples, and have left a checkpoint before.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, after: int = 0) -> None:
         super().__init__()
-        self.path = path
+        self.path, self.after = path, after
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
-        self.save()
+        if self.num_timesteps >= self.after:
+            self.save()
 
     def save(self) -> None:
         """Writes the checkpoint now."""

@@ -161,12 +161,16 @@ class LMEvaluator:
             self._dense[key] = perplexity(self.prunable.model, self._first(n_samples), self._batch_size)
         return self._dense[key]
 
-    def remember(self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None) -> None:
-        """Takes an answer that was measured before, by this model under this ranking, for its own."""
+    def remember(
+        self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None, dense_ppl: float | None = None
+    ) -> None:
+        """Takes answers that were measured before, of this model under this ranking, for its own."""
         key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
         self._measured[key] = ppl
         if kl is not None:
             self._divergences[key] = kl
+        if dense_ppl is not None:
+            self._dense[self.prunable.rankings, n_samples] = dense_ppl
 
     def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
         """Whether :meth:`measure`, or with ``kl`` :meth:`compare`, would answer at once."""

@@ -90,7 +90,7 @@ class RunFolder:
         self._lock.release()
 
     def reopen(self) -> dict[str, Any]:
-        """Locks a folder that a run has begun, clears what the run writes again, and returns its manifest.
+        """Locks a folder that a run has begun, clears what was never finished, and returns its manifest.
 
         Raises:
             ValueError: no run was begun there, or another process works on it.
@@ -99,17 +99,14 @@ class RunFolder:
             raise ValueError(f"there is no run to go on with in {self.path}: it has no config.yaml")
         self.lock()
         self.make_folders()
-        for pattern in (
-            ".writing-*",
-            "*/.writing-*",
-            "*/*/.writing-*",
-            "model",
-            "s*/model",
-            "tb/events.out.tfevents.*",
-        ):
+        for pattern in (".writing-*", "*/.writing-*", "*/*/.writing-*"):
             for left in self.path.glob(pattern):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
         return self.read_json("manifest.json") or {}
+
+    def events(self) -> list[Path]:
+        """The files of TensorBoard events that there are."""
+        return list(self.tensorboard.rglob("events.out.tfevents.*"))
 
     def read_json(self, name: str) -> dict[str, Any] | None:
         """Reads what :meth:`write_json` wrote; None if there is no such file.

@@ -21,11 +21,17 @@ logger = logging.getLogger(__name__)
 _REPEATED = tuple(field.name for field in dataclasses.fields(Sample) if field.name != "seconds")
 
 
+class DifferentSearchError(ValueError):
+    """A run cannot go on: its samples are not what its settings lead to here."""
+
+
 class Remembering(Protocol):
     """An evaluator that can be told what it measured before."""
 
-    def remember(self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None) -> None:
-        """From now on answers this question so."""
+    def remember(
+        self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None, dense_ppl: float | None = None
+    ) -> None:
+        """From now on answers these questions so."""
         ...
 
 
@@ -34,33 +40,47 @@ class SampleLog:
 
     A search is a function of its seed and of what its evaluator answers. So nothing of the policy, of its optimizer
     or of any random state has to be saved for a search to go on: an evaluator that remembers the samples answers the
-    first part of the search at once, and the log checks that this is the same search.
+    first part of the search at once, and the log checks that the policy asks what it asked before.
 
     Args:
-        path: the file; it may not exist yet. A last line that was cut off is dropped, and said.
+        path: the file; it may not exist yet. A last line that was cut off is dropped, and said. Beside it may lie
+            ``measured.jsonl``: what workers measured of a rollout before all of it was known.
 
     Attributes:
         recorded: the samples that were in the file.
 
     Raises:
         ValueError: another line is not a sample, or the steps do not count up from 0.
-        OSError: the file cannot be read or mended.
+        OSError: a file cannot be read or mended.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.ahead = path.with_name("measured.jsonl")
         self.recorded = _read(path)
 
     def remind(self, evaluator: Remembering) -> None:
         """Tells the evaluator what was measured."""
+        for line in self.ahead.read_bytes().splitlines() if self.ahead.exists() else []:
+            try:
+                kept, n_samples, ppl, kl = json.loads(line)
+                evaluator.remember(np.array(kept), n_samples, ppl, kl)
+            except (ValueError, TypeError):  # cut off: it is measured again
+                continue
         for sample in self.recorded:
-            evaluator.remember(sample.kept, sample.n_samples, sample.ppl, sample.kl)
+            evaluator.remember(sample.kept, sample.n_samples, sample.ppl, sample.kl, sample.dense_ppl)
+
+    def note(self, kept: IntArray, n_samples: int, ppl: float, kl: float | None) -> None:
+        """Keeps an answer whose sample is still to come; one that is not finite is measured again after a kill."""
+        if math.isfinite(ppl) and (kl is None or math.isfinite(kl)):
+            with self.ahead.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([kept.tolist(), n_samples, ppl, kl]) + "\n")
 
     def __call__(self, sample: Sample) -> None:
         """Adds a sample, or checks that it is the one that was recorded.
 
         Raises:
-            ValueError: it is another one.
+            DifferentSearchError: it is another one.
             OSError: it cannot be written.
         """
         if sample.step >= len(self.recorded):
@@ -70,7 +90,7 @@ class SampleLog:
         before = self.recorded[sample.step]
         for name in _REPEATED:
             if not np.array_equal(getattr(before, name), getattr(sample, name)):
-                raise ValueError(
+                raise DifferentSearchError(
                     f"{self.path} is not of this search: {name} of step {sample.step} is {getattr(before, name)} there "
                     f"and {getattr(sample, name)} now. It was edited, or made by other versions or another number of "
                     f"threads (see manifest.json): start a new run"

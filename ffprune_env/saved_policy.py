@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,13 @@ def save_policy(policy: PPO, folder: Path, units: Sequence[PruneUnit], settings:
     (folder / f".writing-{_FACTS}").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for name in (_TENSORS, _FACTS):
         os.replace(folder / f".writing-{name}", folder / name)
+
+
+def copy_policy(run: str | Path, folder: Path) -> None:
+    """Keeps the policy that a run left under another folder, from where it can be read like that of a run."""
+    (folder / "checkpoints").mkdir(parents=True)
+    for name in (_TENSORS, _FACTS):
+        shutil.copyfile(Path(run) / "checkpoints" / name, folder / "checkpoints" / name)
 
 
 def read_policy(run: str | Path, units: Sequence[PruneUnit], settings: Mapping[str, Any]) -> SavedPolicy:

@@ -12,6 +12,8 @@ import yaml
 T = TypeVar("T")
 
 _NOT_REPLAYED = ("run",)
+# What a run may go on with another value of.
+_FREE = ("--workers", "--ray-address")
 
 
 def parse_settings(argv: list[str], presets: Mapping[str, T], description: str | None = None) -> T:
@@ -19,7 +21,7 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
 
     ``--preset`` picks the defaults, the settings of ``--config`` replace them, and flags on the command line win. The
     folder of a replayed run is not replayed. ``--resume folder`` takes everything from the run in that folder, the
-    folder included.
+    folder included, but for what results do not depend on.
 
     Args:
         argv: the words after the script's name.
@@ -32,9 +34,12 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
     """
     resumed, others = _take_flag(argv, "--resume")
     if resumed is not None:
-        if others:
-            raise ValueError(f"--resume goes on with the settings of {resumed}: leave out {' '.join(others)}")
-        argv = ["--config", str(Path(resumed) / "config.yaml"), "--run", resumed]
+        fixed = others
+        for flag in _FREE:
+            fixed = _take_flag(fixed, flag)[1]
+        if fixed:
+            raise ValueError(f"--resume goes on with the settings of {resumed}: leave out {' '.join(fixed)}")
+        argv = ["--config", str(Path(resumed) / "config.yaml"), "--run", resumed, *others]
     config, argv = _take_flag(argv, "--config")
     preset, _ = _take_flag(argv, "--preset")
     saved = [] if config is None else _as_flags(Path(config))

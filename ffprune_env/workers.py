@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +63,28 @@ class Workers:
         if not ray.is_initialized():
             try:
                 local = {} if address else {"num_cpus": count, "include_dashboard": False}
-                ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **local)
+                ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
             except (ConnectionError, OSError, RuntimeError) as error:
                 raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
+        needs = "GPU" if on_gpu else "CPU"
+        there = int(ray.cluster_resources().get(needs, 0))
+        if there < count:  # Ray would wait for the others for ever
+            raise ValueError(
+                f"{count} workers need a {needs} each, and there are {there}: ask for fewer with --workers"
+            )
         resources = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
         self._make = ray.remote(**resources)(_Worker).remote
         self._arguments = dict(evaluator)
         self.actors = [self._make(self._arguments) for _ in range(count)]
 
-    def ask(self, questions: Sequence[Question]) -> list[tuple[float, float | None]]:
+    def ask(
+        self, questions: Sequence[Question], heard: Callable[[Question, float, float | None], None] | None = None
+    ) -> list[tuple[float, float | None]]:
         """Answers in the order of the questions: perplexity and, if asked for, divergence.
+
+        Args:
+            questions: what to measure.
+            heard: called with every answer as soon as it is there.
 
         Raises:
             RuntimeError: a question cannot be answered: it failed in a worker, or brought down several.
@@ -91,6 +103,8 @@ class Workers:
             i, actor = running.pop(done)
             try:
                 answers[i] = ray.get(done)
+                if heard is not None:
+                    heard(questions[i], *answers[i])
             except ray.exceptions.RayActorError as error:
                 if attempts[i] == _ATTEMPTS:
                     raise RuntimeError(f"a candidate brought down {_ATTEMPTS} workers: {_line(error)}") from error
@@ -118,11 +132,17 @@ class WorkersVecEnv(DummyVecEnv):
     Args:
         envs: environments that share an :class:`~ffprune_env.evaluator.LMEvaluator`.
         workers: what measures; they must have been made for the same model, texts and settings.
+        note: called with every answer at once, so that it can be kept while others are still to come.
     """
 
-    def __init__(self, envs: Sequence[PruneBanditEnv], workers: Workers) -> None:
+    def __init__(
+        self,
+        envs: Sequence[PruneBanditEnv],
+        workers: Workers,
+        note: Callable[[IntArray, int, float, float | None], None] = lambda *answer: None,
+    ) -> None:
         super().__init__([lambda env=env: env for env in envs])  # type: ignore[misc]
-        self.workers = workers
+        self.workers, self.note = workers, note
         self.bandits = list(envs)
         evaluator = envs[0].evaluator
         assert isinstance(evaluator, LMEvaluator)
@@ -136,8 +156,12 @@ class WorkersVecEnv(DummyVecEnv):
             question = Question(tuple(kept.tolist()), n_samples, env.reward == "kl")
             if not self.evaluator.remembers(kept, n_samples, question.kl):
                 asked[question] = kept
-        for (question, kept), (ppl, kl) in zip(asked.items(), self.workers.ask(list(asked)), strict=True):
-            self.evaluator.remember(kept, question.n_samples, ppl, kl)
+
+        def heard(question: Question, ppl: float, kl: float | None) -> None:
+            self.evaluator.remember(asked[question], question.n_samples, ppl, kl)
+            self.note(asked[question], question.n_samples, ppl, kl)
+
+        self.workers.ask(list(asked), heard)
         return super().step_wait()
 
 

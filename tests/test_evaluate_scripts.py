@@ -121,6 +121,7 @@ def test_bench_times_a_step_and_what_it_is_made_of(tiny_folder, text_file, monke
     for runs in seconds.values():
         assert set(runs) == {"step", "calibrated", "usual", "forward", "products"}
         assert all(len(values) == 2 for values in runs.values())
+        assert all(step > forward for step, forward in zip(runs["step"], runs["forward"], strict=True))
 
 
 @pytest.mark.parametrize("family", ["opt", "llama-gqa", "mistral"])
@@ -130,7 +131,8 @@ def test_the_usual_way_of_the_bench_measures_the_same_model(family, windows):
     prunable.rank(wanda_scores(prunable, collect_statistics(prunable, windows)))
     evaluator, kept = LMEvaluator(prunable, windows), [2, 9, 4, 24, 1, 3]
     masked = copy.deepcopy(prunable.model)
-    assert bench.usual(masked, evaluator, kept) == pytest.approx(evaluator.measure(np.array(kept), 3), rel=1e-5)
+    bench.usual(masked, evaluator, kept, 2)
+    assert bench.masked_perplexity(masked, windows, 2) == pytest.approx(evaluator.measure(np.array(kept), 3), rel=1e-5)
 
 
 def test_ctrl_c_prints_what_was_measured(runs, other_text, monkeypatch, capsys):

@@ -68,6 +68,9 @@ def assert_civil(run, code, said):
     assert "Traceback" not in said
     if code == 0:
         assert (run / "best.json").is_file()
+    if code == 1:  # the search itself went wrong: known to happen, and nothing is lost
+        assert len(said.splitlines()) == 1
+        assert any(reason in said for reason in ("model could not be written", "not finite")), said
     if code == 2:
         assert said.strip()
         assert not run.exists() or not any(not file.name.startswith(".") for file in run.iterdir()), list(run.iterdir())

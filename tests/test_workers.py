@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -56,6 +57,37 @@ def test_the_number_of_workers_changes_nothing_nor_does_a_death(ppo_script, tiny
     assert "died: it is replaced, and its candidate measured again" in caplog.text
     assert not any(sample["collapsed"] for sample in killed[0])
     assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["seed"] == 0
+
+
+def test_answers_of_a_rollout_that_was_cut_off_are_kept(ppo_script, tiny_folder, text_file, tmp_path, monkeypatch):
+    """The first of a rollout are known when the process ends: they are not measured again."""
+    whole = search(ppo_script, tiny_folder, text_file, tmp_path / "whole", 1)
+    flags = settings(tiny_folder, text_file, tmp_path / "run", workers=1, timesteps=16)
+    measured = []
+    log = sys.modules["ffprune_env.sample_log"].SampleLog
+    note = log.note
+
+    def die_at_the_sixth(self, *answer):
+        note(self, *answer)
+        measured.append(answer)
+        if len(measured) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(log, "note", die_at_the_sixth)
+    assert run_main(ppo_script, [*flags, "--no-save-model"]) == 130
+    assert len((tmp_path / "run" / "measured.jsonl").read_text().splitlines()) == 6
+    again = []
+    monkeypatch.setattr(log, "note", lambda self, *answer: again.append(answer))
+    assert run_main(ppo_script, ["--resume", tmp_path / "run", "--workers", "2"]) == 0
+    assert (samples_of(tmp_path / "run"), best_of(tmp_path / "run")) == whole
+    assert len(again) <= 16 - 6
+
+
+def test_workers_that_have_no_place_are_refused(arguments):
+    with pytest.raises(ValueError, match="9 workers need a CPU each, and there are 3: ask for fewer with --workers"):
+        Workers(9, arguments)
+    with pytest.raises(ValueError, match="1 workers need a GPU each, and there are 0"):
+        Workers(1, arguments, on_gpu=True)
 
 
 def test_a_dead_worker_is_replaced_and_its_candidate_measured_again(arguments, caplog):

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import logging
 import math
+import platform
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -49,7 +51,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
-from ffprune_env.methods.starts import start_scores
+from ffprune_env.methods.starts import STARTS, start_scores
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
@@ -57,8 +59,8 @@ from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
 from ffprune_env.pruning.model_card import CardFacts
 from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
-from ffprune_env.sample_log import SampleLog
-from ffprune_env.saved_policy import save_policy
+from ffprune_env.sample_log import DifferentSearchError, SampleLog
+from ffprune_env.saved_policy import copy_policy, save_policy
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings, resumes
 from ffprune_env.texts import load_test_windows, load_windows
@@ -172,12 +174,14 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:
         args = parse_settings(sys.argv[1:], PRESETS, description=__doc__)
+        if resumes(sys.argv[1:]) and args.run is not None and (Path(args.run) / "init").is_dir():
+            args = replace(args, init=str(Path(args.run) / "init"))  # the other run may have changed since
         job = prepare(args, resumes(sys.argv[1:]))
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
         return 2
     except KeyboardInterrupt:
-        errors.print("interrupted; nothing was written")
+        errors.print("interrupted before the search began; nothing is lost")
         return 130
     try:
         outcome = train(args, job)
@@ -185,7 +189,10 @@ def main() -> int:
     except KeyboardInterrupt:
         errors.print(f"interrupted at once; {kept(job)}")
         return 130
-    except (ValueError, OSError, RuntimeError) as error:  # a full disk, no memory, samples that are not of this search
+    except DifferentSearchError as error:
+        errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
+        return 1
+    except (ValueError, OSError, RuntimeError) as error:  # a full disk, no memory
         errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())), f"({kept(job)})")
         return 1
     finally:
@@ -254,7 +261,10 @@ def prepare(args: Args, resume: bool = False) -> Job:
     }
     evaluator = build_evaluator(model, tokenizer, args.text, **how)
     env = make_env(args, evaluator)
-    curve_windows = load_windows(args.text, tokenizer, "search", evaluator.windows.shape[1], args.curve_windows)
+    starts = saved_starts(args, run, len(evaluator.units)) if resume else {}
+    looked_at = evaluator.windows
+    if not starts and args.init.startswith("fisher"):
+        looked_at = load_windows(args.text, tokenizer, "search", evaluator.windows.shape[1], args.curve_windows)
     problem = Problem(
         evaluator.prunable,
         evaluator.statistics,
@@ -264,13 +274,18 @@ def prepare(args: Args, resume: bool = False) -> Job:
         args.a_min,
         args.a_max,
         evaluator.calibration if args.calibrated else None,
-        curve_windows,
+        looked_at,
     )
-    starts = saved_starts(args, run, len(evaluator.units)) if resume else {}
     starts = starts or {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
     test_seq_len = min(args.test_seq_len, context_length(model))
     test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    facts["hardware"] = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
+    workers = None
+    if args.workers:
+        where = {"dtype": args.dtype, "device": model.device.type, "trust_remote_code": args.trust_remote_code}
+        named = {"model": args.model, "text": args.text, **where, **how}
+        workers = Workers(args.workers, named, args.ray_address, model.device.type == "cuda")
     if begun is None:
         run.create(asdict(args), seed=args.seed, **facts)
     else:
@@ -281,12 +296,11 @@ def prepare(args: Args, resume: bool = False) -> Job:
         logger.info("%d of %d evaluations were made before", len(log.recorded), args.evaluations)
     run.write_json("start.json", {f"{target:g}": scores for target, scores in starts.items()})
     log.remind(evaluator)
-    if not args.workers:
+    if args.init not in ("none", *STARTS) and not resume:
+        copy_policy(args.init, run.path / "init")
+    if workers is None:
         return Job(run, tokenizer, evaluator, env, starts, log, test_windows)
-    where = {"dtype": args.dtype, "device": args.device, "trust_remote_code": args.trust_remote_code}
-    on_gpu = evaluator.prunable.device.type == "cuda"
-    workers = Workers(args.workers, {"model": args.model, "text": args.text, **where, **how}, args.ray_address, on_gpu)
-    envs = WorkersVecEnv([make_env(args, evaluator) for _ in range(args.rollout)], workers)
+    envs = WorkersVecEnv([make_env(args, evaluator) for _ in range(args.rollout)], workers, log.note)
     return Job(run, tokenizer, evaluator, envs, starts, log, test_windows)
 
 
@@ -308,9 +322,10 @@ def train(args: Args, job: Job) -> Outcome:
     """Trains the policy."""
     run, evaluator, env = job.run, job.evaluator, job.env
     policy = make_policy(args, env, job.starts)
+    written_before = run.events()
     policy.set_logger(configure(str(run.tensorboard), ["tensorboard"]))
     schedule = args.schedule()
-    checkpoint = CheckpointCallback(run.checkpoints / "policy.zip")
+    checkpoint = CheckpointCallback(run.checkpoints / "policy.zip", after=len(job.log.recorded))
     samples: list[Sample] = []
     archives = {target: Archive(target, args.finalists) for target in args.targets}
     started = time.perf_counter()
@@ -318,6 +333,8 @@ def train(args: Args, job: Job) -> Outcome:
         record = SampleCallback(evaluator.units, samples.append, *archives.values(), job.log, show)
         policy.learn(args.evaluations, [ProgressiveSchedulingCallback(schedule), record, checkpoint, interrupt])
     seconds = job.log.seconds + time.perf_counter() - started
+    for events in written_before:  # those of this process tell the whole search
+        events.unlink()
     checkpoint.save()
     save_policy(policy, run.checkpoints, evaluator.units, args.meaning())
     if interrupt.interrupted:
@@ -407,6 +424,8 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
             Path(args.test_text or args.text).name, *job.test_windows.shape
         ),
     )
+    if folder.exists():  # of the same run, which was resumed
+        shutil.rmtree(folder)
     save_pruned(evaluator.prunable, chosen.kept, folder, job.tokenizer, evaluator.calibration, facts)
     logger.info("measuring the model as read back from %s", folder)
     model = load_pruned(folder, device=str(evaluator.prunable.device))

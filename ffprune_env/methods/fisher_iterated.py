@@ -49,7 +49,7 @@ def fisher_iterated(problem: Problem, steps: int = STEPS) -> Allocation:
 
 
 def step_windows(windows: torch.Tensor, step: int) -> torch.Tensor:
-    """The text of one step: windows that are spread over all, others than those of the steps next to it.
+    """The text of one step: windows that are spread over all, and if there are enough not those of the step before.
 
     Args:
         windows: int64 [n, seq_len].
@@ -57,4 +57,4 @@ def step_windows(windows: torch.Tensor, step: int) -> torch.Tensor:
     """
     n = len(spread_windows(windows, STEP_TOKENS))
     apart = len(windows) // n  # so many steps have text of their own, then it comes round again
-    return windows[step % apart :: apart][:n]
+    return spread_windows(windows[step % apart :: apart], STEP_TOKENS)

@@ -75,7 +75,7 @@ def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
     meter = problem.meter
     rollout = replace(settings, samples=meter.max_samples, final_samples=meter.all_samples, timesteps=settings.n_steps)
     afforded = meter.budget - rollout.windows()
-    cheaper = [replace(settings, init_steps=steps) for steps in range(settings.init_steps, 2, -1)]
+    cheaper = [replace(settings, init_steps=steps) for steps in range(settings.init_steps, 1, -1)]
     cheaper += [replace(settings, init=init) for init in ("fisher", "ffn-only")]
     if settings.init == "fisher":
         cheaper = cheaper[-2:]
