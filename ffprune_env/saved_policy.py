@@ -70,6 +70,14 @@ def save_policy(policy: PPO, folder: Path, units: Sequence[PruneUnit], settings:
         os.replace(folder / f".writing-{name}", folder / name)
 
 
+def require_policy(run: str | Path) -> None:
+    """Raises ValueError if a run has left no policy, or is none."""
+    for name in (_TENSORS, _FACTS):
+        file = Path(run) / "checkpoints" / name
+        if not file.is_file():
+            raise ValueError(f"no policy can be read from {run}, a folder that train/ppo.py left is needed: no {file}")
+
+
 def copy_policy(run: str | Path, folder: Path) -> None:
     """Keeps the policy that a run left under another folder, from where it can be read like that of a run."""
     (folder / "checkpoints").mkdir(parents=True)

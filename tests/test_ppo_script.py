@@ -365,7 +365,7 @@ def test_ctrl_c_while_loading_writes_nothing(ppo, monkeypatch, flags, capsys):
 
     monkeypatch.setattr(ppo, "load_model", interrupted)
     assert run_main(ppo, monkeypatch, argv(flags)) == 130
-    assert "nothing was written" in capsys.readouterr().err
+    assert "interrupted before the search began; nothing is lost" in capsys.readouterr().err
     assert not flags["--run"].exists()
 
 

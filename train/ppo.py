@@ -60,7 +60,7 @@ from ffprune_env.pruning.model_card import CardFacts
 from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
 from ffprune_env.run_folder import RunFolder
 from ffprune_env.sample_log import DifferentSearchError, SampleLog
-from ffprune_env.saved_policy import copy_policy, save_policy
+from ffprune_env.saved_policy import copy_policy, require_policy, save_policy
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings, resumes
 from ffprune_env.texts import load_test_windows, load_windows
@@ -220,6 +220,36 @@ def prepare(args: Args, resume: bool = False) -> Job:
     if begun is None:
         run.require_free()
     log = SampleLog(run.samples)
+    check(args)
+    model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    if args.save_model and not can_be_saved(model):
+        raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
+    evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
+    env = make_env(args, evaluator)
+    starts = saved_starts(args, run, len(evaluator.units)) if resume else {}
+    starts = starts or find_starts(args, evaluator, tokenizer)
+    test_seq_len = min(args.test_seq_len, context_length(model))
+    test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
+    workers = start_workers(args, model.device.type) if args.workers else None
+    facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    facts["hardware"] = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
+    if begun is None:
+        run.create(asdict(args), seed=args.seed, **facts)
+        if args.init not in ("none", *STARTS):
+            copy_policy(args.init, run.path / "init")
+    else:
+        warn_of_changes(begun, facts)
+        logger.info("%d of %d evaluations were made before", len(log.recorded), args.evaluations)
+    run.write_json("start.json", {f"{target:g}": scores for target, scores in starts.items()})
+    log.remind(evaluator)
+    if workers is None:
+        return Job(run, tokenizer, evaluator, env, starts, log, test_windows)
+    envs = WorkersVecEnv([make_env(args, evaluator) for _ in range(args.rollout)], workers, log.note)
+    return Job(run, tokenizer, evaluator, envs, starts, log, test_windows)
+
+
+def check(args: Args) -> None:
+    """Raises ValueError for settings that no model is needed to refuse."""
     for flag, value, least, most in (
         ("--timesteps", args.timesteps, 2, math.inf),
         ("--n-steps", args.n_steps, 2, math.inf),
@@ -241,29 +271,32 @@ def prepare(args: Args, resume: bool = False) -> Job:
             raise ValueError(f"{flag} must be {allowed}, got {value}")
     if args.calibrated and args.ridge is None:
         raise ValueError("--calibrated needs a calibration: give --ridge a number, or say --no-calibrated")
-    args.schedule()  # says what is wrong with it before a model is loaded
     if args.ray_address is not None and not args.workers:
         raise ValueError("--ray-address says where workers live: say how many with --workers")
     if args.workers and find_spec("ray") is None:
         raise ValueError("--workers needs Ray: pip install 'ffprune[ray]'")
-    model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
-    if args.save_model and not can_be_saved(model):
-        raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
-    how: dict[str, Any] = {
-        "seq_len": args.seq_len,
-        "n_samples": max(args.samples, args.final_samples),
-        "calibration_windows": args.calibration_windows,
-        "criterion": args.criterion,
-        "batch_size": args.batch_size,
-        "calibrated": args.calibrated,
-        "ridge": args.ridge,
-        "factor_storage": args.factor_storage,
-    }
-    evaluator = build_evaluator(model, tokenizer, args.text, **how)
-    env = make_env(args, evaluator)
-    starts = saved_starts(args, run, len(evaluator.units)) if resume else {}
+    if args.init not in ("none", *STARTS):
+        require_policy(args.init)
+    args.schedule()
+
+
+def measuring(args: Args) -> dict[str, Any]:
+    """How the model is ranked, calibrated and measured: arguments of build_evaluator."""
+    same = ("seq_len", "calibration_windows", "criterion", "batch_size", "calibrated", "ridge", "factor_storage")
+    return {"n_samples": max(args.samples, args.final_samples), **{name: getattr(args, name) for name in same}}
+
+
+def start_workers(args: Args, device: str) -> Workers:
+    """Workers that measure what this process would."""
+    where = {"dtype": args.dtype, "device": device, "trust_remote_code": args.trust_remote_code}
+    named = {"model": args.model, "text": args.text, **where, **measuring(args)}
+    return Workers(args.workers, named, args.ray_address, device == "cuda")
+
+
+def find_starts(args: Args, evaluator: LMEvaluator, tokenizer: PreTrainedTokenizerBase) -> dict[float, FloatArray]:
+    """The scores that the policy's mean starts from, by target."""
     looked_at = evaluator.windows
-    if not starts and args.init.startswith("fisher"):
+    if args.init.startswith("fisher"):
         looked_at = load_windows(args.text, tokenizer, "search", evaluator.windows.shape[1], args.curve_windows)
     problem = Problem(
         evaluator.prunable,
@@ -276,32 +309,15 @@ def prepare(args: Args, resume: bool = False) -> Job:
         evaluator.calibration if args.calibrated else None,
         looked_at,
     )
-    starts = starts or {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
-    test_seq_len = min(args.test_seq_len, context_length(model))
-    test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
-    facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
-    facts["hardware"] = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
-    workers = None
-    if args.workers:
-        where = {"dtype": args.dtype, "device": model.device.type, "trust_remote_code": args.trust_remote_code}
-        named = {"model": args.model, "text": args.text, **where, **how}
-        workers = Workers(args.workers, named, args.ray_address, model.device.type == "cuda")
-    if begun is None:
-        run.create(asdict(args), seed=args.seed, **facts)
-    else:
-        changed = [name for name, value in facts.items() if name in begun and begun[name] != value]
-        if changed:
-            was, now = ({name: x[name] for name in changed} for x in (begun, facts))
-            logger.warning("the run was begun with %s, now it has %s: it may not find its samples again", was, now)
-        logger.info("%d of %d evaluations were made before", len(log.recorded), args.evaluations)
-    run.write_json("start.json", {f"{target:g}": scores for target, scores in starts.items()})
-    log.remind(evaluator)
-    if args.init not in ("none", *STARTS) and not resume:
-        copy_policy(args.init, run.path / "init")
-    if workers is None:
-        return Job(run, tokenizer, evaluator, env, starts, log, test_windows)
-    envs = WorkersVecEnv([make_env(args, evaluator) for _ in range(args.rollout)], workers, log.note)
-    return Job(run, tokenizer, evaluator, envs, starts, log, test_windows)
+    return {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
+
+
+def warn_of_changes(begun: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Says in what a run that goes on differs from how it was begun."""
+    changed = [name for name, value in facts.items() if name in begun and begun[name] != value]
+    if changed:
+        was, now = ({name: x[name] for name in changed} for x in (begun, facts))
+        logger.warning("the run was begun with %s, now it has %s: it may not find its samples again", was, now)
 
 
 def saved_starts(args: Args, run: RunFolder, n_units: int) -> dict[float, FloatArray]:
