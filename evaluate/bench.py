@@ -39,8 +39,9 @@ from torch import nn
 from ffprune_env.allocation import IntArray
 from ffprune_env.batches import in_fitting_batches
 from ffprune_env.budget import allocate
+from ffprune_env.build_evaluator import load_evaluator
 from ffprune_env.env import PruneBanditEnv
-from ffprune_env.evaluator import LMEvaluator, load_evaluator
+from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 
 Seconds = dict[str, list[float]]

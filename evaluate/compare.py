@@ -26,9 +26,10 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 
+from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.comparison import Cell, ComparisonFolder
 from ffprune_env.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
-from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.models import context_length, load_model

@@ -26,7 +26,8 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.models import load_model
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.run_folder import strict_json

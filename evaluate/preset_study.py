@@ -22,7 +22,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from ffprune_env.evaluator import build_evaluator
+from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.methods.fisher import CURVE_TOKENS, least_damage
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.problem import Meter, Problem

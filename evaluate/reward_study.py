@@ -24,7 +24,8 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
 from ffprune_env.results import reference_policies

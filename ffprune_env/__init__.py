@@ -17,9 +17,10 @@ from ffprune_env.pruning.auto_classes import register_when_imported
 if TYPE_CHECKING:
     from ffprune_env.allocation import Allocation
     from ffprune_env.budget import allocate
+    from ffprune_env.build_evaluator import load_evaluator
     from ffprune_env.callbacks import ProgressiveSchedulingCallback
     from ffprune_env.env import PruneBanditEnv
-    from ffprune_env.evaluator import Evaluator, LMEvaluator, load_evaluator
+    from ffprune_env.evaluator import Evaluator, LMEvaluator
     from ffprune_env.loss import perplexity
     from ffprune_env.methods.even import ffn_only, uniform
     from ffprune_env.models import load_model
@@ -51,7 +52,7 @@ _HOME = {
     "collect_statistics": "pruning.saliency",
     "evaluate_zero_shot": "zero_shot",
     "ffn_only": "methods.even",
-    "load_evaluator": "evaluator",
+    "load_evaluator": "build_evaluator",
     "load_model": "models",
     "load_pruned": "pruning.export",
     "load_windows": "texts",

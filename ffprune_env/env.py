@@ -237,7 +237,7 @@ def make_prune_bandit(
         n_samples: windows of search text, all of which every step uses until ``set_task`` asks for fewer.
         **arguments: further arguments of :class:`PruneBanditEnv` and :func:`ffprune_env.load_evaluator`.
     """
-    from ffprune_env.evaluator import load_evaluator
+    from ffprune_env.build_evaluator import load_evaluator
 
     of_env = {name: arguments.pop(name) for name in _ENV_ARGUMENTS if name in arguments}
     key = (("model", model), ("text", text), ("n_samples", n_samples), *sorted(arguments.items()))

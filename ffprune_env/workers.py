@@ -171,7 +171,7 @@ class _Worker:
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         import torch
 
-        from ffprune_env.evaluator import load_evaluator
+        from ffprune_env.build_evaluator import load_evaluator
 
         torch.set_num_threads(1)
         self.evaluator = load_evaluator(**arguments)

@@ -10,7 +10,8 @@ import torch
 from conftest import tiny_model
 
 import ffprune_env as ff
-from ffprune_env.evaluator import LMEvaluator, load_evaluator
+from ffprune_env.build_evaluator import load_evaluator
+from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, drain, stream_grams, wanda_scores

@@ -8,7 +8,7 @@ import torch
 from conftest import tiny_model
 
 import ffprune_env as ff
-from ffprune_env.evaluator import build_evaluator
+from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.criteria import CRITERIA, Evidence, average_ranks, fisher_scores
 from ffprune_env.pruning.gradients import collect_gradients

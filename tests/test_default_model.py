@@ -10,7 +10,7 @@ import torch
 from conftest import load_script
 
 import ffprune_env as ff
-from ffprune_env.evaluator import build_evaluator
+from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.pruning.export_gguf import export_gguf
 
 pytestmark = pytest.mark.slow

@@ -19,7 +19,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import ffprune_env as ff
 from ffprune_env.budget import allocate
-from ffprune_env.evaluator import build_evaluator
+from ffprune_env.build_evaluator import build_evaluator
 
 
 @pytest.fixture

@@ -37,6 +37,7 @@ from stable_baselines3.common.logger import HParam, configure
 from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.allocation import FloatArray
+from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.callbacks import (
     Archive,
     CheckpointCallback,
@@ -46,7 +47,7 @@ from ffprune_env.callbacks import (
     SampleCallback,
 )
 from ffprune_env.env import PruneBanditEnv
-from ffprune_env.evaluator import LMEvaluator, build_evaluator
+from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy
 from ffprune_env.methods.problem import Meter, Problem

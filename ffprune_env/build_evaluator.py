@@ -1,0 +1,144 @@
+"""From names to an evaluator: a model loaded, ranked and calibrated on one text, to be measured on another."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.loss import check_tokens
+from ffprune_env.models import context_length, load_model
+from ffprune_env.pruning.backward import spread_windows
+from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
+from ffprune_env.pruning.criteria import CRITERIA, Evidence
+from ffprune_env.pruning.gradients import collect_gradients
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, drain, gram_bytes, stream_grams
+from ffprune_env.texts import load_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Gram matrices may take this many times the memory of the model before they are made in several runs.
+_GRAMS_PER_MODEL = 1.5
+# A regression on fewer tokens than this per column can leave a model worse than it was.
+_TOKENS_PER_COLUMN = 4
+# Calibration text for criteria that look at gradients; a token costs a forward and a backward pass.
+_GRADIENT_TOKENS = 8192
+
+
+def load_evaluator(
+    model: str,
+    text: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    **settings: Any,
+) -> LMEvaluator:
+    """Loads a model by name and builds an evaluator of it.
+
+    Args:
+        model: see :func:`ffprune_env.load_model`, as for the three arguments after ``text``.
+        text: see :func:`ffprune_env.load_windows`.
+        dtype: number format of the weights.
+        device: where the model lives.
+        trust_remote_code: run Python code that the checkpoint brings along.
+        **settings: see :func:`build_evaluator`.
+
+    Raises:
+        ValueError: an unknown name, or a text too short.
+        OSError: something cannot be loaded.
+    """
+    inspect.signature(build_evaluator).bind(None, None, text, **settings)  # a misspelt name fails before gigabytes load
+    return build_evaluator(*load_model(model, dtype, device, trust_remote_code), text, **settings)
+
+
+def build_evaluator(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    seq_len: int = 512,
+    n_samples: int = 4,
+    calibration_windows: int = 32,
+    criterion: str = "wanda",
+    batch_size: int | None = 1,
+    calibrated: bool = False,
+    ridge: float | None = None,
+    factor_storage: Storage = "device",
+) -> LMEvaluator:
+    """Ranks the groups of a model on calibration text and returns an evaluator over search text.
+
+    Args:
+        model: a causal language model; wrapped in place.
+        tokenizer: its tokenizer.
+        text: see :func:`ffprune_env.load_windows`.
+        seq_len: tokens per window; a model whose context is shorter uses its own maximum.
+        n_samples: N_max, windows of search text.
+        calibration_windows: windows that the criterion and the ridge calibration see.
+        criterion: how groups are scored, a name of :data:`ffprune_env.pruning.criteria.CRITERIA`.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
+        calibrated: measure the model with its surviving weights re-fitted.
+        ridge: λ of the calibration, as a fraction of the mean diagonal of G; None makes no calibration, unless
+            ``calibrated`` asks for one, which then takes 0.01.
+        factor_storage: where the calibration keeps its factors, ``"device"`` or ``"cpu"``.
+
+    Raises:
+        ValueError: the model cannot be pruned, an unknown name, a setting out of range, or a text too short.
+        OSError: the text cannot be read.
+    """
+    if ridge is None and calibrated:
+        ridge = DEFAULT_RIDGE
+    if ridge is not None:
+        check_ridge(ridge, factor_storage)
+    if criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
+    prunable = PrunableModel(model)
+    if seq_len > context_length(model):
+        seq_len = context_length(model)
+        logger.warning("windows have %d tokens, the longest that the model takes", seq_len)
+    search = load_windows(text, tokenizer, "search", seq_len, n_samples)
+    search = search[sorted(range(n_samples), key=_halving)]  # the first few are as far apart as all of them
+    seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
+    for windows in (search, seen):
+        check_tokens(model, windows)
+    room = int(_GRAMS_PER_MODEL * model.get_memory_footprint())
+    at_once = ridge is not None and gram_bytes(prunable) <= room
+    stats = collect_statistics(prunable, seen, gram=at_once, batch_size=batch_size)
+    chosen = CRITERIA[criterion]
+    gradients = None
+    if chosen.gradients:
+        gradients = collect_gradients(prunable, spread_windows(seen, _GRADIENT_TOKENS), outputs=chosen.outputs)
+    evidence = Evidence(
+        stats,
+        gradients,
+        grams=lambda: stats.grams or stream_grams(prunable, seen, room, batch_size),
+        ridge=DEFAULT_RIDGE if ridge is None else ridge,
+    )
+    prunable.rank(chosen.score(prunable, evidence))
+    calibration = None
+    if ridge is not None:
+        widest = max(layout.output.in_features for layout in prunable.layouts)
+        if seen.numel() < _TOKENS_PER_COLUMN * widest:
+            logger.warning(
+                "calibration may fit noise: %d tokens for units of up to %d columns; %d windows would do",
+                seen.numel(),
+                widest,
+                -(-_TOKENS_PER_COLUMN * widest // seq_len),
+            )
+        matrices = list(stats.grams or ())
+        del evidence
+        stats = replace(stats, grams=None)  # a matrix goes when its factors are made
+        grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
+        calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
+    return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats)
+
+
+def _halving(i: int) -> int:
+    """Sorts 0, 1, 2, ... so that every prefix is spread over the whole: the bits of i reversed (van der Corput)."""
+    return int(f"{i:032b}"[::-1], 2)
