@@ -321,6 +321,16 @@ def test_infinite_perplexities_are_shown_and_drawn(sparsities):
     assert Page(comparison_page(comparison)).tables[0][1][0] == "dense"
 
 
+def test_seeds_that_found_the_same_are_drawn():
+    """The mean of three equal numbers may be a last digit below them."""
+    same = 24.541234567890116
+    comparison = make_comparison((0.2,), methods=("ppo", "uniform"), n_layers=4)
+    cells = [replace(cell, test_ppl=same, calibrated_test_ppl=same) for cell in comparison.cells]
+    for factor in range(1, 40):
+        scaled = [replace(x, test_ppl=x.test_ppl * factor / 7, calibrated_test_ppl=same * factor / 7) for x in cells]
+        perplexity_figure(replace(comparison, cells=scaled))
+
+
 @pytest.mark.parametrize(
     "comparison",
     [

@@ -86,7 +86,8 @@ def draw_points(
     at = np.asarray(places, dtype=np.float64)
     mean, low, high = (np.array([getattr(x, name) for x in spreads]) for name in ("mean", "low", "high"))
     finite = np.isfinite(mean)
-    bars = np.array([mean[finite] - low[finite], high[finite] - mean[finite]])
+    # The mean of equal numbers may be a last digit beside them.
+    bars = np.array([mean[finite] - low[finite], high[finite] - mean[finite]]).clip(min=0)
     look = {**style.line(), "elinewidth": 1.2, "capsize": 2}
     if upright and finite.any():
         axes.errorbar(at[finite], mean[finite], yerr=bars, **look)
