@@ -121,7 +121,6 @@ def test_bench_times_a_step_and_what_it_is_made_of(tiny_folder, text_file, monke
     for runs in seconds.values():
         assert set(runs) == {"step", "calibrated", "usual", "forward", "products"}
         assert all(len(values) == 2 for values in runs.values())
-        assert all(step > forward for step, forward in zip(runs["step"], runs["forward"], strict=True))
 
 
 @pytest.mark.parametrize("family", ["opt", "llama-gqa", "mistral"])
