@@ -52,6 +52,8 @@ CHANGES: tuple[dict[str, object], ...] = (
     {"log_std_init": -3.5},
     {"normalize_advantage": False},
     {"ramp_sparsity": False},
+    {"ramp_sparsity": False, "n_steps": 4},
+    {"ramp_sparsity": False, "log_std_init": -2.0},
     {"mapping": "greedy"},
     {"a_min": 0.05},
     {"a_min": 0.4},
@@ -73,10 +75,11 @@ class Args:
     """target sparsity"""
     evaluations: int = 128
     """budget of every search, in measurements on all windows"""
-    samples: int = 4
+    samples: int = 2
     """windows of a measurement, which the curves do not depend on"""
-    inits: tuple[str, ...] = ("ffn-only", "none")
-    """starts; fisher would be the optimum of its own curves"""
+    inits: tuple[str, ...] = ("ffn-only",)
+    """starts; fisher would be the optimum of its own curves, and from none a short search ends with ffn-only, which is
+    always a finalist"""
     seeds: int = 20
     """searches per row"""
 
