@@ -125,6 +125,7 @@ class Args(SearchSettings):
     """write the pruned model to model/ in the folder of the run, and measure it as read back from there"""
 
 
+# What the default's settings are worth, one changed at a time: docs/presets.md.
 PRESETS: dict[str, Args] = {
     "default": Args(),
     "paper": Args(
