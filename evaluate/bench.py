@@ -8,7 +8,7 @@ At every sparsity one allocation is measured in turns by
   forward     the forward pass and the loss of the model that is already pruned, and nothing else
   products    the products of the linear layers in that pass, of the same shapes and dtype, on data of their own: the
               roofline (attention and everything between the products comes on top of it)
-  usual       a masked copy of the weights is made, all logits are computed in float32, the masks are undone
+  usual       the weights are copied and the copy masked with zeros, and all its logits are computed in float32
 All are taken in one run, so that a machine whose speed drifts slows them alike; printed are medians, and the median of
 the ratios taken round by round.
 """
@@ -38,7 +38,6 @@ from torch import nn
 
 from ffprune_env.allocation import IntArray
 from ffprune_env.batches import in_fitting_batches
-from ffprune_env.budget import allocate
 from ffprune_env.build_evaluator import load_evaluator
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
@@ -92,8 +91,7 @@ def main() -> int:
         )
         action = np.random.default_rng(0).normal(0, 0.05, len(evaluator.units)).astype(np.float32)
         env = PruneBanditEnv(evaluator)
-        scores = action.astype(np.float64) * env.action_scale
-        kept = {x: allocate(scores, x, evaluator.units, a_min=0.2, mapping="waterfill").kept for x in args.sparsities}
+        kept = {sparsity: kept_by(env, sparsity, action) for sparsity in args.sparsities}
         envs = {"step": env}
         if args.calibrated:
             envs["calibrated"] = PruneBanditEnv(
@@ -122,6 +120,13 @@ def main() -> int:
     if args.json is not None:
         args.json.write_text(json.dumps({"seconds": seconds, "peak_bytes": peaks}, indent=2) + "\n", encoding="utf-8")
     return 0
+
+
+def kept_by(env: PruneBanditEnv, sparsity: float, action: np.ndarray) -> IntArray:
+    """What a step keeps."""
+    env.set_task(sparsity=sparsity)
+    env.reset()
+    return env.would_measure(action)[0]
 
 
 def step(env: PruneBanditEnv, sparsity: float, action: np.ndarray) -> None:

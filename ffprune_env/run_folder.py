@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import platform
@@ -21,6 +22,8 @@ import yaml
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+logger = logging.getLogger(__name__)
+
 _LOCK = ".lock"
 _LIBRARIES = ("ffprune", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy", "datasets")
 
@@ -36,6 +39,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples.jsonl"
+        self.starts = self.path / "start.json"
         self.tensorboard = self.path / "tb"
         self._lock = filelock.FileLock(self.path / _LOCK, blocking=False)
 
@@ -89,20 +93,28 @@ class RunFolder:
         """Gives the folder back before the process ends."""
         self._lock.release()
 
-    def reopen(self) -> dict[str, Any]:
-        """Locks a folder that a run has begun, clears what was never finished, and returns its manifest.
+    def reopen(self) -> None:
+        """Locks a folder that a run has begun, and clears what was never finished.
 
         Raises:
-            ValueError: no run was begun there, or another process works on it.
+            ValueError: no run was begun there, its manifest is damaged, or another process works on it.
         """
         if not (self.path / "config.yaml").is_file():
             raise ValueError(f"there is no run to go on with in {self.path}: it has no config.yaml")
         self.lock()
+        self.read_json("manifest.json")  # what is wrong with it is said before a model is loaded
         self.make_folders()
         for pattern in (".writing-*", "*/.writing-*", "*/*/.writing-*"):
             for left in self.path.glob(pattern):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
-        return self.read_json("manifest.json") or {}
+
+    def warn_of_changes(self, facts: Mapping[str, Any]) -> None:
+        """Says in what a run that goes on differs from how it was begun, as far as its manifest tells."""
+        begun = self.read_json("manifest.json") or {}
+        changed = [name for name, value in facts.items() if name in begun and begun[name] != value]
+        if changed:
+            was, now = ({name: x[name] for name in changed} for x in (begun, facts))
+            logger.warning("the run was begun with %s, now it has %s: it may not find its samples again", was, now)
 
     def events(self) -> list[Path]:
         """The files of TensorBoard events that there are."""

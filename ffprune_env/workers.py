@@ -141,7 +141,7 @@ class WorkersVecEnv(DummyVecEnv):
         workers: Workers,
         note: Callable[[IntArray, int, float, float | None], None] = lambda *answer: None,
     ) -> None:
-        super().__init__([lambda env=env: env for env in envs])  # type: ignore[misc]
+        super().__init__([_giving(env) for env in envs])
         self.workers, self.note = workers, note
         self.bandits = list(envs)
         evaluator = envs[0].evaluator
@@ -163,6 +163,10 @@ class WorkersVecEnv(DummyVecEnv):
 
         self.workers.ask(list(asked), heard)
         return super().step_wait()
+
+
+def _giving(env: PruneBanditEnv) -> Callable[[], PruneBanditEnv]:
+    return lambda: env
 
 
 class _Worker:

@@ -24,7 +24,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
@@ -52,7 +51,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
-from ffprune_env.methods.starts import STARTS, start_scores
+from ffprune_env.methods.starts import STARTS, read_starts, start_scores
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
@@ -218,8 +217,9 @@ def prepare(args: Args, resume: bool = False) -> Job:
     asked = "-".join(f"{100 * target:g}" for target in args.targets)
     name = f"{Path(args.model).name}-{Path(args.text).stem}-s{asked}-{time.strftime('%Y%m%d-%H%M%S')}"
     run = RunFolder(args.run or Path("runs") / name)
-    begun = run.reopen() if resume else None
-    if begun is None:
+    if resume:
+        run.reopen()
+    else:
         run.require_free()
     log = SampleLog(run.samples)
     check(args)
@@ -228,21 +228,21 @@ def prepare(args: Args, resume: bool = False) -> Job:
         raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
     evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
     env = make_env(args, evaluator)
-    starts = saved_starts(args, run, len(evaluator.units)) if resume else {}
-    starts = starts or find_starts(args, evaluator, tokenizer)
+    kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
+    starts = kept_starts or find_starts(args, evaluator, tokenizer)
     test_seq_len = min(args.test_seq_len, context_length(model))
     test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     workers = start_workers(args, model.device.type) if args.workers else None
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     facts["hardware"] = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
-    if begun is None:
+    if not resume:
         run.create(asdict(args), seed=args.seed, **facts)
         if args.init not in ("none", *STARTS):
             copy_policy(args.init, run.path / "init")
     else:
-        warn_of_changes(begun, facts)
+        run.warn_of_changes(facts)
         logger.info("%d of %d evaluations were made before", len(log.recorded), args.evaluations)
-    run.write_json("start.json", {f"{target:g}": scores for target, scores in starts.items()})
+    run.write_json(run.starts.name, {str(target): scores for target, scores in starts.items()})
     log.remind(evaluator)
     if workers is None:
         return Job(run, tokenizer, evaluator, env, starts, log, test_windows)
@@ -312,28 +312,6 @@ def find_starts(args: Args, evaluator: LMEvaluator, tokenizer: PreTrainedTokeniz
         looked_at,
     )
     return {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
-
-
-def warn_of_changes(begun: dict[str, Any], facts: dict[str, Any]) -> None:
-    """Says in what a run that goes on differs from how it was begun."""
-    changed = [name for name, value in facts.items() if name in begun and begun[name] != value]
-    if changed:
-        was, now = ({name: x[name] for name in changed} for x in (begun, facts))
-        logger.warning("the run was begun with %s, now it has %s: it may not find its samples again", was, now)
-
-
-def saved_starts(args: Args, run: RunFolder, n_units: int) -> dict[float, FloatArray]:
-    """The scores that a run which was cut off started from, not to be looked for again; {} if it had none."""
-    saved = run.read_json("start.json")
-    if saved is None:
-        return {}
-    try:
-        starts = {target: np.array(saved[f"{target:g}"], dtype=np.float64) for target in args.targets}
-    except (KeyError, TypeError, ValueError):
-        starts = {}
-    if not starts or not all(x.shape == (n_units,) and np.isfinite(x).all() for x in starts.values()):
-        raise ValueError(f"{run.path / 'start.json'} does not hold {n_units} scores per target: remove it")
-    return starts
 
 
 def train(args: Args, job: Job) -> Outcome:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
@@ -55,6 +57,32 @@ def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
         else:
             return waterfill_scores(rates, settings.a_min, settings.a_max)
     return equal
+
+
+def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[float, FloatArray] | None:
+    """The scores that a run which was cut off started from, by target, so that they are not looked for again.
+
+    Args:
+        file: ``start.json`` of its folder.
+        targets: its target sparsities.
+        n_units: N.
+
+    Returns:
+        [N] scores per target; None if the run was cut off before it had any.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    if not file.exists():
+        return None
+    try:
+        saved = json.loads(file.read_text(encoding="utf-8"))
+        starts = {target: np.array(saved[str(target)], dtype=np.float64) for target in targets}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is damaged, remove it to look for the start again: {error!r}") from error
+    if not all(scores.shape == (n_units,) and np.isfinite(scores).all() for scores in starts.values()):
+        raise ValueError(f"{file} does not hold {n_units} scores per target: remove it to look for the start again")
+    return starts
 
 
 def start_cost(settings: SearchSettings, problem: Problem) -> int:
