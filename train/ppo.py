@@ -51,7 +51,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
-from ffprune_env.methods.starts import STARTS, read_starts, start_scores
+from ffprune_env.methods.starts import LOOKING, STARTS, read_starts, start_scores
 from ffprune_env.models import context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
@@ -298,7 +298,7 @@ def start_workers(args: Args, device: str) -> Workers:
 def find_starts(args: Args, evaluator: LMEvaluator, tokenizer: PreTrainedTokenizerBase) -> dict[float, FloatArray]:
     """The scores that the policy's mean starts from, by target."""
     looked_at = evaluator.windows
-    if args.init.startswith("fisher"):
+    if args.init in LOOKING:
         looked_at = load_windows(args.text, tokenizer, "search", evaluator.windows.shape[1], args.curve_windows)
     problem = Problem(
         evaluator.prunable,

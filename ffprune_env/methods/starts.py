@@ -28,6 +28,8 @@ STARTS: dict[str, Callable[[Problem, SearchSettings], Allocation]] = {
     "fisher": lambda problem, settings: fisher(problem),
     "fisher-iterated": lambda problem, settings: fisher_iterated(problem, settings.init_steps),
 }
+#: Those that look at gradients, and pay for them.
+LOOKING = ("fisher", "fisher-iterated")
 
 
 def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
@@ -87,7 +89,7 @@ def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[floa
 
 def start_cost(settings: SearchSettings, problem: Problem) -> int:
     """What the start costs, in windows of search text: a backward pass is counted as two forward passes."""
-    if problem.windows is None or settings.mapping == "greedy" or not settings.init.startswith("fisher"):
+    if problem.windows is None or settings.mapping == "greedy" or settings.init not in LOOKING:
         return 0
     cost = 3 * len(spread_windows(problem.windows, CURVE_TOKENS))
     if settings.init == "fisher-iterated":
@@ -100,13 +102,12 @@ def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
 
     Knowledge comes first: on held-out text another step was worth more than the evaluations that it costs.
     """
+    if settings.init not in LOOKING:
+        return settings
     meter = problem.meter
     rollout = replace(settings, samples=meter.max_samples, final_samples=meter.all_samples, timesteps=settings.n_steps)
     afforded = meter.budget - rollout.windows()
-    cheaper = [replace(settings, init_steps=steps) for steps in range(settings.init_steps, 1, -1)]
-    cheaper += [replace(settings, init=init) for init in ("fisher", "ffn-only")]
-    if settings.init == "fisher":
-        cheaper = cheaper[-2:]
-    elif settings.init != "fisher-iterated":
-        return settings
+    cheaper = [replace(settings, init=init) for init in ("fisher", "ffn-only")]
+    if settings.init == "fisher-iterated":
+        cheaper = [replace(settings, init_steps=steps) for steps in range(settings.init_steps, 1, -1)] + cheaper
     return next((x for x in cheaper if start_cost(x, problem) <= afforded), cheaper[-1])
