@@ -60,7 +60,9 @@ class Workers:
         except ImportError as error:
             raise ValueError("--workers needs Ray: pip install 'ffprune[ray]'") from error
         self._ray = ray
-        if not ray.is_initialized():
+        self._started = not ray.is_initialized()
+        self.actors: list[Any] = []
+        if self._started:
             try:
                 local = {} if address else {"num_cpus": count, "include_dashboard": False}
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
@@ -69,6 +71,7 @@ class Workers:
         needs = "GPU" if on_gpu else "CPU"
         there = int(ray.cluster_resources().get(needs, 0))
         if there < count:  # Ray would wait for the others for ever
+            self.close()
             raise ValueError(
                 f"{count} workers need a {needs} each, and there are {there}: ask for fewer with --workers"
             )
@@ -117,10 +120,12 @@ class Workers:
         return [answers[i] for i in range(len(questions))]
 
     def close(self) -> None:
-        """Ends the workers."""
+        """Ends the workers, and leaves the cluster, or ends it, if it was joined or started for them."""
         for actor in self.actors:
             self._ray.kill(actor)
         self.actors = []
+        if self._started:
+            self._ray.shutdown()
 
 
 class WorkersVecEnv(DummyVecEnv):

@@ -53,13 +53,10 @@ def outcome(ppo_script, arguments):
     """Exit code and what was said on stderr."""
     said = io.StringIO()
     with redirect_stderr(said), redirect_stdout(io.StringIO()):
-        errors, ppo_script.errors.file = ppo_script.errors.file, said
         try:
             code = run_main(ppo_script, arguments)
         except SystemExit as stop:  # how a parser of flags ends
             code = stop.code
-        finally:
-            ppo_script.errors.file = errors
     return code, said.getvalue()
 
 

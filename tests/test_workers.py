@@ -124,3 +124,9 @@ def test_what_workers_cannot_do_is_an_error_and_not_a_reward(arguments):
     workers.close()
     with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
         Workers(0, arguments)
+
+
+def test_a_cluster_that_was_there_before_stays(arguments):
+    workers = Workers(1, arguments)
+    workers.close()
+    assert ray.is_initialized()
