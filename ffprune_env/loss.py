@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Rows of float32 logits that live at one time: 64 MiB of them whatever the vocabulary.
 _LOGIT_BYTES = 64 * 2**20
+# Rows of them that a CPU takes losses of at one time: what its caches hold.
+_CACHED_BYTES = 4 * 2**20
 # Factors some families apply after the vocabulary projection; none of them belongs to a family we load by name.
 _LOGIT_FACTORS = ("logit_scale", "logits_scaling")
 
@@ -139,8 +141,11 @@ def token_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Te
     """
     losses = []
     for chunk, target in zip(hidden_chunks(model, hidden), hidden_chunks(model, targets), strict=True):
-        logits = vocabulary_logits(model, chunk)
-        losses.append(F.cross_entropy(logits, target.to(logits.device), reduction="none"))
+        logits = _native_logits(model, chunk)
+        target = target.to(logits.device)
+        rows = max(1, _CACHED_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
+        for some, wanted in zip(torch.split(logits, rows), torch.split(target, rows), strict=True):
+            losses.append(F.cross_entropy(some.float(), wanted, reduction="none"))
     return torch.cat(losses)
 
 
@@ -162,6 +167,11 @@ def vocabulary_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Ten
     Raises:
         ValueError: the model scales its logits in a way that is not known here.
     """
+    return _native_logits(model, hidden).float()
+
+
+def _native_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Logits in the dtype of the model."""
     config = model.config.get_text_config()
     for factor in _LOGIT_FACTORS:
         if getattr(config, factor, None) not in (None, 1, 1.0):
@@ -170,7 +180,7 @@ def vocabulary_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Ten
     softcap = getattr(config, "final_logit_softcapping", None)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
-    return logits.float()
+    return logits
 
 
 def decoder_outputs(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ffprune_env.pruning.attention import index_keys, use_indexed_attention
+from ffprune_env.pruning.tiled_attention import use_tiled_attention
 from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, group_columns
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class PrunableModel:
         #: How many times the groups were ranked; measurements made under another ranking are void.
         self.rankings = 0
         self._is_pruned = False
+        use_tiled_attention(model)
         grouped = [layout.owner for layout in self.layouts if layout.queries_per_key > 1]
         if grouped:
             use_indexed_attention(model, grouped)
