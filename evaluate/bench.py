@@ -8,7 +8,8 @@ At every sparsity one allocation is measured in turns by
   forward     the forward pass and the loss of the model that is already pruned, and nothing else
   products    the products of the linear layers in that pass, of the same shapes and dtype, on data of their own: the
               roofline (attention and everything between the products comes on top of it)
-  usual       the weights are copied and the copy masked with zeros, and all its logits are computed in float32
+  usual       the weights of the model as it was loaded are copied and the copy masked with zeros, and all its logits
+              are computed in float32
 All are taken in one run, so that a machine whose speed drifts slows them alike; printed are medians, and the median of
 the ratios taken round by round.
 """
@@ -38,10 +39,12 @@ from torch import nn
 
 from ffprune_env.allocation import IntArray
 from ffprune_env.batches import in_fitting_batches
-from ffprune_env.build_evaluator import load_evaluator
+from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
+from ffprune_env.models import load_model
+from ffprune_env.pruning.units import group_columns
 
 Seconds = dict[str, list[float]]
 
@@ -79,11 +82,12 @@ def main() -> int:
     args = tyro.cli(Args, description=__doc__)
     logging.basicConfig(level=logging.WARNING)
     try:
-        evaluator = load_evaluator(
-            args.model,
+        model, tokenizer = load_model(args.model, args.dtype, args.device)
+        stock = copy.deepcopy(model)
+        evaluator = build_evaluator(
+            model,
+            tokenizer,
             args.text,
-            dtype=args.dtype,
-            device=args.device,
             seq_len=args.seq_len,
             n_samples=args.samples,
             batch_size=args.batch_size,
@@ -100,7 +104,7 @@ def main() -> int:
     except (ValueError, OSError) as error:
         Console(stderr=True, soft_wrap=True).print("[bold red]error:[/]", escape(str(error)))
         return 2
-    masked = copy.deepcopy(evaluator.prunable.model)
+    masked = copy.deepcopy(stock)
     seconds: dict[float, Seconds] = {}
     peaks: dict[float, dict[str, int]] = {}
     operations: dict[float, int] = {}
@@ -108,7 +112,7 @@ def main() -> int:
         runs: dict[str, Callable[[], object]] = {
             name: (lambda e=e, s=sparsity: step(e, s, action)) for name, e in envs.items()
         }
-        runs["usual"] = lambda k=kept[sparsity]: usual(masked, evaluator, k, args.batch_size)
+        runs["usual"] = lambda k=kept[sparsity]: usual(stock, masked, evaluator, k, args.batch_size)
         runs["forward"], runs["products"], operations[sparsity] = forward_alone(
             evaluator, kept[sparsity], args.batch_size
         )
@@ -174,21 +178,25 @@ def forward_alone(
 
 
 @torch.inference_mode()
-def usual(masked: nn.Module, evaluator: LMEvaluator, kept: IntArray, batch_size: int | None) -> None:
+def usual(
+    stock: nn.Module, masked: nn.Module, evaluator: LMEvaluator, kept: IntArray, batch_size: int | None
+) -> None:
     """The perplexity as it is usually measured: weights copied and masked with zeros, all logits in float32."""
     prunable = evaluator.prunable
-    dense = dict(prunable.model.named_parameters())
-    for name, parameter in masked.named_parameters():
-        parameter.copy_(dense[name])
-    modules = {id(x): name for name, x in prunable.model.named_modules()}
-    for layout, k in zip(prunable.layouts, kept, strict=True):
-        columns = int(k) * layout.width
+    for parameter, dense in zip(masked.parameters(), stock.parameters(), strict=True):
+        parameter.copy_(dense)
+    names = {id(module): name for name, module in prunable.model.named_modules()}
+    for layout, groups in zip(prunable.layouts, prunable.kept_groups(kept), strict=True):
+        columns = group_columns(layout, torch.from_numpy(groups))
+        removed = torch.ones(layout.output.in_features, dtype=torch.bool)
+        removed[columns] = False
+        removed = removed.to(layout.output.weight.device)
         for linear in layout.inputs:
-            copied = masked.get_submodule(modules[id(linear)])
-            copied.weight[columns:] = 0
+            copied = masked.get_submodule(names[id(linear)])
+            copied.weight[removed] = 0
             if copied.bias is not None:
-                copied.bias[columns:] = 0
-        masked.get_submodule(modules[id(layout.output)]).weight[:, columns:] = 0
+                copied.bias[removed] = 0
+        masked.get_submodule(names[id(layout.output)]).weight[:, removed] = 0
     masked_perplexity(masked, evaluator.windows, batch_size)
 
 

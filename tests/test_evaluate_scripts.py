@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -129,8 +128,9 @@ def test_the_usual_way_of_the_bench_measures_the_same_model(family, windows):
     prunable = PrunableModel(tiny_model(family))
     prunable.rank(wanda_scores(prunable, collect_statistics(prunable, windows)))
     evaluator, kept = LMEvaluator(prunable, windows), [2, 9, 4, 24, 1, 3]
-    masked = copy.deepcopy(prunable.model)
-    bench.usual(masked, evaluator, kept, 2)
+    stock, masked = tiny_model(family), tiny_model(family)
+    bench.usual(stock, masked, evaluator, [4, 24, 4, 24, 4, 24], 2)
+    bench.usual(stock, masked, evaluator, kept, 2)
     assert bench.masked_perplexity(masked, windows, 2) == pytest.approx(evaluator.measure(np.array(kept), 3), rel=1e-5)
 
 
