@@ -178,9 +178,7 @@ def forward_alone(
 
 
 @torch.inference_mode()
-def usual(
-    stock: nn.Module, masked: nn.Module, evaluator: LMEvaluator, kept: IntArray, batch_size: int | None
-) -> None:
+def usual(stock: nn.Module, masked: nn.Module, evaluator: LMEvaluator, kept: IntArray, batch_size: int | None) -> None:
     """The perplexity as it is usually measured: weights copied and masked with zeros, all logits in float32."""
     prunable = evaluator.prunable
     for parameter, dense in zip(masked.parameters(), stock.parameters(), strict=True):

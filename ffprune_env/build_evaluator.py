@@ -7,9 +7,10 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from ffprune_env.devices import require_resident
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import check_tokens
-from ffprune_env.models import context_length, load_model
+from ffprune_env.models import DeviceMap, context_length, load_model
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
 from ffprune_env.pruning.criteria import CRITERIA, Evidence
@@ -38,16 +39,20 @@ def load_evaluator(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
+    max_memory: str | None = None,
     **settings: Any,
 ) -> LMEvaluator:
     """Loads a model by name and builds an evaluator of it.
 
     Args:
-        model: see :func:`ffprune_env.load_model`, as for the three arguments after ``text``.
+        model: see :func:`ffprune_env.load_model`, as for the arguments from ``dtype`` to ``max_memory``.
         text: see :func:`ffprune_env.load_windows`.
         dtype: number format of the weights.
         device: where the model lives.
         trust_remote_code: run Python code that the checkpoint brings along.
+        device_map: ``auto`` spreads the model over what there is.
+        max_memory: what it may take there of every device.
         **settings: see :func:`build_evaluator`.
 
     Raises:
@@ -55,7 +60,8 @@ def load_evaluator(
         OSError: something cannot be loaded.
     """
     inspect.signature(build_evaluator).bind(None, None, text, **settings)  # a misspelt name fails before gigabytes load
-    return build_evaluator(*load_model(model, dtype, device, trust_remote_code), text, **settings)
+    loaded = load_model(model, dtype, device, trust_remote_code, device_map, max_memory)
+    return build_evaluator(*loaded, text, **settings)
 
 
 def build_evaluator(
@@ -98,6 +104,8 @@ def build_evaluator(
         check_ridge(ridge, factor_storage)
     if criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
+    if ridge is not None or CRITERIA[criterion].gradients:
+        require_resident(model, "calibration" if ridge is not None else f"the criterion {criterion}")
     prunable = PrunableModel(model)
     if seq_len > context_length(model):
         seq_len = context_length(model)

@@ -1,8 +1,9 @@
-"""Where a model lives, and in which number format."""
+"""Where a model lives and runs, and in which number format."""
 
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 
 def pick_device(device: str) -> torch.device:
@@ -25,6 +26,23 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in allowed:
         raise ValueError(f"unknown dtype {dtype!r}; allowed are auto, {', '.join(allowed)}")
     return allowed[dtype]
+
+
+def running_device(module: nn.Module) -> torch.device:
+    """Where a module's weights are while it runs; accelerate may keep them elsewhere until then."""
+    hook = getattr(module, "_hf_hook", None)
+    if getattr(hook, "offload", False):
+        return torch.device(hook.execution_device)  # type: ignore[union-attr]
+    return next(module.parameters()).device
+
+
+def require_resident(model: nn.Module, what: str) -> None:
+    """Raises ValueError for a model that is streamed; ``what`` needs all of its weights at hand."""
+    if any(parameter.device.type == "meta" for parameter in model.parameters()):
+        raise ValueError(
+            f"{what} needs all of the model in memory, and it is streamed from elsewhere: say --criterion wanda "
+            "--init ffn-only --no-calibrated --ridge None --no-save-model, or give it more --max-memory"
+        )
 
 
 def _has_fast_bfloat16(device: torch.device) -> bool:

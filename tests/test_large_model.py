@@ -117,30 +117,44 @@ def llama(tmp_path):
         os.unlink(tmp_path / file)
 
 
-THREE_STEPS = """
-import resource, sys, time
+STEPS = """
+import json, resource, sys, time
 import numpy as np
 import ffprune_env as ff
 started = time.perf_counter()
-evaluator = ff.load_evaluator(sys.argv[1], "python-docs", dtype="bfloat16", device="cpu", seq_len=256, n_samples=1,
-                              calibration_windows=2)
+evaluator = ff.load_evaluator(sys.argv[1], "python-docs", dtype="bfloat16", seq_len=256, n_samples=1,
+                              calibration_windows=2, **json.loads(sys.argv[2]))
 ready = time.perf_counter()
 env = ff.PruneBanditEnv(evaluator, sparsity=0.2)
-for seed in range(3):
+for seed in range(int(sys.argv[3])):
     env.reset()
     *_, info = env.step(np.random.default_rng(seed).normal(0, 0.1, env.action_space.shape).astype(np.float32))
     assert 0.2 <= info["sparsity"] < 0.201
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, ready - started, time.perf_counter() - ready)
+print(info["ppl"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, ready - started, time.perf_counter() - ready)
 """
 
 
 @pytest.mark.slow
 def test_three_steps_of_llama_2_7b_take_one_copy_of_it(llama, capsys):
     folder, weights = llama
-    command = [sys.executable, "-c", THREE_STEPS, str(folder)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    peak, loading, stepping = (float(word) for word in done.stdout.split())
     with capsys.disabled():
-        sizes = f"weights {weights / 2**30:.2f} GiB, peak {peak / 2**30:.2f} GiB"
-        print(f"\n{sizes}; ready after {loading:.0f} s, three steps in {stepping:.0f} s")
+        _, peak = make_steps(folder, weights, {"device": "cpu"}, 3)
     assert peak < 1.25 * weights
+
+
+@pytest.mark.slow
+def test_a_step_of_llama_2_7b_streamed_from_disk_takes_6_gb(llama, capsys):
+    folder, weights = llama
+    with capsys.disabled():
+        _, peak = make_steps(folder, weights, {"device_map": "auto", "max_memory": "6GB"}, 1)
+    assert peak < 6e9
+
+
+def make_steps(folder, weights, options, steps):
+    """Makes environment steps in a process of their own; prints what they took, and returns perplexity and peak."""
+    command = [sys.executable, "-c", STEPS, str(folder), json.dumps(options), str(steps)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    ppl, peak, loading, stepping = (float(word) for word in done.stdout.split())
+    sizes = f"weights {weights / 2**30:.2f} GiB, peak {peak / 2**30:.2f} GiB"
+    print(f"\n{options}: {sizes}; ready after {loading:.0f} s, {steps} steps in {stepping:.0f} s; PPL {ppl:.2f}")
+    return ppl, peak

@@ -45,6 +45,7 @@ from ffprune_env.callbacks import (
     Sample,
     SampleCallback,
 )
+from ffprune_env.devices import require_resident
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
@@ -52,7 +53,7 @@ from ffprune_env.methods.ppo import choose, make_env, make_policy
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.methods.starts import LOOKING, STARTS, read_starts, start_scores
-from ffprune_env.models import context_length, load_model
+from ffprune_env.models import DeviceMap, context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
@@ -86,6 +87,10 @@ class Args(SearchSettings):
     """auto (bfloat16 where the hardware multiplies it fast), bfloat16, float16 or float32"""
     device: str = "auto"
     """auto (CUDA if there is one), cpu, cuda, cuda:1, ..."""
+    device_map: DeviceMap | None = None
+    """auto spreads a model that is too large for one device over all GPUs, host memory and disk"""
+    max_memory: str | None = None
+    """with --device-map auto, what the model may take of every device, such as 6GB; None: what is free"""
     trust_remote_code: bool = False
     """run Python code that a checkpoint brings along"""
 
@@ -223,7 +228,11 @@ def prepare(args: Args, resume: bool = False) -> Job:
         run.require_free()
     log = SampleLog(run.samples)
     check(args)
-    model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    model, tokenizer = load_model(
+        args.model, args.dtype, args.device, args.trust_remote_code, args.device_map, args.max_memory
+    )
+    if args.save_model or args.init in LOOKING:
+        require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
     if args.save_model and not can_be_saved(model):
         raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
     evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
@@ -232,9 +241,10 @@ def prepare(args: Args, resume: bool = False) -> Job:
     starts = kept_starts or find_starts(args, evaluator, tokenizer)
     test_seq_len = min(args.test_seq_len, context_length(model))
     test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
-    workers = start_workers(args, model.device.type) if args.workers else None
-    facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
-    facts["hardware"] = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else platform.machine()
+    device = evaluator.prunable.device
+    workers = start_workers(args, device.type) if args.workers else None
+    facts = {"device": str(device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    facts["hardware"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if not resume:
         run.create(asdict(args), seed=args.seed, **facts)
         if args.init not in ("none", *STARTS):
@@ -275,6 +285,8 @@ def check(args: Args) -> None:
         raise ValueError("--calibrated needs a calibration: give --ridge a number, or say --no-calibrated")
     if args.ray_address is not None and not args.workers:
         raise ValueError("--ray-address says where workers live: say how many with --workers")
+    if args.workers and args.device_map is not None:
+        raise ValueError("a worker has one device: leave out --workers with --device-map")
     if args.workers and find_spec("ray") is None:
         raise ValueError("--workers needs Ray: pip install 'ffprune[ray]'")
     if args.init not in ("none", *STARTS):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ffprune_env.devices import require_resident, running_device
 from ffprune_env.loss import hidden_chunks, token_losses
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
         model: a causal language model, inside :func:`frozen`.
         batch: int64 [B, T] on any device.
     """
-    tokens = batch.to(model.device)
+    tokens = batch.to(running_device(model.get_input_embeddings()))
     embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
     hidden = model.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
     # Chunk by chunk down to the final hidden states, so that no more than one chunk of logits is kept.
@@ -39,7 +40,8 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside."""
+    """No parameter asks for a gradient inside; ValueError for a model whose weights are not all in memory."""
+    require_resident(model, "a backward pass")
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)

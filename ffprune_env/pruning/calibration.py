@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ffprune_env.devices import require_resident
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.units import group_columns
@@ -71,6 +72,7 @@ class RidgeCalibration:
         check_ridge(ridge, storage)
         prunable.require_dense("calibrate")
         prunable.require_ranked("calibrate")
+        require_resident(prunable.model, "calibration")
         grams = stats.grams if isinstance(stats, Statistics) else stats
         if grams is None:
             raise ValueError("the statistics hold no Gram matrices: collect them with gram=True")

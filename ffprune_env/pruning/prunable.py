@@ -11,7 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ffprune_env.devices import running_device
 from ffprune_env.pruning.attention import index_keys, use_indexed_attention
+from ffprune_env.pruning.streaming import stream, streamed
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
 from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, group_columns
 
@@ -60,9 +62,13 @@ class PrunableModel:
             raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
         self.model = model
         self.layouts: tuple[UnitLayout, ...] = find_units(model)
+        for layout in self.layouts:
+            for linear in layout.inputs:
+                stream(linear, axis=0)
+            stream(layout.output, axis=1)
         self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)
         #: int64 [n_groups] per unit, on the unit's device: original index of the group now at each place.
-        self.order = tuple(torch.arange(x.unit.n_groups, device=x.output.weight.device) for x in self.layouts)
+        self.order = tuple(torch.arange(x.unit.n_groups, device=x.device) for x in self.layouts)
         self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
         #: How many times the groups were ranked; measurements made under another ranking are void.
@@ -77,9 +83,8 @@ class PrunableModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the model's first parameter lives; inputs go there."""
-        device: torch.device = next(self.model.parameters()).device
-        return device
+        """Where the model's embeddings live, or come to; inputs go there."""
+        return running_device(self.model.get_input_embeddings())
 
     def rank(self, scores: Sequence[npt.ArrayLike]) -> None:
         """Sorts the groups of every unit by descending score; ties keep their original order.
@@ -232,6 +237,9 @@ class _Dense:
             if bias is not None:
                 module.bias.data = bias
             module.out_features, module.in_features = weight.shape
+            hook = streamed(module)
+            if hook is not None:
+                hook.kept = None
         if self._num_heads is not None:
             self._owner.num_heads = self._num_heads  # type: ignore[assignment]
 
@@ -240,17 +248,29 @@ def _shrink(layout: UnitLayout, k: int, weight: torch.Tensor, bias: torch.Tensor
     """Replaces the matrices of a unit by views of their first k groups, and what its output projection holds."""
     width = k * layout.width
     for module in layout.inputs:
-        module.weight.data = module.weight.data[:width]
-        if module.bias is not None:
-            module.bias.data = module.bias.data[:width]
-        module.out_features = width
-    layout.output.weight.data = weight
+        _keep_rows(module, width)
+    hook = streamed(layout.output)
+    if hook is None:
+        layout.output.weight.data = weight
+    else:
+        hook.kept = width
     layout.output.in_features = width
     if bias is not None:
         layout.output.bias = nn.Parameter(bias, requires_grad=False)
     # OPT reads its head count from the module; Llama-like attention infers it from the projection's width.
     if layout.unit.kind == "attention" and hasattr(layout.owner, "num_heads"):
         layout.owner.num_heads = k  # type: ignore[assignment]
+
+
+def _keep_rows(linear: nn.Linear, rows: int) -> None:
+    hook = streamed(linear)
+    if hook is not None:
+        hook.kept = rows
+    else:
+        linear.weight.data = linear.weight.data[:rows]
+        if linear.bias is not None:
+            linear.bias.data = linear.bias.data[:rows]
+    linear.out_features = rows
 
 
 def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
@@ -261,8 +281,11 @@ def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
 def _permute(layout: UnitLayout, groups: torch.Tensor) -> None:
     """Moves the group now at place ``groups[i]`` to place i, in every matrix of the unit, in place."""
     columns = group_columns(layout, groups)
-    for module in layout.inputs:
-        module.weight.data.copy_(module.weight.data[columns])
-        if module.bias is not None:
+    for module in (*layout.inputs, layout.output):
+        hook, axis = streamed(module), int(module is layout.output)
+        if hook is not None:
+            hook.reorder(columns)
+            continue
+        module.weight.data.copy_(module.weight.data.index_select(axis, columns))
+        if module.bias is not None and axis == 0:
             module.bias.data.copy_(module.bias.data[columns])
-    layout.output.weight.data.copy_(layout.output.weight.data[:, columns])

@@ -14,6 +14,7 @@ from torch import nn
 from ffprune_env.batches import in_fitting_batches
 from ffprune_env.loss import decoder_outputs
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.streaming import weight_of
 from ffprune_env.pruning.units import group_columns
 
 FloatArray = npt.NDArray[np.float64]
@@ -117,7 +118,8 @@ def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]
     prunable.require_dense("score")
     scores = []
     for i, (layout, square_norm) in enumerate(zip(prunable.layouts, stats.square_norms, strict=True)):
-        weight_norm = layout.output.weight.detach().abs().sum(dim=0, dtype=torch.float32)
+        with weight_of(layout.output) as weight:
+            weight_norm = weight.abs().sum(dim=0, dtype=torch.float32)
         columns = square_norm.to(weight_norm.device).sqrt() * to_original_order(prunable, i, weight_norm)
         scores.append(columns.view(-1, layout.width).sum(dim=1).double().cpu().numpy())
     return scores
@@ -144,7 +146,8 @@ def fluctuations(prunable: PrunableModel, stats: Statistics) -> list[torch.Tenso
     for i, (layout, square_norm, mean) in enumerate(
         zip(prunable.layouts, stats.square_norms, stats.means, strict=True)
     ):
-        weight = layout.output.weight.detach().float().square().sum(dim=0)
+        with weight_of(layout.output) as matrix:
+            weight = matrix.float().square().sum(dim=0)
         variance = (square_norm / stats.n_tokens - mean.square()).clamp(min=0)
         result.append(variance.to(weight.device) * to_original_order(prunable, i, weight))
     return result
@@ -162,8 +165,9 @@ def _moments(
         for i in indices:
             output = prunable.layouts[i].output
             shape = (output.in_features,) * (2 if gram else 1)
-            total = torch.zeros(shape, dtype=torch.float32, device=output.weight.device)
-            mean = torch.zeros(output.in_features, dtype=torch.float32, device=output.weight.device)
+            device = prunable.layouts[i].device
+            total = torch.zeros(shape, dtype=torch.float32, device=device)
+            mean = torch.zeros(output.in_features, dtype=torch.float32, device=device)
             hooks.callback(output.register_forward_pre_hook(_accumulate(total, mean, windows.numel())).remove)
             sums.append(total)
             means.append(mean)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
+from ffprune_env.devices import running_device
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -65,6 +67,11 @@ class UnitLayout:
     output: nn.Linear
     width: int
     queries_per_key: int = 1
+
+    @property
+    def device(self) -> torch.device:
+        """Where the unit runs."""
+        return running_device(self.output)
 
 
 def find_units(model: PreTrainedModel) -> tuple[UnitLayout, ...]:
