@@ -130,7 +130,8 @@ for seed in range(int(sys.argv[3])):
     env.reset()
     *_, info = env.step(np.random.default_rng(seed).normal(0, 0.1, env.action_space.shape).astype(np.float32))
     assert 0.2 <= info["sparsity"] < 0.201
-print(info["ppl"], resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, ready - started, time.perf_counter() - ready)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(info["ppl"], peak, ready - started, time.perf_counter() - ready)
 """
 
 
