@@ -139,13 +139,15 @@ def test_nothing_is_measured_beyond_the_budget():
 @pytest.mark.parametrize("init", ["none", "ffn-only", "fisher", "fisher-iterated"])
 def test_a_policy_starts_where_it_is_told(on_model, init):
     settings = SearchSettings(sparsity=0.3, samples=3, init=init)
-    start = start_scores(settings, on_model)
+    starts = start_scores(settings, on_model)
+    start = starts[0.3]
     mapped = allocate(start, 0.3, on_model.meter.units, a_min=0.2, mapping="waterfill")
     methods = {"none": "uniform", "ffn-only": "ffn-only", "fisher": "fisher", "fisher-iterated": "fisher-iterated"}
     asked = METHODS[methods.pop(init)].answer(on_model)
     assert np.abs(mapped.kept - asked.kept).max() <= 1  # of 4 heads or 24 channels
     env = PruneBanditEnv(on_model.meter, 0.3)
-    action, _ = make_policy(settings, env, {0.3: start}).predict(np.array([0.3], dtype=np.float32), deterministic=True)
+    policy = make_policy(settings, env, starts)
+    action, _ = policy.predict(np.array([0.3], dtype=np.float32), deterministic=True)
     np.testing.assert_allclose(action * settings.action_scale, np.clip(start, -2.4, 2.4), atol=0.02)
     others = [METHODS[name].answer(on_model).kept for name in methods.values() if "fisher" not in name]
     assert all(np.abs(mapped.kept - other).max() > 1 for other in others)

@@ -396,10 +396,15 @@ def test_a_search_starts_from_the_policy_of_another(ppo, monkeypatch, flags, tmp
     quiet = ["--log-std-init", "-12", "--no-ramp-sparsity", "--no-ramp-samples", "--sparsity", "0.3"]
     assert run_main(ppo, monkeypatch, [*argv(flags), "--learning-rate", "0.01"]) == 0
     second = {**flags, "--run": tmp_path / "second", "--init": flags["--run"]}
-    assert run_main(ppo, monkeypatch, [*argv(second), *quiet]) == 0
+    assert run_main(ppo, monkeypatch, [*argv(second), *quiet, "--init-steps", "0"]) == 0
     policy = PPO.load(flags["--run"] / "checkpoints" / "policy.zip")
     mean, _ = policy.predict(np.array([0.3], dtype=np.float32), deterministic=True)
     np.testing.assert_allclose(read_samples(tmp_path / "second")[0]["scores"], 3 * mean, atol=1e-3)
+    better = {**second, "--run": tmp_path / "better"}  # improved by two steps, from where it leads
+    assert run_main(ppo, monkeypatch, [*argv(better), *quiet]) == 0
+    start = json.loads((tmp_path / "better" / "start.json").read_text())["0.3"]
+    np.testing.assert_allclose(read_samples(tmp_path / "better")[0]["scores"], start, atol=1e-3)
+    assert np.abs(np.array(start) - 3 * mean).max() > 0.01
     capsys.readouterr()
     for changes, message in (
         ({"--action-scale": 2}, "was trained with action_scale 3.0, not 2.0"),

@@ -52,7 +52,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
-from ffprune_env.methods.starts import LOOKING, STARTS, read_starts, start_scores
+from ffprune_env.methods.starts import STARTS, read_starts, start_scores
 from ffprune_env.models import DeviceMap, context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
@@ -191,7 +191,7 @@ def main() -> int:
         return 130
     try:
         outcome = train(args, job)
-        return max(report(replace(args, sparsity=target), part(job, target), outcome) for target in args.targets)
+        return max(report(replace(args, sparsity=target), part(args, job, target), outcome) for target in args.targets)
     except KeyboardInterrupt:
         errors.print(f"interrupted at once; {kept(job)}")
         return 130
@@ -231,7 +231,7 @@ def prepare(args: Args, resume: bool = False) -> Job:
     model, tokenizer = load_model(
         args.model, args.dtype, args.device, args.trust_remote_code, args.device_map, args.max_memory
     )
-    if args.save_model or args.init in LOOKING:
+    if args.save_model or args.looks:
         require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
     if args.save_model and not can_be_saved(model):
         raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
@@ -267,7 +267,7 @@ def check(args: Args) -> None:
         ("--n-steps", args.n_steps, 2, math.inf),
         ("--n-epochs", args.n_epochs, 1, math.inf),
         ("--batch-size", args.batch_size, 1, math.inf),
-        ("--init-steps", args.init_steps, 2, math.inf),
+        ("--init-steps", args.init_steps, 0 if args.init not in STARTS else 2, math.inf),
         ("--workers", args.workers, 0, math.inf),
         ("--finalists", args.finalists, 0, math.inf),
         ("--samples", args.samples, 1, math.inf),
@@ -308,9 +308,9 @@ def start_workers(args: Args, device: str) -> Workers:
 
 
 def find_starts(args: Args, evaluator: LMEvaluator, tokenizer: PreTrainedTokenizerBase) -> dict[float, FloatArray]:
-    """The scores that the policy's mean starts from, by target."""
+    """The scores that the policy's mean starts from, by target; of a single one also around it."""
     looked_at = evaluator.windows
-    if args.init in LOOKING:
+    if args.looks:
         looked_at = load_windows(args.text, tokenizer, "search", evaluator.windows.shape[1], args.curve_windows)
     problem = Problem(
         evaluator.prunable,
@@ -323,7 +323,8 @@ def find_starts(args: Args, evaluator: LMEvaluator, tokenizer: PreTrainedTokeniz
         evaluator.calibration if args.calibrated else None,
         looked_at,
     )
-    return {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
+    found = {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
+    return found[args.target] if len(found) == 1 else {target: scores[target] for target, scores in found.items()}
 
 
 def train(args: Args, job: Job) -> Outcome:
@@ -355,9 +356,9 @@ def train(args: Args, job: Job) -> Outcome:
     return Outcome(policy, samples, archives, schedule, seconds)
 
 
-def part(job: Job, target: float) -> Job:
+def part(args: Args, job: Job, target: float) -> Job:
     """The job of one target: of several each leaves its files in a folder of its own."""
-    return job if len(job.starts) == 1 else replace(job, run=job.run.part(f"s{100 * target:g}"))
+    return job if len(args.targets) == 1 else replace(job, run=job.run.part(f"s{100 * target:g}"))
 
 
 def report(args: Args, job: Job, outcome: Outcome) -> int:
@@ -402,7 +403,9 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     retention = retention_plot(evaluator.units, {label(name): policies[name].rates for name in pruned})
     run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)
-    log_final(outcome.policy, args, results, retention, "final" if len(job.starts) == 1 else f"final_{run.path.name}")
+    log_final(
+        outcome.policy, args, results, retention, "final" if len(outcome.archives) == 1 else f"final_{run.path.name}"
+    )
 
     failure = None
     if args.save_model:

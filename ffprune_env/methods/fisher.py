@@ -36,9 +36,21 @@ def fisher(problem: Problem) -> Allocation:
     Raises:
         ValueError: the problem has no model or no search text, or the sparsity is out of the range of the bounds.
     """
-    prunable, windows = problem.look_inside("fisher")
-    curves = damage_curves(prunable, spread_windows(windows, CURVE_TOKENS), problem.calibration)
-    return least_damage(curves, problem.sparsity, problem.meter.units, a_min=problem.a_min, a_max=problem.a_max)
+    return cheapest(problem, dense_curves(problem))
+
+
+def dense_curves(problem: Problem, method: str = "fisher") -> list[FloatArray]:
+    """The damage curves of the dense model that a method looks at, which is named where there is nothing to look at."""
+    prunable, windows = problem.look_inside(method)
+    return damage_curves(prunable, spread_windows(windows, CURVE_TOKENS), problem.calibration)
+
+
+def cheapest(
+    problem: Problem, curves: Sequence[FloatArray], within: tuple[IntArray, IntArray] | None = None
+) -> Allocation:
+    """:func:`least_damage` as the problem has it."""
+    bounds = {"a_min": problem.a_min, "a_max": problem.a_max}
+    return least_damage(curves, problem.sparsity, problem.meter.units, **bounds, within=within)
 
 
 def least_damage(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ffprune_env.allocation import Allocation
-from ffprune_env.methods.fisher import fisher, least_damage
+from ffprune_env.allocation import Allocation, FloatArray
+from ffprune_env.methods.fisher import cheapest, fisher
 from ffprune_env.methods.problem import Problem
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
@@ -34,18 +34,27 @@ def fisher_iterated(problem: Problem, steps: int = STEPS) -> Allocation:
     Raises:
         ValueError: as for :func:`~ffprune_env.methods.fisher.fisher`.
     """
+    return iterate(problem, steps)[0]
+
+
+def iterate(problem: Problem, steps: int, start: Allocation | None = None) -> tuple[Allocation, list[FloatArray]]:
+    """`fisher-iterated`, and the mean of the curves that it followed: what they know holds at other sparsities too.
+
+    Args:
+        problem: what to answer.
+        steps: as above.
+        start: where to begin, which then is as good as a step; None: at `fisher`, which is not.
+    """
     prunable, windows = problem.look_inside("fisher-iterated")
-    units = problem.meter.units
-    reach = np.maximum(1, np.floor(_TRUST * np.array([unit.n_groups for unit in units]))).astype(np.int64)
-    found = [fisher(problem)]
+    reach = np.maximum(1, np.floor(_TRUST * np.array([unit.n_groups for unit in problem.meter.units]))).astype(np.int64)
+    found, looks = [start or fisher(problem)], []
     for step in range(steps):
-        text = step_windows(windows, step)
         kept = found[-1].kept
-        curves = damage_curves(prunable, text, problem.calibration, kept)
-        within = (kept - reach, kept + reach)
-        bounds = {"a_min": problem.a_min, "a_max": problem.a_max}
-        found.append(least_damage(curves, problem.sparsity, units, **bounds, within=within))
-    return problem.allocate(np.mean([allocation.rates for allocation in found[min(2, steps) :]], axis=0))
+        looks.append(damage_curves(prunable, step_windows(windows, step), problem.calibration, kept))
+        found.append(cheapest(problem, looks[-1], (kept - reach, kept + reach)))
+    good = found if start is not None else found[min(2, steps) :]
+    mean = problem.allocate(np.mean([allocation.rates for allocation in good], axis=0))
+    return mean, [np.mean(curves, axis=0) for curves in zip(*looks, strict=True)]
 
 
 def step_windows(windows: torch.Tensor, step: int) -> torch.Tensor:

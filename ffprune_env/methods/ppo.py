@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
@@ -56,11 +56,11 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
         meter.budget - meter.spent,
     )
     start = start_scores(settings, problem)
-    policy = make_policy(settings, make_env(settings, meter), {problem.sparsity: start})
+    policy = make_policy(settings, make_env(settings, meter), start)
     archive = Archive(settings.target, settings.finalists)
     schedule, record = ProgressiveSchedulingCallback(settings.schedule()), SampleCallback(meter.units, archive)
     policy.learn(settings.evaluations, [schedule, record, _NoteMean(settings, meter)])
-    _, chosen = choose(settings, meter.units, start, policy, archive, meter.measure)
+    _, chosen = choose(settings, meter.units, start[problem.sparsity], policy, archive, meter.measure)
     meter.note(chosen)
     return chosen
 
@@ -107,8 +107,8 @@ def make_policy(
     Args:
         settings: of the search.
         env: its environment, or one for every evaluation of a rollout.
-        starts: [N] scores for every target sparsity. The network starts linear in σ, so those of several targets are
-            met as nearly as a straight line can.
+        starts: [N] scores for every target sparsity, and for others that are known. The network starts linear in σ, so
+            they are met as nearly as a straight line can; a single target is met, and the line only passes by the rest.
     """
     policy = PPO(
         "MlpPolicy",
@@ -128,22 +128,42 @@ def make_policy(
         seed=settings.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
-    # SB3 starts with a mean of zero but for what the networks add, which is small. Actions outside the box are clipped
-    # and teach nothing, so no mean starts near its edge.
-    means = np.clip(np.stack(list(starts.values())) / settings.action_scale, -_FARTHEST_MEAN, _FARTHEST_MEAN)
+    # Actions outside the box are clipped and teach nothing, so no mean starts near its edge.
+    means = {at: np.clip(x / settings.action_scale, -_FARTHEST_MEAN, _FARTHEST_MEAN) for at, x in starts.items()}
+    met = {target: means[target] for target in settings.targets}
+    if settings.init in STARTS:
+        _draw_line(policy, means)
+        if len(met) == 1:
+            _move_to(policy, met)
+    elif settings.init != "none":  # where SB3 starts with a mean of nearly zero
+        read_policy(settings.init, env.evaluator.units, settings.meaning()).load_into(policy)
+        _move_to(policy, met)
+    return policy
+
+
+def _draw_line(policy: PPO, means: Mapping[float, FloatArray]) -> None:
+    """Makes the policy's mean the straight line in σ that passes nearest to the given ones."""
+    last, hidden = _last_layer(policy, means)
+    inputs = np.c_[hidden, np.ones(len(hidden))]
+    slope_and_offset = np.linalg.lstsq(inputs, np.stack(list(means.values())), rcond=1e-4)[0]
+    last.weight.data.copy_(torch.from_numpy(slope_and_offset[:-1].T))
+    last.bias.data.copy_(torch.from_numpy(slope_and_offset[-1]))
+
+
+def _move_to(policy: PPO, means: Mapping[float, FloatArray]) -> None:
+    """Shifts the policy's mean by a constant, so that on the average it is the given ones."""
+    last, hidden = _last_layer(policy, means)
+    now = hidden @ last.weight.detach().double().numpy().T
+    last.bias.data.copy_(torch.from_numpy((np.stack(list(means.values())) - now).mean(axis=0)))
+
+
+def _last_layer(policy: PPO, sparsities: Iterable[float]) -> tuple[torch.nn.Linear, FloatArray]:
+    """The layer that the mean comes from, and what it sees at every sparsity: linear in σ while no layer has a bias."""
     last = policy.policy.action_net
     assert isinstance(last, torch.nn.Linear)
-    if len(starts) == 1:
-        last.bias.data.copy_(torch.from_numpy(means[0]))
-    else:
-        with torch.no_grad():
-            hidden = policy.policy.mlp_extractor.forward_actor(torch.tensor(list(starts), dtype=torch.float32)[:, None])
-        slope_and_offset = np.linalg.lstsq(np.c_[hidden.double().numpy(), np.ones(len(starts))], means, rcond=1e-4)[0]
-        last.weight.data.copy_(torch.from_numpy(slope_and_offset[:-1].T))
-        last.bias.data.copy_(torch.from_numpy(slope_and_offset[-1]))
-    if settings.init not in ("none", *STARTS):
-        read_policy(settings.init, env.evaluator.units, settings.meaning()).load_into(policy)
-    return policy
+    with torch.no_grad():
+        hidden = policy.policy.mlp_extractor.forward_actor(torch.tensor(list(sparsities), dtype=torch.float32)[:, None])
+    return last, hidden.double().numpy()
 
 
 def mean_allocation(settings: SearchSettings, units: Sequence[PruneUnit], policy: PPO) -> tuple[FloatArray, Allocation]:

@@ -10,6 +10,8 @@ from ffprune_env.budget import Mapping
 from ffprune_env.env import Reward
 from ffprune_env.schedule import ProgressiveSchedule
 
+_ITERATED_STEPS, _TRANSFER_STEPS = 8, 2
+
 
 @dataclass(frozen=True)
 class SearchSettings:
@@ -55,8 +57,9 @@ class SearchSettings:
     """where the policy's mean starts: fisher (from damage curves, a few backward passes), fisher-iterated (the same,
     improved step by step), ffn-only, none (equal scores, as in the paper), or runs/<other>, the policy of another run.
     With --mapping greedy it is none unless it is a run"""
-    init_steps: int = 8
-    """steps of fisher-iterated, at least 2; a search with a budget takes as many as leave it a rollout"""
+    init_steps: int | None = None
+    """steps on the pruned model that the start is improved by, a few backward passes each: of fisher-iterated at least
+    2, by default 8, fewer where a budget affords no more; from runs/<other> by default 2, 0 takes its policy as it is"""
     reward: Reward = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
     log_std_init: float = -2.5
@@ -68,6 +71,19 @@ class SearchSettings:
     finalists: int = 4
     """best samples that are measured again at the final sparsity, beside ffn-only, the start and the policy's mean; the
     better half of them on twice the windows, and so on up to --final-samples"""
+
+    @property
+    def steps(self) -> int:
+        """Steps that the start takes on the pruned model."""
+        if self.mapping == "greedy" or self.init in ("none", "ffn-only", "fisher"):
+            return 0
+        usual = _ITERATED_STEPS if self.init == "fisher-iterated" else _TRANSFER_STEPS
+        return usual if self.init_steps is None else self.init_steps
+
+    @property
+    def looks(self) -> bool:
+        """Whether the start looks at gradients on search text."""
+        return self.steps > 0 or (self.mapping == "waterfill" and self.init == "fisher")
 
     def meaning(self) -> dict[str, Any]:
         """What the scores of a policy depend on: another search can start from it if these are the same."""

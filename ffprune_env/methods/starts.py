@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ffprune_env.allocation import Allocation, FloatArray
-from ffprune_env.budget import waterfill_scores
+from ffprune_env.budget import allocate, waterfill_scores
 from ffprune_env.methods.even import ffn_only
-from ffprune_env.methods.fisher import CURVE_TOKENS, fisher
-from ffprune_env.methods.fisher_iterated import fisher_iterated, step_windows
+from ffprune_env.methods.fisher import CURVE_TOKENS, cheapest, dense_curves
+from ffprune_env.methods.fisher_iterated import iterate, step_windows
 from ffprune_env.methods.problem import Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.pruning.backward import spread_windows
@@ -22,47 +23,81 @@ from ffprune_env.saved_policy import read_policy
 
 logger = logging.getLogger(__name__)
 
-#: What a policy's mean can start from, by the name that ``--init`` uses.
-STARTS: dict[str, Callable[[Problem, SearchSettings], Allocation]] = {
-    "ffn-only": lambda problem, settings: ffn_only(problem.sparsity, problem.meter.units),
-    "fisher": lambda problem, settings: fisher(problem),
-    "fisher-iterated": lambda problem, settings: fisher_iterated(problem, settings.init_steps),
+Answer = Callable[[float], Allocation]
+# Sparsities around the target, as fractions of it, that say which way the mean goes as σ changes.
+_AROUND = (0.5, 0.75, 1.25, 1.5)
+
+
+def _ffn_only(problem: Problem, settings: SearchSettings) -> Answer:
+    return lambda sparsity: ffn_only(sparsity, problem.meter.units)
+
+
+def _fisher(problem: Problem, settings: SearchSettings) -> Answer:
+    curves = dense_curves(problem)
+    return lambda sparsity: cheapest(replace(problem, sparsity=sparsity), curves)
+
+
+def _fisher_iterated(problem: Problem, settings: SearchSettings) -> Answer:
+    found, curves = iterate(problem, settings.steps)
+    return lambda sparsity: (
+        found if sparsity == problem.sparsity else cheapest(replace(problem, sparsity=sparsity), curves)
+    )
+
+
+#: What a policy's mean can start from, by the name that ``--init`` uses: looked at once for the sparsity of a problem,
+#: the model's answer at this and other sparsities.
+STARTS: dict[str, Callable[[Problem, SearchSettings], Answer]] = {
+    "ffn-only": _ffn_only,
+    "fisher": _fisher,
+    "fisher-iterated": _fisher_iterated,
 }
-#: Those that look at gradients, and pay for them.
-LOOKING = ("fisher", "fisher-iterated")
 
 
-def start_scores(settings: SearchSettings, problem: Problem) -> FloatArray:
+def start_scores(settings: SearchSettings, problem: Problem) -> dict[float, FloatArray]:
     """The scores that the policy's mean starts from; where it cannot be reached, `ffn-only` or equal ones.
 
     Args:
         settings: of the search; ``init`` says where it starts.
-        problem: of the same sparsity and bounds.
+        problem: of the same bounds, and of one of its sparsities.
+
+    Returns:
+        [N] scores by sparsity: for that of the problem, and for some around it as far as they are known, so that the
+        policy knows from the start how the answer changes with σ.
 
     Raises:
         ValueError: ``init`` is neither the name of a start nor a run with a policy that fits.
     """
-    equal = np.zeros(len(problem.meter.units))
+    target = problem.sparsity
+    equal = {target: np.zeros(len(problem.meter.units))}
     if settings.init == "none":
         return equal
     if settings.init not in STARTS:
         saved = read_policy(settings.init, problem.meter.units, settings.meaning())
-        return saved.mean(problem.sparsity) * settings.action_scale
+        scores = saved.mean(target) * settings.action_scale
+        if not settings.steps or problem.windows is None:
+            return {target: scores}
+        bounds = {"a_min": settings.a_min, "a_max": settings.a_max}
+        there = allocate(scores, target, problem.meter.units, **bounds, mapping=settings.mapping)
+        return {target: waterfill_scores(iterate(problem, settings.steps, there)[0].rates, **bounds)}
     if settings.mapping == "greedy":
         logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", settings.init)
         return equal
     for init in dict.fromkeys((settings.init, "ffn-only")):
         try:
-            rates = STARTS[init](problem, settings).rates
+            answer = STARTS[init](problem, settings)
+            starts = {target: answer(target)}
         except ValueError as error:
             logger.warning("the search does not start from %s: %s", init, error)
-        else:
-            return waterfill_scores(rates, settings.a_min, settings.a_max)
+            continue
+        for factor in _AROUND:
+            with suppress(ValueError):  # beyond what the bounds or the method can reach
+                starts[factor * target] = answer(factor * target)
+        return {at: waterfill_scores(found.rates, settings.a_min, settings.a_max) for at, found in starts.items()}
     return equal
 
 
 def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[float, FloatArray] | None:
-    """The scores that a run which was cut off started from, by target, so that they are not looked for again.
+    """The scores that a run which was cut off started from, by sparsity, so that they are not looked for again.
 
     Args:
         file: ``start.json`` of its folder.
@@ -70,7 +105,7 @@ def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[floa
         n_units: N.
 
     Returns:
-        [N] scores per target; None if the run was cut off before it had any.
+        [N] scores per target, and those around it; None if the run was cut off before it had any.
 
     Raises:
         ValueError: the file is damaged.
@@ -79,8 +114,11 @@ def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[floa
         return None
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
-        starts = {target: np.array(saved[str(target)], dtype=np.float64) for target in targets}
-    except (KeyError, TypeError, ValueError) as error:
+        starts = {float(at): np.array(scores, dtype=np.float64) for at, scores in saved.items()}
+        missing = [target for target in targets if target not in starts]
+        if missing:
+            raise KeyError(*missing)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged, remove it to look for the start again: {error!r}") from error
     if not all(scores.shape == (n_units,) and np.isfinite(scores).all() for scores in starts.values()):
         raise ValueError(f"{file} does not hold {n_units} scores per target: remove it to look for the start again")
@@ -89,12 +127,10 @@ def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[floa
 
 def start_cost(settings: SearchSettings, problem: Problem) -> int:
     """What the start costs, in windows of search text: a backward pass is counted as two forward passes."""
-    if problem.windows is None or settings.mapping == "greedy" or settings.init not in LOOKING:
+    if problem.windows is None or not settings.looks:
         return 0
     cost = 3 * len(spread_windows(problem.windows, CURVE_TOKENS))
-    if settings.init == "fisher-iterated":
-        cost += settings.init_steps * 3 * len(step_windows(problem.windows, 0))
-    return cost
+    return cost * (settings.init in STARTS) + settings.steps * 3 * len(step_windows(problem.windows, 0))
 
 
 def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
@@ -102,12 +138,12 @@ def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
 
     Knowledge comes first: on held-out text another step was worth more than the evaluations that it costs.
     """
-    if settings.init not in LOOKING:
+    if not settings.looks or settings.init not in STARTS:
         return settings
     meter = problem.meter
     rollout = replace(settings, samples=meter.max_samples, final_samples=meter.all_samples, timesteps=settings.n_steps)
     afforded = meter.budget - rollout.windows()
     cheaper = [replace(settings, init=init) for init in ("fisher", "ffn-only")]
     if settings.init == "fisher-iterated":
-        cheaper = [replace(settings, init_steps=steps) for steps in range(settings.init_steps, 1, -1)] + cheaper
+        cheaper = [replace(settings, init_steps=steps) for steps in range(settings.steps, 1, -1)] + cheaper
     return next((x for x in cheaper if start_cost(x, problem) <= afforded), cheaper[-1])

@@ -80,7 +80,7 @@ def _gather_keys(function: AttentionFunction) -> AttentionFunction:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         kv_index = getattr(module, "kv_index", None)
         if kv_index is not None:  # (B, key heads, T, D) -> (B, query heads, T, D)
-            key, value = key[:, kv_index], value[:, kv_index]
+            key, value = key.index_select(1, kv_index), value.index_select(1, kv_index)
         return function(module, query, key, value, *args, **kwargs)
 
     return attend

@@ -11,7 +11,7 @@ from accelerate.hooks import AlignDevicesHook, ModelHook, add_hook_to_module
 from torch import nn
 
 
-class StreamedLinear(ModelHook):
+class StreamedLinear(ModelHook):  # type: ignore[misc]
     """A projection of a unit whose weights come when it runs; what ranking and pruning did to it is done to them then.
 
     Args:
