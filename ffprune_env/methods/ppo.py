@@ -137,7 +137,8 @@ def make_policy(
             _move_to(policy, met)
     elif settings.init != "none":  # where SB3 starts with a mean of nearly zero
         read_policy(settings.init, env.evaluator.units, settings.meaning()).load_into(policy)
-        _move_to(policy, met)
+        if settings.steps:
+            _move_to(policy, met)
     return policy
 
 

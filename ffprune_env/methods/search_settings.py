@@ -59,7 +59,7 @@ class SearchSettings:
     With --mapping greedy it is none unless it is a run"""
     init_steps: int | None = None
     """steps on the pruned model that the start is improved by, a few backward passes each: of fisher-iterated at least
-    2, by default 8, fewer where a budget affords no more; from runs/<other> by default 2, 0 takes its policy as it is"""
+    2, by default 8, fewer where a budget ends; from runs/<other> by default 2, and 0 takes its policy as it is"""
     reward: Reward = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
     log_std_init: float = -2.5
