@@ -84,8 +84,8 @@ class Args:
     """tokens per window of test text"""
     test_windows: int | None = 8
     """windows of test text, at least 2; None takes all"""
-    batch_size: int = 1
-    """windows per forward pass"""
+    batch_size: int | None = None
+    """windows per forward pass; None: by device and window length. Halved where memory runs out"""
 
     criterion: str = "surgeon"
     """how heads and channels are ranked: surgeon, wanda, fisher, wanda+fisher, or FLAP's wifv"""

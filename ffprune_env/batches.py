@@ -38,8 +38,7 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
         RuntimeError: memory runs out with a single window.
     """
     if batch_size is None:
-        device = next(model.parameters()).device.type
-        batch_size = max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // windows.shape[1])
+        batch_size = usual_batch_size(model, windows.shape[1])
     while True:
         size = min(batch_size, len(windows), _limits.get(model, batch_size))
         try:
@@ -53,6 +52,12 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning("out of memory with %d windows at once: going on with %d", size, size // 2)
+
+
+def usual_batch_size(model: nn.Module, seq_len: int) -> int:
+    """Windows per forward pass that keep the model's device busy; more would only take memory."""
+    device = next(model.parameters()).device.type
+    return max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // seq_len)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

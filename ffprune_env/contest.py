@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ffprune_env.batches import usual_batch_size
 from ffprune_env.comparison import Cell
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
@@ -44,7 +45,7 @@ class Subject:
         calibration_windows: int64 [n, seq_len], what statistics and calibration were made from.
         curve_windows: int64 [n, seq_len], search text for methods that look at gradients.
         test_windows: int64 [n, seq_len].
-        batch_size: windows per forward pass.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
         zero_shot: what to ask the final models, if anything.
     """
 
@@ -53,7 +54,7 @@ class Subject:
     calibration_windows: torch.Tensor
     curve_windows: torch.Tensor
     test_windows: torch.Tensor
-    batch_size: int = 1
+    batch_size: int | None = None
     zero_shot: ZeroShotTest | None = None
 
     def test(self, model: PreTrainedModel) -> tuple[float, tuple[float, float]]:
@@ -186,7 +187,9 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
     prunable = subject.evaluator.prunable
     wanted = round(sparsity * sum(unit.n_params for unit in prunable.units))
     started = time.perf_counter()
-    model = REBUILDERS[name](prunable.model, subject.calibration_windows, wanted, subject.batch_size)
+    text = subject.calibration_windows
+    batch_size = subject.batch_size or usual_batch_size(prunable.model, text.shape[1])
+    model = REBUILDERS[name](prunable.model, text, wanted, batch_size)
     seconds = time.perf_counter() - started
     params = sum(parameter.numel() for parameter in model.parameters())
     test_ppl, interval = subject.test(model)
