@@ -2,13 +2,15 @@
 
     python evaluate/scale.py --gpu-memory 80 --tflops 400
 
-Nothing is measured and no model is loaded. A forward pass of T tokens is counted as 2 · parameters · T operations, at
+Nothing is measured and no model is loaded. What needs several GPUs is spread over them by --device-map auto: each holds
+its share of the layers, and works while the others wait, so that a copy of the model is as fast as one GPU. A forward pass of T tokens is counted as 2 · parameters · T operations, at
 the rate that --tflops says a GPU reaches on them (the last row but two of evaluate/bench.py). Calibrated, every worker
 also holds the factors of the ridge regression (W L and L⁻¹ of every unit) in float32 and in the dtype of the weights.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass
 
@@ -84,7 +86,7 @@ def main() -> int:
     report = Table(
         title=f"{args.tokens} tokens per evaluation, GPUs of {args.gpu_memory:g} GiB at {args.tflops:g} TFLOP/s"
     )
-    for column in ("", "parameters", "weights", "on one GPU", "factors", "evaluations/h"):
+    for column in ("", "parameters", "weights", "GPUs", "weights on each", "factors", "evaluations/h"):
         report.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, shape in SHAPES.items():
         report.add_row(name, *row(shape, args))
@@ -96,14 +98,15 @@ def row(shape: Shape, args: Args) -> list[str]:
     """The cells of one model."""
     weights = 2 * shape.params
     working = 2 * _GIB  # chunks of logits, hidden states of a batch, and what CUDA keeps for itself
-    fits = weights + working <= args.gpu_memory * _GIB
+    gpus = max(1, math.ceil(weights / max(1, args.gpu_memory * _GIB - working)))
     seconds = 2 * shape.params * args.tokens / (args.tflops * 1e12)
     return [
         f"{shape.params / 1e9:.2f} B",
         f"{weights / _GIB:.1f} GiB",
-        "yes" if fits else "no",
+        str(gpus),
+        f"{weights / gpus / _GIB:.1f} GiB",
         f"{shape.factors / _GIB:.0f} GiB",
-        f"{3600 / seconds:,.0f}" if fits else "",
+        f"{3600 / seconds:,.0f}",
     ]
 
 

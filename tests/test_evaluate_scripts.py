@@ -208,5 +208,6 @@ def test_scale_knows_how_large_models_are(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run_script("evaluate/scale.py", monkeypatch, capsys, "--gpu-memory", 80)
     assert code == 0
-    assert "llama-2-70b" in out
+    (largest,) = (line.split() for line in out.splitlines() if "llama-2-70b" in line)
+    assert [largest[i] for i in (9, 11)] == ["2", "64.2"]  # GPUs, and GiB of weights on each of them
     assert run_script("evaluate/scale.py", monkeypatch, capsys, "--tflops", 0)[0] == 2
