@@ -3,9 +3,10 @@
     python evaluate/scale.py --gpu-memory 80 --tflops 400
 
 Nothing is measured and no model is loaded. What needs several GPUs is spread over them by --device-map auto: each holds
-its share of the layers, and works while the others wait, so that a copy of the model is as fast as one GPU. A forward pass of T tokens is counted as 2 · parameters · T operations, at
-the rate that --tflops says a GPU reaches on them (the last row but two of evaluate/bench.py). Calibrated, every worker
-also holds the factors of the ridge regression (W L and L⁻¹ of every unit) in float32 and in the dtype of the weights.
+its share of the layers and works while the others wait, so that a copy of the model is as fast as one GPU. A forward
+pass of T tokens is counted as 2 · parameters · T operations, at the rate that --tflops says a GPU reaches on them (the
+last row but two of evaluate/bench.py). Calibrated, every copy also holds the factors of the ridge regression (W L and
+L⁻¹ of every unit) in float32 and in the dtype of the weights.
 """
 
 from __future__ import annotations

@@ -25,6 +25,8 @@ from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.methods.search_settings import SearchSettings, affordable
 from ffprune_env.methods.starts import cheap_enough, start_cost, start_scores
+from ffprune_env.pruning import damage as damage_module
+from ffprune_env.pruning.backward import back_propagate
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.units import PruneUnit
@@ -151,6 +153,33 @@ def test_a_policy_starts_where_it_is_told(on_model, init):
     np.testing.assert_allclose(action * settings.action_scale, np.clip(start, -2.4, 2.4), atol=0.02)
     others = [METHODS[name].answer(on_model).kept for name in methods.values() if "fisher" not in name]
     assert all(np.abs(mapped.kept - other).max() > 1 for other in others)
+
+
+@pytest.mark.parametrize("init", ["ffn-only", "fisher", "fisher-iterated"])
+def test_a_policy_starts_with_knowledge_of_the_sparsities_around_its_target(on_model, init):
+    settings = SearchSettings(sparsity=0.3, samples=3, init=init)
+    starts = start_scores(settings, on_model)
+    assert len(starts) > 3
+    policy = make_policy(settings, PruneBanditEnv(on_model.meter, 0.3), starts)
+    line, constant = 0.0, 0.0
+    for at, scores in starts.items():
+        mean, _ = policy.predict(np.array([at], dtype=np.float32), deterministic=True)
+        line += float(np.square(3 * mean - np.clip(scores, -2.4, 2.4)).sum())
+        constant += float(np.square(np.clip(starts[0.3], -2.4, 2.4) - np.clip(scores, -2.4, 2.4)).sum())
+    assert line < 0.9 * constant
+
+
+def test_one_look_serves_several_targets(on_model, monkeypatch):
+    looks = []
+    monkeypatch.setattr(damage_module, "back_propagate", lambda *a: looks.append(back_propagate(*a)))
+    settings = SearchSettings(sparsity=(0.1, 0.2, 0.3), init="fisher", a_min=0.2)
+    starts = start_scores(settings, on_model)
+    assert list(starts) == [0.1, 0.2, 0.3]
+    assert len(looks) == len(on_model.windows)
+    for target, scores in starts.items():
+        alone = METHODS["fisher"].answer(replace(on_model, sparsity=target))
+        mapped = allocate(scores, target, on_model.meter.units, a_min=0.2, mapping="waterfill")
+        assert np.abs(mapped.kept - alone.kept).max() <= 1
 
 
 @pytest.mark.parametrize("windows", [90, 200, 1000])

@@ -323,8 +323,7 @@ def find_starts(args: Args, evaluator: LMEvaluator, tokenizer: PreTrainedTokeniz
         evaluator.calibration if args.calibrated else None,
         looked_at,
     )
-    found = {target: start_scores(args, replace(problem, sparsity=target)) for target in args.targets}
-    return found[args.target] if len(found) == 1 else {target: scores[target] for target, scores in found.items()}
+    return start_scores(args, problem)
 
 
 def train(args: Args, job: Job) -> Outcome:

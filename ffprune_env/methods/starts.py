@@ -19,7 +19,7 @@ from ffprune_env.methods.fisher_iterated import iterate, step_windows
 from ffprune_env.methods.problem import Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.pruning.backward import spread_windows
-from ffprune_env.saved_policy import read_policy
+from ffprune_env.saved_policy import SavedPolicy, read_policy
 
 logger = logging.getLogger(__name__)
 
@@ -56,44 +56,51 @@ STARTS: dict[str, Callable[[Problem, SearchSettings], Answer]] = {
 def start_scores(settings: SearchSettings, problem: Problem) -> dict[float, FloatArray]:
     """The scores that the policy's mean starts from; where it cannot be reached, `ffn-only` or equal ones.
 
+    One look at the model serves all targets, from the middle of them: what its curves know holds at the others too.
+
     Args:
         settings: of the search; ``init`` says where it starts.
-        problem: of the same bounds, and of one of its sparsities.
+        problem: of the same bounds; its sparsity does not count.
 
     Returns:
-        [N] scores by sparsity: for that of the problem, and for some around it as far as they are known, so that the
-        policy knows from the start how the answer changes with σ.
+        [N] scores for every target; for a single one also for some sparsities around it as far as they are known, so
+        that the policy knows from the start how the answer changes with σ.
 
     Raises:
         ValueError: ``init`` is neither the name of a start nor a run with a policy that fits.
     """
-    target = problem.sparsity
-    equal = {target: np.zeros(len(problem.meter.units))}
+    targets = settings.targets
+    equal = {target: np.zeros(len(problem.meter.units)) for target in targets}
     if settings.init == "none":
         return equal
     if settings.init not in STARTS:
         saved = read_policy(settings.init, problem.meter.units, settings.meaning())
-        scores = saved.mean(target) * settings.action_scale
-        if not settings.steps or problem.windows is None:
-            return {target: scores}
-        bounds = {"a_min": settings.a_min, "a_max": settings.a_max}
-        there = allocate(scores, target, problem.meter.units, **bounds, mapping=settings.mapping)
-        return {target: waterfill_scores(iterate(problem, settings.steps, there)[0].rates, **bounds)}
+        return {target: _transferred(saved, settings, replace(problem, sparsity=target)) for target in targets}
     if settings.mapping == "greedy":
         logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", settings.init)
         return equal
     for init in dict.fromkeys((settings.init, "ffn-only")):
         try:
-            answer = STARTS[init](problem, settings)
-            starts = {target: answer(target)}
+            answer = STARTS[init](replace(problem, sparsity=targets[len(targets) // 2]), settings)
+            starts = {target: answer(target) for target in targets}
         except ValueError as error:
             logger.warning("the search does not start from %s: %s", init, error)
             continue
-        for factor in _AROUND:
+        for factor in _AROUND if len(targets) == 1 else ():
             with suppress(ValueError):  # beyond what the bounds or the method can reach
-                starts[factor * target] = answer(factor * target)
+                starts[factor * settings.target] = answer(factor * settings.target)
         return {at: waterfill_scores(found.rates, settings.a_min, settings.a_max) for at, found in starts.items()}
     return equal
+
+
+def _transferred(saved: SavedPolicy, settings: SearchSettings, problem: Problem) -> FloatArray:
+    """What the policy of another run says of a sparsity, improved by the steps that are asked for."""
+    scores = saved.mean(problem.sparsity) * settings.action_scale
+    if not settings.steps or problem.windows is None:
+        return scores
+    bounds = {"a_min": settings.a_min, "a_max": settings.a_max}
+    there = allocate(scores, problem.sparsity, problem.meter.units, **bounds, mapping=settings.mapping)
+    return waterfill_scores(iterate(problem, settings.steps, there)[0].rates, **bounds)
 
 
 def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[float, FloatArray] | None:
