@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: run test test-slow lint setup clean
+.PHONY: run test test-slow bench lint setup clean
 
 run: setup  ## search smollm2-135m at σ = 0.2; ARGS="--sparsity 0.3" and the like are passed on
 	$(BIN)/python train/ppo.py $(ARGS)
@@ -15,6 +15,9 @@ test: setup  ## tests that take minutes in all
 
 test-slow: setup  ## tests that need minutes of compute each
 	$(BIN)/python -m pytest -m slow
+
+bench: setup  ## what an environment step costs, and what it should
+	$(BIN)/python evaluate/bench.py $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
