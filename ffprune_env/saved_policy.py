@@ -30,7 +30,8 @@ class SavedPolicy:
 
     Attributes:
         weights: its tensors, by Stable-Baselines3's names.
-        facts: ``groups`` (groups of every unit) and the settings that scores depend on.
+        facts: ``groups`` (groups of every unit), the settings that scores depend on, ``targets`` and ``starts``: the
+            sparsities it was trained for, and the mean actions that it started from, there and at others.
         folder: where it was read from.
     """
 
@@ -47,13 +48,40 @@ class SavedPolicy:
         action: FloatArray = np.clip(mean.double().numpy(), -1.0, 1.0)
         return action
 
+    def guess(self, sparsity: float) -> FloatArray:
+        """The best that the run knows of a target sparsity, [N] in [-1, 1]: what it started from and what it learned.
+
+        A network that starts as a straight line in σ only comes near to what its run knew of other sparsities. So where
+        that reaches, the answer is taken from it, and moved by what training changed at the targets.
+        """
+        starts = {float(at): np.array(mean) for at, mean in self.facts.get("starts", {}).items()}
+        targets = sorted(self.facts.get("targets", ()))
+        if not targets or not min(starts) - 1e-9 <= sparsity <= max(starts) + 1e-9:
+            return self.mean(sparsity)
+        known = _interpolate(sparsity, sorted(starts), [starts[at] for at in sorted(starts)])
+        learned = _interpolate(sparsity, targets, [self.mean(at) - starts[at] for at in targets])
+        return np.clip(known + learned, -1.0, 1.0)
+
     def load_into(self, policy: PPO) -> None:
         """Gives a new policy this network; its exploration stays the new one's."""
         own = policy.policy.state_dict()
         policy.policy.load_state_dict({name: own[name] if name == "log_std" else self.weights[name] for name in own})
 
 
-def save_policy(policy: PPO, folder: Path, units: Sequence[PruneUnit], settings: Mapping[str, Any]) -> None:
+def _interpolate(x: float, points: Sequence[float], values: Sequence[FloatArray]) -> FloatArray:
+    """Arrays at some points, interpolated piece by piece; beyond the points it is that of the nearest."""
+    columns = np.stack(values).T
+    return np.array([np.interp(x, points, column) for column in columns])
+
+
+def save_policy(
+    policy: PPO,
+    folder: Path,
+    units: Sequence[PruneUnit],
+    settings: Mapping[str, Any],
+    targets: Sequence[float] = (),
+    starts: Mapping[float, FloatArray] | None = None,
+) -> None:
     """Writes ``policy.safetensors`` and ``policy.json``, each in one move.
 
     Args:
@@ -61,10 +89,13 @@ def save_policy(policy: PPO, folder: Path, units: Sequence[PruneUnit], settings:
         folder: where; it must exist.
         units: the N units that it scores.
         settings: what its scores depend on.
+        targets: the sparsities that it was trained for.
+        starts: [N] mean actions that it started from, by sparsity, the targets among them.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.policy.state_dict().items()}
     save_file(tensors, folder / f".writing-{_TENSORS}")
-    facts = {"groups": [unit.n_groups for unit in units], **settings}
+    knowledge = {str(at): mean.tolist() for at, mean in (starts or {}).items()}
+    facts = {"groups": [unit.n_groups for unit in units], **settings, "targets": list(targets), "starts": knowledge}
     (folder / f".writing-{_FACTS}").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for name in (_TENSORS, _FACTS):
         os.replace(folder / f".writing-{name}", folder / name)

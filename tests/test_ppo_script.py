@@ -398,7 +398,10 @@ def test_a_search_starts_from_the_policy_of_another(ppo, monkeypatch, flags, tmp
     second = {**flags, "--run": tmp_path / "second", "--init": flags["--run"]}
     assert run_main(ppo, monkeypatch, [*argv(second), *quiet, "--init-steps", "0"]) == 0
     policy = PPO.load(flags["--run"] / "checkpoints" / "policy.zip")
-    mean, _ = policy.predict(np.array([0.3], dtype=np.float32), deterministic=True)
+    start = json.loads((flags["--run"] / "start.json").read_text())
+    now, _ = policy.predict(np.array([0.2], dtype=np.float32), deterministic=True)
+    then, known = (np.clip(np.array(start[at]) / 3, -0.8, 0.8) for at in ("0.2", str(1.5 * 0.2)))
+    mean = np.clip(known + now - then, -1, 1)  # what the run started from at 0.3, and what it learned at 0.2
     np.testing.assert_allclose(read_samples(tmp_path / "second")[0]["scores"], 3 * mean, atol=1e-3)
     better = {**second, "--run": tmp_path / "better"}  # improved by two steps, from where it leads
     assert run_main(ppo, monkeypatch, [*argv(better), *quiet]) == 0
@@ -425,7 +428,7 @@ def test_the_reward_can_be_the_divergence(ppo, monkeypatch, flags):
 
 
 def test_one_policy_serves_several_targets(ppo, monkeypatch, flags, tmp_path):
-    targets = ["--sparsity", "0.1", "0.3"]
+    targets = ["--sparsity", "0.1", "0.3", "--ramp-sparsity"]
     assert run_main(ppo, monkeypatch, [*argv(flags), *targets]) == 0
     run = flags["--run"]
     assert [round(x["target_sparsity"] / x["rate"], 1) for x in with_alpha(read_samples(run))] == [0.1] * 4 + [0.3] * 4

@@ -49,7 +49,7 @@ from ffprune_env.devices import require_resident
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
-from ffprune_env.methods.ppo import choose, make_env, make_policy
+from ffprune_env.methods.ppo import choose, make_env, make_policy, start_means
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.methods.starts import STARTS, read_starts, start_scores
@@ -140,6 +140,7 @@ PRESETS: dict[str, Args] = {
         timesteps=1000,
         k=0.01,
         t0=500.0,
+        ramp_sparsity=True,
         final_samples=4,
         init="none",
         learning_rate=1e-4,
@@ -344,7 +345,8 @@ def train(args: Args, job: Job) -> Outcome:
     for events in written_before:  # those of this process tell the whole search
         events.unlink()
     checkpoint.save()
-    save_policy(policy, run.checkpoints, evaluator.units, args.meaning())
+    starts = start_means(args, job.starts)
+    save_policy(policy, run.checkpoints, evaluator.units, args.meaning(), args.targets, starts)
     if interrupt.interrupted:
         logger.warning(
             "Ctrl-C: stopped after %d of %d evaluations; --resume %s makes the others",

@@ -20,7 +20,7 @@ ABLATIONS: dict[str, Method] = {
     "uniform": METHODS["uniform"],
     "ppo": METHODS["ppo"],
     "ppo-plain-reward": _ppo(SearchSettings(), plain_reward=True),
-    "ppo-no-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=False)),
+    "ppo-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=True)),
     "ppo-no-samples-ramp": _ppo(SearchSettings(ramp_samples=False)),
     "ppo-fisher-start": _ppo(SearchSettings(init="fisher")),
     "ppo-ffn-only-start": _ppo(SearchSettings(init="ffn-only")),

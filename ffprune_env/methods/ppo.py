@@ -128,18 +128,20 @@ def make_policy(
         seed=settings.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
-    # Actions outside the box are clipped and teach nothing, so no mean starts near its edge.
-    means = {at: np.clip(x / settings.action_scale, -_FARTHEST_MEAN, _FARTHEST_MEAN) for at, x in starts.items()}
-    met = {target: means[target] for target in settings.targets}
+    means = start_means(settings, starts)
     if settings.init in STARTS:
         _draw_line(policy, means)
-        if len(met) == 1:
-            _move_to(policy, met)
+        if len(settings.targets) == 1:
+            _move_to(policy, {settings.target: means[settings.target]})
     elif settings.init != "none":  # where SB3 starts with a mean of nearly zero
         read_policy(settings.init, env.evaluator.units, settings.meaning()).load_into(policy)
-        if settings.steps:
-            _move_to(policy, met)
+        _move_to(policy, {target: starts[target] / settings.action_scale for target in settings.targets})
     return policy
+
+
+def start_means(settings: SearchSettings, starts: Mapping[float, FloatArray]) -> dict[float, FloatArray]:
+    """Mean actions that stand for scores: not near the edge of the box, where clipped actions teach nothing."""
+    return {at: np.clip(x / settings.action_scale, -_FARTHEST_MEAN, _FARTHEST_MEAN) for at, x in starts.items()}
 
 
 def _draw_line(policy: PPO, means: Mapping[float, FloatArray]) -> None:

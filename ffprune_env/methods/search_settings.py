@@ -38,14 +38,14 @@ class SearchSettings:
     """steepness of the schedule, for 1000 evaluations; rescaled to --timesteps"""
     t0: float = 500.0
     """middle of the schedule, for 1000 evaluations; rescaled to --timesteps"""
-    ramp_sparsity: bool = True
-    """let the schedule raise the sparsity; otherwise it is --sparsity from the start"""
+    ramp_sparsity: bool = False
+    """let the schedule raise the sparsity, as in the paper; otherwise it is --sparsity from the start"""
     ramp_samples: bool = True
     """let the schedule raise the number of windows; otherwise it is --samples from the start"""
 
     learning_rate: float = 1e-3
     """of Adam"""
-    n_steps: int = 8
+    n_steps: int = 4
     """evaluations per policy update"""
     n_epochs: int = 10
     """passes over them per update"""

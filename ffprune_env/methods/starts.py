@@ -95,7 +95,7 @@ def start_scores(settings: SearchSettings, problem: Problem) -> dict[float, Floa
 
 def _transferred(saved: SavedPolicy, settings: SearchSettings, problem: Problem) -> FloatArray:
     """What the policy of another run says of a sparsity, improved by the steps that are asked for."""
-    scores = saved.mean(problem.sparsity) * settings.action_scale
+    scores = saved.guess(problem.sparsity) * settings.action_scale
     if not settings.steps or problem.windows is None:
         return scores
     bounds = {"a_min": settings.a_min, "a_max": settings.a_max}
