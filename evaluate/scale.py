@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 
 _GIB = 2**30
+# GiB for chunks of logits, hidden states of a batch, and what CUDA keeps for itself.
+_WORKING = 2
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,9 @@ SHAPES = {
 def main() -> int:
     """Prints the table; returns the exit code."""
     args = tyro.cli(Args, description=__doc__)
-    if min(args.gpu_memory, args.tflops, args.tokens) <= 0:
-        Console(stderr=True).print("[bold red]error:[/] every number must be positive")
+    if min(args.tflops, args.tokens) <= 0 or args.gpu_memory <= _WORKING:
+        message = f"every number must be positive, and --gpu-memory more than the {_WORKING} GiB that work takes"
+        Console(stderr=True).print("[bold red]error:[/]", message)
         return 2
     report = Table(
         title=f"{args.tokens} tokens per evaluation, GPUs of {args.gpu_memory:g} GiB at {args.tflops:g} TFLOP/s"
@@ -98,8 +101,7 @@ def main() -> int:
 def row(shape: Shape, args: Args) -> list[str]:
     """The cells of one model."""
     weights = 2 * shape.params
-    working = 2 * _GIB  # chunks of logits, hidden states of a batch, and what CUDA keeps for itself
-    gpus = max(1, math.ceil(weights / max(1, args.gpu_memory * _GIB - working)))
+    gpus = math.ceil(weights / ((args.gpu_memory - _WORKING) * _GIB))
     seconds = 2 * shape.params * args.tokens / (args.tflops * 1e12)
     return [
         f"{shape.params / 1e9:.2f} B",

@@ -15,7 +15,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Tokens per forward pass that keep the processor busy; more only take memory.
+# Tokens per forward pass that keep the processor busy; more only take memory. A streamed model, whose parameters are on
+# "meta", takes as many as a GPU: all of its layers are read again for every pass.
 _TOKENS = {"cpu": 1024}
 _TOKENS_ELSEWHERE = 16384
 
@@ -38,7 +39,8 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
         RuntimeError: memory runs out with a single window.
     """
     if batch_size is None:
-        batch_size = usual_batch_size(model, windows.shape[1])
+        device = next(model.parameters()).device.type
+        batch_size = max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // windows.shape[1])
     while True:
         size = min(batch_size, len(windows), _limits.get(model, batch_size))
         try:
@@ -52,12 +54,6 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning("out of memory with %d windows at once: going on with %d", size, size // 2)
-
-
-def usual_batch_size(model: nn.Module, seq_len: int) -> int:
-    """Windows per forward pass that keep the model's device busy; more would only take memory."""
-    device = next(model.parameters()).device.type
-    return max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // seq_len)
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -7,6 +7,8 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ffprune_env.devices import require_resident
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import check_tokens
@@ -115,7 +117,7 @@ def build_evaluator(
     seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
     for windows in (search, seen):
         check_tokens(model, windows)
-    room = int(_GRAMS_PER_MODEL * model.get_memory_footprint())
+    room = _room_for_grams(prunable)
     at_once = ridge is not None and gram_bytes(prunable) <= room
     stats = collect_statistics(prunable, seen, gram=at_once, batch_size=batch_size)
     chosen = CRITERIA[criterion]
@@ -145,6 +147,13 @@ def build_evaluator(
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
     return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats)
+
+
+def _room_for_grams(prunable: PrunableModel) -> int:
+    """Bytes that Gram matrices may take at one time: by the size of the model, and on GPUs half of what is free."""
+    room = int(_GRAMS_PER_MODEL * prunable.model.get_memory_footprint())
+    gpus = {layout.device for layout in prunable.layouts if layout.device.type == "cuda"}
+    return min(room, sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) // 2) if gpus else room
 
 
 def _halving(i: int) -> int:

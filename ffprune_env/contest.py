@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffprune_env.batches import usual_batch_size
 from ffprune_env.comparison import Cell
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
@@ -187,9 +186,7 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
     prunable = subject.evaluator.prunable
     wanted = round(sparsity * sum(unit.n_params for unit in prunable.units))
     started = time.perf_counter()
-    text = subject.calibration_windows
-    batch_size = subject.batch_size or usual_batch_size(prunable.model, text.shape[1])
-    model = REBUILDERS[name](prunable.model, text, wanted, batch_size)
+    model = REBUILDERS[name](prunable.model, subject.calibration_windows, wanted, subject.batch_size or 1)
     seconds = time.perf_counter() - started
     params = sum(parameter.numel() for parameter in model.parameters())
     test_ppl, interval = subject.test(model)

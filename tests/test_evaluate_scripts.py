@@ -210,4 +210,5 @@ def test_scale_knows_how_large_models_are(monkeypatch, capsys):
     assert code == 0
     (largest,) = (line.split() for line in out.splitlines() if "llama-2-70b" in line)
     assert [largest[i] for i in (9, 11)] == ["2", "64.2"]  # GPUs, and GiB of weights on each of them
-    assert run_script("evaluate/scale.py", monkeypatch, capsys, "--tflops", 0)[0] == 2
+    for flag in ("--tflops", "--gpu-memory"):
+        assert run_script("evaluate/scale.py", monkeypatch, capsys, flag, 0)[0] == 2

@@ -169,6 +169,13 @@ def test_a_policy_starts_with_knowledge_of_the_sparsities_around_its_target(on_m
     assert line < 0.9 * constant
 
 
+def test_a_target_out_of_reach_costs_the_others_nothing(on_model):
+    settings = SearchSettings(sparsity=(0.1, 0.7), init="ffn-only", a_min=0.05)
+    starts = start_scores(settings, replace(on_model, a_min=0.05))
+    assert not starts[0.7].any()
+    assert starts[0.1].any()
+
+
 def test_one_look_serves_several_targets(on_model, monkeypatch):
     looks = []
     monkeypatch.setattr(damage_module, "back_propagate", lambda *a: looks.append(back_propagate(*a)))

@@ -13,6 +13,7 @@ from ffprune_env.loss import window_losses
 from ffprune_env.models import load_model
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.damage import damage_curves
+from ffprune_env.pruning.export import save_pruned
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores, wifv_scores
 from ffprune_env.pruning.streaming import streamed, weight_of
@@ -60,11 +61,39 @@ def test_between_two_passes_nothing_of_a_layer_is_in_memory(tiny_folder, windows
     assert shapes == {name: tuple(x.shape) for name, x in tiny_model("llama-gqa").named_parameters()}
 
 
+def test_a_pass_that_memory_cut_short_leaves_nothing_behind(tiny_folder, windows, monkeypatch):
+    prunable = PrunableModel(load_model(str(tiny_folder), "float32", device_map="auto", max_memory="1KB")[0])
+    prunable.rank([np.arange(unit.n_groups) for unit in prunable.units])
+    dense = window_losses(prunable.model, windows)
+    with prunable.pruned([1, 9, 2, 5, 3, 7]):
+        expected = window_losses(prunable.model, windows, 2)
+    down, calls = prunable.layouts[-1].output, []
+    forward = down._old_forward
+
+    def fail_once(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return forward(*args)
+
+    monkeypatch.setattr(down, "_old_forward", fail_once)
+    with prunable.pruned([1, 9, 2, 5, 3, 7]):
+        torch.testing.assert_close(window_losses(prunable.model, windows, 2), expected)
+    monkeypatch.setattr(down, "_old_forward", lambda *args: fail_once(*args) if calls.clear() is None else None)
+    with pytest.raises(torch.OutOfMemoryError), prunable.pruned([1, 9, 2, 5, 3, 7]):
+        window_losses(prunable.model, windows, 1)
+    monkeypatch.setattr(down, "_old_forward", forward)
+    assert all(parameter.device.type == "meta" for parameter in prunable.model.parameters())
+    torch.testing.assert_close(window_losses(prunable.model, windows), dense)
+
+
 def test_what_needs_all_weights_at_hand_says_so(tiny_folder, windows):
     prunable = PrunableModel(load_model(str(tiny_folder), "float32", device_map="auto", max_memory="1KB")[0])
     prunable.rank([np.arange(unit.n_groups) for unit in prunable.units])
     with pytest.raises(ValueError, match=r"a backward pass needs all of the model in memory.*--max-memory"):
         damage_curves(prunable, windows)
+    with pytest.raises(ValueError, match=r"writing a pruned model needs all of the model in memory"):
+        save_pruned(prunable, [1] * len(prunable.units), tiny_folder / "pruned")
     with pytest.raises(ValueError, match=r"calibration needs all of the model in memory"):
         RidgeCalibration(prunable, collect_statistics(prunable, windows))
 

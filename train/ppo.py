@@ -440,7 +440,8 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
         shutil.rmtree(folder)
     save_pruned(evaluator.prunable, chosen.kept, folder, job.tokenizer, evaluator.calibration, facts)
     logger.info("measuring the model as read back from %s", folder)
-    model = load_pruned(folder, device=str(evaluator.prunable.device))
+    # One device that the dense model did not fit on has no room for another beside it.
+    model = load_pruned(folder, device="cpu" if args.device_map else str(evaluator.prunable.device))
     return replace(
         chosen,
         search_ppl=perplexity(model, evaluator.windows, args.batch_size),

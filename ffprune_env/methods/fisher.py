@@ -39,9 +39,9 @@ def fisher(problem: Problem) -> Allocation:
     return cheapest(problem, dense_curves(problem))
 
 
-def dense_curves(problem: Problem, method: str = "fisher") -> list[FloatArray]:
-    """The damage curves of the dense model that a method looks at, which is named where there is nothing to look at."""
-    prunable, windows = problem.look_inside(method)
+def dense_curves(problem: Problem) -> list[FloatArray]:
+    """The damage curves of the dense model, on search text."""
+    prunable, windows = problem.look_inside("fisher")
     return damage_curves(prunable, spread_windows(windows, CURVE_TOKENS), problem.calibration)
 
 

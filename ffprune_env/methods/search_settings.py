@@ -8,9 +8,10 @@ from typing import Any
 
 from ffprune_env.budget import Mapping
 from ffprune_env.env import Reward
+from ffprune_env.methods.fisher_iterated import STEPS
 from ffprune_env.schedule import ProgressiveSchedule
 
-_ITERATED_STEPS, _TRANSFER_STEPS = 8, 2
+_TRANSFER_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class SearchSettings:
         """Steps that the start takes on the pruned model."""
         if self.mapping == "greedy" or self.init in ("none", "ffn-only", "fisher"):
             return 0
-        usual = _ITERATED_STEPS if self.init == "fisher-iterated" else _TRANSFER_STEPS
+        usual = STEPS if self.init == "fisher-iterated" else _TRANSFER_STEPS
         return usual if self.init_steps is None else self.init_steps
 
     @property

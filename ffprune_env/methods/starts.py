@@ -79,18 +79,23 @@ def start_scores(settings: SearchSettings, problem: Problem) -> dict[float, Floa
     if settings.mapping == "greedy":
         logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", settings.init)
         return equal
+    starts: dict[float, FloatArray] = {}
     for init in dict.fromkeys((settings.init, "ffn-only")):
+        missing = [target for target in targets if target not in starts]
+        if not missing:
+            break
         try:
             answer = STARTS[init](replace(problem, sparsity=targets[len(targets) // 2]), settings)
-            starts = {target: answer(target) for target in targets}
+            for target in missing:
+                starts[target] = waterfill_scores(answer(target).rates, settings.a_min, settings.a_max)
         except ValueError as error:
             logger.warning("the search does not start from %s: %s", init, error)
             continue
         for factor in _AROUND if len(targets) == 1 else ():
+            at = factor * settings.target
             with suppress(ValueError):  # beyond what the bounds or the method can reach
-                starts[factor * settings.target] = answer(factor * settings.target)
-        return {at: waterfill_scores(found.rates, settings.a_min, settings.a_max) for at, found in starts.items()}
-    return equal
+                starts[at] = waterfill_scores(answer(at).rates, settings.a_min, settings.a_max)
+    return {target: starts.get(target, equal[target]) for target in targets} | starts
 
 
 def _transferred(saved: SavedPolicy, settings: SearchSettings, problem: Problem) -> FloatArray:
@@ -145,11 +150,14 @@ def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
 
     Knowledge comes first: on held-out text another step was worth more than the evaluations that it costs.
     """
-    if not settings.looks or settings.init not in STARTS:
+    if not settings.looks:
         return settings
     meter = problem.meter
     rollout = replace(settings, samples=meter.max_samples, final_samples=meter.all_samples, timesteps=settings.n_steps)
     afforded = meter.budget - rollout.windows()
+    if settings.init not in STARTS:
+        fewer = [replace(settings, init_steps=steps) for steps in range(settings.steps, -1, -1)]
+        return next((x for x in fewer if start_cost(x, problem) <= afforded), fewer[-1])
     cheaper = [replace(settings, init=init) for init in ("fisher", "ffn-only")]
     if settings.init == "fisher-iterated":
         cheaper = [replace(settings, init_steps=steps) for steps in range(settings.steps, 1, -1)] + cheaper

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ffprune_env.devices import pick_device
+from ffprune_env.devices import pick_device, require_resident
 from ffprune_env.pruning.auto_classes import FAMILIES, PREFIX, pruned_model_class
 from ffprune_env.pruning.model_card import CardFacts, model_card
 from ffprune_env.pruning.units import group_columns
@@ -61,6 +61,7 @@ def save_pruned(
         known = ", ".join(FAMILIES)
         family = prunable.model.config.model_type
         raise ValueError(f"a pruned {family} cannot be written yet; families that can are {known}")
+    require_resident(prunable.model, "writing a pruned model")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: give the pruned model a new folder")
     pruned = _smaller_model(prunable, kept, calibration)

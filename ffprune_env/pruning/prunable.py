@@ -232,14 +232,15 @@ class _Dense:
 
     def restore(self) -> None:
         for module, weight, parameter, bias in self._linears:
+            hook = streamed(module)
+            if hook is not None:
+                hook.kept = None
+                hook.drop(module)
             module.weight.data = weight
             module.bias = parameter
             if bias is not None:
                 module.bias.data = bias
             module.out_features, module.in_features = weight.shape
-            hook = streamed(module)
-            if hook is not None:
-                hook.kept = None
         if self._num_heads is not None:
             self._owner.num_heads = self._num_heads  # type: ignore[assignment]
 

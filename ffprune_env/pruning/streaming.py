@@ -35,6 +35,7 @@ class StreamedLinear(ModelHook):  # type: ignore[misc]
 
     def pre_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Brings the weights, and cuts them."""
+        self.drop(module)  # what a pass that memory cut short has left
         sent: tuple[tuple[Any, ...], dict[str, Any]] = self.inner.pre_forward(module, *args, **kwargs)
         for name in self._stored:
             if name == "weight" or self.axis == 0:  # the bias of an output projection belongs to no group
@@ -44,9 +45,13 @@ class StreamedLinear(ModelHook):  # type: ignore[misc]
 
     def post_forward(self, module: nn.Module, output: Any) -> Any:
         """Drops them."""
-        for name, stored in self._stored.items():
-            module.register_parameter(name, stored)  # without data: what accelerate left there
+        self.drop(module)
         return self.inner.post_forward(module, output)
+
+    def drop(self, module: nn.Module) -> None:
+        """Puts parameters without data in their place, which is what accelerate wants to find there."""
+        for name, stored in self._stored.items():
+            module.register_parameter(name, stored)
 
     def reorder(self, places: torch.Tensor) -> None:
         """Moves what is at ``places[i]`` now to place i."""
