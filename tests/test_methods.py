@@ -12,6 +12,7 @@ from conftest import tiny_model
 
 from ffprune_env.allocation import group_bounds, settle
 from ffprune_env.budget import allocate, allocate_rates
+from ffprune_env.callbacks import Archive, Sample
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.methods.ablations import ABLATIONS
@@ -20,7 +21,7 @@ from ffprune_env.methods.evopress import swap_levels
 from ffprune_env.methods.fisher import least_damage
 from ffprune_env.methods.fisher_iterated import step_windows
 from ffprune_env.methods.flap import threshold
-from ffprune_env.methods.ppo import make_policy, ppo
+from ffprune_env.methods.ppo import choose, loss_beyond, make_policy, ppo
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.methods.search_settings import SearchSettings, affordable
@@ -197,7 +198,7 @@ def test_ppo_runs_as_many_rollouts_as_the_windows_last(windows):
     assert affording.timesteps % settings.n_steps == 0
     longer = affordable(settings, affording.windows() + 8 * 4)  # a rollout more always fits in eight evaluations more
     assert longer.timesteps > affording.timesteps
-    finals = sum(rivals * n for rivals, n in settings.rounds(8))
+    finals = 8 * 4 + sum(rivals * n for rivals, n in settings.rounds(8))
     assert affording.timesteps > (windows - finals) / 4 - 9  # the curriculum buys evaluations
 
 
@@ -295,9 +296,30 @@ def test_ppo_never_ends_behind_ffn_only_on_search_text():
 
 def test_finalists_are_halved_while_their_text_doubles():
     settings = SearchSettings(samples=4, final_samples=16)
-    assert settings.rounds(8) == [(8, 4), (4, 8), (2, 16)]
-    assert settings.rounds(1) == [(1, 4)]
+    assert settings.rounds(8) == [(8, 8), (4, 16)]
+    assert settings.rounds(1) == [(1, 8)]
     assert SearchSettings(samples=4, final_samples=4).rounds(8) == [(8, 4)]
+
+
+def test_luck_on_the_windows_of_the_search_does_not_count():
+    """A sample that is best on the windows it was found on, and so on all of them, is worse than the start beyond."""
+    settings = SearchSettings(sparsity=0.3, samples=2, final_samples=8, init="ffn-only")
+    start, lucky = np.zeros(len(CURVES.units)), np.linspace(-1, 1, len(CURVES.units))
+    policy = make_policy(settings, PruneBanditEnv(CURVES, 0.3, 2), {0.3: start})
+    kept = allocate(lucky, 0.3, CURVES.units, mapping="waterfill").kept
+    losses = {"lucky": np.array([1.0, 1.0, *[3.1] * 6]), "start": np.full(8, 3.0), "other": np.full(8, 4.0)}
+
+    def measure(asked, n):
+        known = {kept.tobytes(): "lucky", uniform_kept.tobytes(): "start"}
+        return float(np.exp(losses[known.get(asked.tobytes(), "other")][:n].mean()))
+
+    uniform_kept = allocate(start, 0.3, CURVES.units, mapping="waterfill").kept
+    archive = Archive(0.3)
+    archive(Sample(0, 0.3, 2, lucky, kept, kept / 1.0, 0.3, 2.7, 2.0, 0.9, False, 0.1))
+    assert measure(kept, 8) < measure(uniform_kept, 8)
+    _, chosen = choose(settings, CURVES.units, start, policy, archive, measure)
+    np.testing.assert_array_equal(chosen.kept, uniform_kept)
+    assert loss_beyond(2, 1.0, 8, math.inf) == math.inf
 
 
 def test_a_start_that_the_budget_does_not_cover_gives_way(on_model):

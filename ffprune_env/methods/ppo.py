@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -186,8 +187,9 @@ def choose(
 ) -> tuple[FloatArray, Allocation]:
     """The best of the start, `ffn-only`, the policy's mean and the archive at S_final: its scores and its allocation.
 
-    All are measured on N_max windows, the better half on twice as many, and so on (successive halving): the best of
-    many on little text is the luckiest.
+    All are measured on twice N_max windows, the better half on twice as many again, and so on (successive halving).
+    Samples that were the best of many are lucky on the N_max windows that they were found on: their loss there does not
+    count.
 
     Args:
         settings: of the search.
@@ -208,12 +210,22 @@ def choose(
     # What comes first wins ties; candidates that keep the same are one.
     distinct = {x[1].kept.tobytes(): name for name, x in reversed(candidates.items())}
     ranked = [name for name in candidates if name in distinct.values()]
+    seen = settings.samples if settings.looks_again else 0
+    before = {name: measure(candidates[name][1].kept, seen) if seen else 1.0 for name in ranked}
     for rivals, n_samples in settings.rounds(len(ranked)):
         logger.info("measuring %d finalists at sparsity %g on %d windows", rivals, settings.target, n_samples)
         ppls = {name: measure(candidates[name][1].kept, n_samples) for name in ranked[:rivals]}
-        ranked = sorted(ppls, key=lambda name: ppls[name])
+        losses = {name: loss_beyond(seen, before[name], n_samples, ppl) for name, ppl in ppls.items()}
+        ranked = sorted(losses, key=lambda name: losses[name])
     logger.info("the best is %s", ranked[0])
     return candidates[ranked[0]]
+
+
+def loss_beyond(seen: int, ppl_seen: float, n_samples: int, ppl: float) -> float:
+    """Mean loss on the windows from ``seen`` to ``n_samples``, from the perplexity on the first and on all of them."""
+    if not math.isfinite(ppl_seen) or not math.isfinite(ppl):
+        return math.inf
+    return (n_samples * math.log(ppl) - seen * math.log(ppl_seen)) / (n_samples - seen)
 
 
 def _allocate(settings: SearchSettings, units: Sequence[PruneUnit], scores: FloatArray) -> Allocation:

@@ -69,9 +69,10 @@ class SearchSettings:
     """what actions are multiplied by to give scores"""
     seed: int = 0
     """of the policy and its exploration"""
-    finalists: int = 4
+    finalists: int = 2
     """best samples that are measured again at the final sparsity, beside ffn-only, the start and the policy's mean; the
-    better half of them on twice the windows, and so on up to --final-samples"""
+    better half of them on twice the windows, and so on up to --final-samples. What they are ranked by is the windows
+    that the search did not see"""
 
     @property
     def steps(self) -> int:
@@ -129,12 +130,20 @@ class SearchSettings:
     def windows(self) -> int:
         """Windows of search text that the search measures in all, its finalists included."""
         schedule = self.schedule()
-        finals = sum(rivals * n for rivals, n in self.rounds(3 + self.finalists))
+        candidates = 3 + self.finalists
+        finals = sum(rivals * n for rivals, n in self.rounds(candidates))
+        if self.looks_again:
+            finals += candidates * self.samples
         return sum(schedule.samples(t) for t in range(self.evaluations)) + finals
+
+    @property
+    def looks_again(self) -> bool:
+        """Whether finalists are compared on windows that the search did not see."""
+        return self.final_samples > self.samples
 
     def rounds(self, candidates: int) -> list[tuple[int, int]]:
         """Successive halving of the finalists: how many are measured, on how many windows, round after round."""
-        plan = [(candidates, self.samples)]
+        plan = [(candidates, min(2 * self.samples, self.final_samples) if self.looks_again else self.samples)]
         while plan[-1][1] < self.final_samples and plan[-1][0] > 1:
             rivals, n = plan[-1]
             plan.append((max(2, rivals // 2) if rivals > 2 else rivals, min(2 * n, self.final_samples)))
