@@ -55,7 +55,8 @@ def test_every_file_named_exists():
 
 def test_every_command_parses():
     ppo = load_script("train/ppo.py")
-    commands = re.findall(r"^python train/ppo\.py(.*?)(?:#.*)?$", README, flags=re.MULTILINE)
+    whole_lines = README.replace("\\\n", " ")
+    commands = re.findall(r"^python train/ppo\.py(.*?)(?:#.*)?$", whole_lines, flags=re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
         if "--config" not in command and "--resume" not in command:
