@@ -6,8 +6,8 @@ At every sparsity one allocation is measured in turns by
   step        PruneBanditEnv.step: scores to budget, views, loss, reward
   calibrated  the same with the surviving weights re-fitted
   forward     the forward pass and the loss of the model that is already pruned, and nothing else
-  products    the products of the linear layers in that pass, of the same shapes and dtype, on data of their own: the
-              roofline (attention and everything between the products comes on top of it)
+  products    the matrix products of that pass, of the same shapes and dtype, on data of their own: the roofline
+  linear      those of the linear layers alone, without attention's
   usual       the weights of the model as it was loaded are copied and the copy masked with zeros, and all its logits
               are computed in float32
 All are taken in one run, so that a machine whose speed drifts slows them alike; printed are medians, and the median of
@@ -23,7 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,9 +113,8 @@ def main() -> int:
             name: (lambda e=e, s=sparsity: step(e, s, action)) for name, e in envs.items()
         }
         runs["usual"] = lambda k=kept[sparsity]: usual(stock, masked, evaluator, k, args.batch_size)
-        runs["forward"], runs["products"], operations[sparsity] = forward_alone(
-            evaluator, kept[sparsity], args.batch_size
-        )
+        alone, operations[sparsity] = forward_alone(evaluator, kept[sparsity], args.batch_size)
+        runs |= alone
         seconds[sparsity] = in_turns(runs, args.rounds, evaluator.prunable.device)
         peaks[sparsity] = {name: peak_memory(runs[name], evaluator.prunable.device) for name in ("step", "usual")}
         peaks[sparsity]["usual"] += sum(x.numel() * x.element_size() for x in masked.parameters())
@@ -143,24 +142,38 @@ def step(env: PruneBanditEnv, sparsity: float, action: np.ndarray) -> None:
 
 def forward_alone(
     evaluator: LMEvaluator, kept: IntArray, batch_size: int | None
-) -> tuple[Callable[[], object], Callable[[], object], int]:
-    """The forward pass and loss of a model that is pruned already, the products of its linear layers, and their size.
+) -> tuple[dict[str, Callable[[], object]], int]:
+    """The forward pass and loss of a model that is pruned already, its matrix products, and the operations in these.
 
     The former says itself how long it took: pruning and what undoes it is not part of it.
     """
     prunable, windows = evaluator.prunable, evaluator.windows
-    shapes: list[tuple[int, nn.Linear]] = []
-    with prunable.pruned(kept) as model:
-        linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
-        hooks = [
-            x.register_forward_hook(lambda m, i, o: shapes.append((i[0].numel() // i[0].shape[-1], m))) for x in linears
-        ]
+    linears: list[tuple[int, torch.Tensor]] = []
+    attentions: list[tuple[int, int, int]] = []  # batch · heads, T, D
+    with prunable.pruned(kept) as model, ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                hook = module.register_forward_hook(
+                    lambda m, i, o: linears.append((i[0].numel() // i[0].shape[-1], m.weight.detach()))
+                )
+                stack.callback(hook.remove)
+        for layout in prunable.layouts:
+            if layout.unit.kind == "attention":
+                hook = layout.inputs[0].register_forward_hook(
+                    lambda m, i, o, d=layout.width: attentions.append((o.numel() // (o.shape[1] * d), o.shape[1], d))
+                )
+                stack.callback(hook.remove)
         perplexity(model, windows, batch_size)
-        for hook in hooks:
-            hook.remove()
-        views = [(rows, module.weight.detach()) for rows, module in shapes]
-    sizes = {(rows, weight.shape[1]) for rows, weight in views}
-    inputs = {size: torch.randn(size, device=prunable.device).to(prunable.model.dtype) for size in sizes}
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=prunable.device).to(prunable.model.dtype)
+
+    inputs = {size: random(*size) for size in {(rows, weight.shape[1]) for rows, weight in linears}}
+    # A token attends to half of the others on average: half of the keys make as many operations as a causal pass needs.
+    operands = {
+        (n, t, d): (random(n, t, d), random(n, d, t // 2), random(n, t, t // 2), random(n, t // 2, d))
+        for n, t, d in set(attentions)
+    }
 
     def forward() -> float:
         with prunable.pruned(kept) as model:
@@ -170,11 +183,22 @@ def forward_alone(
             return time.perf_counter() - started
 
     @torch.inference_mode()
-    def products() -> None:
-        for rows, weight in views:
+    def linear() -> None:
+        for rows, weight in linears:
             F.linear(inputs[rows, weight.shape[1]], weight)
 
-    return forward, products, sum(2 * rows * weight.numel() for rows, weight in views)
+    @torch.inference_mode()
+    def products() -> None:
+        linear()
+        for shape in attentions:
+            query, key, weights, value = operands[shape]
+            torch.bmm(query, key)
+            torch.bmm(weights, value)
+
+    size = sum(2 * rows * weight.numel() for rows, weight in linears) + sum(
+        4 * n * t * (t // 2) * d for n, t, d in attentions
+    )
+    return {"forward": forward, "products": products, "linear": linear}, size
 
 
 @torch.inference_mode()
@@ -271,6 +295,7 @@ def table(
             f"{1000 * median([a - b for a, b in zip(x['step'], x['forward'], strict=True)]):.0f}"
         ),
         "of the roofline": lambda x: f"{100 * ratio(x['products'], x['step']):.0f} %",
+        "of the roofline, linear layers alone": lambda x: f"{100 * ratio(x['linear'], x['step']):.0f} %",
         "usual way / env.step": lambda x: f"{ratio(x['usual'], x['step']):.2f}",
     }
     if "calibrated" in next(iter(seconds.values())):

@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 # Tokens per forward pass that keep the processor busy; more only take memory. A streamed model, whose parameters are on
 # "meta", takes as many as a GPU: all of its layers are read again for every pass.
-_TOKENS = {"cpu": 1024}
+_TOKENS = {"cpu": 2048}
 _TOKENS_ELSEWHERE = 16384
 
 _limits: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()

@@ -113,12 +113,12 @@ def test_bench_times_a_step_and_what_it_is_made_of(tiny_folder, text_file, monke
     arguments = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--samples", 2, "--rounds", 2)
     code, out, _ = run_script("evaluate/bench.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json")
     assert code == 0
-    for word in ("σ = 0.5", "of the roofline", "usual way / env.step", "calibrated / env.step", "peak memory"):
+    for word in ("σ = 0.5", "of the roofline", "linear layers alone", "usual way / env.step", "peak memory"):
         assert word in out
     seconds = json.loads((tmp_path / "x.json").read_text())["seconds"]
     assert set(seconds) == {"0.0", "0.2", "0.5"}
     for runs in seconds.values():
-        assert set(runs) == {"step", "calibrated", "usual", "forward", "products"}
+        assert set(runs) == {"step", "calibrated", "usual", "forward", "products", "linear"}
         assert all(len(values) == 2 for values in runs.values())
 
 
