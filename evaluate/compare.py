@@ -94,6 +94,8 @@ class Args:
     ridge: float = 0.01
     """λ of the calibration"""
     factor_storage: Storage = "device"
+    sequential: bool = True
+    """calibrate what every method ends with once more, in sequence"""
     dtype: str = "auto"
     device: str = "auto"
     trust_remote_code: bool = False
@@ -240,6 +242,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         calibrated=args.calibrated,
         ridge=args.ridge,
         factor_storage=args.factor_storage,
+        sequential=args.sequential,
     )
     prunable, windows = evaluator.prunable, evaluator.windows
     plain = LMEvaluator(prunable, windows, args.batch_size, evaluator.calibration, False, evaluator.statistics)

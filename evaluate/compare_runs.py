@@ -38,7 +38,7 @@ console = Console()
 # What decides which groups go and how the rest is re-fitted; without it two runs cannot be compared policy by policy.
 _SHARED = (
     "model", "dtype", "device", "trust_remote_code", "text", "seq_len", "samples", "calibration_windows", "criterion",
-    "ridge", "factor_storage",
+    "ridge", "factor_storage", "sequential",
 )  # fmt: skip
 
 
@@ -101,9 +101,8 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     model, tokenizer = load_model(*(first[name] for name in ("model", "dtype", "device", "trust_remote_code")))
     split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
     test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows)
-    settings = {
-        name: first[name] for name in ("seq_len", "calibration_windows", "criterion", "ridge", "factor_storage")
-    }
+    names = ("seq_len", "calibration_windows", "criterion", "ridge", "factor_storage", "sequential")
+    settings = {name: first[name] for name in names}
     evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
     policies: dict[str, np.ndarray] = {}
     for path, config in configs.items():
@@ -157,6 +156,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if isinstance(settings, dict):
+        settings = {"sequential": False} | settings  # runs of earlier versions
     if not isinstance(settings, dict) or any(name not in settings for name in (*_SHARED, "sparsity")):
         raise ValueError(f"{path} is not the config.yaml of a run of this version")
     if not isinstance(settings["sparsity"], float):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ffprune_env.pruning.model_card import CardFacts
     from ffprune_env.pruning.prunable import PrunableModel
     from ffprune_env.pruning.saliency import Statistics, collect_statistics, wanda_scores
+    from ffprune_env.pruning.sequential import SequentialCalibration
     from ffprune_env.pruning.units import PruneUnit
     from ffprune_env.schedule import ProgressiveSchedule
     from ffprune_env.surrogate import SurrogateEvaluator
@@ -46,6 +47,7 @@ _HOME = {
     "PruneBanditEnv": "env",
     "PruneUnit": "pruning.units",
     "RidgeCalibration": "pruning.calibration",
+    "SequentialCalibration": "pruning.sequential",
     "Statistics": "pruning.saliency",
     "SurrogateEvaluator": "surrogate",
     "allocate": "budget",
@@ -73,6 +75,7 @@ __all__ = [
     "PruneBanditEnv",
     "PruneUnit",
     "RidgeCalibration",
+    "SequentialCalibration",
     "Statistics",
     "SurrogateEvaluator",
     "allocate",

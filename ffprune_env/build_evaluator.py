@@ -19,6 +19,7 @@ from ffprune_env.pruning.criteria import CRITERIA, Evidence
 from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, drain, gram_bytes, stream_grams
+from ffprune_env.pruning.sequential import require_residual_layers
 from ffprune_env.texts import load_windows
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def build_evaluator(
     calibrated: bool = False,
     ridge: float | None = None,
     factor_storage: Storage = "device",
+    sequential: bool = False,
 ) -> LMEvaluator:
     """Ranks the groups of a model on calibration text and returns an evaluator over search text.
 
@@ -95,6 +97,7 @@ def build_evaluator(
         ridge: λ of the calibration, as a fraction of the mean diagonal of G; None makes no calibration, unless
             ``calibrated`` asks for one, which then takes 0.01.
         factor_storage: where the calibration keeps its factors, ``"device"`` or ``"cpu"``.
+        sequential: calibrate the model that the user will get once more, in sequence, if there is a calibration.
 
     Raises:
         ValueError: the model cannot be pruned, an unknown name, a setting out of range, or a text too short.
@@ -117,6 +120,8 @@ def build_evaluator(
     seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
     for windows in (search, seen):
         check_tokens(model, windows)
+    if sequential and ridge is not None:
+        require_residual_layers(prunable, seen)
     room = _room_for_grams(prunable)
     at_once = ridge is not None and gram_bytes(prunable) <= room
     stats = collect_statistics(prunable, seen, gram=at_once, batch_size=batch_size)
@@ -146,7 +151,8 @@ def build_evaluator(
         stats = replace(stats, grams=None)  # a matrix goes when its factors are made
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
-    return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats)
+    again = seen if sequential and calibration is not None else None
+    return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats, again)
 
 
 def _room_for_grams(prunable: PrunableModel) -> int:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ffprune_env.allocation import IntArray
 from ffprune_env.comparison import Cell
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
@@ -108,7 +109,7 @@ def search_and_measure(
     seconds = time.perf_counter() - started
     with prunable.pruned(kept) as model:
         test_ppl, interval = subject.test(model)
-    calibration = calibration_of(subject, method)
+    calibration = calibration_of(subject, method, kept)
     calibrated_ppl = calibrated_interval = None
     if calibration is not None:
         with prunable.pruned(kept, calibration) as model:
@@ -134,19 +135,20 @@ def search_and_measure(
     )
 
 
-def calibration_of(subject: Subject, method: Method) -> Calibration | None:
+def calibration_of(subject: Subject, method: Method, kept: IntArray) -> Calibration | None:
     """What stands in for what a method removes: its own compensation or, like for all others, the evaluator's."""
     statistics = subject.evaluator.statistics
     if method.flap_bias and statistics is not None:
         return FlapBias(subject.evaluator.prunable, statistics)
-    return subject.evaluator.calibration
+    return subject.evaluator.final_calibration(kept)
 
 
 def ask_final(subject: Subject, cell: Cell, method: Method) -> Cell:
     """The cell with the zero-shot accuracies of the model that it ends with, calibrated."""
     if cell.kept is None:
         raise ValueError(f"{cell.method} removes no groups: ask the model that it made")
-    with subject.evaluator.prunable.pruned(cell.kept, calibration_of(subject, method)) as model:
+    kept = subject.evaluator.prunable.check_kept(cell.kept)
+    with subject.evaluator.prunable.pruned(kept, calibration_of(subject, method, kept)) as model:
         return ask(subject, cell, model)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 
@@ -15,10 +15,8 @@ from ffprune_env.loss import perplexity
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
+from ffprune_env.pruning.sequential import SequentialCalibration, WeightCalibration
 from ffprune_env.pruning.units import PruneUnit
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +65,8 @@ class LMEvaluator:
         calibrated: measure that model, not the one that is only cut. The product that re-fits the weights is then
             taken in the dtype of the weights, which is exact enough for a reward.
         statistics: what the groups were ranked by, for methods that look at it; its Gram matrices are not kept.
+        sequential: int64 [n, seq_len], calibration text: the model that the user will get is calibrated once more, in
+            sequence, on it. None leaves that out.
 
     Raises:
         ValueError: there is no window, the dense model's perplexity is not finite, or there is no calibration to use.
@@ -80,9 +80,11 @@ class LMEvaluator:
         calibration: RidgeCalibration | None = None,
         calibrated: bool = False,
         statistics: Statistics | None = None,
+        sequential: torch.Tensor | None = None,
     ) -> None:
-        if calibrated and calibration is None:
-            raise ValueError("calibrated=True needs a calibration: RidgeCalibration(prunable, stats)")
+        if (calibrated or sequential is not None) and calibration is None:
+            asked = "calibrated=True" if calibrated else "calibration in sequence"
+            raise ValueError(f"{asked} needs a calibration: RidgeCalibration(prunable, stats)")
         self.prunable = prunable
         self.windows = windows
         self.calibration = calibration
@@ -90,6 +92,8 @@ class LMEvaluator:
         self.statistics = None if statistics is None else replace(statistics, grams=None)
         self._fast = calibration.approximate() if calibration is not None and calibrated else None
         self._batch_size = batch_size
+        self._sequential = sequential
+        self._final: SequentialCalibration | None = None  # the last that was asked for
         self._measured: dict[tuple[int, int, bytes], float] = {}
         self._dense: dict[tuple[int, int], float] = {}
         self._divergences: dict[tuple[int, int, bytes], float] = {}
@@ -135,8 +139,22 @@ class LMEvaluator:
                 )
         return self._measured[key], self._divergences[key]
 
+    def final_calibration(self, kept: IntArray) -> WeightCalibration | None:
+        """What the model that the user will get is re-fitted with: in sequence, by Eqs. 6-7 alone, or not at all.
+
+        In sequence it is made for this allocation, which takes a minute where a measurement takes a second; the last
+        one is remembered.
+        """
+        if self.calibration is None or self._sequential is None:
+            return self.calibration
+        last = self._final
+        if last is None or not last.serves(kept):
+            logger.info("calibrating in sequence on %d windows of %d tokens", *self._sequential.shape)
+            self._final = SequentialCalibration(self.calibration, kept, self._sequential, batch_size=self._batch_size)
+        return self._final
+
     def measure_exactly(self, kept: IntArray, n_samples: int) -> float:
-        """Perplexity on the first windows of the model that the user will get: calibrated if it can be."""
+        """Perplexity on the first windows, calibrated by Eqs. 6-7 in float32 if there is a calibration."""
         with self.prunable.pruned(kept, self.calibration) as model:
             return perplexity(model, self._first(n_samples), self._batch_size)
 

@@ -77,7 +77,7 @@ def measure_policy(
         calibrated: re-fit the surviving weights first, whatever the evaluator's reward does.
     """
     prunable = evaluator.prunable
-    with prunable.pruned(kept, evaluator.calibration if calibrated else None) as model:
+    with prunable.pruned(kept, evaluator.final_calibration(kept) if calibrated else None) as model:
         search_ppl = perplexity(model, evaluator.windows)
         test_ppl = perplexity(model, test_windows, batch_size)
     return PolicyResult(

@@ -90,28 +90,31 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
         calibration_windows=2,
         ridge=0.01,
         criterion="surgeon",
+        sequential=True,
     )
     _, tokenizer = ff.load_model(str(flags["--model"]))
     test = ff.load_windows(str(flags["--text"]), tokenizer, "test", 64, 2)
     for name in ("dense", "uniform", "ffn-only", "chosen"):
-        for result, calibration in ((best[name], None), (best["calibration"][name], evaluator.calibration)):
-            kept = np.array(result["kept"])
+        kept = np.array(best[name]["kept"])
+        final = None if name == "dense" else evaluator.final_calibration(kept)
+        for result, calibration in ((best[name], None), (best["calibration"][name], final)):
+            assert result["kept"] == best[name]["kept"]
             with evaluator.prunable.pruned(kept, calibration) as model:
                 assert result["search_ppl"] == pytest.approx(ff.perplexity(model, evaluator.windows), rel=1e-6)
                 assert result["test_ppl"] == pytest.approx(ff.perplexity(model, test), rel=1e-6)
                 assert result["params"] == sum(p.numel() for p in model.parameters())
             assert result["sparsity"] == evaluator.prunable.sparsity(kept)
-            assert result["calibrated"] is (calibration is not None)
-    assert (best["ridge"], best["ridge_raised"]) == (0.01, evaluator.calibration.raised())
+            assert result["calibrated"] is (result is not best[name])
+    assert (best["ridge"], best["ridge_raised"], best["sequential"]) == (0.01, evaluator.calibration.raised(), True)
     assert best["dense"]["sparsity"] == 0
     assert all(best[name]["sparsity"] >= 0.2 for name in ("uniform", "ffn-only", "chosen"))
     again = ff.allocate(best["chosen"]["scores"], 0.2, evaluator.units, mapping="waterfill")
     np.testing.assert_array_equal(again.kept, best["chosen"]["kept"])
-    # The chosen policy is the best of its finalists, the last samples among them, as the user will get them.
+    # The chosen policy is the best of its finalists, the last samples among them, calibrated by Eqs. 6-7.
     late = [sample["scores"] for sample in read_samples(flags["--run"]) if sample["target_sparsity"] > 0.19]
     for scores in late:
         kept = ff.allocate(scores, 0.2, evaluator.units, mapping="waterfill").kept
-        assert best["calibration"]["chosen"]["search_ppl"] <= evaluator.measure_exactly(kept, 2) * (1 + 1e-6)
+        assert evaluator.measure_exactly(again.kept, 2) <= evaluator.measure_exactly(kept, 2) * (1 + 1e-6)
 
 
 def test_the_model_is_written_and_measured_from_disk(ppo, monkeypatch, flags, caplog):

@@ -120,6 +120,8 @@ class Args(SearchSettings):
     """λ of that calibration, as a fraction of the mean diagonal of G; None: no calibration at all"""
     factor_storage: Storage = "device"
     """where the calibration keeps its factors: device, or cpu where they do not fit beside the model"""
+    sequential: bool = True
+    """calibrate the models that are reported, and written, once more: in sequence, each unit for what flows into it"""
     workers: int = 0
     """measure the candidates of a rollout side by side in so many Ray actors, one per GPU or, with one thread each, per
     CPU; 0 measures one after another in this process"""
@@ -135,6 +137,7 @@ PRESETS: dict[str, Args] = {
     "paper": Args(
         preset="paper",
         calibrated=False,
+        sequential=False,
         criterion="wanda",
         mapping="greedy",
         timesteps=1000,
@@ -298,7 +301,8 @@ def check(args: Args) -> None:
 def measuring(args: Args) -> dict[str, Any]:
     """How the model is ranked, calibrated and measured: arguments of build_evaluator."""
     same = ("seq_len", "calibration_windows", "criterion", "batch_size", "calibrated", "ridge", "factor_storage")
-    return {"n_samples": max(args.samples, args.final_samples), **{name: getattr(args, name) for name in same}}
+    named = {name: getattr(args, name) for name in (*same, "sequential")}
+    return {"n_samples": max(args.samples, args.final_samples), **named}
 
 
 def start_workers(args: Args, device: str) -> Workers:
@@ -384,7 +388,8 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     content["chosen"] |= {"scores": scores, "rates": chosen.rates}
     if evaluator.calibration is not None:
         content["calibration"] = {name: asdict(result) for name, result in results.calibrated.items()}
-        content |= {"ridge": args.ridge, "ridge_raised": evaluator.calibration.raised()}
+        raised = evaluator.calibration.raised()
+        content |= {"ridge": args.ridge, "ridge_raised": raised, "sequential": args.sequential}
     about = {
         "target_sparsity": args.target,
         "text": args.text,
@@ -438,7 +443,8 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
     )
     if folder.exists():  # of the same run, which was resumed
         shutil.rmtree(folder)
-    save_pruned(evaluator.prunable, chosen.kept, folder, job.tokenizer, evaluator.calibration, facts)
+    calibration = evaluator.final_calibration(chosen.kept)
+    save_pruned(evaluator.prunable, chosen.kept, folder, job.tokenizer, calibration, facts)
     logger.info("measuring the model as read back from %s", folder)
     # One device that the dense model did not fit on has no room for another beside it.
     model = load_pruned(folder, device="cpu" if args.device_map else str(evaluator.prunable.device))

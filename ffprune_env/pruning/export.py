@@ -23,8 +23,8 @@ from ffprune_env.quiet import quiet_transformers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ffprune_env.pruning.calibration import RidgeCalibration
     from ffprune_env.pruning.prunable import PrunableModel
+    from ffprune_env.pruning.sequential import WeightCalibration
 
 _SHARD = "5GB"
 _WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -35,7 +35,7 @@ def save_pruned(
     kept: npt.ArrayLike,
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    calibration: RidgeCalibration | None = None,
+    calibration: WeightCalibration | None = None,
     facts: CardFacts | None = None,
 ) -> None:
     """Writes the pruned model as a folder in Hugging Face layout, with smaller tensors.
@@ -155,7 +155,7 @@ def check_pruned(folder: Path) -> Any:
 
 
 def _smaller_model(
-    prunable: PrunableModel, kept: npt.ArrayLike, calibration: RidgeCalibration | None
+    prunable: PrunableModel, kept: npt.ArrayLike, calibration: WeightCalibration | None
 ) -> PreTrainedModel:
     """The pruned model as a module of its own, on the CPU; what was not pruned may share memory with the dense one."""
     model_class = pruned_model_class(prunable.model.config.model_type)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ffprune_env.pruning.sequential import SequentialCalibration, WeightCalibration
+
 if TYPE_CHECKING:
-    from ffprune_env.pruning.calibration import RidgeCalibration
     from ffprune_env.pruning.prunable import PrunableModel
     from ffprune_env.pruning.units import PruneUnit
 
@@ -37,7 +38,7 @@ class CardFacts:
 
 
 def model_card(
-    prunable: PrunableModel, kept: npt.ArrayLike, calibration: RidgeCalibration | None, facts: CardFacts
+    prunable: PrunableModel, kept: npt.ArrayLike, calibration: WeightCalibration | None, facts: CardFacts
 ) -> str:
     """Writes the card in Markdown.
 
@@ -49,14 +50,13 @@ def model_card(
     """
     counts = prunable.check_kept(kept)
     asked = "" if facts.target_sparsity is None else f" ({facts.target_sparsity:.2%} asked for)"
-    ridge = "no" if calibration is None else f"ridge, λ = {_span(calibration.ridge)} of the mean diagonal of G"
     rows = {
         "base model": facts.base_model or f"a {prunable.model.config.model_type}",
         "sparsity σ, of the prunable parameters": f"{prunable.sparsity(counts):.2%}{asked}",
         "sparsity, of all parameters": f"{prunable.total_sparsity(counts):.2%}",
         "parameters before": f"{prunable.n_params:,}",
         "parameters after": f"{prunable.params(counts):,}",
-        "calibration": ridge,
+        "calibration": "no" if calibration is None else _describe(calibration),
     }
     if facts.dense_ppl is not None:
         rows["perplexity, dense"] = f"{facts.dense_ppl:.2f}"
@@ -100,6 +100,12 @@ or call `ffprune_env.load_pruned(folder)`.
 {_bars(prunable.units, counts)}
 ```
 """
+
+
+def _describe(calibration: WeightCalibration) -> str:
+    if isinstance(calibration, SequentialCalibration):
+        return f"{_describe(calibration.first)}; then in sequence, λ = {calibration.prior_tokens:g} tokens"
+    return f"ridge, λ = {_span(calibration.ridge)} of the mean diagonal of G"
 
 
 def _bars(units: Sequence[PruneUnit], counts: npt.NDArray[np.int64]) -> str:

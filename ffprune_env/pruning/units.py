@@ -87,7 +87,7 @@ def find_units(model: PreTrainedModel) -> tuple[UnitLayout, ...]:
     Raises:
         ValueError: the architecture cannot be pruned; the message says which module was missing.
     """
-    prefix, layers = _decoder_layers(model)
+    prefix, layers = find_layers(model)
     layouts: list[UnitLayout] = []
     for index, layer in enumerate(layers):
         name = f"{prefix}.{index}"
@@ -95,7 +95,12 @@ def find_units(model: PreTrainedModel) -> tuple[UnitLayout, ...]:
     return tuple(layouts)
 
 
-def _decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The path of a model's list of decoder layers, and the list.
+
+    Raises:
+        ValueError: there is none whose layers hold an attention as :func:`find_units` needs it.
+    """
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
     # Lists nested in a layer (experts, for one) come after the list of layers and are left to the layer's own checks.
     for name, module in lists:
