@@ -46,7 +46,7 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
         try:
             return work(size)
         except RuntimeError as error:
-            if size == 1 or not _is_out_of_memory(error):
+            if size == 1 or not is_out_of_memory(error):
                 raise
         # Out of the handler, so that nothing holds on to what the failed pass had made.
         _limits[model] = size // 2
@@ -56,7 +56,8 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
         logger.warning("out of memory with %d windows at once: going on with %d", size, size // 2)
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out, on whatever device."""
     from accelerate.utils.memory import should_reduce_batch_size
 
     return isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)

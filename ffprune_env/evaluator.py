@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 
 from ffprune_env.allocation import IntArray
+from ffprune_env.batches import is_out_of_memory
 from ffprune_env.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.loss import perplexity
 from ffprune_env.pruning.calibration import RidgeCalibration
@@ -143,15 +144,22 @@ class LMEvaluator:
         """What the model that the user will get is re-fitted with: in sequence, by Eqs. 6-7 alone, or not at all.
 
         In sequence it is made for this allocation, which takes a minute where a measurement takes a second; the last
-        one is remembered.
+        one is remembered. Where memory does not do for that, which is logged, it is Eqs. 6-7 alone.
         """
         if self.calibration is None or self._sequential is None:
             return self.calibration
         last = self._final
         if last is None or not last.serves(kept):
-            logger.info("calibrating in sequence on %d windows of %d tokens", *self._sequential.shape)
-            self._final = SequentialCalibration(self.calibration, kept, self._sequential, batch_size=self._batch_size)
-        return self._final
+            windows = self._sequential
+            logger.info("calibrating in sequence on %d windows of %d tokens", *windows.shape)
+            try:
+                self._final = SequentialCalibration(self.calibration, kept, windows, batch_size=self._batch_size)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                logger.warning("out of memory: not calibrated in sequence, by Eqs. 6-7 alone")
+                self._final = None
+        return self._final or self.calibration
 
     def measure_exactly(self, kept: IntArray, n_samples: int) -> float:
         """Perplexity on the first windows, calibrated by Eqs. 6-7 in float32 if there is a calibration."""

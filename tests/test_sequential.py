@@ -170,6 +170,19 @@ def test_the_evaluator_makes_one_for_every_policy_and_remembers_the_last(tokeniz
     assert "then in sequence, λ = 32768 tokens" in model_card(evaluator.prunable, kept, made, CardFacts())
 
 
+def test_where_memory_runs_out_the_first_calibration_serves(tokenizer, text_file, monkeypatch, caplog):
+    settings = {"seq_len": 32, "n_samples": 2, "calibration_windows": 4, "ridge": 0.01}
+    evaluator = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), sequential=True, **settings)
+
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(SequentialCalibration, "_fit", fail)
+    kept = np.array([max(1, unit.n_groups // 2) for unit in evaluator.units])
+    assert evaluator.final_calibration(kept) is evaluator.calibration
+    assert caplog.messages[-1] == "out of memory: not calibrated in sequence, by Eqs. 6-7 alone"
+
+
 @pytest.mark.slow
 def test_it_serves_text_that_it_has_not_seen(capsys):
     model, tokenizer = ff.load_model("smollm2-135m")

@@ -388,8 +388,9 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     content["chosen"] |= {"scores": scores, "rates": chosen.rates}
     if evaluator.calibration is not None:
         content["calibration"] = {name: asdict(result) for name, result in results.calibrated.items()}
+        in_sequence = evaluator.final_calibration(chosen.kept) is not evaluator.calibration
         raised = evaluator.calibration.raised()
-        content |= {"ridge": args.ridge, "ridge_raised": raised, "sequential": args.sequential}
+        content |= {"ridge": args.ridge, "ridge_raised": raised, "sequential": in_sequence}
     about = {
         "target_sparsity": args.target,
         "text": args.text,

@@ -111,15 +111,18 @@ class SequentialCalibration:
             units = prunable.layouts[2 * number : 2 * number + 2]
             wanted = [call.passage(number, units, h).after for call, h in zip(calls, dense, strict=True)]
             for place, layout in enumerate(units):
+                after, inputs = [], []
                 with prunable.pruned(self.kept, self):
-                    passages = [call.passage(number, units, h) for call, h in zip(calls, pruned, strict=True)]
-                errors = [goal[place] - got.after[place] for goal, got in zip(wanted, passages, strict=True)]
-                inputs = [got.inputs[place] for got in passages]
+                    for call, h in zip(calls, pruned, strict=True):
+                        got = call.passage(number, units, h)
+                        after.append(got.after[place])
+                        inputs.append(got.inputs[place])
+                errors = [goal[place] - got for goal, got in zip(wanted, after, strict=True)]
                 change = _correction(errors, inputs, self.prior_tokens, layout.unit.name)
                 self._weights[2 * number + place] = _sum(self._weights[2 * number + place], change)
             # What the correction of the FFN adds, without another run of the layer.
-            pruned = [_sum(got.after[1], F.linear(got.inputs[1].to(change), change)) for got in passages]
-            dense = [after for _, after in wanted]
+            pruned = [_sum(h, F.linear(x.to(change), change)) for h, x in zip(after, inputs, strict=True)]
+            dense = [goal[1] for goal in wanted]
 
 
 #: Calibrations that change weights and nothing else, so that what they leave can be written.
