@@ -77,8 +77,13 @@ def test_runs_are_compared_on_the_same_windows(runs, other_text, monkeypatch, ca
 def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monkeypatch, capsys, tmp_path):
     config = yaml.safe_load((runs / "one" / "config.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "seq_len": 32}))
+    earlier = tmp_path / "earlier"  # of a version that did not calibrate in sequence
+    earlier.mkdir()
+    del config["sequential"]
+    (earlier / "config.yaml").write_text(yaml.safe_dump(config))
     for arguments, message in (
         ((runs / "one", tmp_path, "--test-text", other_text), "has seq_len 32,"),
+        ((runs / "one", earlier, "--test-text", other_text), "has sequential False,"),
         ((runs / "one", "--test-text", text_file), "is what the runs were searched on"),
         ((runs / "absent", "--test-text", other_text), "No such file"),
         ((runs / "one", "--test-text", "absent.txt"), "no such file"),
