@@ -76,8 +76,8 @@ class Args:
     """windows of search text per evaluation"""
     final_samples: int = 8
     """windows of search text in all, for searches that look at their last candidates again"""
-    calibration_windows: int = 32
-    """windows of calibration text"""
+    calibration_windows: int = 96
+    """windows of calibration text, or all there are if those are fewer"""
     curve_windows: int = 16
     """windows of search text that damage curves look at; each is paid for as three windows measured"""
     test_seq_len: int = 2048
@@ -250,7 +250,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
     subject = Subject(
         evaluator,
         plain,
-        load_windows(args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows),
+        load_windows(args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows, or_fewer=True),
         load_windows(args.text, tokenizer, "search", windows.shape[1], args.curve_windows),
         load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows),
         args.batch_size,

@@ -90,7 +90,7 @@ def build_evaluator(
         text: see :func:`ffprune_env.load_windows`.
         seq_len: tokens per window; a model whose context is shorter uses its own maximum.
         n_samples: N_max, windows of search text.
-        calibration_windows: windows that the criterion and the ridge calibration see.
+        calibration_windows: windows that the criterion and the calibration see, or all there are if those are fewer.
         criterion: how groups are scored, a name of :data:`ffprune_env.pruning.criteria.CRITERIA`.
         batch_size: windows per forward pass, fewer where memory runs out; None chooses.
         calibrated: measure the model with its surviving weights re-fitted.
@@ -117,7 +117,7 @@ def build_evaluator(
         logger.warning("windows have %d tokens, the longest that the model takes", seq_len)
     search = load_windows(text, tokenizer, "search", seq_len, n_samples)
     search = search[sorted(range(n_samples), key=_halving)]  # the first few are as far apart as all of them
-    seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows)
+    seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True)
     for windows in (search, seen):
         check_tokens(model, windows)
     if sequential and ridge is not None:

@@ -44,6 +44,8 @@ def load_windows(
     split: Split = "test",
     seq_len: int = 2048,
     n_windows: int | None = None,
+    *,
+    or_fewer: bool = False,
 ) -> torch.Tensor:
     """Cuts a text into non-overlapping windows of tokens.
 
@@ -57,6 +59,7 @@ def load_windows(
         split: ``search``, ``calibration`` and ``test`` never share text; ``all`` is the whole of a file.
         seq_len: tokens per window, at least 2.
         n_windows: how many windows; None takes all, from the beginning.
+        or_fewer: take all windows of a text that has fewer than asked for, instead of refusing it.
 
     Returns:
         int64 [n, seq_len].
@@ -77,7 +80,7 @@ def load_windows(
         if len(windows) == n_windows:
             return windows
     windows = _cut(text, tokenizer, seq_len)
-    if len(windows) < (n_windows or 1):
+    if len(windows) < (n_windows if n_windows is not None and not or_fewer else 1):
         raise ValueError(
             f"text {name} ({split} part) has {len(windows)} windows of {seq_len} tokens, {n_windows or 1} were asked "
             f"for: ask for fewer or shorter windows, or give a longer text"

@@ -122,6 +122,15 @@ def test_a_text_too_short_says_how_much_there_is(text_file, tokenizer):
         load_windows(str(text_file), tokenizer, "test", 128, n_windows=9999)
 
 
+def test_all_of_a_text_too_short_is_taken_where_fewer_windows_do(text_file, tokenizer):
+    asked = {"name": str(text_file), "tokenizer": tokenizer, "split": "calibration", "seq_len": 128}
+    everything = load_windows(**asked)
+    assert torch.equal(load_windows(**asked, n_windows=9999, or_fewer=True), everything)
+    assert torch.equal(load_windows(**asked, n_windows=2, or_fewer=True), load_windows(**asked, n_windows=2))
+    with pytest.raises(ValueError, match="has 0 windows of 1000000 tokens"):
+        load_windows(**asked | {"seq_len": 1_000_000}, n_windows=9999, or_fewer=True)
+
+
 def test_files_that_are_not_what_they_claim(tmp_path, tokenizer):
     broken = tmp_path / "broken.jsonl"
     broken.write_text('{"text": "fine"}\n{"body": "no text"}\n')

@@ -100,8 +100,9 @@ class Args(SearchSettings):
     """test text; by default the test part of --text. The search never sees it"""
     seq_len: int = 1024
     """tokens per window of search and calibration text"""
-    calibration_windows: int = 32
-    """windows of calibration text that the pruning criterion and the ridge calibration see"""
+    calibration_windows: int = 96
+    """windows of calibration text that the pruning criterion and the calibration see, or all there are if those are
+    fewer"""
     curve_windows: int = 16
     """windows of search text that the damage curves of the start look at, if --init asks for them"""
     test_seq_len: int = 2048

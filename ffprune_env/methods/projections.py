@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ffprune_env.loss import decoder_outputs
+from ffprune_env.pruning.gram import add_products
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -143,10 +144,9 @@ def second_moments(
 def _accumulate(sums: dict[int, torch.Tensor], place: int) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
     def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> None:
         x = inputs[0].flatten(0, -2)  # (B * T, columns)
-        x = x.to(torch.promote_types(torch.float32, x.dtype))
         if place not in sums:
-            sums[place] = x.new_zeros(x.shape[1], x.shape[1])
-        sums[place].addmm_(x.T, x)
+            sums[place] = x.new_zeros(x.shape[1], x.shape[1], dtype=torch.promote_types(torch.float32, x.dtype))
+        add_products(sums[place], x, x)
 
     return hook
 

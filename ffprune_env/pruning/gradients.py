@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
+from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import UnitLayout
 
@@ -73,11 +74,11 @@ def _accumulate(
         x = inputs[0].detach().flatten(0, -2)  # (B * T, columns)
 
         def on_gradient(gradient: torch.Tensor) -> None:
-            g = gradient.flatten(0, -2).float()  # (B * T, C)
-            columns = (g @ weight.float()) * x.float()
+            g = gradient.flatten(0, -2)  # (B * T, C)
+            columns = (g.float() @ weight.float()) * x.float()
             carried.add_(columns.view(len(g), -1, layout.width).sum(2).square().sum(0))
             if moment is not None:
-                moment.addmm_(g.T, g)
+                add_products(moment, g, g)
 
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 

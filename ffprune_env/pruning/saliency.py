@@ -13,6 +13,7 @@ from torch import nn
 
 from ffprune_env.batches import in_fitting_batches
 from ffprune_env.loss import decoder_outputs
+from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.streaming import weight_of
 from ffprune_env.pruning.units import group_columns
@@ -196,12 +197,12 @@ def _accumulate(
     """A hook that adds XᵀX, or its diagonal if ``total`` is a vector, and the sum of X over ``n_tokens``."""
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        x = inputs[0].flatten(0, -2).float()  # (B * T, columns)
-        mean.add_(x.sum(dim=0), alpha=1 / n_tokens)
+        x = inputs[0].flatten(0, -2)  # (B * T, columns)
+        mean.add_(x.sum(dim=0, dtype=torch.float32), alpha=1 / n_tokens)
         if total.ndim == 2:
-            total.addmm_(x.T, x)
+            add_products(total, x, x)
         else:
-            total.add_(x.square().sum(dim=0))
+            total.add_(x.float().square().sum(dim=0))
 
     return hook
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from torch import nn
 from ffprune_env.batches import in_fitting_batches
 from ffprune_env.loss import decoder_outputs
 from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import UnitLayout, find_layers
 
@@ -36,8 +38,8 @@ class SequentialCalibration:
 
         ‖(h + W x) - (h̃ + W' x̃)‖² + λ‖W' - W₀‖², so W' = W₀ + EᵀX̃ (X̃ᵀX̃ + λI)⁻¹ with E = (h + W x) - (h̃ + W₀ x̃).
 
-    That takes two passes through the dense model and two through the pruned one, layer by layer, and serves one
-    allocation, where :class:`RidgeCalibration` serves all: it is for the model that is kept, not for the search.
+    That takes one pass through the dense model and one and a half through the pruned one, layer by layer, and serves
+    one allocation, where :class:`RidgeCalibration` serves all: it is for the model that is kept, not for the search.
 
     Args:
         first: the calibration by Eqs. 6-7, which gives W₀. Ranking the model again makes this one void, too.
@@ -114,7 +116,7 @@ class SequentialCalibration:
                 after, inputs = [], []
                 with prunable.pruned(self.kept, self):
                     for call, h in zip(calls, pruned, strict=True):
-                        got = call.passage(number, units, h)
+                        got = call.passage(number, units[: place + 1], h)
                         after.append(got.after[place])
                         inputs.append(got.inputs[place])
                 errors = [goal[place] - got for goal, got in zip(wanted, after, strict=True)]
@@ -158,14 +160,19 @@ class _Passage:
     """One batch in one layer.
 
     Attributes:
-        inputs: what flows into the output projections of attention and FFN, [B * T, columns] each.
+        inputs: what flows into the output projections of attention and FFN, or of the attention alone, [B * T, columns]
+            each; so are the others.
         outputs: what comes out of them, [B, T, C] each.
         after: the hidden state after the attention, and after the FFN, [B, T, C] each.
     """
 
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
-    after: tuple[torch.Tensor, torch.Tensor]
+    after: tuple[torch.Tensor, ...]
+
+
+class _Enough(Exception):  # noqa: N818 - nothing is wrong
+    """What was asked of a layer is known before its end."""
 
 
 @dataclass(frozen=True)
@@ -183,38 +190,54 @@ class _Calls:
     arguments: Sequence[dict[str, Any]]
 
     def passage(self, number: int, units: Sequence[UnitLayout], hidden: torch.Tensor) -> _Passage:
-        """Runs a layer, as it is now, on a hidden state of this batch."""
-        inputs, outputs = [], []
+        """Runs a layer, as it is now, on a hidden state of this batch: all of it, or its attention alone."""
+        inputs, outputs, after = [], [], []
 
         def note(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
             inputs.append(args[0].flatten(0, -2))
             outputs.append(output.reshape(hidden.shape))  # OPT flattens the tokens of a batch before its FFN
+            if len(units) == 1:
+                raise _Enough
 
-        with ExitStack() as hooks:
+        with ExitStack() as hooks, suppress(_Enough):
             for layout in units:
                 hooks.callback(layout.output.register_forward_hook(note).remove)
-            last: torch.Tensor = self.layers[number](hidden, **self.arguments[number])
-        return _Passage(tuple(inputs), tuple(outputs), (hidden.to(outputs[0].device) + outputs[0], last))
+            after.append(self.layers[number](hidden, **self.arguments[number]))
+        return _Passage(tuple(inputs), tuple(outputs), (hidden.to(outputs[0].device) + outputs[0], *after))
 
 
 def _calls(prunable: PrunableModel, batches: Sequence[torch.Tensor]) -> list[_Calls]:
-    """Runs the dense model once to see how it calls its layers on every batch."""
+    """How the model calls its layers on every batch: it runs with layers that do nothing."""
     layers = find_layers(prunable.model)[1]
     hidden: list[torch.Tensor] = []
     arguments: list[list[dict[str, Any]]] = []
 
-    def note(layer: nn.Module, args: tuple[torch.Tensor], kwargs: dict[str, Any]) -> None:
+    def note(layer: nn.Module, h: torch.Tensor, **kwargs: Any) -> torch.Tensor:
         if layer is layers[0]:
-            hidden.append(args[0])
+            hidden.append(h)
             arguments.append([])
         arguments[-1].append(kwargs)
+        return h
 
-    with ExitStack() as hooks:
+    with ExitStack() as stack:
         for layer in layers:
-            hooks.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
+            stack.enter_context(_replaced_forward(layer, partial(note, layer)))
         for batch in batches:
             decoder_outputs(prunable.model, batch)
     return [_Calls(h, layers, kwargs) for h, kwargs in zip(hidden, arguments, strict=True)]
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Lets a module do something else."""
+    before = vars(module).get("forward")  # there is one where accelerate moves what a module is given
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
 
 
 def _correction(
@@ -235,9 +258,8 @@ def _correction(
     gram = torch.zeros(columns, columns, device=device)
     cross = torch.zeros(columns, errors[0].shape[-1], device=device)
     for error, x in zip(errors, inputs, strict=True):
-        exact = x.float()
-        gram.addmm_(exact.T, exact)
-        cross.addmm_(exact.T, error.to(device).flatten(0, -2).float())
+        add_products(gram, x, x)
+        add_products(cross, x, error.to(device).flatten(0, -2))
     matrix = gram.double()
     scale = float(matrix.diagonal().mean()) / sum(len(x) for x in inputs)
     if not math.isfinite(scale):
