@@ -38,6 +38,7 @@ from ffprune_env.report.ablation import ablation_markdown, ablation_table
 from ffprune_env.report.page import comparison_page
 from ffprune_env.report.tables import comparison_markdown, comparison_table
 from ffprune_env.run_folder import provenance, strict_json
+from ffprune_env.settings import require_in_range
 from ffprune_env.texts import load_test_windows, load_windows
 from ffprune_env.zero_shot import score_tasks
 from ffprune_env.zero_shot_tasks import open_tasks
@@ -158,8 +159,7 @@ def check(args: Args) -> None:
         ("--batch-size", args.batch_size, 1),
         ("--limit", args.limit, 1),
     ):
-        if value is not None and value < least:
-            raise ValueError(f"{flag} must be at least {least}, got {value}")
+        require_in_range(flag, value, least)
     if not args.sparsity or not all(0 < sparsity < 1 for sparsity in args.sparsity):
         raise ValueError(f"--sparsity takes numbers between 0 and 1, got {' '.join(map(str, args.sparsity)) or 'none'}")
 

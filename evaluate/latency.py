@@ -31,6 +31,7 @@ import ffprune_env as ff
 from ffprune_env.devices import pick_device
 from ffprune_env.models import context_length
 from ffprune_env.pruning.auto_classes import pruned_model_class
+from ffprune_env.settings import require_in_range
 
 SHORT = 16  # tokens of the prompt that a decode follows
 
@@ -59,8 +60,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     try:
         for flag, value in (("--prompt", args.prompt), ("--new-tokens", args.new_tokens), ("--rounds", args.rounds)):
-            if value < 1:
-                raise ValueError(f"{flag} must be at least 1, got {value}")
+            require_in_range(flag, value, 1)
         device = str(pick_device(args.device))
         pruned = ff.load_pruned(args.pruned, device="cpu")
         if max(args.prompt, args.new_tokens + SHORT) > context_length(pruned):

@@ -27,6 +27,7 @@ from ffprune_env.models import context_length, load_model
 from ffprune_env.pruning.auto_classes import PREFIX
 from ffprune_env.pruning.units import find_units
 from ffprune_env.run_folder import strict_json
+from ffprune_env.settings import require_in_range
 from ffprune_env.texts import NAMED_TEXTS, load_windows
 
 if TYPE_CHECKING:
@@ -154,8 +155,7 @@ def check(args: Args, split: str) -> None:
         ("--seq-len", args.seq_len, 2),
         ("--windows", args.windows, 1),
     ):
-        if value is not None and value < least:
-            raise ValueError(f"{flag} must be at least {least}, got {value}")
+        require_in_range(flag, value, least)
     if split == "all" and args.text in NAMED_TEXTS:
         raise ValueError(f"--split all is for files: of {args.text} only the test part is never searched on")
     if args.json is not None and not args.json.absolute().parent.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +47,13 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
     preset = preset or _take_flag(saved, "--preset")[0] or "default"
     default = presets.get(preset, presets["default"])
     return tyro.cli(type(default), args=[*saved, *argv], default=default, description=description)
+
+
+def require_in_range(flag: str, value: float | None, least: float, most: float = math.inf) -> None:
+    """Raises ValueError, in the words of the command line, unless a setting is None or within its bounds."""
+    if value is not None and not least <= value <= most:
+        allowed = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
+        raise ValueError(f"{flag} must be {allowed}, got {value}")
 
 
 def resumes(argv: list[str]) -> bool:

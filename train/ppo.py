@@ -63,7 +63,7 @@ from ffprune_env.run_folder import RunFolder
 from ffprune_env.sample_log import DifferentSearchError, SampleLog
 from ffprune_env.saved_policy import copy_policy, require_policy, save_policy
 from ffprune_env.schedule import ProgressiveSchedule
-from ffprune_env.settings import parse_settings, resumes
+from ffprune_env.settings import parse_settings, require_in_range, resumes
 from ffprune_env.texts import load_test_windows, load_windows
 from ffprune_env.workers import Workers, WorkersVecEnv
 
@@ -283,9 +283,7 @@ def check(args: Args) -> None:
         ("--log-std-init", args.log_std_init, -20, 5),
         ("--action-scale", args.action_scale, 1e-6, 1e6),
     ):
-        if value is not None and not least <= value <= most:
-            allowed = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
-            raise ValueError(f"{flag} must be {allowed}, got {value}")
+        require_in_range(flag, value, least, most)
     if args.calibrated and args.ridge is None:
         raise ValueError("--calibrated needs a calibration: give --ridge a number, or say --no-calibrated")
     if args.ray_address is not None and not args.workers:
