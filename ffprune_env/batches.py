@@ -38,11 +38,8 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
     Raises:
         RuntimeError: memory runs out with a single window.
     """
-    if batch_size is None:
-        device = next(model.parameters()).device.type
-        batch_size = max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // windows.shape[1])
     while True:
-        size = min(batch_size, len(windows), _limits.get(model, batch_size))
+        size = fitting_size(model, windows, batch_size)
         try:
             return work(size)
         except RuntimeError as error:
@@ -54,6 +51,17 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         logger.warning("out of memory with %d windows at once: going on with %d", size, size // 2)
+
+
+def fitting_size(model: nn.Module, windows: torch.Tensor, batch_size: int | None) -> int:
+    """Windows per forward pass, no more than ``batch_size`` and no more than fitted into memory before.
+
+    Arguments as for :func:`in_fitting_batches`.
+    """
+    if batch_size is None:
+        device = next(model.parameters()).device.type
+        batch_size = max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // windows.shape[1])
+    return min(batch_size, len(windows), _limits.get(model, batch_size))
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

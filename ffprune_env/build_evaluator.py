@@ -17,9 +17,10 @@ from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
 from ffprune_env.pruning.criteria import CRITERIA, Evidence
 from ffprune_env.pruning.gradients import collect_gradients
+from ffprune_env.pruning.layer_calls import require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, drain, gram_bytes, stream_grams
-from ffprune_env.pruning.sequential import require_residual_layers
+from ffprune_env.pruning.units import find_units
 from ffprune_env.texts import load_windows
 
 if TYPE_CHECKING:
@@ -111,7 +112,6 @@ def build_evaluator(
         raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
     if ridge is not None or CRITERIA[criterion].gradients:
         require_resident(model, "calibration" if ridge is not None else f"the criterion {criterion}")
-    prunable = PrunableModel(model)
     if seq_len > context_length(model):
         seq_len = context_length(model)
         logger.warning("windows have %d tokens, the longest that the model takes", seq_len)
@@ -121,14 +121,15 @@ def build_evaluator(
     for windows in (search, seen):
         check_tokens(model, windows)
     if sequential and ridge is not None:
-        require_residual_layers(prunable, seen)
-    room = _room_for_grams(prunable)
-    at_once = ridge is not None and gram_bytes(prunable) <= room
-    stats = collect_statistics(prunable, seen, gram=at_once, batch_size=batch_size)
+        require_residual_layers(model, find_units(model), seen)
+    prunable = PrunableModel(model)
     chosen = CRITERIA[criterion]
     gradients = None
     if chosen.gradients:
         gradients = collect_gradients(prunable, spread_windows(seen, _GRADIENT_TOKENS), outputs=chosen.outputs)
+    room = _room_for_grams(prunable)
+    at_once = ridge is not None and gram_bytes(prunable) <= room
+    stats = collect_statistics(prunable, seen, gram=at_once, batch_size=batch_size)
     evidence = Evidence(
         stats,
         gradients,
@@ -136,6 +137,7 @@ def build_evaluator(
         ridge=DEFAULT_RIDGE if ridge is None else ridge,
     )
     prunable.rank(chosen.score(prunable, evidence))
+    del evidence, gradients
     calibration = None
     if ridge is not None:
         widest = max(layout.output.in_features for layout in prunable.layouts)
@@ -147,7 +149,6 @@ def build_evaluator(
                 -(-_TOKENS_PER_COLUMN * widest // seq_len),
             )
         matrices = list(stats.grams or ())
-        del evidence
         stats = replace(stats, grams=None)  # a matrix goes when its factors are made
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)

@@ -16,7 +16,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
-from ffprune_env.pruning.sequential import SequentialCalibration, WeightCalibration
+from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
 from ffprune_env.pruning.units import PruneUnit
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ class LMEvaluator:
         self._fast = calibration.approximate() if calibration is not None and calibrated else None
         self._batch_size = batch_size
         self._sequential = sequential
-        self._final: SequentialCalibration | None = None  # the last that was asked for
+        # The last that was asked for, with the ranking and the groups kept that it is for.
+        self._final: tuple[tuple[int, bytes], WeightCalibration] | None = None
         self._measured: dict[tuple[int, int, bytes], float] = {}
         self._dense: dict[tuple[int, int], float] = {}
         self._divergences: dict[tuple[int, int, bytes], float] = {}
@@ -144,26 +145,35 @@ class LMEvaluator:
         """What the model that the user will get is re-fitted with: in sequence, by Eqs. 6-7 alone, or not at all.
 
         In sequence it is made for this allocation, which takes a minute where a measurement takes a second; the last
-        one is remembered. Where memory does not do for that, which is logged, it is Eqs. 6-7 alone.
+        one is remembered. Where memory does not do for that, or the pruned model collapses, which is logged, it is
+        Eqs. 6-7 alone.
         """
         if self.calibration is None or self._sequential is None:
             return self.calibration
-        last = self._final
-        if last is None or not last.serves(kept):
-            windows = self._sequential
-            logger.info("calibrating in sequence on %d windows of %d tokens", *windows.shape)
-            try:
-                self._final = SequentialCalibration(self.calibration, kept, windows, batch_size=self._batch_size)
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                logger.warning("out of memory: not calibrated in sequence, by Eqs. 6-7 alone")
-                self._final = None
-        return self._final or self.calibration
+        key = (self.prunable.rankings, self.prunable.check_kept(kept).tobytes())
+        if self._final is None or self._final[0] != key:
+            self._final = None  # there may be no room for two
+            self._final = key, self._calibrate_in_sequence(self.calibration, self._sequential, kept)
+        return self._final[1]
+
+    def _calibrate_in_sequence(
+        self, calibration: RidgeCalibration, windows: torch.Tensor, kept: IntArray
+    ) -> WeightCalibration:
+        logger.info("calibrating in sequence on %d windows of %d tokens", *windows.shape)
+        try:
+            return SequentialCalibration(calibration, kept, windows, batch_size=self._batch_size)
+        except CollapsedError as error:
+            logger.warning("%s: calibrated by Eqs. 6-7 alone", error)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("out of memory: from here on calibrated by Eqs. 6-7 alone, not in sequence")
+            self._sequential = None
+        return calibration
 
     def measure_exactly(self, kept: IntArray, n_samples: int) -> float:
-        """Perplexity on the first windows, calibrated by Eqs. 6-7 in float32 if there is a calibration."""
-        with self.prunable.pruned(kept, self.calibration) as model:
+        """What :meth:`measure` approximates: calibrated, if it is, in float32."""
+        with self.prunable.pruned(kept, self.calibration if self.calibrated else None) as model:
             return perplexity(model, self._first(n_samples), self._batch_size)
 
     def dense(self, n_samples: int) -> float:

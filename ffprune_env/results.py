@@ -73,12 +73,12 @@ def measure_policy(
         evaluator: the model, its search text and, where it is asked for, its calibration.
         kept: int64 [N], groups kept per unit.
         test_windows: int64 [n, seq_len].
-        batch_size: windows per forward pass on test text; None chooses.
+        batch_size: windows per forward pass; None chooses.
         calibrated: re-fit the surviving weights first, whatever the evaluator's reward does.
     """
     prunable = evaluator.prunable
     with prunable.pruned(kept, evaluator.final_calibration(kept) if calibrated else None) as model:
-        search_ppl = perplexity(model, evaluator.windows)
+        search_ppl = perplexity(model, evaluator.windows, batch_size)
         test_ppl = perplexity(model, test_windows, batch_size)
     return PolicyResult(
         kept=kept,
@@ -100,7 +100,7 @@ def measure_policies(
         evaluator: as for :func:`measure_policy`, like the two arguments after ``policies``.
         policies: what to keep, by name.
         test_windows: int64 [n, seq_len].
-        batch_size: windows per forward pass on test text; None chooses.
+        batch_size: windows per forward pass; None chooses.
     """
     plain = {name: measure_policy(evaluator, x.kept, test_windows, batch_size) for name, x in policies.items()}
     calibrated = {}

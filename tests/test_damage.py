@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -93,6 +94,26 @@ def test_around_an_allocation_curves_are_the_change_of_its_loss(family, windows,
             change = ((project(i, k) - project(i, kept[i])) * g).sum(1)
             expected = (change.mean() + 0.5 * change.square().mean()).item()
             assert curve[k] == pytest.approx(expected, rel=5e-3, abs=1e-6)
+
+
+def test_factors_that_are_kept_elsewhere_are_fetched_one_unit_at_a_time(windows, monkeypatch):
+    """They are kept there because they do not all fit."""
+    prunable, _ = ranked("llama", windows)
+    ridge = RidgeCalibration(prunable, collect_statistics(prunable, windows), storage="cpu")
+    kept = np.array([max(1, unit.n_groups * 3 // 4) for unit in prunable.units])
+    expected = damage_curves(prunable, windows, ridge, kept)
+    alive: list[weakref.ref] = []
+    stored = RidgeCalibration.factors
+
+    def fetched(self, i):
+        pair = tuple(x.clone() for x in stored(self, i))
+        alive[:] = [ref for ref in alive if ref() is not None] + [weakref.ref(x) for x in pair]
+        assert len(alive) <= 2
+        return pair
+
+    monkeypatch.setattr(RidgeCalibration, "factors", fetched)
+    for got, wanted in zip(damage_curves(prunable, windows, ridge, kept), expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_following_the_curves_lowers_the_loss(windows):

@@ -136,7 +136,7 @@ def make_policy(
             _move_to(policy, {settings.target: means[settings.target]})
     elif settings.init != "none":  # where SB3 starts with a mean of nearly zero
         read_policy(settings.init, env.evaluator.units, settings.meaning()).load_into(policy)
-        _move_to(policy, {target: starts[target] / settings.action_scale for target in settings.targets})
+        _move_to(policy, {target: means[target] for target in settings.targets})
     return policy
 
 

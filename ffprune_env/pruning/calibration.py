@@ -142,15 +142,29 @@ class RidgeCalibration:
         """
         fast = copy.copy(self)
         fast._exact = False
-        dtypes = [layout.output.weight.dtype for layout in self.prunable.layouts]
-        fast._products = [x.to(dtype) for x, dtype in zip(self._products, dtypes, strict=True)]
-        fast._inverses = [x.to(dtype) for x, dtype in zip(self._inverses, dtypes, strict=True)]
+        weights = [layout.output.weight for layout in self.prunable.layouts]
+        pairs = zip(self._products, self._inverses, strict=True)
+        short = [_balanced(*pair, weight.dtype) for pair, weight in zip(pairs, weights, strict=True)]
+        fast._products, fast._inverses = [x for x, _ in short], [y for _, y in short]
         return fast
 
     def raised(self) -> dict[str, float]:
         """Units whose λ had to be raised, with the fraction of the mean diagonal that was used."""
         used = zip(self.prunable.units, self.ridge, strict=True)
         return {unit.name: float(ridge) for unit, ridge in used if ridge > self._asked}
+
+
+def _balanced(
+    product: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """W L and L⁻¹ in another dtype, one divided and one multiplied by a power of two, so that float16 holds both.
+
+    L grows with the root of the number of tokens.
+    """
+    if dtype == product.dtype:
+        return product, inverse
+    exponent = torch.frexp(product.abs().amax()).exponent
+    return torch.ldexp(product, -exponent).to(dtype), torch.ldexp(inverse, exponent).to(dtype)
 
 
 def check_ridge(ridge: float, storage: str = "device") -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
@@ -57,7 +59,9 @@ def damage_curves(
     with ExitStack() as stack:
         stack.enter_context(frozen(prunable.model))
         for i, layout in enumerate(prunable.layouts):
-            hook = _accumulate(layout.output, sums[i], None if calibration is None else calibration.factors(i))
+            weight = layout.output.weight[:, : sums[i].m] if calibration is None else calibration.weight(i, counts[i])
+            factors = None if calibration is None else partial(calibration.factors, i)
+            hook = _accumulate(layout.output, sums[i], weight.detach(), factors)
             stack.callback(layout.output.register_forward_hook(hook).remove)
         for window in windows:
             back_propagate(prunable.model, window[None])
@@ -99,25 +103,33 @@ class _Sums:
 
 
 def _accumulate(
-    projection: nn.Linear, sums: _Sums, factors: tuple[torch.Tensor, torch.Tensor] | None
+    projection: nn.Linear,
+    sums: _Sums,
+    weight: torch.Tensor,
+    factors: Callable[[], tuple[torch.Tensor, torch.Tensor]] | None,
 ) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], torch.Tensor]:
-    """A hook that makes the output that of the first columns alone, and adds to the sums when its gradient arrives."""
+    """A hook that makes the output that of the first columns alone, and adds to the sums when its gradient arrives.
+
+    Args:
+        projection: the output projection.
+        sums: where to add.
+        weight: [C, m], of the first columns.
+        factors: gives W L and L⁻¹, wherever they are kept: they are there no longer than one unit needs them.
+    """
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
-        x = inputs[0].flatten(0, -2)  # (B * T, columns)
-        if factors is None:
-            weight, z = projection.weight.detach().float(), x.float()
-        else:
-            weight, inverse = (factor.to(x.device) for factor in factors)  # W L, L⁻¹
-            z = x.float() @ inverse.T
         if sums.m < projection.in_features:
-            output = (z[:, : sums.m] @ weight[:, : sums.m].T).to(output.dtype).view_as(output)
-            if projection.bias is not None:
-                output = output + projection.bias
-        z = z.detach()
+            output = F.linear(inputs[0][..., : sums.m], weight, projection.bias)
+        x = inputs[0].detach().flatten(0, -2)  # (B * T, columns)
 
         def on_gradient(gradient: torch.Tensor) -> None:
-            sums.add((gradient.flatten(0, -2).float() @ weight) * z)
+            g = gradient.flatten(0, -2).float()
+            if factors is None:
+                sums.add((g @ projection.weight.detach().float()) * x.float())
+            else:
+                product, inverse = factors()
+                carried = g @ product.to(g.device)
+                sums.add(carried.mul_(x.float() @ inverse.to(g.device).T))
 
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
         return output

@@ -60,7 +60,7 @@ def collect_gradients(prunable: PrunableModel, windows: torch.Tensor, outputs: b
         if not bool(torch.isfinite(total).all()):
             raise ValueError(f"{layout.unit.name}: gradients are not finite: check weights and dtype")
         carried[i] = torch.empty_like(total).index_copy_(0, prunable.order[i], total / windows.numel())
-    means = tuple(moment / windows.numel() for moment in moments if moment is not None)
+    means = tuple(moment.div_(windows.numel()) for moment in moments if moment is not None)
     return GradientStatistics(tuple(carried), means if outputs else None, windows.numel())
 
 

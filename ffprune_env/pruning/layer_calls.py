@@ -1,0 +1,143 @@
+"""A decoder run layer by layer: how the model calls each of its layers, and what a layer does to a hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from ffprune_env.loss import decoder_outputs
+from ffprune_env.pruning.units import UnitLayout, find_layers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_PROBE_TOKENS = 8
+# A layer that does something else with what its units give is off by far more than rounding.
+_TOLERANCE = 0.05
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One batch in one layer.
+
+    Attributes:
+        inputs: what flows into the output projections of attention and FFN, or of the attention alone, [B * T, columns]
+            each; so are the others.
+        outputs: what comes out of them, [B, T, C] each.
+        after: the hidden state after the attention, and after the FFN, [B, T, C] each.
+    """
+
+    inputs: tuple[torch.Tensor, ...]
+    outputs: tuple[torch.Tensor, ...]
+    after: tuple[torch.Tensor, ...]
+
+
+class _Enough(Exception):  # noqa: N818 - nothing is wrong
+    """What was asked of a layer is known before its end."""
+
+
+@dataclass(frozen=True)
+class LayerCalls:
+    """How the model calls its layers on one batch.
+
+    Attributes:
+        hidden: [B, T, C], the hidden state before the first.
+        layers: the decoder layers.
+        arguments: of every layer, what it is given beside the hidden state.
+    """
+
+    hidden: torch.Tensor
+    layers: nn.ModuleList
+    arguments: Sequence[dict[str, Any]]
+
+    def passage(self, number: int, units: Sequence[UnitLayout], hidden: torch.Tensor) -> Passage:
+        """Runs a layer, as it is now, on a hidden state of this batch: all of it, or its attention alone.
+
+        Args:
+            number: of the layer.
+            units: its attention and its FFN, or the attention alone.
+            hidden: [B, T, C].
+        """
+        inputs, outputs, after = [], [], []
+
+        def note(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
+            inputs.append(args[0].flatten(0, -2))
+            outputs.append(output.reshape(hidden.shape))  # OPT flattens the tokens of a batch before its FFN
+            if len(units) == 1:
+                raise _Enough
+
+        with ExitStack() as hooks, suppress(_Enough):
+            for layout in units:
+                hooks.callback(layout.output.register_forward_hook(note).remove)
+            after.append(self.layers[number](hidden, **self.arguments[number]))
+        return Passage(tuple(inputs), tuple(outputs), (hidden.to(outputs[0].device) + outputs[0], *after))
+
+
+@torch.no_grad()
+def layer_calls(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> list[LayerCalls]:
+    """How a model calls its layers on every batch: it runs with layers that do nothing.
+
+    Args:
+        model: a causal language model.
+        batches: int64 [B, T] each.
+    """
+    layers = find_layers(model)[1]
+    hidden: list[torch.Tensor] = []
+    arguments: list[list[dict[str, Any]]] = []
+
+    def note(layer: nn.Module, h: torch.Tensor, **kwargs: Any) -> torch.Tensor:
+        if layer is layers[0]:
+            hidden.append(h)
+            arguments.append([])
+        arguments[-1].append(kwargs)
+        return h
+
+    with ExitStack() as stack:
+        for layer in layers:
+            stack.enter_context(_replaced_forward(layer, partial(note, layer)))
+        for batch in batches:
+            decoder_outputs(model, batch)
+    return [LayerCalls(h, layers, kwargs) for h, kwargs in zip(hidden, arguments, strict=True)]
+
+
+@torch.no_grad()
+def require_residual_layers(model: PreTrainedModel, units: Sequence[UnitLayout], windows: torch.Tensor) -> None:
+    """Raises ValueError unless the layers of a model are h + attention, then h + FFN, as a few tokens show.
+
+    Args:
+        model: a causal language model, dense now.
+        units: its 2 · layers units.
+        windows: int64 [n, seq_len].
+    """
+    (call,) = layer_calls(model, [windows[:1, :_PROBE_TOKENS]])
+    h = call.hidden
+    for number in range(len(call.layers)):
+        passage = call.passage(number, units[2 * number : 2 * number + 2], h)
+        before, (attended, after) = h.to(passage.after[1].device), passage.after
+        change = (after - before).double()
+        # What is not finite is said where activations are looked at.
+        if bool((attended + passage.outputs[1] - after).double().norm() > _TOLERANCE * change.norm()):
+            raise ValueError(
+                f"{type(model).__name__} cannot be calibrated in sequence: its layers are not h + attention, "
+                "then h + FFN; say --no-sequential"
+            )
+        h = after
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
+    """Lets a module do something else."""
+    before = vars(module).get("forward")  # there is one where accelerate moves what a module is given
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
