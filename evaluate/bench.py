@@ -10,6 +10,7 @@ At every sparsity one allocation is measured in turns by
   linear      those of the linear layers alone, without attention's
   usual       the weights of the model as it was loaded are copied and the copy masked with zeros, and all its logits
               are computed in float32; on a CPU window by window, which is faster for so many logits
+
 All are taken in one run, so that a machine whose speed drifts slows them alike; printed are medians, and the median of
 the ratios taken round by round.
 """
@@ -45,6 +46,7 @@ from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
 from ffprune_env.pruning.units import group_columns
+from ffprune_env.settings import require_folder_of, require_in_range
 
 Seconds = dict[str, list[float]]
 
@@ -82,6 +84,8 @@ def main() -> int:
     args = tyro.cli(Args, description=__doc__)
     logging.basicConfig(level=logging.WARNING)
     try:
+        require_in_range("--rounds", args.rounds, 1)
+        require_folder_of("--json", args.json)
         model, tokenizer = load_model(args.model, args.dtype, args.device)
         stock = copy.deepcopy(model)
         evaluator = build_evaluator(

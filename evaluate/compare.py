@@ -55,7 +55,7 @@ class Args:
     out: Path = Path("runs/comparison")
     """folder of cells and reports; one folder, one model and one set of texts"""
     model: str = "smollm2-135m"
-    """as for train/ppo.py, like all flags whose help is missing here"""
+    """as for train/ppo.py"""
     sparsity: tuple[float, ...] = (0.2,)
     """fractions of the prunable parameters to remove"""
     methods: tuple[str, ...] = ()
@@ -80,7 +80,8 @@ class Args:
     calibration_windows: int = 96
     """windows of calibration text, or all there are if those are fewer"""
     curve_windows: int = 16
-    """windows of search text that damage curves look at; each is paid for as three windows measured"""
+    """windows of search text that damage curves look at, a part at a time; one that is looked at is paid for as three
+    that are measured"""
     test_seq_len: int = 2048
     """tokens per window of test text"""
     test_windows: int | None = 8
@@ -95,11 +96,15 @@ class Args:
     ridge: float = 0.01
     """λ of the calibration"""
     factor_storage: Storage = "device"
+    """device, or cpu where the factors of the calibration do not fit beside the model"""
     sequential: bool = True
     """calibrate what every method ends with once more, in sequence"""
     dtype: str = "auto"
+    """auto, bfloat16, float16 or float32"""
     device: str = "auto"
+    """auto, cpu, cuda, cuda:1, ..."""
     trust_remote_code: bool = False
+    """run Python code that a checkpoint brings along"""
 
     zero_shot: bool = False
     """ask the final models of every method, with its first seed, the seven zero-shot tasks"""
@@ -133,7 +138,7 @@ def main() -> int:
         except KeyboardInterrupt:
             errors.print("interrupted; what was finished is kept and reported")
             code = 130
-        except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
             code = 2
         report(args, folder)
@@ -189,17 +194,21 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
     for name, sparsity, seed in plan(args):
         cell = folder.cell(name, sparsity, seed)
         unasked = tasks is not None and seed in (None, 0) and (cell is None or cell.zero_shot is None)
-        if cell is not None and not unasked and folder.dense is not None:
+        done = cell is not None and not unasked
+        if done and folder.dense is not None:
             continue
         if subject is None:
             subject = prepare(args, folder, tasks)
+        if done:
+            continue
         title = f"{name} at σ = {sparsity:g}" + ("" if seed is None else f", seed {seed}")
         logger.info("%s ...", title)
         try:
             if name in REBUILDERS:
                 measured, model = rebuild_and_measure(subject, name, sparsity)
                 cell = keep(folder, title, measured) if cell is None else cell
-                folder.add(ask(subject, cell, model))
+                if unasked:
+                    folder.add(ask(subject, cell, model))
                 del model
             else:
                 if cell is None:
@@ -230,6 +239,8 @@ def questions(args: Args) -> dict[str, Any]:
 def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) -> Subject:
     """Loads model and texts, and measures of the dense model what the folder does not hold yet."""
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    test_seq_len = min(args.test_seq_len, context_length(model))
+    test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     evaluator = build_evaluator(
         model,
         tokenizer,
@@ -246,13 +257,12 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
     )
     prunable, windows = evaluator.prunable, evaluator.windows
     plain = LMEvaluator(prunable, windows, args.batch_size, evaluator.calibration, False, evaluator.statistics)
-    test_seq_len = min(args.test_seq_len, context_length(model))
     subject = Subject(
         evaluator,
         plain,
         load_windows(args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows, or_fewer=True),
         load_windows(args.text, tokenizer, "search", windows.shape[1], args.curve_windows),
-        load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows),
+        test_windows,
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),
     )

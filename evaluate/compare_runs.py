@@ -31,6 +31,7 @@ from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.models import load_model
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.run_folder import strict_json
+from ffprune_env.settings import require_folder_of
 from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
 logger = logging.getLogger("ffprune")
@@ -86,6 +87,9 @@ def main() -> int:
 
 def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tensor]:
     """Checks that the runs belong together, and loads what they chose, what that is compared with and the test text."""
+    if not args.runs:
+        raise ValueError("which runs? give the folders that train/ppo.py left")
+    require_folder_of("--json", args.json)
     configs = {path: read_yaml(path / "config.yaml") for path in args.runs}
     first = next(iter(configs.values()))
     for path, config in configs.items():

@@ -1,7 +1,9 @@
 """Writes a pruned Llama or Mistral as a GGUF file for llama.cpp, and compares its perplexity with ours.
 
-python evaluate/export_gguf.py runs/<name>/model model.gguf
-python evaluate/export_gguf.py runs/<name>/model model.gguf --type q8_0 --windows 4     # needs llama-cpp-python
+    python evaluate/export_gguf.py runs/<name>/model model.gguf
+    python evaluate/export_gguf.py runs/<name>/model model.gguf --type q8_0 --windows 4     # needs llama-cpp-python
+
+Perplexities are compared on so many windows of text, and without --windows not at all.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from ffprune_env.models import context_length, load_model
 from ffprune_env.pruning.auto_classes import PREFIX
 from ffprune_env.pruning.units import find_units
 from ffprune_env.run_folder import strict_json
-from ffprune_env.settings import require_in_range
+from ffprune_env.settings import require_folder_of, require_in_range
 from ffprune_env.texts import NAMED_TEXTS, load_windows
 
 if TYPE_CHECKING:
@@ -158,8 +158,7 @@ def check(args: Args, split: str) -> None:
         require_in_range(flag, value, least)
     if split == "all" and args.text in NAMED_TEXTS:
         raise ValueError(f"--split all is for files: of {args.text} only the test part is never searched on")
-    if args.json is not None and not args.json.absolute().parent.is_dir():
-        raise OSError(f"--json {args.json}: there is no folder {args.json.parent}")
+    require_folder_of("--json", args.json)
 
 
 def removed(model: PreTrainedModel) -> tuple[float, float]:

@@ -30,6 +30,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
 from ffprune_env.results import reference_policies
 from ffprune_env.run_folder import strict_json
+from ffprune_env.settings import require_folder_of
 from ffprune_env.texts import load_test_windows
 
 logger = logging.getLogger("ffprune")
@@ -81,6 +82,7 @@ def main() -> int:
 
 def measure(args: Args) -> dict[str, list[float]]:
     """Perplexity and divergence of every policy on every number of windows, and perplexity on test text."""
+    require_folder_of("--json", args.json)
     config = yaml.safe_load((args.run / "config.yaml").read_text(encoding="utf-8"))
     if not isinstance(config["sparsity"], float):
         raise ValueError(f"{args.run} is of a search for several sparsities: study one of a single sparsity")

@@ -25,6 +25,7 @@ from rich.table import Table
 
 from ffprune_env.models import load_model
 from ffprune_env.run_folder import strict_json
+from ffprune_env.settings import require_folder_of
 from ffprune_env.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks
 from ffprune_env.zero_shot_tasks import TASKS, open_tasks
 
@@ -65,8 +66,7 @@ def main() -> int:
     errors = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         check_settings(args.limit, args.batch_size)
-        if args.json is not None and not args.json.absolute().parent.is_dir():
-            raise OSError(f"--json {args.json}: there is no folder {args.json.parent}")
+        require_folder_of("--json", args.json)
         with open_tasks(args.tasks, args.data_dir) as tasks:  # before the model, which may take minutes
             model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
             with progress_bar() as show:

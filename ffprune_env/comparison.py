@@ -25,13 +25,13 @@ class Cell:
         sparsity: fraction of Σw removed; None as above.
         total_sparsity: fraction of all parameters of the model removed.
         params: parameters that stay.
-        search_ppl: perplexity on all windows of search text, of the calibrated model if that is what the comparison
+        search_ppl: perplexity on the windows of an evaluation, of the calibrated model if that is what the comparison
             rewards; None for methods that have another calibration.
         test_ppl: perplexity on test text without calibration, or as a method that rebuilds the weights left them.
         test_interval: bootstrap 95 % interval of it, over windows.
         calibrated_test_ppl: perplexity on test text with calibration; None for methods that rebuild the weights.
         calibrated_test_interval: its interval.
-        evaluations: that the search made, in units of all windows of search text.
+        evaluations: what the search spent, in windows measured, divided by those of an evaluation.
         tokens: of search text that it evaluated.
         seconds: that it took, without the measurements above.
         trace: (tokens evaluated, search perplexity of what the method would have returned then), ascending; empty for

@@ -45,7 +45,8 @@ class Subject:
         calibration_windows: int64 [n, seq_len], what statistics and calibration were made from.
         curve_windows: int64 [n, seq_len], search text for methods that look at gradients.
         test_windows: int64 [n, seq_len].
-        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses. Methods that rebuild weights
+            take it as it is, and one window where it is None.
         zero_shot: what to ask the final models, if anything.
     """
 
@@ -123,7 +124,7 @@ def search_and_measure(
         sparsity=prunable.sparsity(kept),
         total_sparsity=prunable.total_sparsity(kept),
         params=prunable.params(kept),
-        search_ppl=None if method.flap_bias else subject.evaluator.measure(kept, evaluator.max_samples),
+        search_ppl=None if method.flap_bias else subject.evaluator.measure(kept, meter.max_samples),
         test_ppl=test_ppl,
         test_interval=interval,
         calibrated_test_ppl=calibrated_ppl,

@@ -180,30 +180,18 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         sparsity, n_samples = self._task
         allocation = self._allocate(action, sparsity)
         self._task = None
-        dense_ppl = self.evaluator.dense(n_samples)
-        measured = {}
-        if self.reward == "kl":
-            ppl, measured["kl"] = cast("DivergenceEvaluator", self.evaluator).compare(allocation.kept, n_samples)
-            reward = math.exp(-measured["kl"])
-        else:
-            ppl = self.evaluator.measure(allocation.kept, n_samples)
-            reward = dense_ppl / ppl
-        if not (math.isfinite(ppl) and math.isfinite(dense_ppl) and math.isfinite(reward)):
-            reward = 0.0
-        collapsed = reward < COLLAPSE_REWARD
+        reward, measured = measure_reward(self.evaluator, allocation.kept, n_samples, self.reward)
         info = {
-            "ppl": ppl if math.isfinite(ppl) else math.inf,
-            "dense_ppl": dense_ppl,
             "target_sparsity": sparsity,
             "sparsity": allocation.sparsity,
             "n_samples": n_samples,
-            "collapsed": collapsed,
+            "collapsed": reward == 0,
             "scores": self._scores(action),
             "rates": allocation.rates,
             "kept": allocation.kept,
             **measured,
         }
-        return self._observe(sparsity), 0.0 if collapsed else reward, True, False, info
+        return self._observe(sparsity), reward, True, False, info
 
     def _scores(self, action: npt.NDArray[np.float32]) -> FloatArray:
         return np.asarray(action, dtype=np.float64) * self.action_scale
@@ -215,6 +203,33 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     @staticmethod
     def _observe(sparsity: float) -> Observation:
         return np.array([sparsity], dtype=np.float32)
+
+
+def measure_reward(
+    evaluator: Evaluator, kept: IntArray, n_samples: int, kind: Reward
+) -> tuple[float, dict[str, float]]:
+    """What an allocation is rewarded with.
+
+    Args:
+        evaluator: measures; for ``kl`` it must be able to compare.
+        kept: int [N], groups kept per unit.
+        n_samples: windows of search text.
+        kind: of reward.
+
+    Returns:
+        The reward, 0 if the model collapsed, and what was measured: ``ppl``, ``dense_ppl`` and, for ``kl``, ``kl``.
+    """
+    dense_ppl = evaluator.dense(n_samples)
+    measured = {}
+    if kind == "kl":
+        ppl, measured["kl"] = cast("DivergenceEvaluator", evaluator).compare(kept, n_samples)
+        reward = math.exp(-measured["kl"])
+    else:
+        ppl = evaluator.measure(kept, n_samples)
+        reward = dense_ppl / ppl
+    if not (math.isfinite(ppl) and math.isfinite(dense_ppl) and reward >= COLLAPSE_REWARD and reward < math.inf):
+        reward = 0.0
+    return reward, {"ppl": ppl if math.isfinite(ppl) else math.inf, "dense_ppl": dense_ppl, **measured}
 
 
 _shared_evaluators: WeakValueDictionary[tuple[tuple[str, Any], ...], Any] = WeakValueDictionary()

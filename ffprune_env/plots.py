@@ -17,14 +17,15 @@ _MARKERS = "os^Dv"
 
 
 def learning_curve_plot(
-    rewards: Sequence[float], sparsities: Sequence[float], references: Mapping[str, float] | None = None
+    rewards: Sequence[float], sparsities: Sequence[float], references: Mapping[str, float], reward: str
 ) -> Figure:
     """Reward of every evaluation with its running mean, and σ_t below it.
 
     Args:
-        rewards: PPL_dense / PPL, one per evaluation.
+        rewards: one per evaluation.
         sparsities: σ_t of each.
-        references: named rewards at the final sparsity, drawn as lines.
+        references: named rewards at the final sparsity on all windows, drawn as lines.
+        reward: what it is, for the axis.
     """
     from matplotlib.figure import Figure
 
@@ -33,9 +34,9 @@ def learning_curve_plot(
     steps = np.arange(1, len(rewards) + 1)
     top.plot(steps, rewards, ".", color="tab:blue", alpha=0.35, label="evaluation")
     top.plot(steps, _running_mean(rewards, window=max(1, len(rewards) // 20)), color="tab:blue", label="running mean")
-    for color, (name, value) in zip(("tab:green", "tab:red", "tab:purple"), (references or {}).items(), strict=False):
+    for color, (name, value) in zip(("tab:green", "tab:red", "tab:purple"), references.items(), strict=False):
         top.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name} at the final sparsity")
-    top.set_ylabel("reward: PPL dense / PPL")
+    top.set_ylabel(f"reward: {reward}")
     top.legend(loc="lower right", fontsize="small")
     bottom.plot(steps, sparsities, color="tab:orange")
     bottom.set(xlabel="evaluation", ylabel="target sparsity σ", ylim=(0, None))

@@ -108,6 +108,11 @@ class RunFolder:
             for left in self.path.glob(pattern):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
+    def read_config(self) -> dict[str, Any]:
+        """The settings that the run was begun with."""
+        settings: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        return settings
+
     def warn_of_changes(self, facts: Mapping[str, Any]) -> None:
         """Says in what a run that goes on differs from how it was begun, as far as its manifest tells."""
         begun = self.read_json("manifest.json") or {}

@@ -40,6 +40,8 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
             fixed = _take_flag(fixed, flag)[1]
         if fixed:
             raise ValueError(f"--resume goes on with the settings of {resumed}: leave out {' '.join(fixed)}")
+        if not (Path(resumed) / "config.yaml").is_file():
+            raise ValueError(f"--resume: there is no run to go on with in {resumed}: it has no config.yaml")
         argv = ["--config", str(Path(resumed) / "config.yaml"), "--run", resumed, *others]
     config, argv = _take_flag(argv, "--config")
     preset, _ = _take_flag(argv, "--preset")
@@ -54,6 +56,12 @@ def require_in_range(flag: str, value: float | None, least: float, most: float =
     if value is not None and not least <= value <= most:
         allowed = f"at least {least:g}" if most == math.inf else f"between {least:g} and {most:g}"
         raise ValueError(f"{flag} must be {allowed}, got {value}")
+
+
+def require_folder_of(flag: str, file: Path | None) -> None:
+    """Raises OSError if a file that is to be written at the end could not be, for want of its folder."""
+    if file is not None and not file.absolute().parent.is_dir():
+        raise OSError(f"{flag} {file}: there is no folder {file.parent}")
 
 
 def resumes(argv: list[str]) -> bool:

@@ -51,7 +51,7 @@ def largest_difference(prunable, stats, calibration, pairs, ridge):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_short_factors_hold_whatever_the_number_of_tokens(dtype):
-    """L grows with its root: of 100,000 tokens with large activations W L is too large for float16, and L⁻¹ too small."""
+    """L grows with its root: of many tokens with large activations W L is too large for float16, and L⁻¹ too small."""
     prunable, stats, _ = ranked("llama")
     half = prunable.model.to(dtype)
     many = [gram * 1e10 for gram in stats.grams]

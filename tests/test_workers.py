@@ -59,7 +59,9 @@ def test_the_number_of_workers_changes_nothing_nor_does_a_death(ppo_script, tiny
     assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["seed"] == 0
 
 
-def test_answers_of_a_rollout_that_was_cut_off_are_kept(ppo_script, tiny_folder, text_file, tmp_path, monkeypatch):
+def test_answers_of_a_rollout_that_was_cut_off_are_kept(
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, capsys
+):
     """The first of a rollout are known when the process ends: they are not measured again."""
     whole = search(ppo_script, tiny_folder, text_file, tmp_path / "whole", 1)
     flags = settings(tiny_folder, text_file, tmp_path / "run", workers=1, timesteps=16)
@@ -81,6 +83,9 @@ def test_answers_of_a_rollout_that_was_cut_off_are_kept(ppo_script, tiny_folder,
     assert run_main(ppo_script, ["--resume", tmp_path / "run", "--workers", "2"]) == 0
     assert (samples_of(tmp_path / "run"), best_of(tmp_path / "run")) == whole
     assert len(again) <= 16 - 6
+    capsys.readouterr()
+    assert run_main(ppo_script, ["--resume", tmp_path / "run", "--workers", "0"]) == 2
+    assert "only with any number of workers above 0, got --workers 0" in capsys.readouterr().err
 
 
 def test_workers_that_have_no_place_are_refused(arguments):

@@ -46,7 +46,7 @@ from ffprune_env.callbacks import (
     SampleCallback,
 )
 from ffprune_env.devices import require_resident
-from ffprune_env.env import PruneBanditEnv
+from ffprune_env.env import PruneBanditEnv, measure_reward
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy, start_means
@@ -56,6 +56,7 @@ from ffprune_env.methods.starts import STARTS, read_starts, start_scores
 from ffprune_env.models import DeviceMap, context_length, load_model
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
+from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
 from ffprune_env.pruning.model_card import CardFacts
 from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
@@ -88,7 +89,8 @@ class Args(SearchSettings):
     device: str = "auto"
     """auto (CUDA if there is one), cpu, cuda, cuda:1, ..."""
     device_map: DeviceMap | None = None
-    """auto spreads a model that is too large for one device over all GPUs, host memory and disk"""
+    """auto spreads a model that is too large for one device over all GPUs, host memory and disk; not with --workers.
+    What is on host or disk is neither calibrated nor written"""
     max_memory: str | None = None
     """with --device-map auto, what the model may take of every device, such as 6GB; None: what is free"""
     trust_remote_code: bool = False
@@ -116,7 +118,8 @@ class Args(SearchSettings):
     """how heads and channels are ranked: surgeon (what ridge calibration restores worst), wanda (the paper's), fisher,
     wanda+fisher, or FLAP's wifv"""
     calibrated: bool = True
-    """reward the model with its surviving weights re-fitted, which is what model/ holds"""
+    """reward the model with its surviving weights re-fitted. Without, the model that is only cut is rewarded, and what
+    is reported and written is re-fitted all the same unless --ridge is None"""
     ridge: float | None = 0.01
     """λ of that calibration, as a fraction of the mean diagonal of G; None: no calibration at all"""
     factor_storage: Storage = "device"
@@ -229,6 +232,14 @@ def prepare(args: Args, resume: bool = False) -> Job:
     run = RunFolder(args.run or Path("runs") / name)
     if resume:
         run.reopen()
+        workers = run.read_config()["workers"]
+        if bool(workers) != bool(
+            args.workers
+        ):  # whose rollouts are drawn at one σ_t, and measured with one thread each
+            raise ValueError(
+                f"--resume: the run was begun with --workers {workers}, and finds its samples again only with "
+                f"{'any number of workers above 0' if workers else 'none'}, got --workers {args.workers}"
+            )
     else:
         run.require_free()
     log = SampleLog(run.samples)
@@ -240,12 +251,12 @@ def prepare(args: Args, resume: bool = False) -> Job:
         require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
     if args.save_model and not can_be_saved(model):
         raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
+    test_seq_len = min(args.test_seq_len, context_length(model))
+    test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
     env = make_env(args, evaluator)
     kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
     starts = kept_starts or find_starts(args, evaluator, tokenizer)
-    test_seq_len = min(args.test_seq_len, context_length(model))
-    test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
     device = evaluator.prunable.device
     workers = start_workers(args, device.type) if args.workers else None
     facts = {"device": str(device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
@@ -272,10 +283,13 @@ def check(args: Args) -> None:
         ("--n-steps", args.n_steps, 2, math.inf),
         ("--n-epochs", args.n_epochs, 1, math.inf),
         ("--batch-size", args.batch_size, 1, math.inf),
-        ("--init-steps", args.init_steps, 0 if args.init not in STARTS else 2, math.inf),
+        ("--init-steps", args.init_steps, 2 if args.init == "fisher-iterated" else 0, math.inf),
         ("--workers", args.workers, 0, math.inf),
         ("--finalists", args.finalists, 0, math.inf),
         ("--samples", args.samples, 1, math.inf),
+        ("--final-samples", args.final_samples, 1, math.inf),
+        ("--calibration-windows", args.calibration_windows, 1, math.inf),
+        ("--test-windows", args.test_windows, 1, math.inf),
         ("--seed", args.seed, 0, 2**32 - 1),
         *(("--sparsity", target, 0, 1) for target in args.targets or (math.nan,)),
         ("--learning-rate", args.learning_rate, 1e-12, 1e3),
@@ -292,7 +306,12 @@ def check(args: Args) -> None:
         raise ValueError("a worker has one device: leave out --workers with --device-map")
     if args.workers and find_spec("ray") is None:
         raise ValueError("--workers needs Ray: pip install 'ffprune[ray]'")
+    if args.criterion not in CRITERIA:
+        raise ValueError(f"unknown criterion {args.criterion!r}; allowed are {', '.join(CRITERIA)}")
     if args.init not in ("none", *STARTS):
+        if not Path(args.init).is_dir():
+            starts = ", ".join(("none", *STARTS))
+            raise ValueError(f"--init must be {starts} or the folder of a run, got {args.init!r}")
         require_policy(args.init)
     args.schedule()
 
@@ -401,11 +420,17 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     }
     run.write_json("best.json", {**about, **content})
 
-    rewarded = results.calibrated if args.calibrated else results.plain
     pruned = [name for name in policies if name != "dense"]
-    rewards = {label(name): rewarded["dense"].search_ppl / rewarded[name].search_ppl for name in pruned}
+    lines = {
+        label(name): measure_reward(evaluator, policies[name].kept, args.samples, args.reward)[0] for name in pruned
+    }
     mine = [x for x in samples if outcome.schedule.target(x.step) == args.target]
-    curve = learning_curve_plot([x.reward for x in mine], [x.target_sparsity for x in mine], rewards)
+    curve = learning_curve_plot(
+        [x.reward for x in mine],
+        [x.target_sparsity for x in mine],
+        lines,
+        "PPL dense / PPL" if args.reward == "ppl" else "exp(-KL to the dense model)",
+    )
     retention = retention_plot(evaluator.units, {label(name): policies[name].rates for name in pruned})
     run.save_plot("learning_curve", curve)
     run.save_plot("retention", retention)

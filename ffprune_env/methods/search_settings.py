@@ -21,7 +21,7 @@ class SearchSettings:
     sparsity: float | tuple[float, ...] = 0.2
     """fraction of the prunable parameters to remove; of several one policy is trained over all, in turns"""
     samples: int = 2
-    """N_max: windows of search text per evaluation at the end of the schedule"""
+    """windows of search text per evaluation at the end of the schedule (N_max)"""
     final_samples: int = 8
     """windows of search text that the last candidates are compared on, if more than --samples"""
     mapping: Mapping = "waterfill"

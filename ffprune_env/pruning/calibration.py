@@ -154,9 +154,7 @@ class RidgeCalibration:
         return {unit.name: float(ridge) for unit, ridge in used if ridge > self._asked}
 
 
-def _balanced(
-    product: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _balanced(product: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """W L and L⁻¹ in another dtype, one divided and one multiplied by a power of two, so that float16 holds both.
 
     L grows with the root of the number of tokens.

@@ -179,7 +179,7 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
     intervals = ", ".join(f"{code(name)} {ppl_text(low)} to {ppl_text(high)}" for name, (low, high) in known.items())
     bootstrap = f"95% intervals of that test PPL by bootstrap over test windows: {intervals}."
     shared = "All methods see the same windows, so differences between them are less uncertain than these intervals."
-    evaluations = "Search evaluations are in units of all windows of search text."
+    evaluations = "A search evaluation is a measurement on as many windows as --samples says."
     return [
         f"{means} Bold: best of its column. {evaluations}",
         f"{order}.",

@@ -91,7 +91,7 @@ class Row:
 
     @property
     def evaluations(self) -> float:
-        """Of the search, in units of all windows of search text, mean over seeds."""
+        """Of the search, each on as many windows as --samples says, mean over seeds."""
         return fmean(cell.evaluations for cell in self.cells)
 
     @property
