@@ -30,9 +30,11 @@ from rich.table import Table
 import ffprune_env as ff
 from ffprune_env.devices import pick_device
 from ffprune_env.models import context_length
-from ffprune_env.pruning.auto_classes import pruned_model_class
+from ffprune_env.pruning.auto_classes import PREFIX, pruned_model_class
 from ffprune_env.settings import require_in_range
 
+# What pruning leaves as it is.
+_SAME = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
 SHORT = 16  # tokens of the prompt that a decode follows
 
 
@@ -69,7 +71,15 @@ def main() -> int:
             )
         dtype = str(pruned.dtype).removeprefix("torch.")
         with tempfile.TemporaryDirectory() as scratch:
-            ff.load_model(args.dense, dtype, "cpu")[0].save_pretrained(scratch)
+            dense = ff.load_model(args.dense, dtype, "cpu")[0]
+            for name in _SAME:
+                of_pruned = str(getattr(pruned.config, name)).removeprefix(PREFIX)
+                of_dense = str(getattr(dense.config, name))
+                if of_pruned != of_dense:
+                    reason = f"its {name} is {of_pruned}, that of {args.dense} {of_dense}"
+                    raise ValueError(f"{args.pruned} was made from another model, name it with --dense: {reason}")
+            dense.save_pretrained(scratch)
+            del dense
             folders = {"dense": Path(scratch), "pruned": args.pruned}
             measured = take_turns(args, folders, device)
             sizes = {

@@ -58,7 +58,7 @@ class Workers:
         try:
             import ray
         except ImportError as error:
-            raise ValueError("--workers needs Ray: pip install 'ffprune[ray]'") from error
+            raise ValueError("--workers needs Ray: pip install -e '.[ray]'") from error
         self._ray = ray
         self._started = not ray.is_initialized()
         self.actors: list[Any] = []

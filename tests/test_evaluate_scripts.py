@@ -104,8 +104,14 @@ def test_latency_compares_speed_memory_and_size(runs, tiny_folder, monkeypatch, 
     ).stdout
     for word in ("prefill of 32 tokens", "decode of 4 tokens", "peak memory", "on disk", "float32"):
         assert word in out
+    tiny_model("opt").save_pretrained(runs / "other")
+    byte_tokenizer().save_pretrained(runs / "other")
     for arguments, message in (
         ((tiny_folder,), "its model_type is 'llama'"),
+        (
+            (runs / "one" / "model", *words[2:], "--dense", runs / "other"),
+            "was made from another model, name it with --dense",
+        ),
         ((runs / "one" / "model", "--rounds", 0), "--rounds must be at least 1"),
         ((runs / "one" / "model", "--prompt", 129), "the model takes 128 tokens"),
     ):

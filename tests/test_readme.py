@@ -37,7 +37,7 @@ def test_every_flag_named_exists():
         ROOT / "ffprune_env/methods/search_settings.py",
     ]
     sources = "".join(file.read_text(encoding="utf-8") for file in files)
-    for flag in set(re.findall(r"`?--([a-z][a-z-]+)", README)) - {"help", "logdir", "config", "resume"}:
+    for flag in set(re.findall(r"`?--([a-z][a-z-]+)", README)) - {"help", "logdir", "config", "resume", "no-deps"}:
         field = flag.removeprefix("no-").replace("-", "_")
         assert f"    {field}:" in sources or f'name="{field}"' in sources, flag
 

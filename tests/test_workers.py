@@ -16,7 +16,7 @@ from tiny_runs import best_of, run_main, samples_of, settings
 
 from ffprune_env.workers import Question, Workers
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'ffprune[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -305,7 +305,9 @@ def check(args: Args) -> None:
     if args.workers and args.device_map is not None:
         raise ValueError("a worker has one device: leave out --workers with --device-map")
     if args.workers and find_spec("ray") is None:
-        raise ValueError("--workers needs Ray: pip install 'ffprune[ray]'")
+        raise ValueError("--workers needs Ray: pip install -e '.[ray]'")
+    if args.workers > args.rollout:
+        logger.warning("%d workers, and no more than --n-steps %d candidates at a time", args.workers, args.rollout)
     if args.criterion not in CRITERIA:
         raise ValueError(f"unknown criterion {args.criterion!r}; allowed are {', '.join(CRITERIA)}")
     if args.init not in ("none", *STARTS):
