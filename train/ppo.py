@@ -260,6 +260,7 @@ def prepare(args: Args, resume: bool = False) -> Job:
     device = evaluator.prunable.device
     workers = start_workers(args, device.type) if args.workers else None
     facts = {"device": str(device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    facts["python"] = platform.python_version()  # its language reference is a text
     facts["hardware"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if not resume:
         run.create(asdict(args), seed=args.seed, **facts)

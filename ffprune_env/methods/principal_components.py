@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from ffprune_env.loss import decoder_outputs
 from ffprune_env.methods.residual_blocks import Norm, ResidualModel
+from ffprune_env.pruning.layer_calls import layer_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,20 +31,8 @@ def measure_bases(
     Returns:
         Per block, float64 [width, kept].
     """
-    states: list[torch.Tensor] = []
-    calls: list[list[dict[str, Any]]] = [[] for _ in parts.layers]
-
-    def note(layer: nn.Module, args: tuple[torch.Tensor], kwargs: dict[str, Any]) -> None:
-        i = next(i for i, other in enumerate(parts.layers) if other is layer)
-        calls[i].append(kwargs)
-        if i == 0:
-            states.append(args[0])
-
-    with ExitStack() as hooks:
-        for layer in parts.layers:
-            hooks.callback(layer.register_forward_pre_hook(note, with_kwargs=True).remove)
-        for batch in torch.split(windows, batch_size):
-            decoder_outputs(model, batch)
+    calls = layer_calls(model, torch.split(windows, batch_size))
+    states = [call.hidden for call in calls]
     bases = []
     for i, block in enumerate(parts.blocks):
         basis = principal_components(_second_moment(states, block.norm), kept)
@@ -61,7 +47,9 @@ def measure_bases(
                 if is_ffn:
                     states[place] = state + parts.ffns[number](normed)
                 else:
-                    states[place] = state + parts.attentions[number](hidden_states=normed, **calls[number][place])[0]
+                    states[place] = (
+                        state + parts.attentions[number](hidden_states=normed, **calls[place].arguments[number])[0]
+                    )
     return bases
 
 

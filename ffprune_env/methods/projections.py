@@ -12,6 +12,7 @@ from torch import nn
 
 from ffprune_env.loss import decoder_outputs
 from ffprune_env.pruning.gram import add_products
+from ffprune_env.pruning.units import find_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -37,18 +38,6 @@ class SharedInput:
         """The linear layers, in the order of ``names``."""
         found = (self.layer.get_submodule(name) for name in self.names)
         return tuple(module for module in found if isinstance(module, nn.Linear))
-
-
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """The decoder layers of a model, in order.
-
-    Raises:
-        ValueError: the decoder keeps them elsewhere than in ``layers``.
-    """
-    layers = getattr(model.get_decoder(), "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise ValueError(f"{type(model).__name__} keeps no list of decoder layers in its decoder's `layers`")
-    return layers
 
 
 def probe_text(windows: torch.Tensor) -> torch.Tensor:
@@ -80,7 +69,7 @@ def shared_inputs(model: PreTrainedModel, windows: torch.Tensor) -> list[list[Sh
         ValueError: a linear layer is of a subclass, which may keep more than weight and bias, or did not run.
     """
     batch = probe_text(windows)
-    layers = decoder_layers(model)
+    layers = find_layers(model)[1]
     # The tensors are kept until all have run, so that no other takes the identity of one of them.
     seen: list[list[tuple[torch.Tensor, list[str]]]] = [[] for _ in layers]
     with ExitStack() as hooks:

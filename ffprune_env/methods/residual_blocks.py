@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ffprune_env.loss import decoder_outputs
-from ffprune_env.methods.projections import SharedInput, decoder_layers, probe_text, shared_inputs
+from ffprune_env.methods.projections import SharedInput, probe_text, shared_inputs
+from ffprune_env.pruning.units import find_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -153,7 +154,7 @@ def find_residual_model(model: PreTrainedModel, windows: torch.Tensor) -> Residu
         ValueError: the architecture is another; the message says where.
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
-    layers = decoder_layers(model)
+    layers = find_layers(model)[1]
     last = [name for name, module in decoder.named_children() if _is_norm(module)]
     if len(last) != 1 or type(head) is not nn.Linear:
         wanted = "one norm before a linear head is needed (OPT with do_layer_norm_before=False has none)"
