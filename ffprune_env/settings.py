@@ -33,6 +33,9 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
         ValueError: the config is not one, or ``--resume`` has flags beside it; the message says why.
         SystemExit: with code 2 where a flag or value is not allowed, with code 0 after ``--help``.
     """
+    for flag in ("--resume", "--config"):
+        if argv and argv[-1] == flag:
+            raise ValueError(f"{flag} needs {'the folder' if flag == '--resume' else 'the config.yaml'} of a run")
     resumed, others = _take_flag(argv, "--resume")
     if resumed is not None:
         fixed = others
