@@ -134,7 +134,7 @@ def test_who_resumes_nothing_is_told(ppo_script, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     for folder in ("empty", "none"):
         assert run_main(ppo_script, ["--resume", tmp_path / folder]) == 2
-        assert "cannot be read" in capsys.readouterr().err
+        assert "it has no config.yaml" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
     assert list((tmp_path / "empty").iterdir()) == []
 
