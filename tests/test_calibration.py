@@ -53,7 +53,7 @@ def largest_difference(prunable, stats, calibration, pairs, ridge):
 def test_short_factors_hold_whatever_the_number_of_tokens(dtype):
     """L grows with its root: of many tokens with large activations W L is too large for float16, and L⁻¹ too small."""
     prunable, stats, _ = ranked("llama")
-    half = prunable.model.to(dtype)
+    prunable.model.to(dtype)
     many = [gram * 1e10 for gram in stats.grams]
     calibration = RidgeCalibration(prunable, many)
     assert max(float(calibration.factors(i)[0].abs().max()) for i in range(len(prunable.units))) > 65504
@@ -61,7 +61,6 @@ def test_short_factors_hold_whatever_the_number_of_tokens(dtype):
     for i, unit in enumerate(prunable.units):
         exact, short = (x.weight(i, unit.n_groups // 2).double() for x in (calibration, fast))
         assert float((short - exact).norm()) < 0.02 * float(exact.norm())
-    assert half.dtype == dtype
 
 
 @pytest.mark.parametrize("ridge", [0.01, 1.0])

@@ -232,7 +232,7 @@ def prepare(args: Args, resume: bool = False) -> Job:
     run = RunFolder(args.run or Path("runs") / name)
     if resume:
         run.reopen()
-        workers = run.read_config()["workers"]
+        workers = run.read_config().get("workers", 0)
         if bool(workers) != bool(
             args.workers
         ):  # whose rollouts are drawn at one σ_t, and measured with one thread each

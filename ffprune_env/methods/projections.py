@@ -12,13 +12,11 @@ from torch import nn
 
 from ffprune_env.loss import decoder_outputs
 from ffprune_env.pruning.gram import add_products
+from ffprune_env.pruning.layer_calls import probe_text
 from ffprune_env.pruning.units import find_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Which layers read the same tensor shows on any text; a few tokens do.
-_PROBE_TOKENS = 8
 
 
 @dataclass(frozen=True)
@@ -38,20 +36,6 @@ class SharedInput:
         """The linear layers, in the order of ``names``."""
         found = (self.layer.get_submodule(name) for name in self.names)
         return tuple(module for module in found if isinstance(module, nn.Linear))
-
-
-def probe_text(windows: torch.Tensor) -> torch.Tensor:
-    """The first few tokens, int64 [1, at most 8]: enough to see how a model is wired.
-
-    Args:
-        windows: int64 [n, seq_len].
-
-    Raises:
-        ValueError: there are no windows.
-    """
-    if windows.ndim != 2 or not windows.numel():
-        raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
-    return windows[:1, :_PROBE_TOKENS]
 
 
 @torch.no_grad()

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ffprune_env.loss import decoder_outputs
-from ffprune_env.methods.projections import SharedInput, probe_text, shared_inputs
+from ffprune_env.methods.projections import SharedInput, shared_inputs
+from ffprune_env.pruning.layer_calls import probe_text
 from ffprune_env.pruning.units import find_layers
 
 if TYPE_CHECKING:

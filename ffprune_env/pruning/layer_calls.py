@@ -17,6 +17,7 @@ from ffprune_env.pruning.units import UnitLayout, find_layers
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+# How a model is wired shows on any text.
 _PROBE_TOKENS = 8
 # A layer that does something else with what its units give is off by far more than rounding.
 _TOLERANCE = 0.05
@@ -79,6 +80,20 @@ class LayerCalls:
         return Passage(tuple(inputs), tuple(outputs), (hidden.to(outputs[0].device) + outputs[0], *after))
 
 
+def probe_text(windows: torch.Tensor) -> torch.Tensor:
+    """The first few tokens, int64 [1, at most 8]: enough to see how a model is wired.
+
+    Args:
+        windows: int64 [n, seq_len].
+
+    Raises:
+        ValueError: there are no windows.
+    """
+    if windows.ndim != 2 or not windows.numel():
+        raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
+    return windows[:1, :_PROBE_TOKENS]
+
+
 @torch.no_grad()
 def layer_calls(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> list[LayerCalls]:
     """How a model calls its layers on every batch: it runs with layers that do nothing.
@@ -115,7 +130,7 @@ def require_residual_layers(model: PreTrainedModel, units: Sequence[UnitLayout],
         units: its 2 · layers units.
         windows: int64 [n, seq_len].
     """
-    (call,) = layer_calls(model, [windows[:1, :_PROBE_TOKENS]])
+    (call,) = layer_calls(model, [probe_text(windows)])
     h = call.hidden
     for number in range(len(call.layers)):
         passage = call.passage(number, units[2 * number : 2 * number + 2], h)
