@@ -11,34 +11,34 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ffprune_env.callbacks import Sample
+    from ffprune_env.env import Reward
     from ffprune_env.pruning.units import PruneUnit
 
 _MARKERS = "os^Dv"
 
 
-def learning_curve_plot(
-    rewards: Sequence[float], sparsities: Sequence[float], references: Mapping[str, float], reward: str
-) -> Figure:
+def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, float], reward: Reward) -> Figure:
     """Reward of every evaluation with its running mean, and σ_t below it.
 
     Args:
-        rewards: one per evaluation.
-        sparsities: σ_t of each.
+        samples: of one target, in order.
         references: named rewards at the final sparsity on all windows, drawn as lines.
-        reward: what it is, for the axis.
+        reward: what a reward is, for the axis.
     """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    rewards = [sample.reward for sample in samples]
     steps = np.arange(1, len(rewards) + 1)
     top.plot(steps, rewards, ".", color="tab:blue", alpha=0.35, label="evaluation")
     top.plot(steps, _running_mean(rewards, window=max(1, len(rewards) // 20)), color="tab:blue", label="running mean")
     for color, (name, value) in zip(("tab:green", "tab:red", "tab:purple"), references.items(), strict=False):
         top.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name} at the final sparsity")
-    top.set_ylabel(f"reward: {reward}")
+    top.set_ylabel(f"reward: {'PPL dense / PPL' if reward == 'ppl' else 'exp(-KL to the dense model)'}")
     top.legend(loc="lower right", fontsize="small")
-    bottom.plot(steps, sparsities, color="tab:orange")
+    bottom.plot(steps, [sample.target_sparsity for sample in samples], color="tab:orange")
     bottom.set(xlabel="evaluation", ylabel="target sparsity σ", ylim=(0, None))
     for axes in (top, bottom):
         axes.grid(alpha=0.3)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from rich.table import Table
 
-from ffprune_env.allocation import Allocation, IntArray, whole
+from ffprune_env.allocation import Allocation, FloatArray, IntArray, whole
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.even import BASELINES
@@ -122,6 +123,26 @@ def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, All
         except ValueError as error:
             logger.warning("no %s to compare with: %s", name, error)
     return policies
+
+
+def best_policy(evaluator: LMEvaluator, results: Measured, scores: FloatArray, chosen: Allocation) -> dict[str, Any]:
+    """What ``best.json`` holds of a search: every policy, cut and calibrated, and how the chosen one came about.
+
+    Args:
+        evaluator: what the policies were measured with.
+        results: of the policies; one is named ``chosen``.
+        scores: [N], the chosen policy's.
+        chosen: what they were mapped to.
+    """
+    content: dict[str, Any] = {name: asdict(result) for name, result in results.plain.items()}
+    content["chosen"] |= {"scores": scores, "rates": chosen.rates}
+    if evaluator.calibration is not None:
+        content["calibration"] = {name: asdict(result) for name, result in results.calibrated.items()}
+        content["ridge_raised"] = evaluator.calibration.raised()
+        content["sequential"] = evaluator.final_calibration(chosen.kept) is not evaluator.calibration
+    if results.saved is not None:
+        content["saved"] = asdict(results.saved)
+    return content
 
 
 def results_table(results: Measured, test_windows: torch.Tensor) -> Table:

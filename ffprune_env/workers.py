@@ -170,6 +170,18 @@ class WorkersVecEnv(DummyVecEnv):
         return super().step_wait()
 
 
+def require_same_rollouts(before: int, now: int) -> None:
+    """Raises ValueError if a run begun with so many workers cannot find its samples again with so many now.
+
+    Workers have one thread each and measure a rollout that was drawn at one σ_t; how many they are does not matter.
+    """
+    if bool(before) != bool(now):
+        raise ValueError(
+            f"--resume: the run was begun with --workers {before}, and finds its samples again only with "
+            f"{'any number of workers above 0' if before else 'none'}, got --workers {now}"
+        )
+
+
 def _giving(env: PruneBanditEnv) -> Callable[[], PruneBanditEnv]:
     return lambda: env
 

@@ -12,12 +12,11 @@ runs/<name>/ are described in the README.
 from __future__ import annotations
 
 import logging
-import math
 import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
@@ -25,17 +24,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from stable_baselines3 import PPO
-from stable_baselines3.common.logger import Figure as FigureRecord
-from stable_baselines3.common.logger import HParam, configure
+from stable_baselines3.common.logger import configure
 from transformers import PreTrainedTokenizerBase
 
-from ffprune_env.allocation import FloatArray
+from ffprune_env.allocation import Allocation, FloatArray
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.callbacks import (
     Archive,
@@ -48,6 +45,7 @@ from ffprune_env.callbacks import (
 from ffprune_env.devices import require_resident
 from ffprune_env.env import PruneBanditEnv, measure_reward
 from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.final_events import log_final
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy, start_means
 from ffprune_env.methods.problem import Meter, Problem
@@ -59,14 +57,22 @@ from ffprune_env.pruning.calibration import Storage
 from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
 from ffprune_env.pruning.model_card import CardFacts
-from ffprune_env.results import Measured, PolicyResult, label, measure_policies, reference_policies, results_table
+from ffprune_env.results import (
+    Measured,
+    PolicyResult,
+    best_policy,
+    label,
+    measure_policies,
+    reference_policies,
+    results_table,
+)
 from ffprune_env.run_folder import RunFolder
 from ffprune_env.sample_log import DifferentSearchError, SampleLog
 from ffprune_env.saved_policy import copy_policy, require_policy, save_policy
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings, require_in_range, resumes
 from ffprune_env.texts import load_test_windows, load_windows
-from ffprune_env.workers import Workers, WorkersVecEnv
+from ffprune_env.workers import Workers, WorkersVecEnv, require_same_rollouts
 
 logger = logging.getLogger("ffprune")
 console = Console()
@@ -232,14 +238,7 @@ def prepare(args: Args, resume: bool = False) -> Job:
     run = RunFolder(args.run or Path("runs") / name)
     if resume:
         run.reopen()
-        workers = run.read_config().get("workers", 0)
-        if bool(workers) != bool(
-            args.workers
-        ):  # whose rollouts are drawn at one σ_t, and measured with one thread each
-            raise ValueError(
-                f"--resume: the run was begun with --workers {workers}, and finds its samples again only with "
-                f"{'any number of workers above 0' if workers else 'none'}, got --workers {args.workers}"
-            )
+        require_same_rollouts(run.read_config().get("workers", 0), args.workers)
     else:
         run.require_free()
     log = SampleLog(run.samples)
@@ -279,26 +278,14 @@ def prepare(args: Args, resume: bool = False) -> Job:
 
 def check(args: Args) -> None:
     """Raises ValueError for settings that no model is needed to refuse."""
-    for flag, value, least, most in (
-        ("--timesteps", args.timesteps, 2, math.inf),
-        ("--n-steps", args.n_steps, 2, math.inf),
-        ("--n-epochs", args.n_epochs, 1, math.inf),
-        ("--batch-size", args.batch_size, 1, math.inf),
-        ("--init-steps", args.init_steps, 2 if args.init == "fisher-iterated" else 0, math.inf),
-        ("--workers", args.workers, 0, math.inf),
-        ("--finalists", args.finalists, 0, math.inf),
-        ("--samples", args.samples, 1, math.inf),
-        ("--final-samples", args.final_samples, 1, math.inf),
-        ("--calibration-windows", args.calibration_windows, 1, math.inf),
-        ("--test-windows", args.test_windows, 1, math.inf),
-        ("--seed", args.seed, 0, 2**32 - 1),
-        *(("--sparsity", target, 0, 1) for target in args.targets or (math.nan,)),
-        ("--learning-rate", args.learning_rate, 1e-12, 1e3),
-        ("--clip-range", args.clip_range, 1e-6, 1e3),
-        ("--log-std-init", args.log_std_init, -20, 5),
-        ("--action-scale", args.action_scale, 1e-6, 1e6),
+    args.require_allowed()
+    for flag, value, least in (
+        ("--batch-size", args.batch_size, 1),
+        ("--workers", args.workers, 0),
+        ("--calibration-windows", args.calibration_windows, 1),
+        ("--test-windows", args.test_windows, 1),
     ):
-        require_in_range(flag, value, least, most)
+        require_in_range(flag, value, least)
     if args.calibrated and args.ridge is None:
         raise ValueError("--calibrated needs a calibration: give --ridge a number, or say --no-calibrated")
     if args.ray_address is not None and not args.workers:
@@ -316,7 +303,6 @@ def check(args: Args) -> None:
             starts = ", ".join(("none", *STARTS))
             raise ValueError(f"--init must be {starts} or the folder of a run, got {args.init!r}")
         require_policy(args.init)
-    args.schedule()
 
 
 def measuring(args: Args) -> dict[str, Any]:
@@ -405,47 +391,23 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     policies = {**reference_policies(args.target, evaluator), "chosen": chosen}
     logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
     results = measure_policies(evaluator, policies, test_windows, args.batch_size)
-    content: dict[str, Any] = {name: asdict(result) for name, result in results.plain.items()}
-    content["chosen"] |= {"scores": scores, "rates": chosen.rates}
-    if evaluator.calibration is not None:
-        content["calibration"] = {name: asdict(result) for name, result in results.calibrated.items()}
-        in_sequence = evaluator.final_calibration(chosen.kept) is not evaluator.calibration
-        raised = evaluator.calibration.raised()
-        content |= {"ridge": args.ridge, "ridge_raised": raised, "sequential": in_sequence}
     about = {
         "target_sparsity": args.target,
         "text": args.text,
         "test_text": args.test_text or args.text,
         "seq_len": evaluator.windows.shape[1],
         "test_seq_len": test_windows.shape[1],
+        "ridge": args.ridge,
         "evaluations": len(samples),
         "seconds": outcome.seconds,
     }
-    run.write_json("best.json", {**about, **content})
-
-    pruned = [name for name in policies if name != "dense"]
-    lines = {
-        label(name): measure_reward(evaluator, policies[name].kept, args.samples, args.reward)[0] for name in pruned
-    }
-    mine = [x for x in samples if outcome.schedule.target(x.step) == args.target]
-    curve = learning_curve_plot(
-        [x.reward for x in mine],
-        [x.target_sparsity for x in mine],
-        lines,
-        "PPL dense / PPL" if args.reward == "ppl" else "exp(-KL to the dense model)",
-    )
-    retention = retention_plot(evaluator.units, {label(name): policies[name].rates for name in pruned})
-    run.save_plot("learning_curve", curve)
-    run.save_plot("retention", retention)
-    log_final(
-        outcome.policy, args, results, retention, "final" if len(outcome.archives) == 1 else f"final_{run.path.name}"
-    )
-
+    run.write_json("best.json", about | best_policy(evaluator, results, scores, chosen))
+    draw(args, job, outcome, policies, results)
     failure = None
     if args.save_model:
         try:
             results = replace(results, saved=save_and_measure(args, job, results))
-            run.write_json("best.json", {**about, **content, "saved": asdict(results.saved)})
+            run.write_json("best.json", about | best_policy(evaluator, results, scores, chosen))
         except (ValueError, OSError, RuntimeError) as error:  # a full disk, or no memory for a second model
             failure = " ".join(str(error).split())
     console.print(results_table(results, test_windows))
@@ -454,6 +416,23 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     if failure is not None:
         errors.print("[bold red]error:[/] the model could not be written and read back:", escape(failure))
     return 0 if failure is None else 1
+
+
+def draw(args: Args, job: Job, outcome: Outcome, policies: Mapping[str, Allocation], results: Measured) -> None:
+    """Leaves the plots, and the outcome in TensorBoard."""
+    run, evaluator = job.run, job.evaluator
+    rates = {label(name): policy.rates for name, policy in policies.items() if name != "dense"}
+    rewards = {
+        label(name): measure_reward(evaluator, policy.kept, args.samples, args.reward)[0]
+        for name, policy in policies.items()
+        if name != "dense"
+    }
+    samples = [x for x in outcome.samples if outcome.schedule.target(x.step) == args.target]
+    retention = retention_plot(evaluator.units, rates)
+    run.save_plot("learning_curve", learning_curve_plot(samples, rewards, args.reward))
+    run.save_plot("retention", retention)
+    where = "final" if len(outcome.archives) == 1 else f"final_{run.path.name}"
+    log_final(outcome.policy, asdict(args), results, retention, where)
 
 
 def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
@@ -481,21 +460,6 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
         search_ppl=perplexity(model, evaluator.windows, args.batch_size),
         test_ppl=perplexity(model, job.test_windows, args.batch_size),
     )
-
-
-def log_final(policy: PPO, args: Args, results: Measured, retention: Figure, where: str) -> None:
-    """Leaves the outcome in TensorBoard: final figures, hyperparameters, and what was kept."""
-    final = {}
-    for suffix, measured in (("", results.plain), ("_calibrated", results.calibrated)):
-        final |= {f"{where}/search_ppl_{name}{suffix}": x.search_ppl for name, x in measured.items()}
-        final |= {f"{where}/test_ppl_{name}{suffix}": x.test_ppl for name, x in measured.items()}
-    for key, value in final.items():
-        policy.logger.record(key, value)
-    settings = {key: value for key, value in asdict(args).items() if isinstance(value, int | float | str)}
-    elsewhere = ("stdout", "log", "json", "csv")
-    policy.logger.record("hparams", HParam(settings, final), exclude=elsewhere)
-    policy.logger.record(f"retention/{where}", FigureRecord(retention, close=False), exclude=elsewhere)
-    policy.logger.dump(policy.num_timesteps)  # this also writes what the last policy update recorded
 
 
 @contextmanager

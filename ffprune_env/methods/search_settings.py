@@ -10,6 +10,7 @@ from ffprune_env.budget import Mapping
 from ffprune_env.env import Reward
 from ffprune_env.methods.fisher_iterated import STEPS
 from ffprune_env.schedule import ProgressiveSchedule
+from ffprune_env.settings import require_in_range
 
 _TRANSFER_STEPS = 2
 
@@ -86,6 +87,26 @@ class SearchSettings:
     def looks(self) -> bool:
         """Whether the start looks at gradients on search text."""
         return self.steps > 0 or (self.mapping == "waterfill" and self.init == "fisher")
+
+    def require_allowed(self) -> None:
+        """Raises ValueError, in the words of the command line, for what no model is needed to refuse."""
+        for flag, value, least, most in (
+            ("--timesteps", self.timesteps, 2, math.inf),
+            ("--n-steps", self.n_steps, 2, math.inf),
+            ("--n-epochs", self.n_epochs, 1, math.inf),
+            ("--init-steps", self.init_steps, 2 if self.init == "fisher-iterated" else 0, math.inf),
+            ("--finalists", self.finalists, 0, math.inf),
+            ("--samples", self.samples, 1, math.inf),
+            ("--final-samples", self.final_samples, 1, math.inf),
+            ("--seed", self.seed, 0, 2**32 - 1),
+            *(("--sparsity", target, 0, 1) for target in self.targets or (math.nan,)),
+            ("--learning-rate", self.learning_rate, 1e-12, 1e3),
+            ("--clip-range", self.clip_range, 1e-6, 1e3),
+            ("--log-std-init", self.log_std_init, -20, 5),
+            ("--action-scale", self.action_scale, 1e-6, 1e6),
+        ):
+            require_in_range(flag, value, least, most)
+        self.schedule()
 
     def meaning(self) -> dict[str, Any]:
         """What the scores of a policy depend on: another search can start from it if these are the same."""
