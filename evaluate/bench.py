@@ -45,7 +45,7 @@ from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
-from ffprune_env.pruning.units import group_columns
+from ffprune_env.pruning.units import member_columns
 from ffprune_env.settings import require_folder_of, require_in_range
 
 Seconds = dict[str, list[float]]
@@ -213,8 +213,8 @@ def usual(stock: nn.Module, masked: nn.Module, evaluator: LMEvaluator, kept: Int
     for parameter, dense in zip(masked.parameters(), stock.parameters(), strict=True):
         parameter.copy_(dense)
     names = {id(module): name for name, module in prunable.model.named_modules()}
-    for layout, groups in zip(prunable.layouts, prunable.kept_groups(kept), strict=True):
-        columns = group_columns(layout, torch.from_numpy(groups))
+    for layout, groups in zip(prunable.layouts, prunable.kept_members(kept), strict=True):
+        columns = member_columns(layout, torch.from_numpy(groups))
         removed = torch.ones(layout.output.in_features, dtype=torch.bool)
         removed[columns] = False
         removed = removed.to(layout.output.weight.device)

@@ -89,6 +89,8 @@ class Args:
     batch_size: int | None = None
     """windows per forward pass; None: by device and window length. Halved where memory runs out"""
 
+    channels_per_group: int = 32
+    """FFN channels that are removed at once, as for train/ppo.py"""
     criterion: str = "surgeon"
     """how heads and channels are ranked: surgeon, wanda, fisher, wanda+fisher, or FLAP's wifv"""
     calibrated: bool = True
@@ -163,6 +165,7 @@ def check(args: Args) -> None:
         ("--test-windows", args.test_windows, 2),
         ("--batch-size", args.batch_size, 1),
         ("--limit", args.limit, 1),
+        ("--channels-per-group", args.channels_per_group, 1),
     ):
         require_in_range(flag, value, least)
     if not args.sparsity or not all(0 < sparsity < 1 for sparsity in args.sparsity):
@@ -248,6 +251,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         seq_len=args.seq_len,
         n_samples=max(args.samples, args.final_samples),
         calibration_windows=args.calibration_windows,
+        channels_per_group=args.channels_per_group,
         criterion=args.criterion,
         batch_size=args.batch_size,
         calibrated=args.calibrated,

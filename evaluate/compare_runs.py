@@ -37,10 +37,10 @@ from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 logger = logging.getLogger("ffprune")
 console = Console()
 # What decides which groups go and how the rest is re-fitted; without it two runs cannot be compared policy by policy.
-_SHARED = (
-    "model", "dtype", "device", "trust_remote_code", "text", "seq_len", "samples", "calibration_windows", "criterion",
-    "ridge", "factor_storage", "sequential",
+_RANKED_AND_FITTED = (
+    "seq_len", "calibration_windows", "channels_per_group", "criterion", "ridge", "factor_storage", "sequential",
 )  # fmt: skip
+_SHARED = ("model", "dtype", "device", "trust_remote_code", "text", "samples", *_RANKED_AND_FITTED)
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     model, tokenizer = load_model(*(first[name] for name in ("model", "dtype", "device", "trust_remote_code")))
     split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
     test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows)
-    names = ("seq_len", "calibration_windows", "criterion", "ridge", "factor_storage", "sequential")
-    settings = {name: first[name] for name in names}
+    settings = {name: first[name] for name in _RANKED_AND_FITTED if name in first}
     evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
     policies: dict[str, np.ndarray] = {}
     for path, config in configs.items():

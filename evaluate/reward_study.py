@@ -109,8 +109,8 @@ def measure(args: Args) -> dict[str, list[float]]:
 def load(args: Args, config: dict[str, object]) -> tuple[LMEvaluator, object]:
     """The evaluator of the run, with all the windows that are asked for, and the test text."""
     model, tokenizer = load_model(*(config[name] for name in ("model", "dtype", "device", "trust_remote_code")))
-    names = ("seq_len", "calibration_windows", "criterion", "calibrated", "ridge", "factor_storage")
-    settings = {name: config[name] for name in names}
+    how = ("seq_len", "calibration_windows", "channels_per_group", "criterion", "calibrated", "ridge", "factor_storage")
+    settings = {name: config[name] for name in how if name in config}
     evaluator = build_evaluator(model, tokenizer, str(config["text"]), n_samples=max(args.windows), **settings)
     test = load_test_windows(str(config["text"]), args.test_text, tokenizer, args.test_seq_len, args.test_windows)
     return evaluator, test

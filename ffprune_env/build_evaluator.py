@@ -76,6 +76,7 @@ def build_evaluator(
     seq_len: int = 512,
     n_samples: int = 4,
     calibration_windows: int = 32,
+    channels_per_group: int = 1,
     criterion: str = "wanda",
     batch_size: int | None = 1,
     calibrated: bool = False,
@@ -83,7 +84,7 @@ def build_evaluator(
     factor_storage: Storage = "device",
     sequential: bool = False,
 ) -> LMEvaluator:
-    """Ranks the groups of a model on calibration text and returns an evaluator over search text.
+    """Ranks heads and channels of a model on calibration text and returns an evaluator over search text.
 
     Args:
         model: a causal language model; wrapped in place.
@@ -92,7 +93,8 @@ def build_evaluator(
         seq_len: tokens per window; a model whose context is shorter uses its own maximum.
         n_samples: N_max, windows of search text.
         calibration_windows: windows that the criterion and the calibration see, or all there are if those are fewer.
-        criterion: how groups are scored, a name of :data:`ffprune_env.pruning.criteria.CRITERIA`.
+        channels_per_group: FFN channels that are removed at once, see :func:`ffprune_env.pruning.units.find_units`.
+        criterion: how heads and channels are scored, a name of :data:`ffprune_env.pruning.criteria.CRITERIA`.
         batch_size: windows per forward pass, fewer where memory runs out; None chooses.
         calibrated: measure the model with its surviving weights re-fitted.
         ridge: λ of the calibration, as a fraction of the mean diagonal of G; None makes no calibration, unless
@@ -122,7 +124,7 @@ def build_evaluator(
         check_tokens(model, windows)
     if sequential and ridge is not None:
         require_residual_layers(model, find_units(model), seen)
-    prunable = PrunableModel(model)
+    prunable = PrunableModel(model, channels_per_group)
     chosen = CRITERIA[criterion]
     gradients = None
     if chosen.gradients:

@@ -44,10 +44,10 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
 }
 
 
-def tiny_model(family: str, seed: int = 0) -> PreTrainedModel:
+def tiny_model(family: str, seed: int = 0, channels: int = 24) -> PreTrainedModel:
     """A random model in float64 whose weights and biases are all far from zero."""
     model_type, settings = FAMILIES[family]
-    settings = dict(settings)
+    settings = {**settings, "intermediate_size": channels, **({"ffn_dim": channels} if model_type == "opt" else {})}
     attention = settings.pop("attn_implementation", None)
     torch.manual_seed(seed)
     config = AutoConfig.for_model(model_type, **settings)

@@ -15,7 +15,7 @@ from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, drain, stream_grams, wanda_scores
-from ffprune_env.pruning.units import group_columns
+from ffprune_env.pruning.units import member_columns
 
 
 def ranked(family="llama-gqa", windows=None, seed=0):
@@ -31,7 +31,7 @@ def ranked(family="llama-gqa", windows=None, seed=0):
 def direct(prunable, stats, i, k, ridge):
     """Eqs. 6-7 as the paper prints them, in float64."""
     layout = prunable.layouts[i]
-    columns = group_columns(layout, prunable.order[i])
+    columns = member_columns(layout, prunable.order[i])
     gram = stats.grams[i][columns][:, columns].double()
     weight = layout.output.weight.detach().double()
     m, lam = k * layout.width, ridge * gram.diagonal().mean()
@@ -98,7 +98,7 @@ def test_calibration_makes_every_output_closer_to_the_dense_one(family):
     prunable, stats, _ = ranked(family)
     calibration = RidgeCalibration(prunable, stats)
     for i, layout in enumerate(prunable.layouts):
-        columns = group_columns(layout, prunable.order[i])
+        columns = member_columns(layout, prunable.order[i])
         gram = stats.grams[i][columns][:, columns].double()
         gram += 0.01 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
         dense = layout.output.weight.detach().double()

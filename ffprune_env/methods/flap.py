@@ -31,7 +31,9 @@ def flap(problem: Problem) -> Allocation:
     scores = []
     for layout, columns in zip(problem.prunable.layouts, fluctuations(problem.prunable, problem.stats), strict=True):
         standardized = (columns - columns.mean()) / columns.std().clamp(min=1e-20)
-        scores.append(standardized.view(-1, layout.width).mean(dim=1).double().cpu().numpy())
+        # A block of channels stands for those that are next in order.
+        members = standardized.view(-1, layout.member_width).mean(dim=1).sort(descending=True).values
+        scores.append(members.view(layout.unit.n_groups, -1).mean(dim=1).double().cpu().numpy())
     return threshold(scores, problem.sparsity, problem.meter.units)
 
 

@@ -15,7 +15,7 @@ import torch
 from ffprune_env.devices import require_resident
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
-from ffprune_env.pruning.units import group_columns
+from ffprune_env.pruning.units import member_columns
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class RidgeCalibration:
             if gram.shape != (weight.shape[1], weight.shape[1]):
                 wanted = f"({weight.shape[1]}, {weight.shape[1]})"
                 raise ValueError(f"{layout.unit.name}: got a Gram matrix of shape {tuple(gram.shape)}, wanted {wanted}")
-            columns = group_columns(layout, prunable.order[i])
+            columns = member_columns(layout, prunable.order[i])
             ranked = gram.to(weight.device)[columns][:, columns]
             product, inverse, used = _factors(ranked, weight, ridge, layout.unit.name)
             where = torch.device("cpu") if storage == "cpu" else weight.device

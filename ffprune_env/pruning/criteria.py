@@ -1,4 +1,4 @@
-"""The criteria by name: ways to score the groups of a unit, from what is known about the dense model (4.3)."""
+"""The criteria by name: ways to score heads and channels, from what is known about the dense model (4.3)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Criterion:
-    """A way to score groups.
+    """A way to score heads and channels.
 
     Attributes:
-        score: makes N arrays of [n_groups] scores, in original group order.
+        score: makes N arrays of [n_members] scores, in original order.
         gradients: whether it needs backward passes.
         outputs: whether it needs F, the second moments of the gradients, too.
     """
@@ -50,19 +50,19 @@ class Criterion:
 
 
 def fisher_scores(gradients: GradientStatistics) -> list[FloatArray]:
-    """E[(Σ_{j in group} x_j (Wᵀg)_j)²]: the loss that a group carries, instead of the output it moves (4.3).
+    """E[(Σ_{j in head} x_j (Wᵀg)_j)²]: the loss that a head or channel carries, instead of the output it moves (4.3).
 
     Args:
         gradients: of the dense model.
 
     Returns:
-        N arrays, [n_groups] each, in original group order.
+        N arrays, [n_members] each, in original order.
     """
     return [carried.double().cpu().numpy() for carried in gradients.carried]
 
 
 def average_ranks(first: list[FloatArray], second: list[FloatArray]) -> list[FloatArray]:
-    """Scores every group by the mean of its places in two orders, 0 for the lowest."""
+    """Scores every head or channel by the mean of its places in two orders, 0 for the lowest."""
     return [(_places(one) + _places(other)) / 2 for one, other in zip(first, second, strict=True)]
 
 
@@ -85,7 +85,7 @@ def _surgeon(prunable: PrunableModel, evidence: Evidence) -> list[FloatArray]:
     return surgeon_scores(prunable, evidence.grams(), outputs, evidence.ridge)
 
 
-#: Ways to score groups, by the name that flags use.
+#: Ways to score heads and channels, by the name that flags use.
 CRITERIA: dict[str, Criterion] = {
     "wanda": Criterion(lambda prunable, evidence: wanda_scores(prunable, evidence.stats)),
     "wifv": Criterion(lambda prunable, evidence: wifv_scores(prunable, evidence.stats)),

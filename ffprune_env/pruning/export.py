@@ -17,7 +17,7 @@ import torch
 from ffprune_env.devices import pick_device, require_resident
 from ffprune_env.pruning.auto_classes import FAMILIES, PREFIX, pruned_model_class
 from ffprune_env.pruning.model_card import CardFacts, model_card
-from ffprune_env.pruning.units import group_columns
+from ffprune_env.pruning.units import member_columns
 from ffprune_env.quiet import quiet_transformers
 
 if TYPE_CHECKING:
@@ -164,22 +164,23 @@ def _smaller_model(
     counts = prunable.check_kept(kept)
     settings = prunable.model.config.to_dict()
     settings = {key: value for key, value in settings.items() if key not in ("model_type", "architectures", "auto_map")}
-    sizes = {HEADS_KEY: counts[0::2].tolist(), CHANNELS_KEY: counts[1::2].tolist()}
+    sizes = [layout.members(int(k)) for layout, k in zip(prunable.layouts, counts, strict=True)]
     with torch.device("meta"):
-        model: PreTrainedModel = model_class(model_class.config_class(**settings, **sizes))
+        config = model_class.config_class(**settings, **{HEADS_KEY: sizes[0::2], CHANNELS_KEY: sizes[1::2]})
+        model: PreTrainedModel = model_class(config)
     with prunable.pruned(counts, calibration) as pruned, torch.no_grad():
         tensors = pruned.state_dict()
         names = {module: name for name, module in pruned.named_modules()}
-        for layout, order, k in zip(prunable.layouts, prunable.order, counts, strict=True):
-            groups, places = order[: int(k)].sort()
-            columns = group_columns(layout, places)
+        for layout, order, size in zip(prunable.layouts, prunable.order, sizes, strict=True):
+            members, places = order[:size].sort()
+            columns = member_columns(layout, places)
             for module in layout.inputs:
                 tensors[f"{names[module]}.weight"] = module.weight[columns].cpu()
                 if module.bias is not None:
                     tensors[f"{names[module]}.bias"] = module.bias[columns].cpu()
             tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
-            if layout.queries_per_key > 1 and k < layout.unit.n_groups:
-                tensors[f"{names[layout.owner]}.kv_index"] = groups // layout.queries_per_key
+            if layout.queries_per_key > 1 and size < layout.n_members:
+                tensors[f"{names[layout.owner]}.kv_index"] = members // layout.queries_per_key
         tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
     model.load_state_dict(tensors, assign=True)
     model.tie_weights()

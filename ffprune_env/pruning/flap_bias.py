@@ -6,7 +6,7 @@ import torch
 
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
-from ffprune_env.pruning.units import group_columns
+from ffprune_env.pruning.units import member_columns
 
 
 class FlapBias:
@@ -20,7 +20,7 @@ class FlapBias:
         stats: statistics of the dense model.
 
     Raises:
-        RuntimeError: the model is pruned now, or its groups were never ranked.
+        RuntimeError: the model is pruned now, or was never ranked.
 
     Source:
         An et al., Fluctuation-based Adaptive Structured Pruning, arXiv 2312.11983, Sec. 3.
@@ -32,7 +32,7 @@ class FlapBias:
         self.prunable = prunable
         self._rankings = prunable.rankings
         self._means = [
-            mean.to(order.device)[group_columns(layout, order)]
+            mean.to(order.device)[member_columns(layout, order)]
             for layout, order, mean in zip(prunable.layouts, prunable.order, stats.means, strict=True)
         ]
 

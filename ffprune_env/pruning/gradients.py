@@ -20,8 +20,8 @@ class GradientStatistics:
     """Second moments of g, the gradient of the summed token loss at the output of every output projection.
 
     Attributes:
-        carried: per unit, float32 [n_groups], E[(Σ_{j in group} x_j (Wᵀg)_j)²], in original group order: the loss that
-            each group carries, to first order, squared.
+        carried: per unit, float32 [n_members], E[(Σ_{j in member} x_j (Wᵀg)_j)²], in original order: the loss that
+            each head or channel carries, to first order, squared.
         outputs: per unit, float32 [C, C], F = E[g gᵀ]; None if not asked for.
         n_tokens: tokens the means run over.
     """
@@ -45,7 +45,7 @@ def collect_gradients(prunable: PrunableModel, windows: torch.Tensor, outputs: b
     """
     prunable.require_dense("collect gradients of")
     check_windows(windows)
-    carried = [torch.zeros(x.unit.n_groups, device=x.output.weight.device) for x in prunable.layouts]
+    carried = [torch.zeros(x.n_members, device=x.output.weight.device) for x in prunable.layouts]
     moments = [
         torch.zeros((x.output.out_features,) * 2, device=x.output.weight.device) if outputs else None
         for x in prunable.layouts
@@ -76,7 +76,7 @@ def _accumulate(
         def on_gradient(gradient: torch.Tensor) -> None:
             g = gradient.flatten(0, -2)  # (B * T, C)
             columns = (g.float() @ weight.float()) * x.float()
-            carried.add_(columns.view(len(g), -1, layout.width).sum(2).square().sum(0))
+            carried.add_(columns.view(len(g), -1, layout.member_width).sum(2).square().sum(0))
             if moment is not None:
                 add_products(moment, g, g)
 

@@ -13,7 +13,7 @@ from ffprune_env.pruning.sequential import SequentialCalibration, WeightCalibrat
 
 if TYPE_CHECKING:
     from ffprune_env.pruning.prunable import PrunableModel
-    from ffprune_env.pruning.units import PruneUnit
+    from ffprune_env.pruning.units import UnitLayout
 
 _BAR = 20  # characters for a whole unit
 
@@ -97,7 +97,7 @@ or call `ffprune_env.load_pruned(folder)`.
 ## What every layer keeps
 
 ```text
-{_bars(prunable.units, counts)}
+{_bars(prunable.layouts, counts)}
 ```
 """
 
@@ -108,14 +108,14 @@ def _describe(calibration: WeightCalibration) -> str:
     return f"ridge, λ = {_span(calibration.ridge)} of the mean diagonal of G"
 
 
-def _bars(units: Sequence[PruneUnit], counts: npt.NDArray[np.int64]) -> str:
+def _bars(layouts: Sequence[UnitLayout], counts: npt.NDArray[np.int64]) -> str:
     """One line per layer, with a bar for the attention and one for the FFN."""
     lines = [f"layer  {'attention heads':<{_BAR + 12}}FFN channels"]
-    for layer in range(len(units) // 2):
+    for layer in range(len(layouts) // 2):
         cells = []
         for i in (2 * layer, 2 * layer + 1):
-            bar = "█" * max(1, round(_BAR * counts[i] / units[i].n_groups))
-            cells.append(f"{bar:<{_BAR}} {f'{counts[i]}/{units[i].n_groups}':<11}")
+            kept, of = layouts[i].members(int(counts[i])), layouts[i].n_members
+            cells.append(f"{'█' * max(1, round(_BAR * kept / of)):<{_BAR}} {f'{kept}/{of}':<11}")
         lines.append(f"{layer:5}  {''.join(cells)}".rstrip())
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""PrunableModel: the groups of every unit are put in order once, then pruning is a prefix of each matrix (4.4)."""
+"""PrunableModel: heads and channels of every unit are put in order once, then pruning is a prefix (4.4)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ffprune_env.devices import running_device
 from ffprune_env.pruning.attention import index_keys, use_indexed_attention
 from ffprune_env.pruning.streaming import stream, streamed
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
-from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, group_columns
+from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, member_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,31 +44,32 @@ class Calibration(Protocol):
 class PrunableModel:
     """A Hugging Face causal language model, wrapped in place, that can be pruned and made dense again for free.
 
-    :meth:`rank` sorts the groups of every unit by descending score, which changes nothing the model computes.
+    :meth:`rank` sorts heads and channels of every unit by descending score, which changes nothing the model computes.
     From then on keeping k groups of a unit means keeping the first k of them, and a prefix of a matrix is a
     view: :meth:`pruned` neither copies nor masks a weight, and the matrix products are really smaller.
 
     Args:
         model: the model; its weights are reordered by :meth:`rank`, and its attention function is replaced by one
             that computes the same if it is grouped-query.
+        channels_per_group: FFN channels that are removed at once; see :func:`~ffprune_env.pruning.units.find_units`.
 
     Raises:
         ValueError: the architecture cannot be pruned, it is grouped-query and uses flash attention, or the model is
             wrapped already.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, channels_per_group: int = 1) -> None:
         if hasattr(model, _WRAPPED):  # its groups may be in another order than a second wrapper would believe
             raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
         self.model = model
-        self.layouts: tuple[UnitLayout, ...] = find_units(model)
+        self.layouts: tuple[UnitLayout, ...] = find_units(model, channels_per_group)
         for layout in self.layouts:
             for linear in layout.inputs:
                 stream(linear, axis=0)
             stream(layout.output, axis=1)
         self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)
-        #: int64 [n_groups] per unit, on the unit's device: original index of the group now at each place.
-        self.order = tuple(torch.arange(x.unit.n_groups, device=x.device) for x in self.layouts)
+        #: int64 [n_members] per unit, on the unit's device: original index of the head or channel now at each place.
+        self.order = tuple(torch.arange(x.n_members, device=x.device) for x in self.layouts)
         self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
         #: How many times the groups were ranked; measurements made under another ranking are void.
@@ -87,10 +88,10 @@ class PrunableModel:
         return running_device(self.model.get_input_embeddings())
 
     def rank(self, scores: Sequence[npt.ArrayLike]) -> None:
-        """Sorts the groups of every unit by descending score; ties keep their original order.
+        """Sorts heads and channels of every unit by descending score; ties keep their original order.
 
         Args:
-            scores: N arrays of [n_groups] finite scores, in original group order, whatever the order now is.
+            scores: N arrays of [n_members] finite scores, in original order, whatever the order now is.
 
         Raises:
             ValueError: an array has the wrong length or holds a non-finite score; the model is unchanged.
@@ -100,11 +101,12 @@ class PrunableModel:
         arrays = [np.asarray(score, dtype=np.float64) for score in scores]
         if len(arrays) != len(self.units):
             raise ValueError(f"got scores for {len(arrays)} units, expected one array for each of {len(self.units)}")
-        for unit, array in zip(self.units, arrays, strict=True):
-            if array.shape != (unit.n_groups,):
-                raise ValueError(f"{unit.name}: got scores of shape {array.shape}, expected ({unit.n_groups},)")
+        for layout, array in zip(self.layouts, arrays, strict=True):
+            name = layout.unit.name
+            if array.shape != (layout.n_members,):
+                raise ValueError(f"{name}: got scores of shape {array.shape}, expected ({layout.n_members},)")
             if not np.isfinite(array).all():
-                raise ValueError(f"{unit.name}: {int((~np.isfinite(array)).sum())} of its scores are not finite")
+                raise ValueError(f"{name}: {int((~np.isfinite(array)).sum())} of its scores are not finite")
         new_order = []
         for layout, order, array in zip(self.layouts, self.order, arrays, strict=True):
             best_first = torch.from_numpy(np.argsort(-array, kind="stable")).to(order.device)
@@ -130,7 +132,7 @@ class PrunableModel:
 
         Raises:
             ValueError: ``kept`` does not fit the model, or the calibration is of another.
-            RuntimeError: the groups were never ranked, or the model is pruned already.
+            RuntimeError: the model was never ranked, or is pruned already.
         """
         counts = self.check_kept(kept)
         self.require_dense("prune")
@@ -150,14 +152,17 @@ class PrunableModel:
             self._restore_keys()
             self._is_pruned = False
 
-    def kept_groups(self, kept: npt.ArrayLike) -> list[IntArray]:
-        """Lists the original indices of the groups that stay, ascending, per unit.
+    def kept_members(self, kept: npt.ArrayLike) -> list[IntArray]:
+        """Lists the original indices of the heads or channels that stay, ascending, per unit.
 
         Args:
             kept: int [N], groups kept per unit.
         """
         counts = self.check_kept(kept)
-        return [np.sort(order[: int(k)].cpu().numpy()) for order, k in zip(self.order, counts, strict=True)]
+        return [
+            np.sort(order[: layout.members(int(k))].cpu().numpy())
+            for layout, order, k in zip(self.layouts, self.order, counts, strict=True)
+        ]
 
     def sparsity(self, kept: npt.ArrayLike) -> float:
         """Fraction of Σ w_i that goes away."""
@@ -279,9 +284,9 @@ def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
     return order // layout.queries_per_key if layout.queries_per_key > 1 else None
 
 
-def _permute(layout: UnitLayout, groups: torch.Tensor) -> None:
-    """Moves the group now at place ``groups[i]`` to place i, in every matrix of the unit, in place."""
-    columns = group_columns(layout, groups)
+def _permute(layout: UnitLayout, members: torch.Tensor) -> None:
+    """Moves the head or channel now at place ``members[i]`` to place i, in every matrix of the unit, in place."""
+    columns = member_columns(layout, members)
     for module in (*layout.inputs, layout.output):
         hook, axis = streamed(module), int(module is layout.output)
         if hook is not None:

@@ -1,4 +1,4 @@
-"""Which groups of a unit matter: statistics of what flows into its output projection, and scores made from them."""
+"""Which heads and channels matter: statistics of what flows into its output projection, and scores made from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ffprune_env.loss import decoder_outputs
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.streaming import weight_of
-from ffprune_env.pruning.units import group_columns
+from ffprune_env.pruning.units import member_columns
 
 FloatArray = npt.NDArray[np.float64]
 _GRAM_ITEM = torch.float32.itemsize
@@ -104,14 +104,14 @@ def drain(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
-    """Structured Wanda: s_j = ‖X_j‖₂ · Σ_i |W_ij| for column j of the output projection, summed over a group.
+    """Structured Wanda: s_j = ‖X_j‖₂ · Σ_i |W_ij| for column j of the output projection, summed over a head.
 
     Args:
         prunable: the model, not pruned now.
         stats: statistics of the dense model.
 
     Returns:
-        N arrays, [n_groups] each, in original group order.
+        N arrays, [n_members] each: of every head or channel, in original order.
 
     Source:
         Sun et al., A Simple and Effective Pruning Approach for LLMs, made structural as in arXiv 2511.18977.
@@ -122,12 +122,12 @@ def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]
         with weight_of(layout.output) as weight:
             weight_norm = weight.abs().sum(dim=0, dtype=torch.float32)
         columns = square_norm.to(weight_norm.device).sqrt() * to_original_order(prunable, i, weight_norm)
-        scores.append(columns.view(-1, layout.width).sum(dim=1).double().cpu().numpy())
+        scores.append(columns.view(-1, layout.member_width).sum(dim=1).double().cpu().numpy())
     return scores
 
 
 def wifv_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
-    """FLAP's fluctuation: Var(X_j) · Σ_i W_ij² for column j of the output projection, averaged over a group.
+    """FLAP's fluctuation: Var(X_j) · Σ_i W_ij² for column j of the output projection, averaged over a head.
 
     Arguments and result as for :func:`wanda_scores`.
 
@@ -135,7 +135,7 @@ def wifv_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
         An et al., Fluctuation-based Adaptive Structured Pruning, arXiv 2312.11983 ("WIFV").
     """
     return [
-        columns.view(-1, layout.width).mean(dim=1).double().cpu().numpy()
+        columns.view(-1, layout.member_width).mean(dim=1).double().cpu().numpy()
         for layout, columns in zip(prunable.layouts, fluctuations(prunable, stats), strict=True)
     ]
 
@@ -209,7 +209,7 @@ def _accumulate(
 
 def to_original_order(prunable: PrunableModel, i: int, current: torch.Tensor, both: bool = False) -> torch.Tensor:
     """Undoes the ranking of unit i along the first dimension of a tensor over its columns, or along the first two."""
-    columns = group_columns(prunable.layouts[i], prunable.order[i])
+    columns = member_columns(prunable.layouts[i], prunable.order[i])
     place = torch.empty_like(columns)
     place[columns] = torch.arange(len(columns), device=columns.device)
     return current[place][:, place] if both else current[place]

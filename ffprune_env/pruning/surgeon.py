@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon: groups go one after the other, the one first whose loss the others restore best."""
+"""Optimal Brain Surgeon: heads or channels go one by one, the one first whose loss the others restore best."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def surgeon_scores(
     outputs: Sequence[torch.Tensor],
     ridge: float = DEFAULT_RIDGE,
 ) -> list[FloatArray]:
-    """Scores every group by when it goes: 0 for the first, n_groups - 1 for the last.
+    """Scores every head or channel by when it goes: 0 for the first, n_members - 1 for the last.
 
-    Let H = (G + λI)⁻¹. Removing group q and re-fitting the rest by Eqs. 6-7 leaves the output an error whose loss, with
-    F = E[g gᵀ] for the curvature of the loss at the output, is ½ tr(F W_q (H_qq)⁻¹ W_qᵀ). The group with the least
-    goes, W and H become those of what is left, W ← W - W_q (H_qq)⁻¹ H_q· and H ← H - H_·q (H_qq)⁻¹ H_q·, and so on. The
-    sum of all these losses is exactly the loss of the calibrated unit, whatever was removed together.
+    Let H = (G + λI)⁻¹. Removing head or channel q and re-fitting the rest by Eqs. 6-7 leaves the output an error whose
+    loss, with F = E[g gᵀ] for the curvature of the loss at the output, is ½ tr(F W_q (H_qq)⁻¹ W_qᵀ). The one with the
+    least goes, W and H become those of what is left, W ← W - W_q (H_qq)⁻¹ H_q· and H ← H - H_·q (H_qq)⁻¹ H_q·, and so
+    on. The sum of all these losses is exactly the loss of the calibrated unit, whatever was removed together.
 
     Args:
         prunable: the model, dense now.
@@ -38,7 +38,7 @@ def surgeon_scores(
         ridge: λ as a fraction of the mean diagonal of G, as the calibration will have it.
 
     Returns:
-        N arrays, [n_groups] each, in original group order.
+        N arrays, [n_members] each, in original order.
 
     Source:
         Hassibi and Stork, Optimal Brain Surgeon (1992); with structures, Kurtic et al., ZipLM, arXiv 2302.04089; the
@@ -55,31 +55,31 @@ def surgeon_scores(
         inverse = torch.linalg.inv(matrix).float()
         values, vectors = torch.linalg.eigh(moment.to(weight.device).double())
         root = (vectors * values.clamp(min=0).sqrt()).T.float()  # F = rootᵀ root
-        order = eliminate(root @ weight, inverse, layout.width, _ROUNDS)
-        score = np.empty(layout.unit.n_groups)
+        order = eliminate(root @ weight, inverse, layout.member_width, _ROUNDS)
+        score = np.empty(layout.n_members)
         score[order] = np.arange(len(order))
         scores.append(score)
     return scores
 
 
 def eliminate(weight: torch.Tensor, inverse: torch.Tensor, width: int, rounds: int) -> list[int]:
-    """The order in which groups go.
+    """The order in which heads or channels go.
 
     Args:
         weight: [C, columns], in a metric in which the loss is half a sum of squares.
         inverse: [columns, columns], H.
-        width: columns per group.
+        width: columns of each.
         rounds: of which each takes as many groups, at least one.
 
     Returns:
-        Every group once, the one that goes first at the front.
+        Every one of them once, the one that goes first at the front.
     """
-    n_groups = weight.shape[1] // width
-    left = torch.arange(n_groups, device=weight.device)
+    count = weight.shape[1] // width
+    left = torch.arange(count, device=weight.device)
     order: list[int] = []
-    at_once = max(1, n_groups // rounds)
+    at_once = max(1, count // rounds)
     while len(left):
-        # (H_qq)⁻¹ of every group, [groups, width, width], and W_q, [groups, C, width]
+        # (H_qq)⁻¹ of every one, [left, width, width], and W_q, [left, C, width]
         blocks = inverse.view(len(left), width, len(left), width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
         parts = weight.view(len(weight), len(left), width).permute(1, 0, 2)
         losses = (torch.linalg.solve(blocks, parts.mT).mT * parts).sum(dim=(1, 2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -19,6 +20,8 @@ UnitKind = Literal["attention", "ffn"]
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
 _FFN_SHAPES = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
+# An FFN of fewer groups could hardly be told apart from its neighbours: its channels go one by one.
+_FEWEST_GROUPS = 32
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class PruneUnit:
         name: path of the owning module inside the model, ending in its kind.
         kind: ``"attention"`` or ``"ffn"``.
         layer: index of the decoder layer, from 0.
-        n_groups: heads (attention) or channels (FFN) that can be removed one by one.
+        n_groups: what can be removed one by one: heads (attention), channels or blocks of channels (FFN).
         n_params: w_i, the parameters that go away in proportion as groups go (design, section 2).
     """
 
@@ -47,17 +50,19 @@ class PruneUnit:
 
 @dataclass(frozen=True)
 class UnitLayout:
-    """Where the groups of one unit live in the model.
+    """Where the groups of one unit live in the model, and the heads or channels that they are made of.
 
-    Group g owns the rows ``g * width .. (g + 1) * width`` of every matrix in ``inputs`` and the same
-    columns of ``output``.
+    Heads and channels, the *members*, are what is put in order of rank; groups, so many members that follow each other
+    in that order, are what is removed. Group g owns the rows ``g * width .. (g + 1) * width`` of every matrix in
+    ``inputs`` and the same columns of ``output``.
 
     Attributes:
         unit: what is public about it.
         owner: the attention or FFN module.
         inputs: projections whose rows are cut (q, k, v; under GQA q alone; gate and up; fc1).
         output: the projection whose columns are cut (o_proj, out_proj, down_proj, fc2).
-        width: rows per group: the head dimension, or 1 for an FFN channel.
+        width: rows per group: the head dimension, or the channels that an FFN loses at once.
+        member_width: rows per member: the head dimension, or 1 for an FFN channel.
         queries_per_key: query heads that share one key/value head; 1 unless the attention is grouped.
     """
 
@@ -66,7 +71,17 @@ class UnitLayout:
     inputs: tuple[nn.Linear, ...]
     output: nn.Linear
     width: int
+    member_width: int
     queries_per_key: int = 1
+
+    @property
+    def n_members(self) -> int:
+        """Heads or channels of the unit."""
+        return self.members(self.unit.n_groups)
+
+    def members(self, k: int) -> int:
+        """Heads or channels in k groups."""
+        return k * self.width // self.member_width
 
     @property
     def device(self) -> torch.device:
@@ -74,24 +89,33 @@ class UnitLayout:
         return running_device(self.output)
 
 
-def find_units(model: PreTrainedModel) -> tuple[UnitLayout, ...]:
+def find_units(model: PreTrainedModel, channels_per_group: int = 1) -> tuple[UnitLayout, ...]:
     """Lists the units of a decoder in the order attention 0, ffn 0, attention 1, ffn 1, ...
 
     Args:
         model: a Hugging Face causal language model whose layers each hold one attention with q, k and v
             projections and one FFN with gate, up and down (or fc1 and fc2) projections.
+        channels_per_group: FFN channels that are removed at once, at the most: as many as divide all of them, and one
+            where an FFN would be left with fewer than 32 groups. Matrices of 8 (GPUs) or 32 (CPUs with AMX) columns, or
+            a multiple, are multiplied faster than others.
 
     Returns:
         Two layouts per decoder layer.
 
     Raises:
-        ValueError: the architecture cannot be pruned; the message says which module was missing.
+        ValueError: the architecture cannot be pruned; the message says which module was missing. Or
+            ``channels_per_group`` is less than 1.
     """
+    if channels_per_group < 1:
+        raise ValueError(f"channels_per_group must be at least 1, got {channels_per_group}; 32 is usual")
     prefix, layers = find_layers(model)
     layouts: list[UnitLayout] = []
     for index, layer in enumerate(layers):
         name = f"{prefix}.{index}"
-        layouts += [_attention_layout(model, layer, name, index), _ffn_layout(model, layer, name, index)]
+        layouts += [
+            _attention_layout(model, layer, name, index),
+            _ffn_layout(model, layer, name, index, channels_per_group),
+        ]
     return tuple(layouts)
 
 
@@ -134,7 +158,7 @@ def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
     grouped = key_heads != heads
     inputs = (q,) if grouped else (q, k, v)
     unit = PruneUnit(where, "attention", index, heads, _cut_params(inputs, output))
-    return UnitLayout(unit, owner, inputs, output, head_dim, heads // key_heads)
+    return UnitLayout(unit, owner, inputs, output, head_dim, head_dim, heads // key_heads)
 
 
 def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: str, head_dim: int) -> None:
@@ -150,7 +174,7 @@ def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: 
         raise _unsupported(model, f"{where} has modules for single heads, which cannot be cut with them")
 
 
-def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int, channels_per_group: int) -> UnitLayout:
     for input_names, output_name in _FFN_SHAPES:
         if any(hasattr(module, output_name) for module in layer.modules()):
             where, owner = _owner(model, layer, name, "ffn", input_names, (output_name,))
@@ -160,8 +184,11 @@ def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int)
                 raise _unsupported(model, f"{where}: the FFN projections disagree about the number of channels")
             # fc1 and fc2 may sit on the layer itself (OPT); the name says which half of the layer is meant.
             path = f"{where}.ffn" if owner is layer else where
-            unit = PruneUnit(path, "ffn", index, output.in_features, _cut_params(inputs, output))
-            return UnitLayout(unit, owner, inputs, output, width=1)
+            width = math.gcd(output.in_features, channels_per_group)
+            if output.in_features // width < _FEWEST_GROUPS:
+                width = 1
+            unit = PruneUnit(path, "ffn", index, output.in_features // width, _cut_params(inputs, output))
+            return UnitLayout(unit, owner, inputs, output, width, member_width=1)
     options = " or ".join(" + ".join((*inputs, output)) for inputs, output in _FFN_SHAPES)
     raise _unsupported(model, f"{name} has no FFN with {options}")
 
@@ -202,15 +229,15 @@ def _unsupported(model: nn.Module, reason: str) -> ValueError:
     return ValueError(f"{type(model).__name__} cannot be pruned: {reason}")
 
 
-def group_columns(layout: UnitLayout, groups: torch.Tensor) -> torch.Tensor:
-    """Spells groups out as column indices of the output projection (rows of the input projections).
+def member_columns(layout: UnitLayout, members: torch.Tensor) -> torch.Tensor:
+    """Spells heads or channels out as column indices of the output projection (rows of the input projections).
 
     Args:
         layout: the unit.
-        groups: int64 [m], group indices.
+        members: int64 [m], indices of heads or channels.
 
     Returns:
-        int64 [m * width].
+        int64 [m * member_width].
     """
-    within = torch.arange(layout.width, device=groups.device)
-    return (groups[:, None] * layout.width + within).flatten()
+    within = torch.arange(layout.member_width, device=members.device)
+    return (members[:, None] * layout.member_width + within).flatten()

@@ -1,0 +1,139 @@
+"""FFN channels removed several at once: the model that removing them one by one gives, at the same numbers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import byte_tokenizer, tiny_model
+from safetensors.torch import load_file
+from tiny_runs import run_main, settings
+
+import ffprune_env as ff
+from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.methods.flap import flap
+from ffprune_env.methods.problem import Meter, Problem
+from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.criteria import CRITERIA, Evidence
+from ffprune_env.pruning.damage import damage_curves
+from ffprune_env.pruning.gradients import collect_gradients
+from ffprune_env.pruning.modeling_ffprune import CHANNELS_KEY
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics
+from ffprune_env.pruning.units import find_units
+
+CHANNELS = 64
+FAMILIES = ("llama-gqa", "opt")
+
+
+@pytest.mark.parametrize(
+    ("channels", "asked", "width"),
+    [
+        (128, 1, 1),
+        (128, 4, 4),
+        (132, 8, 4),  # as many as divide the channels
+        (128, 8, 1),  # 16 groups would be too few
+        (127, 4, 1),
+    ],
+)
+def test_a_group_is_as_many_channels_as_divide_all_of_them(channels, asked, width):
+    attention, ffn = find_units(tiny_model("llama", channels=channels), asked)[:2]
+    assert (ffn.width, ffn.unit.n_groups, ffn.n_members) == (width, channels // width, channels)
+    assert ffn.unit.group_params == 3 * 32 * width
+    assert (attention.width, attention.unit.n_groups, attention.n_members) == (8, 4, 4)
+
+
+def test_no_channels_at_once_are_refused():
+    with pytest.raises(ValueError, match="channels_per_group must be at least 1, got 0"):
+        PrunableModel(tiny_model("llama"), 0)
+
+
+def scored(family, name, windows, channels_per_group):
+    prunable = PrunableModel(tiny_model(family, channels=CHANNELS), channels_per_group)
+    stats, gradients = collect_statistics(prunable, windows), collect_gradients(prunable, windows)
+    return prunable, stats, CRITERIA[name].score(prunable, Evidence(stats, gradients, lambda: stats.grams, 0.01))
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_channels_are_ranked_one_by_one(name, windows):
+    scores = [scored("llama-gqa", name, windows, channels_per_group)[2] for channels_per_group in (1, 2)]
+    for one, other in zip(*scores, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture(params=FAMILIES)
+def both(request, windows):
+    """A ranked model whose channels go one by one, the same with two at once, and numbers of groups for either."""
+    (single, stats, scores), (paired, _, _) = (scored(request.param, "wanda", windows, n) for n in (1, 2))
+    for prunable in (single, paired):
+        prunable.rank(scores)
+    rng = np.random.default_rng(3)
+    pairs = np.array([rng.integers(1, unit.n_groups + 1) for unit in paired.units])
+    return single, paired, stats, np.where(np.arange(len(pairs)) % 2, 2 * pairs, pairs), pairs
+
+
+def test_two_at_once_are_one_after_the_other(both, windows):
+    single, paired, stats, kept, pairs = both
+    calibrations = [RidgeCalibration(prunable, stats) for prunable in (single, paired)]
+    for one, other in ((None, None), calibrations):
+        with single.pruned(kept, one) as model:
+            expected = model(windows, use_cache=False).logits
+        with paired.pruned(pairs, other) as model:
+            assert torch.equal(model(windows, use_cache=False).logits, expected)
+    assert single.sparsity(kept) == paired.sparsity(pairs)
+    for one, other in zip(single.kept_members(kept), paired.kept_members(pairs), strict=True):
+        np.testing.assert_array_equal(one, other)
+    fine, coarse = (damage_curves(x, windows, y) for x, y in zip((single, paired), calibrations, strict=True))
+    for i, (one, other) in enumerate(zip(fine, coarse, strict=True)):
+        np.testing.assert_array_equal(one[:: 1 + i % 2], other)
+
+
+def test_what_is_written_says_heads_and_channels(both, tmp_path):
+    single, paired, _, kept, pairs = both
+    ff.save_pruned(single, kept, tmp_path / "single")
+    ff.save_pruned(paired, pairs, tmp_path / "paired")
+    configs, cards, weights = (
+        [read(tmp_path / name) for name in ("single", "paired")]
+        for read in (
+            lambda folder: json.loads((folder / "config.json").read_text(encoding="utf-8")),
+            lambda folder: (folder / "README.md").read_text(encoding="utf-8"),
+            lambda folder: load_file(folder / "model.safetensors"),
+        )
+    )
+    assert configs[0] == configs[1]
+    assert cards[0] == cards[1]
+    assert f" {kept[1]}/{CHANNELS}" in cards[1]
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_flap_finds_groups_too(text_file):
+    for channels_per_group in (1, 2):
+        model = tiny_model("llama", channels=CHANNELS)
+        evaluator = build_evaluator(
+            model,
+            byte_tokenizer(),
+            str(text_file),
+            seq_len=32,
+            n_samples=2,
+            calibration_windows=4,
+            channels_per_group=channels_per_group,
+        )
+        problem = Problem(evaluator.prunable, evaluator.statistics, Meter(evaluator, 0), 0.3, 0)
+        found = flap(problem)
+        cheapest = min(unit.group_params for unit in evaluator.units)
+        assert 0 <= found.sparsity - 0.3 < cheapest / sum(unit.n_params for unit in evaluator.units)
+
+
+def test_a_run_removes_them_so(tmp_path, text_file, ppo_script):
+    folder = tmp_path / "model"
+    tiny_model("llama-gqa", channels=CHANNELS).float().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    assert run_main(ppo_script, settings(folder, text_file, tmp_path / "run", **{"channels-per-group": 2})) == 0
+    config = json.loads((tmp_path / "run" / "model" / "config.json").read_text(encoding="utf-8"))
+    best = json.loads((tmp_path / "run" / "best.json").read_text(encoding="utf-8"))
+    channels = config[CHANNELS_KEY]
+    assert channels == [2 * k for k in best["chosen"]["kept"][1::2]]
+    assert any(k < CHANNELS for k in channels)
