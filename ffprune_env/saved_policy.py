@@ -140,6 +140,9 @@ def read_policy(run: str | Path, units: Sequence[PruneUnit], settings: Mapping[s
     for name, value in wanted.items():
         if facts.get(name) != value:
             if name == "groups":
-                raise ValueError(f"the policy of {run} is of a model with other units: start from a run on this model")
+                raise ValueError(
+                    f"the policy of {run} is of a model with other units, or of another --channels-per-group: start "
+                    f"from a run on this model"
+                )
             raise ValueError(f"the policy of {run} was trained with {name} {facts.get(name)!r}, not {value!r}")
     return SavedPolicy(weights, facts, folder)
