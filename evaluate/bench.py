@@ -69,6 +69,8 @@ class Args:
     """windows per step"""
     batch_size: int | None = None
     """windows per forward pass; None chooses, as for train/ppo.py"""
+    channels_per_group: int = 32
+    """as for train/ppo.py"""
     sparsities: tuple[float, ...] = (0.0, 0.2, 0.5)
     """target sparsities of the steps"""
     calibrated: bool = True
@@ -95,6 +97,7 @@ def main() -> int:
             seq_len=args.seq_len,
             n_samples=args.samples,
             batch_size=args.batch_size,
+            channels_per_group=args.channels_per_group,
             ridge=0.01 if args.calibrated else None,
         )
         action = np.random.default_rng(0).normal(0, 0.05, len(evaluator.units)).astype(np.float32)
@@ -213,7 +216,7 @@ def usual(stock: nn.Module, masked: nn.Module, evaluator: LMEvaluator, kept: Int
     for parameter, dense in zip(masked.parameters(), stock.parameters(), strict=True):
         parameter.copy_(dense)
     names = {id(module): name for name, module in prunable.model.named_modules()}
-    for layout, groups in zip(prunable.layouts, prunable.kept_members(kept), strict=True):
+    for layout, groups in zip(prunable.layouts, prunable.kept_groups(kept), strict=True):
         columns = member_columns(layout, torch.from_numpy(groups))
         removed = torch.ones(layout.output.in_features, dtype=torch.bool)
         removed[columns] = False

@@ -31,7 +31,7 @@ from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.models import load_model
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.run_folder import strict_json
-from ffprune_env.settings import require_folder_of
+from ffprune_env.settings import BEFORE, require_folder_of
 from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
 logger = logging.getLogger("ffprune")
@@ -105,7 +105,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     model, tokenizer = load_model(*(first[name] for name in ("model", "dtype", "device", "trust_remote_code")))
     split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
     test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows)
-    settings = {name: first[name] for name in _RANKED_AND_FITTED if name in first}
+    settings = {name: first[name] for name in _RANKED_AND_FITTED}
     evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
     policies: dict[str, np.ndarray] = {}
     for path, config in configs.items():
@@ -160,7 +160,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if isinstance(settings, dict):
-        settings = {"sequential": False} | settings  # runs of earlier versions
+        settings = BEFORE | settings
     if not isinstance(settings, dict) or any(name not in settings for name in (*_SHARED, "sparsity")):
         raise ValueError(f"{path} is not the config.yaml of a run of this version")
     if not isinstance(settings["sparsity"], float):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ffprune_env.run_folder import strict_json
+from ffprune_env.settings import BEFORE
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ class ComparisonFolder:
         """Raises ValueError if a file of settings is there and differs."""
         made_with = self._read(name)
         for key in settings.keys() | (made_with or settings).keys():
-            there, asked = (made_with or settings).get(key), settings.get(key)
+            there, asked = (made_with or settings).get(key, BEFORE.get(key)), settings.get(key)
             if there != asked:
                 raise ValueError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
 

@@ -141,8 +141,8 @@ def read_policy(run: str | Path, units: Sequence[PruneUnit], settings: Mapping[s
         if facts.get(name) != value:
             if name == "groups":
                 raise ValueError(
-                    f"the policy of {run} is of a model with other units, or of another --channels-per-group: start "
-                    f"from a run on this model"
+                    f"the policy of {run} is of a model with other units: start from a run on this model, and give "
+                    f"--channels-per-group the value of that run"
                 )
             raise ValueError(f"the policy of {run} was trained with {name} {facts.get(name)!r}, not {value!r}")
     return SavedPolicy(weights, facts, folder)

@@ -12,6 +12,8 @@ import yaml
 
 T = TypeVar("T")
 
+#: What runs did before there was a setting for it, and so what a saved config that lacks it means.
+BEFORE: dict[str, Any] = {"sequential": False, "channels_per_group": 1}
 _NOT_REPLAYED = ("run",)
 # What a run may go on with another value of.
 _FREE = ("--workers", "--ray-address")
@@ -48,7 +50,8 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
         argv = ["--config", str(Path(resumed) / "config.yaml"), "--run", resumed, *others]
     config, argv = _take_flag(argv, "--config")
     preset, _ = _take_flag(argv, "--preset")
-    saved = [] if config is None else _as_flags(Path(config))
+    before = {name: value for name, value in BEFORE.items() if hasattr(presets["default"], name)}
+    saved = [] if config is None else _as_flags(Path(config), before)
     preset = preset or _take_flag(saved, "--preset")[0] or "default"
     default = presets.get(preset, presets["default"])
     return tyro.cli(type(default), args=[*saved, *argv], default=default, description=description)
@@ -72,8 +75,8 @@ def resumes(argv: list[str]) -> bool:
     return _take_flag(argv, "--resume")[0] is not None
 
 
-def _as_flags(path: Path) -> list[str]:
-    """Turns a saved config into flags, so that it is checked like flags."""
+def _as_flags(path: Path, before: Mapping[str, Any]) -> list[str]:
+    """Turns a saved config into flags, so that it is checked like flags; ``before`` holds what it may lack."""
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -83,7 +86,7 @@ def _as_flags(path: Path) -> list[str]:
             f"--config {path} is not the config.yaml of a run: settings expected, got {type(settings).__name__}"
         )
     flags = []
-    for name, value in settings.items():
+    for name, value in {**before, **settings}.items():
         flag = str(name).replace("_", "-")
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")

@@ -163,6 +163,10 @@ def test_a_folder_is_for_one_setting(tmp_path):
     ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01}).add(CELL)
     with pytest.raises(ValueError, match=r"was made with ridge 0.01, not 0.1: give another --out"):
         ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.1})
+    one_by_one = {"model": "m", "ridge": 0.01, "channels_per_group": 1}  # as it was before that was a setting
+    assert ComparisonFolder(tmp_path, one_by_one).cell(CELL.method, CELL.target_sparsity, CELL.seed) == CELL
+    with pytest.raises(ValueError, match="was made with channels_per_group 1, not 32"):
+        ComparisonFolder(tmp_path, {**one_by_one, "channels_per_group": 32})
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"method": "ppo"}'])
@@ -260,7 +264,7 @@ def test_a_method_that_cannot_do_it_does_not_stop_the_others(compare, monkeypatc
     code, out, err = compare("--methods", "svd-llm", "ffn-only", "uniform", "--sparsity", "0.8")
     assert code == 1
     assert "svd-llm at σ = 0.8: no memory left" in err
-    assert "ffn-only at σ = 0.8: sparsity 0.8 would leave an FFN no channel" in err
+    assert "ffn-only at σ = 0.8: sparsity 0.8 would leave an FFN less than one group" in err
     assert "1 cells; reports in" in out
 
 

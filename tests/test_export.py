@@ -158,7 +158,7 @@ def test_saving_again_round_trips(written, tmp_path):
 
 def test_without_calibration_and_in_original_order(tmp_path):
     prunable, _, kept = ranked("llama")
-    groups = prunable.kept_members(kept)
+    groups = prunable.kept_groups(kept)
     dense = {name: p.detach().clone() for name, p in tiny_model("llama").state_dict().items()}
     ff.save_pruned(prunable, kept, tmp_path / "out")
     stored = load_file(tmp_path / "out" / "model.safetensors")

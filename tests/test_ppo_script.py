@@ -217,6 +217,16 @@ def test_flags_beat_the_config_and_the_preset(ppo, tmp_path):
     assert (args.sparsity, args.seed, args.trust_remote_code, args.mapping) == (0.4, 4, True, "greedy")
 
 
+def test_a_config_from_before_a_setting_means_what_was_done_then(ppo, tmp_path):
+    (tmp_path / "config.yaml").write_text("sparsity: 0.4\n")
+    for flags in (["--config", str(tmp_path / "config.yaml")], ["--resume", str(tmp_path)]):
+        args = parse_settings(flags, ppo.PRESETS)
+        assert (args.channels_per_group, args.sequential) == (1, False)
+    args = parse_settings(["--config", str(tmp_path / "config.yaml"), "--sequential"], ppo.PRESETS)
+    assert args.sequential
+    assert parse_settings([], ppo.PRESETS).channels_per_group == 32
+
+
 def test_the_paper_preset_is_the_papers(ppo):
     args = parse_settings(["--preset", "paper", "--timesteps", "300"], ppo.PRESETS)
     assert (args.learning_rate, args.clip_range, args.k, args.t0) == (1e-4, 0.2, 0.01, 500)

@@ -48,7 +48,7 @@ def test_views_compute_what_a_masked_copy_computes(family, windows, seed, channe
     assert prunable.layouts[1].width == channels_per_group
     prunable.rank(random_scores(prunable, seed))
     kept = random_kept(prunable, seed)
-    expected = logits(masked(dense, prunable.kept_members(kept)), windows)
+    expected = logits(masked(dense, prunable.kept_groups(kept)), windows)
     with prunable.pruned(kept) as pruned:
         assert (logits(pruned, windows) - expected).abs().max() < 1e-9
 
@@ -70,7 +70,7 @@ def test_ranking_twice_is_ranking_by_the_second_scores(family, windows):
     for one, other in zip(once.model.parameters(), twice.model.parameters(), strict=True):
         assert torch.equal(one, other)
     kept = random_kept(once, 3)
-    for one, other in zip(once.kept_members(kept), twice.kept_members(kept), strict=True):
+    for one, other in zip(once.kept_groups(kept), twice.kept_groups(kept), strict=True):
         np.testing.assert_array_equal(one, other)
 
 
@@ -79,7 +79,7 @@ def test_the_best_scored_groups_stay(family):
     scores = random_scores(prunable)
     prunable.rank(scores)
     kept = random_kept(prunable, 5)
-    for score, k, groups in zip(scores, kept, prunable.kept_members(kept), strict=True):
+    for score, k, groups in zip(scores, kept, prunable.kept_groups(kept), strict=True):
         np.testing.assert_array_equal(groups, np.sort(np.argsort(-score)[:k]))
 
 
@@ -134,7 +134,7 @@ def test_padding_and_masks_still_work(family, windows, padding):
     kept = random_kept(prunable, 0)
     mask = torch.ones_like(windows)
     mask[0, slice(0, 5) if padding == "left" else slice(-5, None)] = 0
-    expected = logits(masked(dense, prunable.kept_members(kept)), windows, attention_mask=mask)
+    expected = logits(masked(dense, prunable.kept_groups(kept)), windows, attention_mask=mask)
     with prunable.pruned(kept) as pruned:
         result = logits(pruned, windows, attention_mask=mask)
     # Stock Gemma 2 gives NaN in rows that see nothing but padding; what counts is that pruning changes nothing.
@@ -148,7 +148,7 @@ def test_generation_with_the_cache_is_that_of_the_masked_copy(family, windows):
     prunable.rank(random_scores(prunable))
     kept = random_kept(prunable, 4)
     settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    expected = masked(dense, prunable.kept_members(kept)).generate(windows, **settings)
+    expected = masked(dense, prunable.kept_groups(kept)).generate(windows, **settings)
     with prunable.pruned(kept) as pruned:
         assert torch.equal(pruned.generate(windows, **settings), expected)
 

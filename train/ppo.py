@@ -121,8 +121,9 @@ class Args(SearchSettings):
     """windows per forward pass; None: by device and window length. Halved where memory runs out"""
 
     channels_per_group: int = 32
-    """FFN channels that are removed at once, those next in rank: GPUs, and CPUs with AMX, multiply by matrices of so
-    many columns, or a multiple, faster than by others. Fewer where FFNs have less than 32 times as many"""
+    """FFN channels that are removed at once, those next in rank: some hardware multiplies matrices faster where columns
+    come in multiples of 8, 16 or 32. Fewer where that would leave an FFN less than 32 groups, or groups as large as a
+    head"""
     criterion: str = "surgeon"
     """how heads and channels are ranked: surgeon (what ridge calibration restores worst), wanda (the paper's), fisher,
     wanda+fisher, or FLAP's wifv"""

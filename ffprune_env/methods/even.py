@@ -34,7 +34,9 @@ def _even(sparsity: float, units: Sequence[PruneUnit], attention_rate: float) ->
     rate = (budget - kept @ size) / (n * size)[ffn].sum()
     if np.floor(rate * n[ffn]).min() < 1:
         most = (n * size)[ffn].sum() / (n @ size)
-        raise ValueError(f"sparsity {sparsity} would leave an FFN no channel: the FFNs are only {most:.4g} of Σ w")
+        raise ValueError(
+            f"sparsity {sparsity} would leave an FFN less than one group: the FFNs are only {most:.4g} of Σ w"
+        )
     kept[ffn] = np.minimum(np.floor(rate * n[ffn]), high[ffn])
     for i in np.flatnonzero(ffn):
         if kept[i] < high[i] and kept @ size + size[i] <= budget:

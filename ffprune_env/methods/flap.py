@@ -14,8 +14,9 @@ def flap(problem: Problem) -> Allocation:
     """FLAP's allocation: the groups whose fluctuation stands out most in their unit stay, whichever unit they are in.
 
     WIFV = Var(x_j) · Σ_i W_ij² of every column is z-scored within its unit, which makes units comparable, and averaged
-    over a group. Groups of all units are then taken in descending order, each at the price of its parameters, until the
-    budget is used. Only the number kept per unit is taken from here; which ones they are is the ranking's business.
+    over a head, or over the channels that follow each other in that order and make a group. Groups of all units are
+    then taken in descending order, each at the price of its parameters, until the budget is used. Only the number kept
+    per unit is taken from here; which ones they are is the ranking's business.
 
     Args:
         problem: what to answer; nothing is measured.
@@ -31,7 +32,6 @@ def flap(problem: Problem) -> Allocation:
     scores = []
     for layout, columns in zip(problem.prunable.layouts, fluctuations(problem.prunable, problem.stats), strict=True):
         standardized = (columns - columns.mean()) / columns.std().clamp(min=1e-20)
-        # A block of channels stands for those that are next in order.
         members = standardized.view(-1, layout.member_width).mean(dim=1).sort(descending=True).values
         scores.append(members.view(layout.unit.n_groups, -1).mean(dim=1).double().cpu().numpy())
     return threshold(scores, problem.sparsity, problem.meter.units)

@@ -152,8 +152,8 @@ class PrunableModel:
             self._restore_keys()
             self._is_pruned = False
 
-    def kept_members(self, kept: npt.ArrayLike) -> list[IntArray]:
-        """Lists the original indices of the heads or channels that stay, ascending, per unit.
+    def kept_groups(self, kept: npt.ArrayLike) -> list[IntArray]:
+        """Lists the original indices of the heads or channels in the groups that stay, ascending, per unit.
 
         Args:
             kept: int [N], groups kept per unit.

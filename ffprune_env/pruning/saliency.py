@@ -104,7 +104,7 @@ def drain(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
 
 
 def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
-    """Structured Wanda: s_j = ‖X_j‖₂ · Σ_i |W_ij| for column j of the output projection, summed over a head.
+    """Structured Wanda: s_j = ‖X_j‖₂ · Σ_i |W_ij| for column j of the output projection, summed over a head's.
 
     Args:
         prunable: the model, not pruned now.
@@ -127,7 +127,7 @@ def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]
 
 
 def wifv_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
-    """FLAP's fluctuation: Var(X_j) · Σ_i W_ij² for column j of the output projection, averaged over a head.
+    """FLAP's fluctuation: Var(X_j) · Σ_i W_ij² for column j of the output projection, averaged over those of a head.
 
     Arguments and result as for :func:`wanda_scores`.
 

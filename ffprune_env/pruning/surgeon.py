@@ -69,7 +69,7 @@ def eliminate(weight: torch.Tensor, inverse: torch.Tensor, width: int, rounds: i
         weight: [C, columns], in a metric in which the loss is half a sum of squares.
         inverse: [columns, columns], H.
         width: columns of each.
-        rounds: of which each takes as many groups, at least one.
+        rounds: of which each takes as many of them, at least one.
 
     Returns:
         Every one of them once, the one that goes first at the front.

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -20,7 +19,7 @@ UnitKind = Literal["attention", "ffn"]
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
 _FFN_SHAPES = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
-# An FFN of fewer groups could hardly be told apart from its neighbours: its channels go one by one.
+# With fewer groups the rates of an FFN would be too coarse for a search.
 _FEWEST_GROUPS = 32
 
 
@@ -52,9 +51,9 @@ class PruneUnit:
 class UnitLayout:
     """Where the groups of one unit live in the model, and the heads or channels that they are made of.
 
-    Heads and channels, the *members*, are what is put in order of rank; groups, so many members that follow each other
-    in that order, are what is removed. Group g owns the rows ``g * width .. (g + 1) * width`` of every matrix in
-    ``inputs`` and the same columns of ``output``.
+    Heads and channels, the *members*, are put in order of rank one by one. A group, what is removed at once, is a
+    head, or so many channels as follow each other in that order. Group g of the ranked model owns the rows ``g * width
+    .. (g + 1) * width`` of every matrix in ``inputs`` and the same columns of ``output``.
 
     Attributes:
         unit: what is public about it.
@@ -95,9 +94,9 @@ def find_units(model: PreTrainedModel, channels_per_group: int = 1) -> tuple[Uni
     Args:
         model: a Hugging Face causal language model whose layers each hold one attention with q, k and v
             projections and one FFN with gate, up and down (or fc1 and fc2) projections.
-        channels_per_group: FFN channels that are removed at once, at the most: as many as divide all of them, and one
-            where an FFN would be left with fewer than 32 groups. Matrices of 8 (GPUs) or 32 (CPUs with AMX) columns, or
-            a multiple, are multiplied faster than others.
+        channels_per_group: FFN channels that are removed at once: the largest divisor of this number and of the
+            channels that leaves an FFN at least 32 groups, each smaller than a head. Where the number of columns is a
+            multiple of 8, 16 or 32 some hardware multiplies matrices faster.
 
     Returns:
         Two layouts per decoder layer.
@@ -112,10 +111,8 @@ def find_units(model: PreTrainedModel, channels_per_group: int = 1) -> tuple[Uni
     layouts: list[UnitLayout] = []
     for index, layer in enumerate(layers):
         name = f"{prefix}.{index}"
-        layouts += [
-            _attention_layout(model, layer, name, index),
-            _ffn_layout(model, layer, name, index, channels_per_group),
-        ]
+        attention, ffn = _attention_layout(model, layer, name, index), _ffn_layout(model, layer, name, index)
+        layouts += [attention, _in_blocks(ffn, channels_per_group, attention.unit.group_params)]
     return tuple(layouts)
 
 
@@ -174,7 +171,7 @@ def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: 
         raise _unsupported(model, f"{where} has modules for single heads, which cannot be cut with them")
 
 
-def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int, channels_per_group: int) -> UnitLayout:
+def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
     for input_names, output_name in _FFN_SHAPES:
         if any(hasattr(module, output_name) for module in layer.modules()):
             where, owner = _owner(model, layer, name, "ffn", input_names, (output_name,))
@@ -184,13 +181,19 @@ def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int,
                 raise _unsupported(model, f"{where}: the FFN projections disagree about the number of channels")
             # fc1 and fc2 may sit on the layer itself (OPT); the name says which half of the layer is meant.
             path = f"{where}.ffn" if owner is layer else where
-            width = math.gcd(output.in_features, channels_per_group)
-            if output.in_features // width < _FEWEST_GROUPS:
-                width = 1
-            unit = PruneUnit(path, "ffn", index, output.in_features // width, _cut_params(inputs, output))
-            return UnitLayout(unit, owner, inputs, output, width, member_width=1)
+            unit = PruneUnit(path, "ffn", index, output.in_features, _cut_params(inputs, output))
+            return UnitLayout(unit, owner, inputs, output, width=1, member_width=1)
     options = " or ".join(" + ".join((*inputs, output)) for inputs, output in _FFN_SHAPES)
     raise _unsupported(model, f"{name} has no FFN with {options}")
+
+
+def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int) -> UnitLayout:
+    """The FFN with so many channels per group, fewer where groups would be too few or as large as a head."""
+    n, size = ffn.unit.n_groups, ffn.unit.group_params
+    # Heads are rounded first when a budget is met, and FFNs make up for it (4.1): that needs the smaller groups.
+    most = min(channels_per_group, n // _FEWEST_GROUPS, (head_params - 1) // size)
+    width = max((d for d in range(1, most + 1) if n % d == 0 and channels_per_group % d == 0), default=1)
+    return replace(ffn, unit=replace(ffn.unit, n_groups=n // width), width=width)
 
 
 def _owner(
