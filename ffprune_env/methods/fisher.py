@@ -23,7 +23,8 @@ from ffprune_env.pruning.units import PruneUnit
 
 #: Search text that one set of curves is made from, in tokens; each costs a forward and a backward pass.
 CURVE_TOKENS = 4096
-_PARTS = 4000
+# Parts that a budget is counted in: usually, and at the most.
+_PARTS, _MOST_PARTS = 4000, 20_000
 
 
 def fisher(problem: Problem) -> Allocation:
@@ -64,8 +65,8 @@ def least_damage(
 ) -> Allocation:
     """Minimizes Σ damage_i(k_i) under the budget, whatever the shape of the curves.
 
-    Dynamic programming over units and parts of the budget of Σw / 4000, within which it is exact; what rounding to
-    parts leaves goes group by group to where it saves most per parameter.
+    Dynamic programming over units and parts of the budget, Σw / 4000 or less, within which it is exact; what rounding
+    to parts leaves goes group by group to where it saves most per parameter.
 
     Args:
         curves: per unit, [n_groups + 1] damage with k groups kept.
@@ -87,7 +88,7 @@ def least_damage(
     size = np.array([unit.group_params for unit in units])
     total = sum(unit.n_params for unit in units)
     left = parameter_budget(sparsity, total) - int(low @ size)
-    part = -(-total // _PARTS)
+    part = _part(size, total)
     spent = _spend(curves, size, low, high, part, left // part)
     kept = np.minimum(low + spent * part // size, high)
     left -= int((kept - low) @ size)
@@ -98,6 +99,15 @@ def least_damage(
         best = max(open_to, key=lambda i: (curves[i][kept[i]] - curves[i][kept[i] + 1]) / size[i])
         kept[best] += 1
         left -= int(size[best])
+
+
+def _part(size: IntArray, total: int) -> int:
+    """Parameters that make one part of the budget: several groups or, where those are large, what divides them all.
+
+    A group of 2.2 parts takes 3, and so would seem dearer than one of 3.
+    """
+    part = -(-total // _PARTS)
+    return part if 8 * size.min() <= part else max(int(np.gcd.reduce(size)), -(-total // _MOST_PARTS))
 
 
 def _spend(
