@@ -204,6 +204,27 @@ def test_the_least_damage_is_found(power):
         assert sum(curve[k] for curve, k in zip(curves, found.kept, strict=True)) == pytest.approx(best)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_are_not_dearer_than_they_are(seed):
+    """Heads and blocks of channels of smollm2-135m, which 4000 parts of Σw do not divide: next to a lower bound."""
+    sizes = [(9, 73_728), (48, 55_296)] * 30
+    units = tuple(PruneUnit(f"unit {i}", "ffn", i, n, n * size) for i, (n, size) in enumerate(sizes))
+    rng = np.random.default_rng(seed)
+    curves = [np.append(np.cumsum(np.sort(rng.random(n)) * size)[::-1], 0) for n, size in sizes]
+    found = least_damage(curves, 0.2, units, a_min=0.1)
+    budget = 0.8 * sum(unit.n_params for unit in units)
+
+    def relaxed(price):
+        cheapest = [
+            (curve + price * size * np.arange(n + 1))[-(-n // 10) :].min()
+            for curve, (n, size) in zip(curves, sizes, strict=True)
+        ]
+        return sum(cheapest) - price * budget
+
+    bound = max(relaxed(price) for price in np.linspace(0, 1, 1001))
+    assert bound <= sum(curve[k] for curve, k in zip(curves, found.kept, strict=True)) < 1.001 * bound
+
+
 def test_the_budget_is_used_to_less_than_a_group():
     model = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
     cheapest = min(unit.group_params for unit in model.units) / sum(unit.n_params for unit in model.units)
