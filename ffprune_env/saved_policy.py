@@ -95,7 +95,7 @@ def save_policy(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.policy.state_dict().items()}
     save_file(tensors, folder / f".writing-{_TENSORS}")
     knowledge = {str(at): mean.tolist() for at, mean in (starts or {}).items()}
-    facts = {"groups": [unit.n_groups for unit in units], **settings, "targets": list(targets), "starts": knowledge}
+    facts = {"params": [unit.n_params for unit in units], **settings, "targets": list(targets), "starts": knowledge}
     (folder / f".writing-{_FACTS}").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     for name in (_TENSORS, _FACTS):
         os.replace(folder / f".writing-{name}", folder / name)
@@ -130,19 +130,27 @@ def read_policy(run: str | Path, units: Sequence[PruneUnit], settings: Mapping[s
     folder = Path(run) / "checkpoints"
     try:
         facts = json.loads((folder / _FACTS).read_text(encoding="utf-8"))
+        if not isinstance(facts, dict):
+            raise ValueError(f"{_FACTS} must hold an object, got {type(facts).__name__}")
         weights = load_file(folder / _TENSORS)
     except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(
             f"no policy can be read from {run}, a folder that train/ppo.py left is needed: {reason}"
         ) from error
-    wanted = {"groups": [unit.n_groups for unit in units], **settings}
-    for name, value in wanted.items():
+    if not _of_same_units(facts, units):
+        raise ValueError(f"the policy of {run} is of a model with other units: start from a run on this model")
+    for name, value in settings.items():
         if facts.get(name) != value:
-            if name == "groups":
-                raise ValueError(
-                    f"the policy of {run} is of a model with other units: start from a run on this model, and give "
-                    f"--channels-per-group the value of that run"
-                )
             raise ValueError(f"the policy of {run} was trained with {name} {facts.get(name)!r}, not {value!r}")
     return SavedPolicy(weights, facts, folder)
+
+
+def _of_same_units(facts: Mapping[str, Any], units: Sequence[PruneUnit]) -> bool:
+    """Whether a policy scores such units, in whatever groups they are pruned."""
+    if "params" in facts:
+        return bool(facts["params"] == [unit.n_params for unit in units])
+    members = facts.get("groups")  # of versions whose channels went one by one
+    if not isinstance(members, list) or len(members) != len(units):
+        return False
+    return all(isinstance(n, int) and n % unit.n_groups == 0 for n, unit in zip(members, units, strict=True))

@@ -136,13 +136,31 @@ def test_flap_keeps_as_many_channels(text_file):
     assert max(kept[0][1::2]) - min(kept[0][1::2]) > 4  # not all FFNs alike
 
 
-def test_a_run_removes_them_so(tmp_path, text_file, ppo_script):
-    folder = tmp_path / "model"
+@pytest.fixture(scope="module")
+def wide_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
     tiny_model("llama-gqa", channels=CHANNELS).float().save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
-    assert run_main(ppo_script, settings(folder, text_file, tmp_path / "run", **{"channels-per-group": 2})) == 0
+    return folder
+
+
+def test_a_run_removes_them_so(tmp_path, wide_folder, text_file, ppo_script):
+    assert run_main(ppo_script, settings(wide_folder, text_file, tmp_path / "run", **{"channels-per-group": 2})) == 0
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text(encoding="utf-8"))
     best = json.loads((tmp_path / "run" / "best.json").read_text(encoding="utf-8"))
     channels = config[CHANNELS_KEY]
     assert channels == [2 * k for k in best["chosen"]["kept"][1::2]]
     assert any(k < CHANNELS for k in channels)
+
+
+def test_a_policy_serves_groups_of_other_sizes(tmp_path, wide_folder, tiny_folder, text_file, ppo_script, capsys):
+    one = tmp_path / "one"
+    assert run_main(ppo_script, settings(wide_folder, text_file, one, **{"channels-per-group": 1})) == 0
+    facts = json.loads((one / "checkpoints" / "policy.json").read_text(encoding="utf-8"))
+    before = {"groups": [4, CHANNELS] * 3} | {name: value for name, value in facts.items() if name != "params"}
+    for name, content in (("as it is", facts), ("as it was before blocks", before)):
+        (one / "checkpoints" / "policy.json").write_text(json.dumps(content), encoding="utf-8")
+        changes = {"channels-per-group": 2, "init": one}
+        assert run_main(ppo_script, settings(wide_folder, text_file, tmp_path / name, **changes)) == 0
+        assert run_main(ppo_script, settings(tiny_folder, text_file, tmp_path / "other", init=one)) == 2
+        assert "is of a model with other units" in capsys.readouterr().err
