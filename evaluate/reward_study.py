@@ -30,7 +30,7 @@ from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
 from ffprune_env.results import reference_policies
 from ffprune_env.run_folder import strict_json
-from ffprune_env.settings import require_folder_of
+from ffprune_env.settings import BEFORE, require_folder_of
 from ffprune_env.texts import load_test_windows
 
 logger = logging.getLogger("ffprune")
@@ -110,7 +110,7 @@ def load(args: Args, config: dict[str, object]) -> tuple[LMEvaluator, object]:
     """The evaluator of the run, with all the windows that are asked for, and the test text."""
     model, tokenizer = load_model(*(config[name] for name in ("model", "dtype", "device", "trust_remote_code")))
     how = ("seq_len", "calibration_windows", "channels_per_group", "criterion", "calibrated", "ridge", "factor_storage")
-    settings = {name: config[name] for name in how if name in config}
+    settings = {name: (BEFORE | config)[name] for name in how}
     evaluator = build_evaluator(model, tokenizer, str(config["text"]), n_samples=max(args.windows), **settings)
     test = load_test_windows(str(config["text"]), args.test_text, tokenizer, args.test_seq_len, args.test_windows)
     return evaluator, test

@@ -131,8 +131,11 @@ def best_policy(evaluator: LMEvaluator, results: Measured, scores: FloatArray, c
     Args:
         evaluator: what the policies were measured with.
         results: of the policies; one is named ``chosen``.
-        scores: [N], the chosen policy's.
+        scores: float64 [N], the chosen policy's.
         chosen: what they were mapped to.
+
+    Returns:
+        Results by name, and once more under ``calibration`` if there is one; ``saved`` if the model was written.
     """
     content: dict[str, Any] = {name: asdict(result) for name, result in results.plain.items()}
     content["chosen"] |= {"scores": scores, "rates": chosen.rates}

@@ -14,9 +14,9 @@ def flap(problem: Problem) -> Allocation:
     """FLAP's allocation: the groups whose fluctuation stands out most in their unit stay, whichever unit they are in.
 
     WIFV = Var(x_j) · Σ_i W_ij² of every column is z-scored within its unit, which makes units comparable, and averaged
-    over a head, or over the channels that follow each other in that order and make a group. Groups of all units are
-    then taken in descending order, each at the price of its parameters, until the budget is used. Only the number kept
-    per unit is taken from here; which ones they are is the ranking's business.
+    over a head, or over as many channels as make a group, those that stand out alike. Groups of all units are then
+    taken in descending order, each at the price of its parameters, until the budget is used. Only the number kept per
+    unit is taken from here; which ones they are is the ranking's business.
 
     Args:
         problem: what to answer; nothing is measured.
