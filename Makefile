@@ -10,8 +10,8 @@ ARGS ?=
 run: setup  ## search smollm2-135m at σ = 0.2; ARGS="--sparsity 0.3" and the like are passed on
 	$(BIN)/python train/ppo.py $(ARGS)
 
-test: setup  ## tests that take minutes in all
-	$(BIN)/python -m pytest
+test: setup  ## tests that take minutes in all, a file at a time on every core, of at most four
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 test-slow: setup  ## tests that need minutes of compute each
 	$(BIN)/python -m pytest -m slow

@@ -32,7 +32,6 @@ import numpy as np
 import psutil
 import torch
 import torch.nn.functional as F
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -43,6 +42,7 @@ from ffprune_env.batches import in_fitting_batches
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.flags import read_flags
 from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
 from ffprune_env.pruning.units import member_columns
@@ -83,7 +83,7 @@ class Args:
 
 def main() -> int:
     """Runs the benchmark; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     logging.basicConfig(level=logging.WARNING)
     try:
         require_in_range("--rounds", args.rounds, 1)

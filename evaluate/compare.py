@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -30,6 +29,7 @@ from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.comparison import Cell, ComparisonFolder
 from ffprune_env.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
 from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.flags import read_flags
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.models import context_length, load_model
@@ -125,7 +125,7 @@ _SEARCHED = METHODS | ABLATIONS
 
 def main() -> int:
     """Fills the folder, prints the tables and writes the reports; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:

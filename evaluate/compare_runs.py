@@ -28,6 +28,7 @@ from rich.table import Table
 
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.flags import read_flags
 from ffprune_env.models import load_model
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.run_folder import strict_json
@@ -61,7 +62,7 @@ class Args:
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     logging.basicConfig(
         level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
     )

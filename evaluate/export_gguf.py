@@ -21,6 +21,7 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from ffprune_env.flags import read_flags
 from ffprune_env.loss import window_losses
 from ffprune_env.models import load_model
 from ffprune_env.pruning.export_gguf import GgufType, export_gguf
@@ -49,7 +50,7 @@ class Args:
 
 def main() -> int:
     """Writes the file; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     try:
         if args.windows and importlib.util.find_spec("llama_cpp") is None:

@@ -29,6 +29,7 @@ from rich.table import Table
 
 import ffprune_env as ff
 from ffprune_env.devices import pick_device
+from ffprune_env.flags import read_flags
 from ffprune_env.models import context_length
 from ffprune_env.pruning.auto_classes import PREFIX, pruned_model_class
 from ffprune_env.settings import require_in_range
@@ -58,7 +59,7 @@ class Args:
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     logging.basicConfig(level=logging.WARNING)
     try:
         for flag, value in (("--prompt", args.prompt), ("--new-tokens", args.new_tokens), ("--rounds", args.rounds)):

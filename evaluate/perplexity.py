@@ -22,6 +22,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from ffprune_env.flags import read_flags
 from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
 from ffprune_env.models import context_length, load_model
 from ffprune_env.pruning.auto_classes import PREFIX
@@ -101,7 +102,7 @@ class Result:
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:

@@ -16,13 +16,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
 from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.flags import read_flags
 from ffprune_env.methods.fisher import CURVE_TOKENS, least_damage
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.problem import Meter, Problem
@@ -89,7 +89,7 @@ class Args:
 
 def main() -> int:
     """Runs the study; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     logging.basicConfig(level=logging.ERROR)
     try:
         surrogate = read_curves(args)

@@ -26,6 +26,7 @@ from scipy.stats import spearmanr
 
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.flags import read_flags
 from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
 from ffprune_env.results import reference_policies
@@ -59,7 +60,7 @@ class Args:
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     try:

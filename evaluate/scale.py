@@ -15,9 +15,10 @@ import math
 import sys
 from dataclasses import dataclass
 
-import tyro
 from rich.console import Console
 from rich.table import Table
+
+from ffprune_env.flags import read_flags
 
 _GIB = 2**30
 # GiB for chunks of logits, hidden states of a batch, and what CUDA keeps for itself.
@@ -82,7 +83,7 @@ SHAPES = {
 
 def main() -> int:
     """Prints the table; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     if min(args.tflops, args.tokens) <= 0 or args.gpu_memory <= _WORKING:
         message = f"every number must be positive, and --gpu-memory more than the {_WORKING} GiB that work takes"
         Console(stderr=True).print("[bold red]error:[/]", message)

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ffprune_env.flags import read_flags
 from ffprune_env.models import load_model
 from ffprune_env.run_folder import strict_json
 from ffprune_env.settings import require_folder_of
@@ -60,7 +61,7 @@ class Args:
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
-    args = tyro.cli(Args, description=__doc__)
+    args = read_flags(Args, __doc__)
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     errors = Console(stderr=True, soft_wrap=True, highlight=False)

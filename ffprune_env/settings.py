@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tyro
 import yaml
+
+from ffprune_env.flags import read_flags
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
     saved = [] if config is None else _as_flags(Path(config), before)
     preset = preset or _take_flag(saved, "--preset")[0] or "default"
     default = presets.get(preset, presets["default"])
-    return tyro.cli(type(default), args=[*saved, *argv], default=default, description=description)
+    return read_flags(type(default), description, [*saved, *argv], default)
 
 
 def require_in_range(flag: str, value: float | None, least: float, most: float = math.inf) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import ffprune_env as ff
+from ffprune_env.flags import one_line
 from ffprune_env.settings import parse_settings
 
 SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
@@ -335,18 +337,26 @@ def test_a_folder_with_another_run_is_left_alone(ppo, monkeypatch, flags, capsys
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("arguments", "says"),
     [
-        ["--sparsty", "0.3"],
-        ["--sparsity", "much"],
-        ["--mapping", "middle"],
-        ["--preset", "none"],
+        (["--sparsty", "0.3"], "error: unrecognized options: --sparsty, 0.3; perhaps --sparsity; "),
+        (["--sparsity", "much"], "error: --sparsity: no type matching FLOAT.* from \\['much'\\]; "),
+        (["--mapping", "middle"], "error: invalid choice 'middle' for argument '--mapping'.*'greedy', 'waterfill'.*; "),
+        (["--preset", "none"], "error: invalid choice 'none' for argument '--preset'.*'default', 'paper'.*; "),
+        (["--samples"], "error: missing value for argument '--samples'"),
     ],
 )
-def test_flags_that_do_not_parse_exit_with_2(ppo, monkeypatch, arguments, capsys):
+def test_flags_that_do_not_parse_get_one_line_and_exit_with_2(ppo, monkeypatch, arguments, says, capsys):
     with pytest.raises(SystemExit) as stop:
         run_main(ppo, monkeypatch, arguments)
     assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(says, line)
+    assert line.endswith("--help lists all flags")
+
+
+def test_what_is_said_of_flags_outside_a_box_is_kept():
+    assert one_line("  no box   at all\n") == "no box at all"
 
 
 @pytest.mark.parametrize("content", ["sparsity: much", "no_such_setting: 1"])

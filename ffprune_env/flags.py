@@ -1,0 +1,70 @@
+"""Flags of a script from its dataclass, by tyro; what is wrong with them is said in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import tyro
+from rich.console import Console
+from rich.markup import escape
+
+T = TypeVar("T")
+
+_FRAME = "│╭╮╰╯ "
+_RULE = re.compile("[─-]*")
+_FLAG = re.compile(r"(--[a-z][a-z-]*)[ ,].*")
+_SUGGESTIONS = 3
+
+
+def read_flags(
+    flags: type[T], description: str | None, argv: Sequence[str] | None = None, default: T | None = None
+) -> T:
+    """Reads flags from the command line.
+
+    Args:
+        flags: a dataclass; its fields are the flags, their docstrings the help.
+        description: what ``--help`` begins with.
+        argv: the words after the script's name; None takes those that it was called with.
+        default: an instance that holds the defaults; None takes those of the dataclass.
+
+    Raises:
+        SystemExit: with code 2 where a flag or value is not allowed, after one line on stderr; with code 0 after
+            ``--help``.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return cast("T", tyro.cli(flags, args=argv, default=default, description=description))
+    except SystemExit as stop:
+        if stop.code:
+            line = f"{one_line(said.getvalue())}; {sys.argv[0]} --help lists all flags"
+            Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(line))
+            said.truncate(0)
+        raise
+    finally:
+        sys.stderr.write(said.getvalue())
+
+
+def one_line(box: str) -> str:
+    """What tyro says in a box up to the first rule or empty line in it, and the flags that it suggests.
+
+    Args:
+        box: a title, lines and rules, in a frame where the terminal can draw one; what is no box is taken as it is.
+    """
+    lines = [line.strip(_FRAME) for line in box.splitlines()[1:]]
+    if not any(lines):
+        return " ".join(box.split())
+    end = next((i for i, line in enumerate(lines) if i and _RULE.fullmatch(line)), len(lines))
+    said = " ".join(line for line in lines[:end] if not _RULE.fullmatch(line))
+    meant = [match[1] for line in lines[end:] if (match := _FLAG.fullmatch(line))]
+    sentence = said.rstrip(".").removeprefix("Error parsing ")
+    sentence = sentence[:1].lower() + sentence[1:]
+    # A value that is not allowed comes with the help of its flag.
+    if not meant or meant[0] in sentence:
+        return sentence
+    return f"{sentence}; perhaps {' or '.join(meant[:_SUGGESTIONS])}"
