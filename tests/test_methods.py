@@ -15,13 +15,14 @@ from ffprune_env.budget import allocate, allocate_rates
 from ffprune_env.callbacks import Archive, Sample
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.methods import starts as starts_module
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.methods.evopress import swap_levels
 from ffprune_env.methods.fisher import least_damage
-from ffprune_env.methods.fisher_iterated import step_windows
+from ffprune_env.methods.fisher_iterated import iterate, step_windows
 from ffprune_env.methods.flap import threshold
-from ffprune_env.methods.ppo import choose, loss_beyond, make_policy, ppo
+from ffprune_env.methods.ppo import choose, loss_beyond, make_policy, ppo, start_means
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.methods.search_settings import SearchSettings, affordable
@@ -31,6 +32,7 @@ from ffprune_env.pruning.backward import back_propagate
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.saved_policy import save_policy
 from ffprune_env.surrogate import SurrogateEvaluator
 
 ALL = METHODS | ABLATIONS
@@ -168,6 +170,28 @@ def test_a_policy_starts_with_knowledge_of_the_sparsities_around_its_target(on_m
         line += float(np.square(3 * mean - np.clip(scores, -2.4, 2.4)).sum())
         constant += float(np.square(np.clip(starts[0.3], -2.4, 2.4) - np.clip(scores, -2.4, 2.4)).sum())
     assert line < 0.9 * constant
+
+
+@pytest.mark.parametrize(("target", "half_way"), [(0.2, False), (0.3, True)])
+def test_the_steps_after_another_run_begin_where_that_leads(on_model, tmp_path, monkeypatch, target, half_way):
+    """At a target that it was trained for; half-way from there to `fisher` at others, which it only guesses."""
+    settings = SearchSettings(sparsity=0.2, samples=3, init="ffn-only")
+    units, starts = on_model.meter.units, start_scores(settings, replace(on_model, sparsity=0.2))
+    policy = make_policy(settings, PruneBanditEnv(on_model.meter, 0.2), starts)
+    (tmp_path / "checkpoints").mkdir()
+    means = start_means(settings, starts)
+    save_policy(policy, tmp_path / "checkpoints", units, settings.meaning(), settings.targets, means)
+    begun = []
+    monkeypatch.setattr(starts_module, "iterate", lambda *a: begun.append(a[2]) or iterate(*a))
+    asked = replace(on_model, sparsity=target)
+    transfer = replace(settings, sparsity=target, init=str(tmp_path))
+    start_scores(transfer, asked)
+    expected = ffn_only(target, units).rates
+    if half_way:
+        expected = (expected + METHODS["fisher"].answer(asked).rates) / 2
+    groups = np.array([unit.n_groups for unit in units])
+    assert np.abs(begun[0].kept - groups * expected).max() <= 1.5  # of 4 heads or 24 channels
+    assert start_cost(transfer, asked) == 3 * 4 * 3  # as many sets of curves as for `fisher` and three steps
 
 
 def test_a_target_out_of_reach_costs_the_others_nothing(on_model):

@@ -426,7 +426,7 @@ def test_a_search_starts_from_the_policy_of_another(ppo, monkeypatch, flags, tmp
     then, known = (np.clip(np.array(start[at]) / 3, -0.8, 0.8) for at in ("0.2", str(1.5 * 0.2)))
     mean = np.clip(known + now - then, -0.8, 0.8)  # what the run started from at 0.3, and what it learned at 0.2
     np.testing.assert_allclose(read_samples(tmp_path / "second")[0]["scores"], 3 * mean, atol=1e-3)
-    better = {**second, "--run": tmp_path / "better"}  # improved by two steps, from where it leads
+    better = {**second, "--run": tmp_path / "better"}  # improved by three steps
     assert run_main(ppo, monkeypatch, [*argv(better), *quiet]) == 0
     start = json.loads((tmp_path / "better" / "start.json").read_text())["0.3"]
     np.testing.assert_allclose(read_samples(tmp_path / "better")[0]["scores"], np.clip(start, -2.4, 2.4), atol=1e-3)

@@ -15,8 +15,9 @@ from ffprune_env.pruning.damage import damage_curves
 STEPS = 8
 #: Search text of each time, in tokens.
 STEP_TOKENS = 4096
-# How far a rate may move in one step: units act on each other, which curves of single units do not know.
-_TRUST = 0.08
+# How far rates may move in one of STEPS, and in one of few: units act on each other, which curves of single units do
+# not know.
+_TRUST, _MOST_TRUST = 0.08, 0.16
 
 
 def fisher_iterated(problem: Problem, steps: int = STEPS) -> Allocation:
@@ -42,11 +43,12 @@ def iterate(problem: Problem, steps: int, start: Allocation | None = None) -> tu
 
     Args:
         problem: what to answer.
-        steps: as above.
+        steps: as above; where there are fewer than STEPS, each may go farther.
         start: where to begin, which then is as good as a step; None: at `fisher`, which is not.
     """
     prunable, windows = problem.look_inside("fisher-iterated")
-    reach = np.maximum(1, np.floor(_TRUST * np.array([unit.n_groups for unit in problem.meter.units]))).astype(np.int64)
+    trust = min(_TRUST * max(1.0, STEPS / steps), _MOST_TRUST)
+    reach = np.maximum(1, np.floor(trust * np.array([unit.n_groups for unit in problem.meter.units]))).astype(np.int64)
     found, looks = [start or fisher(problem)], []
     for step in range(steps):
         kept = found[-1].kept

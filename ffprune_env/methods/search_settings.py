@@ -12,7 +12,7 @@ from ffprune_env.methods.fisher_iterated import STEPS
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import require_in_range
 
-_TRANSFER_STEPS = 2
+_TRANSFER_STEPS = 3
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class SearchSettings:
     With --mapping greedy it is none unless it is a run"""
     init_steps: int | None = None
     """steps on the pruned model that the start is improved by, a few backward passes each: of fisher-iterated at least
-    2, by default 8, fewer where a budget ends; from runs/<other> by default 2, and 0 takes its policy as it is"""
+    2, by default 8, fewer where a budget ends; from runs/<other> by default 3, after a look at the dense model as for
+    fisher, and 0 takes its policy as it is"""
     reward: Reward = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
     log_std_init: float = -2.5

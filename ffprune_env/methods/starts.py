@@ -14,7 +14,7 @@ import numpy as np
 from ffprune_env.allocation import Allocation, FloatArray
 from ffprune_env.budget import allocate, waterfill_scores
 from ffprune_env.methods.even import ffn_only
-from ffprune_env.methods.fisher import CURVE_TOKENS, cheapest, dense_curves
+from ffprune_env.methods.fisher import CURVE_TOKENS, cheapest, dense_curves, fisher
 from ffprune_env.methods.fisher_iterated import iterate, step_windows
 from ffprune_env.methods.problem import Problem
 from ffprune_env.methods.search_settings import SearchSettings
@@ -99,12 +99,18 @@ def start_scores(settings: SearchSettings, problem: Problem) -> dict[float, Floa
 
 
 def _transferred(saved: SavedPolicy, settings: SearchSettings, problem: Problem) -> FloatArray:
-    """What the policy of another run says of a sparsity, improved by the steps that are asked for."""
+    """What the policy of another run says of a sparsity, improved by the steps that are asked for.
+
+    Of a sparsity that it was not trained for its guess and `fisher` are about as good, and miss in different ways: the
+    steps begin half-way between them, which is better than either.
+    """
     scores = saved.guess(problem.sparsity) * settings.action_scale
     if not settings.steps or problem.windows is None:
         return scores
     bounds = {"a_min": settings.a_min, "a_max": settings.a_max}
     there = allocate(scores, problem.sparsity, problem.meter.units, **bounds, mapping=settings.mapping)
+    if problem.sparsity not in saved.facts.get("targets", ()):
+        there = problem.allocate((there.rates + fisher(problem).rates) / 2)
     return waterfill_scores(iterate(problem, settings.steps, there)[0].rates, **bounds)
 
 
@@ -141,19 +147,20 @@ def start_cost(settings: SearchSettings, problem: Problem) -> int:
     """What the start costs, in windows of search text: a backward pass is counted as two forward passes."""
     if problem.windows is None or not settings.looks:
         return 0
-    cost = 3 * len(spread_windows(problem.windows, CURVE_TOKENS))
-    return cost * (settings.init in STARTS) + settings.steps * 3 * len(step_windows(problem.windows, 0))
+    steps = settings.steps * len(step_windows(problem.windows, 0))
+    return 3 * (len(spread_windows(problem.windows, CURVE_TOKENS)) + steps)
 
 
 def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
-    """The settings with a start that leaves a rollout and the finalists: fewer steps, or another start.
+    """The settings with a start that leaves a rollout and one look at the finalists: fewer steps, or another start.
 
     Knowledge comes first: on held-out text another step was worth more than the evaluations that it costs.
     """
     if not settings.looks:
         return settings
     meter = problem.meter
-    rollout = replace(settings, samples=meter.max_samples, final_samples=meter.all_samples, timesteps=settings.n_steps)
+    once = meter.max_samples
+    rollout = replace(settings, samples=once, final_samples=once, timesteps=settings.n_steps)
     afforded = meter.budget - rollout.windows()
     if settings.init not in STARTS:
         fewer = [replace(settings, init_steps=steps) for steps in range(settings.steps, -1, -1)]
