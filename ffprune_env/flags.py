@@ -39,15 +39,14 @@ def read_flags(
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return cast("T", tyro.cli(flags, args=argv, default=default, description=description))
+            found = cast("T", tyro.cli(flags, args=argv, default=default, description=description))
     except SystemExit as stop:
         if stop.code:
             line = f"{one_line(said.getvalue())}; {sys.argv[0]} --help lists all flags"
             Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(line))
-            said.truncate(0)
         raise
-    finally:
-        sys.stderr.write(said.getvalue())
+    sys.stderr.write(said.getvalue())  # warnings of tyro's, if any
+    return found
 
 
 def one_line(box: str) -> str:
@@ -55,6 +54,9 @@ def one_line(box: str) -> str:
 
     Args:
         box: a title, lines and rules, in a frame where the terminal can draw one; what is no box is taken as it is.
+
+    Returns:
+        One sentence, without a full stop.
     """
     lines = [line.strip(_FRAME) for line in box.splitlines()[1:]]
     if not any(lines):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import signal
 import subprocess
@@ -20,7 +19,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import ffprune_env as ff
-from ffprune_env.flags import one_line
 from ffprune_env.settings import parse_settings
 
 SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
@@ -213,28 +211,6 @@ def test_a_saved_config_replays_the_run(ppo, monkeypatch, flags, tmp_path):
     assert {**one, "run": None} == {**other, "run": None}
 
 
-def test_flags_beat_the_config_and_the_preset(ppo, tmp_path):
-    (tmp_path / "config.yaml").write_text("sparsity: 0.4\nseed: 3\ntrust_remote_code: true\n")
-    args = parse_settings(["--config", str(tmp_path / "config.yaml"), "--seed", "4", "--preset=paper"], ppo.PRESETS)
-    assert (args.sparsity, args.seed, args.trust_remote_code, args.mapping) == (0.4, 4, True, "greedy")
-
-
-def test_a_config_from_before_a_setting_means_what_was_done_then(ppo, tmp_path):
-    (tmp_path / "config.yaml").write_text("sparsity: 0.4\n")
-    for flags in (["--config", str(tmp_path / "config.yaml")], ["--resume", str(tmp_path)]):
-        args = parse_settings(flags, ppo.PRESETS)
-        assert (args.channels_per_group, args.sequential) == (1, False)
-    args = parse_settings(["--config", str(tmp_path / "config.yaml"), "--sequential"], ppo.PRESETS)
-    assert args.sequential
-    assert parse_settings([], ppo.PRESETS).channels_per_group == 32
-
-
-def test_the_paper_preset_is_the_papers(ppo):
-    args = parse_settings(["--preset", "paper", "--timesteps", "300"], ppo.PRESETS)
-    assert (args.learning_rate, args.clip_range, args.k, args.t0) == (1e-4, 0.2, 0.01, 500)
-    assert (args.mapping, args.criterion, args.timesteps) == ("greedy", "wanda", 300)
-
-
 def test_the_script_runs_as_a_program_and_stops_on_ctrl_c(flags):
     flags |= {"--timesteps": 100000}
     process = subprocess.Popen(
@@ -334,45 +310,6 @@ def test_a_folder_with_another_run_is_left_alone(ppo, monkeypatch, flags, capsys
     assert run_main(ppo, monkeypatch, argv(flags)) == 2
     assert "already holds another run: choose another with --run" in capsys.readouterr().err
     assert [path.name for path in flags["--run"].iterdir()] == ["best.json"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["--sparsty", "0.3"], "error: unrecognized options: --sparsty, 0.3; perhaps --sparsity; "),
-        (["--sparsity", "much"], "error: --sparsity: no type matching FLOAT.* from \\['much'\\]; "),
-        (["--mapping", "middle"], "error: invalid choice 'middle' for argument '--mapping'.*'greedy', 'waterfill'.*; "),
-        (["--preset", "none"], "error: invalid choice 'none' for argument '--preset'.*'default', 'paper'.*; "),
-        (["--samples"], "error: missing value for argument '--samples'"),
-    ],
-)
-def test_flags_that_do_not_parse_get_one_line_and_exit_with_2(ppo, monkeypatch, arguments, says, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run_main(ppo, monkeypatch, arguments)
-    assert stop.value.code == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.match(says, line)
-    assert line.endswith("--help lists all flags")
-
-
-def test_what_is_said_of_flags_outside_a_box_is_kept():
-    assert one_line("  no box   at all\n") == "no box at all"
-
-
-@pytest.mark.parametrize("content", ["sparsity: much", "no_such_setting: 1"])
-def test_a_config_with_wrong_settings_exits_with_2(ppo, monkeypatch, tmp_path, content):
-    (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(SystemExit) as stop:
-        run_main(ppo, monkeypatch, ["--config", str(tmp_path / "config.yaml")])
-    assert stop.value.code == 2
-
-
-@pytest.mark.parametrize("content", ["just text", "{", "- a\n- b", None])
-def test_a_config_that_is_none_gets_one_line(ppo, monkeypatch, tmp_path, content, capsys):
-    if content is not None:
-        (tmp_path / "config.yaml").write_text(content)
-    assert run_main(ppo, monkeypatch, ["--config", str(tmp_path / "config.yaml")]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_one_file_for_everything_is_tested_on_its_test_part(ppo, monkeypatch, flags, tmp_path):

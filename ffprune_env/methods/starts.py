@@ -144,7 +144,7 @@ def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[floa
 
 
 def start_cost(settings: SearchSettings, problem: Problem) -> int:
-    """What the start costs, in windows of search text: a backward pass is counted as two forward passes."""
+    """What the start costs at the most, in windows of search text: a backward pass is counted as two forward passes."""
     if problem.windows is None or not settings.looks:
         return 0
     steps = settings.steps * len(step_windows(problem.windows, 0))

@@ -1,0 +1,97 @@
+"""Flags, presets and saved configs: what wins, and what is said in one line of those that are wrong."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pytest
+from conftest import load_script
+from tiny_runs import run_main
+
+from ffprune_env.flags import one_line
+from ffprune_env.settings import parse_settings
+
+
+def test_flags_beat_the_config_and_the_preset(ppo_script, tmp_path):
+    (tmp_path / "config.yaml").write_text("sparsity: 0.4\nseed: 3\ntrust_remote_code: true\n")
+    args = parse_settings(
+        ["--config", str(tmp_path / "config.yaml"), "--seed", "4", "--preset=paper"], ppo_script.PRESETS
+    )
+    assert (args.sparsity, args.seed, args.trust_remote_code, args.mapping) == (0.4, 4, True, "greedy")
+
+
+def test_a_config_from_before_a_setting_means_what_was_done_then(ppo_script, tmp_path):
+    (tmp_path / "config.yaml").write_text("sparsity: 0.4\n")
+    for flags in (["--config", str(tmp_path / "config.yaml")], ["--resume", str(tmp_path)]):
+        args = parse_settings(flags, ppo_script.PRESETS)
+        assert (args.channels_per_group, args.sequential) == (1, False)
+    args = parse_settings(["--config", str(tmp_path / "config.yaml"), "--sequential"], ppo_script.PRESETS)
+    assert args.sequential
+    assert parse_settings([], ppo_script.PRESETS).channels_per_group == 32
+
+
+def test_the_paper_preset_is_the_papers(ppo_script):
+    args = parse_settings(["--preset", "paper", "--timesteps", "300"], ppo_script.PRESETS)
+    assert (args.learning_rate, args.clip_range, args.k, args.t0) == (1e-4, 0.2, 0.01, 500)
+    assert (args.mapping, args.criterion, args.timesteps) == ("greedy", "wanda", 300)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--sparsty", "0.3"], "error: unrecognized options: --sparsty, 0.3; perhaps --sparsity; "),
+        (["--sparsity", "much"], "error: --sparsity: no type matching FLOAT.* from \\['much'\\]; "),
+        (["--mapping", "middle"], "error: invalid choice 'middle' for argument '--mapping'.*'greedy', 'waterfill'.*; "),
+        (["--preset", "none"], "error: invalid choice 'none' for argument '--preset'.*'default', 'paper'.*; "),
+        (["--samples"], "error: missing value for argument '--samples'"),
+    ],
+)
+def test_flags_that_do_not_parse_get_one_line_and_exit_with_2(ppo_script, arguments, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run_main(ppo_script, arguments)
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(says, line)
+    assert line.endswith("--help lists all flags")
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_what_a_box_says_comes_first_and_then_what_it_suggests(drawn):
+    """As a terminal that can draw a frame gets it, and as another one does."""
+    said = ["Unrecognized options: --seed, 3, and", "--x"]
+    rest = ["Perhaps you meant:", "    --seeds INT", "        how many times each search is run"]
+    if drawn:
+        lines = ["╭─ Title ─╮", *(f"│ {line} │" for line in (*said, "─" * 8, *rest)), "╰─────────╯"]
+    else:
+        lines = [" Title ", " --------- ", *(f"  {line}  " for line in (*said, "-" * 8, *rest)), "   "]
+    assert one_line("\n".join(lines)) == "unrecognized options: --seed, 3, and --x; perhaps --seeds"
+
+
+def test_what_is_no_box_is_kept():
+    assert one_line("  no box   at all\n") == "no box at all"
+
+
+def test_scripts_say_what_is_missing_in_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate/perplexity.py"])
+    with pytest.raises(SystemExit) as stop:
+        load_script("evaluate/perplexity.py").main()
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: missing from evaluate/perplexity.py: STR")
+
+
+@pytest.mark.parametrize("content", ["sparsity: much", "no_such_setting: 1"])
+def test_a_config_with_wrong_settings_exits_with_2(ppo_script, tmp_path, content):
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        run_main(ppo_script, ["--config", str(tmp_path / "config.yaml")])
+    assert stop.value.code == 2
+
+
+@pytest.mark.parametrize("content", ["just text", "{", "- a\n- b", None])
+def test_a_config_that_is_none_gets_one_line(ppo_script, tmp_path, content, capsys):
+    if content is not None:
+        (tmp_path / "config.yaml").write_text(content)
+    assert run_main(ppo_script, ["--config", str(tmp_path / "config.yaml")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
