@@ -2,8 +2,9 @@
 
     python evaluate/compare_runs.py runs/a runs/b --test-text test.txt --test-windows 40
 
-The runs must have searched one model on one text with one ranking; sparsities, seeds and rewards may differ. Every
-policy is measured with and without calibration, once, however many runs chose it. Ctrl-C prints what there is so far.
+The runs must have searched one model on one text with one ranking; sparsities, seeds and rewards may differ. Of a run
+of several sparsities all are compared. Every policy is measured with and without calibration, once, however many runs
+chose it. Ctrl-C prints what there is so far.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
 from ffprune_env.models import load_model
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
-from ffprune_env.run_folder import strict_json
+from ffprune_env.run_folder import part_of, strict_json
 from ffprune_env.settings import BEFORE, require_folder_of
 from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
@@ -110,11 +111,18 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
     policies: dict[str, np.ndarray] = {}
     for path, config in configs.items():
-        for name, allocation in reference_policies(config["sparsity"], evaluator).items():
-            policies.setdefault(name if name == "dense" else f"{name} σ {config['sparsity']:g}", allocation.kept)
-        best = json.loads((path / "best.json").read_text(encoding="utf-8"))
-        policies[str(path)] = evaluator.prunable.check_kept(best["chosen"]["kept"])
+        for sparsity, folder in parts_of(path, config).items():
+            for name, allocation in reference_policies(sparsity, evaluator).items():
+                policies.setdefault(name if name == "dense" else f"{name} σ {sparsity:g}", allocation.kept)
+            best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+            policies[str(folder)] = evaluator.prunable.check_kept(best["chosen"]["kept"])
     return evaluator, policies, test_windows
+
+
+def parts_of(path: Path, config: Mapping[str, Any]) -> dict[float, Path]:
+    """The folders that hold what a run chose, by sparsity."""
+    asked = config["sparsity"]
+    return {asked: path} if isinstance(asked, float) else {target: part_of(path, target) for target in asked}
 
 
 def measure(
@@ -164,8 +172,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
         settings = BEFORE | settings
     if not isinstance(settings, dict) or any(name not in settings for name in (*_SHARED, "sparsity")):
         raise ValueError(f"{path} is not the config.yaml of a run of this version")
-    if not isinstance(settings["sparsity"], float):
-        raise ValueError(f"{path} is of a search for several sparsities, which cannot be compared yet")
     return settings
 
 

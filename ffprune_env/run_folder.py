@@ -141,9 +141,9 @@ class RunFolder:
             raise ValueError(f"{self.path / name} is damaged: an object is needed")
         return content
 
-    def part(self, name: str) -> RunFolder:
-        """A folder inside this one, for what a run leaves of one of its targets."""
-        inside = RunFolder(self.path / name)
+    def part(self, sparsity: float) -> RunFolder:
+        """A folder inside this one, for what a run of several sparsities leaves of one of them."""
+        inside = RunFolder(part_of(self.path, sparsity))
         (inside.path / "plots").mkdir(parents=True, exist_ok=True)
         return inside
 
@@ -161,6 +161,11 @@ class RunFolder:
         scratch = self.path / f".writing-{name}"
         scratch.write_text(text, encoding="utf-8")
         os.replace(scratch, self.path / name)
+
+
+def part_of(run: Path, sparsity: float) -> Path:
+    """Where a run of several sparsities leaves what is of one of them: ``s20`` for 0.2."""
+    return run / f"s{100 * sparsity:g}"
 
 
 def provenance() -> dict[str, Any]:

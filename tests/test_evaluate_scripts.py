@@ -21,17 +21,18 @@ from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 
 @pytest.fixture(scope="module")
 def runs(tiny_folder, text_file, tmp_path_factory):
-    """Two searches of one model that differ in sparsity and seed."""
+    """Two searches of one model that differ in sparsity and seed, and one of several sparsities."""
     root, ppo = tmp_path_factory.mktemp("runs"), load_script("train/ppo.py")
     flags = {
         "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
         "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 4, "--n-steps": 4, "--dtype": "float32",
         "--alpha-start": 1,
     }  # fmt: skip
-    for name, sparsity, seed in (("one", 0.2, 0), ("two", 0.3, 1)):
-        changes = {**flags, "--run": root / name, "--sparsity": sparsity, "--seed": seed}
+    for name, sparsities, seed in (("one", (0.2,), 0), ("two", (0.3,), 1), ("several", (0.2, 0.3), 0)):
+        changes = {**flags, "--run": root / name, "--seed": seed}
+        words = [word for pair in changes.items() for word in pair] + ["--sparsity", *sparsities]
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["train/ppo.py", *(str(word) for pair in changes.items() for word in pair)])
+            patch.setattr(sys, "argv", ["train/ppo.py", *map(str, words)])
             assert ppo.main() == 0
     return root
 
@@ -72,6 +73,22 @@ def test_runs_are_compared_on_the_same_windows(runs, other_text, monkeypatch, ca
             windows = ff.load_windows(str(other_text), byte_tokenizer(), "all", 64, 3)
             if result["calibrated"]:
                 assert result["test_ppl"] == pytest.approx(ff.perplexity(model, windows), rel=1e-5)
+
+
+def test_of_a_run_of_several_sparsities_all_are_compared(runs, other_text, monkeypatch, capsys, tmp_path):
+    several = runs / "several"
+    arguments = (several, runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
+    code, out, _ = run_script(
+        "evaluate/compare_runs.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json"
+    )
+    assert code == 0
+    results = {(x["policy"], x["calibrated"]): x for x in json.loads((tmp_path / "x.json").read_text())["results"]}
+    for folder, sparsity in ((several / "s20", 0.2), (several / "s30", 0.3), (runs / "one", 0.2)):
+        assert str(folder) in out
+        found = results[str(folder), True]
+        assert found["kept"] == json.loads((folder / "best.json").read_text())["chosen"]["kept"]
+        assert found["sparsity"] >= sparsity
+        assert f"ffn-only σ {sparsity}" in out
 
 
 def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monkeypatch, capsys, tmp_path):

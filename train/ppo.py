@@ -376,7 +376,7 @@ def train(args: Args, job: Job) -> Outcome:
 
 def part(args: Args, job: Job, target: float) -> Job:
     """The job of one target: of several each leaves its files in a folder of its own."""
-    return job if len(args.targets) == 1 else replace(job, run=job.run.part(f"s{100 * target:g}"))
+    return job if len(args.targets) == 1 else replace(job, run=job.run.part(target))
 
 
 def report(args: Args, job: Job, outcome: Outcome) -> int:
