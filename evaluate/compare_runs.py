@@ -30,6 +30,7 @@ from rich.table import Table
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
+from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.models import load_model
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.run_folder import part_of, strict_json
@@ -93,6 +94,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
         raise ValueError("which runs? give the folders that train/ppo.py left")
     require_folder_of("--json", args.json)
     configs = {path: read_yaml(path / "config.yaml") for path in args.runs}
+    parts = [part for path, config in configs.items() for part in parts_of(path, config).items()]
     first = next(iter(configs.values()))
     for path, config in configs.items():
         if windows_of(config) != windows_of(first):
@@ -110,19 +112,22 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     settings = {name: first[name] for name in _RANKED_AND_FITTED}
     evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
     policies: dict[str, np.ndarray] = {}
-    for path, config in configs.items():
-        for sparsity, folder in parts_of(path, config).items():
-            for name, allocation in reference_policies(sparsity, evaluator).items():
-                policies.setdefault(name if name == "dense" else f"{name} σ {sparsity:g}", allocation.kept)
-            best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-            policies[str(folder)] = evaluator.prunable.check_kept(best["chosen"]["kept"])
+    for sparsity, folder in parts:
+        for name, allocation in reference_policies(sparsity, evaluator).items():
+            policies.setdefault(name if name == "dense" else f"{name} σ {sparsity:g}", allocation.kept)
+        best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
+        policies[str(folder)] = evaluator.prunable.check_kept(best["chosen"]["kept"])
     return evaluator, policies, test_windows
 
 
 def parts_of(path: Path, config: Mapping[str, Any]) -> dict[float, Path]:
-    """The folders that hold what a run chose, by sparsity."""
+    """The folders that hold what a run chose, by sparsity; ValueError for what no run has as its sparsity."""
     asked = config["sparsity"]
-    return {asked: path} if isinstance(asked, float) else {target: part_of(path, target) for target in asked}
+    wanted = asked if isinstance(asked, list) else [asked]
+    if not wanted or not all(isinstance(target, float) for target in wanted):
+        raise ValueError(f"{path} is not a run: its sparsity is {asked!r}, not one number or several between 0 and 1")
+    targets = SearchSettings(sparsity=tuple(wanted)).targets
+    return {target: path if len(targets) == 1 else part_of(path, target) for target in targets}
 
 
 def measure(
