@@ -6,11 +6,8 @@ import json
 import os
 import signal
 import sys
-import threading
-import time
 
 import numpy as np
-import psutil
 import pytest
 from tiny_runs import best_of, run_main, samples_of, settings
 
@@ -37,24 +34,26 @@ def search(ppo_script, tiny_folder, text_file, run, workers):
     return samples_of(run), best_of(run)
 
 
-def test_the_number_of_workers_changes_nothing_nor_does_a_death(ppo_script, tiny_folder, text_file, tmp_path, caplog):
+def test_the_number_of_workers_changes_nothing_nor_does_a_death(
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, caplog
+):
     results = {n: search(ppo_script, tiny_folder, text_file, tmp_path / f"run{n}", n) for n in (1, 2, 3)}
     assert results[1] == results[2] == results[3]
 
-    def kill_one():
-        """As soon as samples come: kill -9 of a process that measures."""
-        log = tmp_path / "killed" / "samples.jsonl"
-        while not log.exists():
-            time.sleep(0.01)
-        measuring = [x for x in psutil.process_iter(["cmdline"]) if "ray::_Worker" in " ".join(x.info["cmdline"] or ())]
-        os.kill(measuring[-1].pid, signal.SIGKILL)
+    deaths = []
+    ask = Workers.ask
 
-    killer = threading.Thread(target=kill_one)
-    killer.start()
+    def ask_after_a_death(self, questions, *heard):
+        """Kills the process that the first question of the first rollout goes to."""
+        if questions and not deaths:
+            deaths.append(ray.get(self.actors[0].__ray_call__.remote(lambda worker: os.getpid())))
+            os.kill(deaths[0], signal.SIGKILL)
+        return ask(self, questions, *heard)
+
+    monkeypatch.setattr(Workers, "ask", ask_after_a_death)
     killed = search(ppo_script, tiny_folder, text_file, tmp_path / "killed", 2)
-    killer.join()
     assert killed == results[1]
-    assert "died: it is replaced, and its candidate measured again" in caplog.text
+    assert caplog.text.count("worker 0 died: it is replaced, and its candidate measured again") == 1
     assert not any(sample["collapsed"] for sample in killed[0])
     assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["seed"] == 0
 
