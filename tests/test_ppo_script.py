@@ -217,12 +217,10 @@ def test_the_script_runs_as_a_program_and_stops_on_ctrl_c(flags):
         [sys.executable, str(SCRIPT), *argv(flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     samples = flags["--run"] / "samples.jsonl"
-    for _ in range(600):
-        if samples.exists() and samples.read_text().count("\n") > 20:
-            break
+    while process.poll() is None and not (samples.exists() and samples.read_text().count("\n") > 20):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     done = len(read_samples(flags["--run"]))
     assert f"stopped after {done} of 100000 evaluations" in " ".join(output.split())
