@@ -159,7 +159,6 @@ class LMEvaluator:
     def _calibrate_in_sequence(
         self, calibration: RidgeCalibration, windows: torch.Tensor, kept: IntArray
     ) -> WeightCalibration:
-        logger.info("calibrating in sequence on %d windows of %d tokens", *windows.shape)
         try:
             return SequentialCalibration(calibration, kept, windows, batch_size=self._batch_size)
         except CollapsedError as error:

@@ -18,6 +18,7 @@ import torch
 
 from ffprune_env.devices import pick_device, pick_dtype
 from ffprune_env.hub import require_hub
+from ffprune_env.phases import phase
 from ffprune_env.pruning.export import check_pruned, is_pruned
 from ffprune_env.quiet import quiet_transformers
 
@@ -70,9 +71,9 @@ def load_model(
     source = _resolve(name)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    logger.info("loading %s from %s as %s on %s", name, source, what, "what there is" if device_map else where)
+    size = f"{name} from {source} as {what} on {'what there is' if device_map else where}"
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    with quiet_transformers():
+    with phase("loading", size), quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
             model = AutoModelForCausalLM.from_pretrained(

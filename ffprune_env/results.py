@@ -14,6 +14,7 @@ from ffprune_env.allocation import Allocation, FloatArray, IntArray, whole
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.even import BASELINES
+from ffprune_env.phases import phase, windows_size
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,8 @@ def measure_policy(
         calibrated: re-fit the surviving weights first, whatever the evaluator's reward does.
     """
     prunable = evaluator.prunable
-    with prunable.pruned(kept, evaluator.final_calibration(kept) if calibrated else None) as model:
+    calibration = evaluator.final_calibration(kept) if calibrated else None
+    with prunable.pruned(kept, calibration) as model:
         search_ppl = perplexity(model, evaluator.windows, batch_size)
         test_ppl = perplexity(model, test_windows, batch_size)
     return PolicyResult(
@@ -103,14 +105,17 @@ def measure_policies(
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass; None chooses.
     """
-    plain = {name: measure_policy(evaluator, x.kept, test_windows, batch_size) for name, x in policies.items()}
-    calibrated = {}
-    if evaluator.calibration is not None:
-        for name, x in policies.items():
-            if all(x.rates == 1):  # there is nothing to stand in for
-                calibrated[name] = replace(plain[name], calibrated=True)
-            else:
-                calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, calibrated=True)
+    size = f"{windows_size(tuple(evaluator.windows.shape))} and {windows_size(tuple(test_windows.shape))}"
+    plain, calibrated = {}, {}
+    for name, x in policies.items():
+        with phase(f"measuring {label(name)}", size):
+            plain[name] = measure_policy(evaluator, x.kept, test_windows, batch_size)
+    for name, x in policies.items() if evaluator.calibration is not None else ():
+        if all(x.rates == 1):  # there is nothing to stand in for
+            calibrated[name] = replace(plain[name], calibrated=True)
+            continue
+        with phase(f"measuring {label(name)}, calibrated", size):
+            calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, calibrated=True)
     return Measured(plain, calibrated)
 
 

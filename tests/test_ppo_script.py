@@ -126,7 +126,7 @@ def test_the_model_is_written_and_measured_from_disk(ppo, monkeypatch, flags, ca
     assert best["saved"]["test_ppl"] == ff.perplexity(model, test)
     assert best["saved"]["test_ppl"] == pytest.approx(best["calibration"]["chosen"]["test_ppl"], rel=1e-3)
     assert best["saved"]["kept"] == best["chosen"]["kept"]
-    assert "measuring the model as read back" in " ".join(caplog.text.split())
+    assert "reading back: " in " ".join(caplog.text.split())
     card = (flags["--run"] / "model" / "README.md").read_text()
     assert f"| perplexity, pruned | {best['calibration']['chosen']['test_ppl']:.2f} |" in card
     assert str(flags["--model"].parent) not in card

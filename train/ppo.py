@@ -52,6 +52,7 @@ from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.methods.starts import STARTS, read_starts, start_scores
 from ffprune_env.models import DeviceMap, context_length, load_model
+from ffprune_env.phases import phase
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.pruning.criteria import CRITERIA
@@ -386,16 +387,16 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
         The exit code: 1 if all is there but the model.
     """
     run, evaluator, samples, test_windows = job.run, job.evaluator, outcome.samples, job.test_windows
-    scores, chosen = choose(
-        args,
-        evaluator.units,
-        job.starts[args.target],
-        outcome.policy,
-        outcome.archives[args.target],
-        evaluator.measure_exactly,
-    )
+    with phase("finalists", f"best of {len(samples)} samples at sparsity {args.target:g}"):
+        scores, chosen = choose(
+            args,
+            evaluator.units,
+            job.starts[args.target],
+            outcome.policy,
+            outcome.archives[args.target],
+            evaluator.measure_exactly,
+        )
     policies = {**reference_policies(args.target, evaluator), "chosen": chosen}
-    logger.info("measuring %d policies on %d windows of %d tokens of test text", len(policies), *test_windows.shape)
     results = measure_policies(evaluator, policies, test_windows, args.batch_size)
     about = {
         "target_sparsity": args.target,
@@ -457,31 +458,53 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
     if folder.exists():  # of the same run, which was resumed
         shutil.rmtree(folder)
     calibration = evaluator.final_calibration(chosen.kept)
-    save_pruned(evaluator.prunable, chosen.kept, folder, job.tokenizer, calibration, facts)
-    logger.info("measuring the model as read back from %s", folder)
-    # One device that the dense model did not fit on has no room for another beside it.
-    model = load_pruned(folder, device="cpu" if args.device_map else str(evaluator.prunable.device))
-    return replace(
-        chosen,
-        search_ppl=perplexity(model, evaluator.windows, args.batch_size),
-        test_ppl=perplexity(model, job.test_windows, args.batch_size),
-    )
+    with phase("writing", f"{chosen.params / 1e6:.1f} M parameters to {folder}"):
+        save_pruned(evaluator.prunable, chosen.kept, folder, job.tokenizer, calibration, facts)
+    with phase("reading back", str(folder)):
+        # One device that the dense model did not fit on has no room for another beside it.
+        model = load_pruned(folder, device="cpu" if args.device_map else str(evaluator.prunable.device))
+        return replace(
+            chosen,
+            search_ppl=perplexity(model, evaluator.windows, args.batch_size),
+            test_ppl=perplexity(model, job.test_windows, args.batch_size),
+        )
 
 
 @contextmanager
 def progress_bar(total: int) -> Iterator[Callable[[Sample], None]]:
-    """A progress bar fed with samples: reward, perplexity, σ and time left."""
+    """Shows how far the search is, by its samples: a bar on a terminal, in a log file a line every half a minute."""
+    if not console.is_terminal:
+        with phase("search", f"{total} evaluations"):
+            yield log_progress(total)
+        return
     with Progress(
         BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"), console=console
     ) as progress:
         task = progress.add_task("search", total=total)
 
         def show(sample: Sample) -> None:
-            perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f})"
-            text = f"reward {sample.reward:.3f}  {perplexities}  σ {sample.target_sparsity:.3f}"
-            progress.update(task, advance=1, description=text)
+            progress.update(task, advance=1, description=progress_text(sample))
 
         yield show
+
+
+def log_progress(total: int, pause: float = 30.0) -> Callable[[Sample], None]:
+    """Logs a sample now and then: the last one, and others if so many seconds have passed since the line before."""
+    told = time.monotonic()
+
+    def show(sample: Sample) -> None:
+        nonlocal told
+        if sample.step + 1 == total or time.monotonic() - told >= pause:
+            told = time.monotonic()
+            logger.info("search: %d of %d  %s", sample.step + 1, total, progress_text(sample))
+
+    return show
+
+
+def progress_text(sample: Sample) -> str:
+    """Reward, perplexity and σ of a sample."""
+    perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f})"
+    return f"reward {sample.reward:.3f}  {perplexities}  σ {sample.target_sparsity:.3f}"
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ffprune_env.devices import require_resident
+from ffprune_env.phases import phase
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.units import member_columns
@@ -83,18 +84,21 @@ class RidgeCalibration:
         self._products: list[torch.Tensor] = []  # W L
         self._inverses: list[torch.Tensor] = []  # L⁻¹
         ridges = []
-        for i, (layout, gram) in enumerate(zip(prunable.layouts, grams, strict=True)):
-            weight = layout.output.weight.detach()
-            if gram.shape != (weight.shape[1], weight.shape[1]):
-                wanted = f"({weight.shape[1]}, {weight.shape[1]})"
-                raise ValueError(f"{layout.unit.name}: got a Gram matrix of shape {tuple(gram.shape)}, wanted {wanted}")
-            columns = member_columns(layout, prunable.order[i])
-            ranked = gram.to(weight.device)[columns][:, columns]
-            product, inverse, used = _factors(ranked, weight, ridge, layout.unit.name)
-            where = torch.device("cpu") if storage == "cpu" else weight.device
-            self._products.append(product.to(where))
-            self._inverses.append(inverse.to(where))
-            ridges.append(used)
+        with phase("factors of the calibration", f"{len(prunable.units)} units"):
+            for i, (layout, gram) in enumerate(zip(prunable.layouts, grams, strict=True)):
+                weight = layout.output.weight.detach()
+                if gram.shape != (weight.shape[1], weight.shape[1]):
+                    wanted = f"({weight.shape[1]}, {weight.shape[1]})"
+                    raise ValueError(
+                        f"{layout.unit.name}: got a Gram matrix of shape {tuple(gram.shape)}, wanted {wanted}"
+                    )
+                columns = member_columns(layout, prunable.order[i])
+                ranked = gram.to(weight.device)[columns][:, columns]
+                product, inverse, used = _factors(ranked, weight, ridge, layout.unit.name)
+                where = torch.device("cpu") if storage == "cpu" else weight.device
+                self._products.append(product.to(where))
+                self._inverses.append(inverse.to(where))
+                ridges.append(used)
         self.ridge: FloatArray = np.array(ridges)
 
     @torch.no_grad()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffprune_env.phases import phase, windows_size
 from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
@@ -56,7 +57,8 @@ def damage_curves(
     check_windows(windows)
     counts = [x.unit.n_groups for x in prunable.layouts] if kept is None else prunable.check_kept(kept)
     sums = [_Sums(x.output, int(k) * x.width) for x, k in zip(prunable.layouts, counts, strict=True)]
-    with ExitStack() as stack:
+    where = "" if kept is None else ", around a pruned model"
+    with phase("damage curves", windows_size(tuple(windows.shape)) + where), ExitStack() as stack:
         stack.enter_context(frozen(prunable.model))
         for i, layout in enumerate(prunable.layouts):
             weight = layout.output.weight[:, : sums[i].m] if calibration is None else calibration.weight(i, counts[i])

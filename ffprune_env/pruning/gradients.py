@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ffprune_env.phases import phase, windows_size
 from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
@@ -50,7 +51,7 @@ def collect_gradients(prunable: PrunableModel, windows: torch.Tensor, outputs: b
         torch.zeros((x.output.out_features,) * 2, device=x.output.weight.device) if outputs else None
         for x in prunable.layouts
     ]
-    with ExitStack() as stack:
+    with phase("gradients", windows_size(tuple(windows.shape))), ExitStack() as stack:
         stack.enter_context(frozen(prunable.model))
         for layout, total, moment in zip(prunable.layouts, carried, moments, strict=True):
             stack.callback(layout.output.register_forward_hook(_accumulate(layout, total, moment)).remove)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ffprune_env.batches import in_fitting_batches
 from ffprune_env.loss import decoder_outputs
+from ffprune_env.phases import phase, windows_size
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.streaming import weight_of
@@ -162,7 +163,8 @@ def _moments(
         raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
     prunable.require_dense("collect statistics of")
     sums, means = [], []
-    with ExitStack() as hooks, torch.inference_mode():
+    size = f"{len(indices)} units, {windows_size(tuple(windows.shape))}"
+    with phase("statistics", size), ExitStack() as hooks, torch.inference_mode():
         for i in indices:
             output = prunable.layouts[i].output
             shape = (output.in_features,) * (2 if gram else 1)

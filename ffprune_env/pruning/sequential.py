@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ffprune_env.batches import fitting_size
+from ffprune_env.phases import phase, windows_size
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.layer_calls import layer_calls, require_residual_layers
@@ -76,7 +77,8 @@ class SequentialCalibration:
         self._rankings = self.prunable.rankings
         self.prior_tokens = prior_tokens
         self._weights = [first.weight(i, int(k)) for i, k in enumerate(self.kept)]
-        self._fit(torch.split(windows, fitting_size(self.prunable.model, windows, batch_size)))
+        with phase("calibration in sequence", windows_size(tuple(windows.shape))):
+            self._fit(torch.split(windows, fitting_size(self.prunable.model, windows, batch_size)))
 
     def weight(self, i: int, k: int) -> torch.Tensor:
         """The output projection of unit i, [C, k * width], for as many groups as it was made for.

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ffprune_env.phases import phase
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import to_original_order
@@ -46,19 +47,20 @@ def surgeon_scores(
     """
     prunable.require_dense("score")
     scores = []
-    for i, (layout, gram, moment) in enumerate(zip(prunable.layouts, grams, outputs, strict=True)):
-        weight = to_original_order(prunable, i, layout.output.weight.detach().float().T).T
-        matrix = gram.to(weight.device).double()
-        # A unit whose Gram matrix has no inverse at this λ gets more, as its calibration does.
-        damping = max(ridge, 1e-6) * max(float(matrix.diagonal().mean()), 1e-12)
-        matrix.diagonal().add_(damping)
-        inverse = torch.linalg.inv(matrix).float()
-        values, vectors = torch.linalg.eigh(moment.to(weight.device).double())
-        root = (vectors * values.clamp(min=0).sqrt()).T.float()  # F = rootᵀ root
-        order = eliminate(root @ weight, inverse, layout.member_width, _ROUNDS)
-        score = np.empty(layout.n_members)
-        score[order] = np.arange(len(order))
-        scores.append(score)
+    with phase("scores by surgeon", f"{len(prunable.units)} units"):
+        for i, (layout, gram, moment) in enumerate(zip(prunable.layouts, grams, outputs, strict=True)):
+            weight = to_original_order(prunable, i, layout.output.weight.detach().float().T).T
+            matrix = gram.to(weight.device).double()
+            # A unit whose Gram matrix has no inverse at this λ gets more, as its calibration does.
+            damping = max(ridge, 1e-6) * max(float(matrix.diagonal().mean()), 1e-12)
+            matrix.diagonal().add_(damping)
+            inverse = torch.linalg.inv(matrix).float()
+            values, vectors = torch.linalg.eigh(moment.to(weight.device).double())
+            root = (vectors * values.clamp(min=0).sqrt()).T.float()  # F = rootᵀ root
+            order = eliminate(root @ weight, inverse, layout.member_width, _ROUNDS)
+            score = np.empty(layout.n_members)
+            score[order] = np.arange(len(order))
+            scores.append(score)
     return scores
 
 
