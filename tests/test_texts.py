@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 
-import pyarrow
-import pyarrow.parquet
 import pytest
 import torch
+from conftest import byte_tokenizer
+from transformers import AutoTokenizer
 
+from ffprune_env.models import _embedded_default
+from ffprune_env.text_cuts import pieces
 from ffprune_env.texts import _text, load_windows
 
 PARTS = ("search", "calibration", "test")
+
+
+@pytest.fixture(scope="module")
+def default_tokenizer():
+    return AutoTokenizer.from_pretrained(_embedded_default())
 
 
 @pytest.mark.parametrize("name", ["python-docs", "file"])
@@ -50,6 +56,29 @@ def test_a_few_windows_of_test_text_are_the_first_of_all(tokenizer):
     assert torch.equal(load_windows("python-docs", tokenizer, "test", seq_len=64, n_windows=5), windows[:5])
 
 
+@pytest.mark.parametrize("split", ["search", "all"])
+@pytest.mark.parametrize("seq_len", [2, 16, 17, 64])
+def test_windows_are_those_of_the_whole_text_where_its_first_tokens_are_long(tmp_path, split, seq_len):
+    """Where only the beginning of a text is tokenized, its cut must not show: not in a token, not at an end mark."""
+    tokenizer = byte_tokenizer()
+    short, long = "abcdefghijklmnop", "abcdefghijklmnopqrstuvwxyzABCDEF"  # 16 and 32 characters
+    tokenizer.add_tokens([short, long])
+    path = tmp_path / "long.txt"
+    path.write_text((short * (seq_len - 1) + long + "wxyz" * 100) * 12)
+    whole = tokenizer(_text(str(path), split))["input_ids"]
+    windows = load_windows(str(path), tokenizer, split, seq_len, 1)
+    assert windows.flatten().tolist() == whole[:seq_len]
+
+
+def test_windows_are_those_of_the_whole_text_with_a_real_vocabulary(default_tokenizer):
+    for split, n_windows in (("test", 3), ("search", 4)):
+        text = _text("python-docs", split)
+        windows = load_windows("python-docs", default_tokenizer, split, 128, n_windows)
+        parts = [text] if split == "test" else pieces(text, n_windows)
+        wanted = [default_tokenizer(x)["input_ids"][: 128 * n_windows // len(parts)] for x in parts]
+        assert windows.flatten().tolist() == list(itertools.chain.from_iterable(wanted))
+
+
 def test_a_few_windows_of_search_text_are_spread_over_it(tokenizer):
     text = _text("python-docs", "search")
     windows = load_windows("python-docs", tokenizer, "search", seq_len=64, n_windows=5)
@@ -63,43 +92,6 @@ def test_windows_that_just_fit_do_not_overlap(tmp_path, tokenizer):
     windows = load_windows(str(path), tokenizer, "search", seq_len=64, n_windows=28)
     words = [word for window in windows for word in tokenizer.decode(window).split() if len(word) == 7]
     assert len(words) == len(set(words))
-
-
-def test_jsonl_and_parquet_rows_are_joined_by_a_blank_line(tmp_path, tokenizer):
-    rows = [f"row {i} of the text" for i in range(40)]
-    jsonl, parquet, txt = (tmp_path / f"rows.{suffix}" for suffix in ("jsonl", "parquet", "txt"))
-    jsonl.write_text("\n".join(json.dumps({"text": row}) for row in rows))
-    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), parquet)
-    txt.write_text("\n\n".join(rows))
-    one, other, third = (load_windows(str(path), tokenizer, "all", seq_len=32) for path in (jsonl, parquet, txt))
-    assert torch.equal(one, other)
-    assert torch.equal(one, third)
-
-
-def test_only_newlines_end_a_row(tmp_path):
-    path = tmp_path / "web.jsonl"
-    path.write_text(json.dumps({"text": "one\u2028two"}, ensure_ascii=False) + "\n", encoding="utf-8")
-    assert _text(str(path), "all") == "one\u2028two"
-
-
-def test_a_row_without_text_is_refused(tmp_path, tokenizer):
-    path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["fine", None]}), path)
-    with pytest.raises(ValueError, match="row 1 is None, a string is needed"):
-        load_windows(str(path), tokenizer)
-
-
-def test_a_raw_wikitext_file_gives_the_rows_of_the_hub(tmp_path):
-    path = tmp_path / "wiki.test.raw"
-    path.write_text(" \n = Title = \n \n Some text . \n")
-    # The hub's rows: "", " = Title = \n", "", " Some text . \n"
-    assert _text(str(path), "all") == "\n\n".join(["", " = Title = \n", "", " Some text . \n"])
-
-
-def test_real_wikitext_has_the_known_number_of_tokens(shared_data):
-    text = _text(str(shared_data / "wikitext-2" / "wiki.test.raw"), "all")
-    assert text.lstrip().startswith("= Robert Boulter = \n\n\n Robert Boulter is an English film")
-    assert len(text.split()) == 241_211  # words of the raw test split
 
 
 @pytest.mark.parametrize(
@@ -129,16 +121,6 @@ def test_all_of_a_text_too_short_is_taken_where_fewer_windows_do(text_file, toke
     assert torch.equal(load_windows(**asked, n_windows=2, or_fewer=True), load_windows(**asked, n_windows=2))
     with pytest.raises(ValueError, match="has 0 windows of 1000000 tokens"):
         load_windows(**asked | {"seq_len": 1_000_000}, n_windows=9999, or_fewer=True)
-
-
-def test_files_that_are_not_what_they_claim(tmp_path, tokenizer):
-    broken = tmp_path / "broken.jsonl"
-    broken.write_text('{"text": "fine"}\n{"body": "no text"}\n')
-    with pytest.raises(ValueError, match=r"not a \.jsonl file with a text field"):
-        load_windows(str(broken), tokenizer)
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9 " * 100)
-    with pytest.raises(ValueError, match=r"latin\.txt is not a \.txt file"):
-        load_windows(str(tmp_path / "latin.txt"), tokenizer)
 
 
 def test_arguments_out_of_range(tokenizer):
