@@ -126,7 +126,7 @@ def main() -> int:
         seconds[sparsity] = in_turns(runs, args.rounds, evaluator.prunable.device)
         peaks[sparsity] = {name: peak_memory(runs[name], evaluator.prunable.device) for name in ("step", "usual")}
         peaks[sparsity]["usual"] += sum(x.numel() * x.element_size() for x in masked.parameters())
-    tokens, dtype = args.samples * args.seq_len, str(evaluator.prunable.model.dtype)
+    tokens, dtype = args.samples * evaluator.windows.shape[1], str(evaluator.prunable.model.dtype)
     Console().print(table(seconds, peaks, operations, tokens, dtype))
     if args.json is not None:
         args.json.write_text(json.dumps({"seconds": seconds, "peak_bytes": peaks}, indent=2) + "\n", encoding="utf-8")

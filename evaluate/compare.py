@@ -32,7 +32,7 @@ from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS
-from ffprune_env.models import context_length, load_model
+from ffprune_env.models import load_model
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.report.ablation import ablation_markdown, ablation_table
 from ffprune_env.report.page import comparison_page
@@ -242,8 +242,9 @@ def questions(args: Args) -> dict[str, Any]:
 def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) -> Subject:
     """Loads model and texts, and measures of the dense model what the folder does not hold yet."""
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
-    test_seq_len = min(args.test_seq_len, context_length(model))
-    test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
+    test_windows = load_test_windows(
+        args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
+    )
     evaluator = build_evaluator(
         model,
         tokenizer,
@@ -264,8 +265,10 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
     subject = Subject(
         evaluator,
         plain,
-        load_windows(args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows, or_fewer=True),
-        load_windows(args.text, tokenizer, "search", windows.shape[1], args.curve_windows),
+        load_windows(
+            args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows, or_fewer=True, model=model
+        ),
+        load_windows(args.text, tokenizer, "search", windows.shape[1], args.curve_windows, model=model),
         test_windows,
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),

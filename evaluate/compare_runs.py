@@ -108,7 +108,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
         raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
     model, tokenizer = load_model(*(first[name] for name in ("model", "dtype", "device", "trust_remote_code")))
     split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
-    test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows)
+    test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows, model=model)
     settings = {name: first[name] for name in _RANKED_AND_FITTED}
     evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
     policies: dict[str, np.ndarray] = {}

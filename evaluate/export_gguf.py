@@ -74,7 +74,7 @@ def compare(args: Args) -> None:
     """Prints both perplexities on the same windows, and how far they are apart."""
     model, tokenizer = load_model(str(args.folder), dtype="float32", device="cpu")
     split: Split = "test" if args.text in NAMED_TEXTS else "all"
-    windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows)
+    windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model)
     ours = window_losses(model, windows).double().mean().exp().item()
     theirs = llama_cpp_perplexity(args.out, windows)
     console.print(

@@ -24,7 +24,7 @@ from rich.table import Table
 
 from ffprune_env.flags import read_flags
 from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
-from ffprune_env.models import context_length, load_model
+from ffprune_env.models import load_model
 from ffprune_env.pruning.auto_classes import PREFIX
 from ffprune_env.pruning.units import find_units
 from ffprune_env.run_folder import strict_json
@@ -125,10 +125,7 @@ def measure(args: Args) -> Result:
     split = args.split or ("test" if named else "all")
     check(args, split)
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
-    seq_len = min(args.seq_len, context_length(model))
-    if seq_len < args.seq_len:
-        logger.warning("the model takes %d tokens: windows have as many, not %d", seq_len, args.seq_len)
-    windows = load_windows(args.text, tokenizer, split, seq_len, args.windows)
+    windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model)
     sparsity, total_sparsity = removed(model)
     batches = torch.split(windows, args.batch_size)
     losses = torch.cat([window_losses(model, x, args.batch_size) for x in track(batches, "windows", console=console)])
@@ -136,7 +133,7 @@ def measure(args: Args) -> Result:
         model=args.model,
         text=args.text,
         split=split,
-        seq_len=seq_len,
+        seq_len=windows.shape[1],
         windows=len(windows),
         tokens=windows.numel(),
         dtype=str(model.dtype).removeprefix("torch."),

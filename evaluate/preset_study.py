@@ -141,7 +141,7 @@ def read_curves(args: Args) -> SurrogateEvaluator:
     if not args.curves.exists():
         model, tokenizer = load_model(args.model, args.dtype, args.device)
         evaluator = build_evaluator(model, tokenizer, args.text, seq_len=1024, criterion="surgeon", ridge=0.01)
-        text = load_windows(args.text, tokenizer, "search", 1024, 16)
+        text = load_windows(args.text, tokenizer, "search", 1024, 16, model=model)
         found = damage_curves(evaluator.prunable, spread_windows(text, CURVE_TOKENS), evaluator.calibration)
         args.curves.parent.mkdir(parents=True, exist_ok=True)
         arrays = {f"curve_{i}": curve for i, curve in enumerate(found)}

@@ -113,7 +113,9 @@ def load(args: Args, config: dict[str, object]) -> tuple[LMEvaluator, object]:
     how = ("seq_len", "calibration_windows", "channels_per_group", "criterion", "calibrated", "ridge", "factor_storage")
     settings = {name: (BEFORE | config)[name] for name in how}
     evaluator = build_evaluator(model, tokenizer, str(config["text"]), n_samples=max(args.windows), **settings)
-    test = load_test_windows(str(config["text"]), args.test_text, tokenizer, args.test_seq_len, args.test_windows)
+    test = load_test_windows(
+        str(config["text"]), args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
+    )
     return evaluator, test
 
 

@@ -12,7 +12,7 @@ import torch
 from ffprune_env.devices import require_resident
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import check_tokens
-from ffprune_env.models import DeviceMap, context_length, load_model
+from ffprune_env.models import DeviceMap, load_model
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
 from ffprune_env.pruning.criteria import CRITERIA, Evidence
@@ -114,12 +114,10 @@ def build_evaluator(
         raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
     if ridge is not None or CRITERIA[criterion].gradients:
         require_resident(model, "calibration" if ridge is not None else f"the criterion {criterion}")
-    if seq_len > context_length(model):
-        seq_len = context_length(model)
-        logger.warning("windows have %d tokens, the longest that the model takes", seq_len)
-    search = load_windows(text, tokenizer, "search", seq_len, n_samples)
+    search = load_windows(text, tokenizer, "search", seq_len, n_samples, model=model)
+    seq_len = search.shape[1]
     search = search[sorted(range(n_samples), key=_halving)]  # the first few are as far apart as all of them
-    seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True)
+    seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True, model=model)
     for windows in (search, seen):
         check_tokens(model, windows)
     if sequential and ridge is not None:

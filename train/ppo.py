@@ -51,7 +51,7 @@ from ffprune_env.methods.ppo import choose, make_env, make_policy, start_means
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.methods.starts import STARTS, read_starts, start_scores
-from ffprune_env.models import DeviceMap, context_length, load_model
+from ffprune_env.models import DeviceMap, load_model
 from ffprune_env.phases import phase
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
@@ -256,8 +256,9 @@ def prepare(args: Args, resume: bool = False) -> Job:
         require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
     if args.save_model and not can_be_saved(model):
         raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
-    test_seq_len = min(args.test_seq_len, context_length(model))
-    test_windows = load_test_windows(args.text, args.test_text, tokenizer, test_seq_len, args.test_windows)
+    test_windows = load_test_windows(
+        args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
+    )
     evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
     env = make_env(args, evaluator)
     kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
@@ -330,7 +331,8 @@ def find_starts(args: Args, evaluator: LMEvaluator, tokenizer: PreTrainedTokeniz
     """The scores that the policy's mean starts from, by target; of a single one also around it."""
     looked_at = evaluator.windows
     if args.looks:
-        looked_at = load_windows(args.text, tokenizer, "search", evaluator.windows.shape[1], args.curve_windows)
+        model, seq_len = evaluator.prunable.model, evaluator.windows.shape[1]
+        looked_at = load_windows(args.text, tokenizer, "search", seq_len, args.curve_windows, model=model)
     problem = Problem(
         evaluator.prunable,
         evaluator.statistics,
