@@ -45,7 +45,7 @@ class Args:
     model: tyro.conf.Positional[str]
     """as --model of train/ppo.py, or model/ of a run"""
     text: str = "python-docs"
-    """python-docs, wikitext2, c4, or a .txt, .jsonl, .parquet, .raw or .tokens file"""
+    """python-docs, wikitext2, c4, or a .txt, .md, .json, .jsonl, .csv, .parquet, .raw or .tokens file"""
     split: Literal["test", "all"] | None = None
     """test: what a search on this text never saw; all: the whole of a file. By default test of a named text and all of
     a file; say test where the model was searched or calibrated on the same file"""
