@@ -47,8 +47,9 @@ def boundary(text: str, fraction: float) -> int:
         return place
     if space := _SPACE.search(text, place, place + _REACH):
         return space.start()
-    if end := _SENTENCE_END.search(text, place, place + _REACH):
-        place = end.end()
+    # From a little before, because the place may lie between the end of a sentence and what closes after it.
+    ends = (found.end() for found in _SENTENCE_END.finditer(text, max(place - 4, 0), place + _REACH))
+    place = next((end for end in ends if end >= place), place)
     last = min(place + _REACH, len(text))
     while place < last and _joined(text[place - 1], text[place]):
         place += 1
@@ -59,7 +60,8 @@ def _joined(before: str, after: str) -> bool:
     """Whether two characters are one to the reader: accents, vowel signs, jamo of Hangul, emoji of several parts."""
     return (
         unicodedata.category(after).startswith("M")
-        or _ZERO_WIDTH_JOINER in (before, after)
+        or after == _ZERO_WIDTH_JOINER
+        or (before == _ZERO_WIDTH_JOINER and not after.isspace())
         or after in _AM
         or "\u1160" <= after <= "\u11ff"
         or "\U0001f3fb" <= after <= "\U0001f3ff"

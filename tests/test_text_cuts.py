@@ -73,6 +73,7 @@ def test_real_wikitext_is_cut_where_it_always_was(shared_data):
 
 @given(st.text(st.sampled_from("ab \n。!」\u0301\u200d\U0001f469的"), max_size=600), st.integers(1, 12))
 @example("\u0301" * 500, 3)
+@example("a!」", 3)
 def test_any_text_is_cut_into_pieces_that_make_it_up(text, n):
     assert "".join(pieces(text, n)) == text
     assert part(text, (0.0, 0.25)) + part(text, (0.25, 0.7)) + part(text, (0.7, 1.0)) == text

@@ -104,7 +104,7 @@ class Args(SearchSettings):
     """run Python code that a checkpoint brings along"""
 
     text: str = "python-docs"
-    """search and calibration text: python-docs, wikitext2, c4, or a .txt, .json, .jsonl, .csv, .parquet, .raw or .tokens file"""
+    """search and calibration text: python-docs, wikitext2, c4, or a .txt, .jsonl, .csv, .parquet, .raw, ... file"""
     test_text: str | None = None
     """test text; by default the test part of --text. The search never sees it"""
     seq_len: int = 1024
