@@ -202,7 +202,23 @@ def test_a_process_without_ffprune_loads_it_and_saves_it_again(tmp_path):
         torch.testing.assert_close(logits(ff.load_pruned(f"{folder}.again"), PROMPT), wanted, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("first", ["import ffprune_env", "from transformers import LlamaModel"])
+LOOKS = """
+import importlib.util, ffprune_env
+for _ in range(2):
+    importlib.util.find_spec("transformers.models.auto.configuration_auto")
+"""
+RELOADS = """
+import importlib, ffprune_env, transformers.models.auto.configuration_auto as module
+importlib.reload(module)
+assert "ffprune_llama" in module.CONFIG_MAPPING
+"""
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["import ffprune_env", "from transformers import LlamaModel", LOOKS, RELOADS],
+    ids=["before", "after", "looked-for", "reloaded"],
+)
 def test_importing_ffprune_is_enough_in_any_order(tmp_path, first):
     prunable, _, kept = ranked("llama-gqa")
     ff.save_pruned(prunable, kept, tmp_path / "out")

@@ -8,7 +8,6 @@ real configuration and model when AutoConfig first meets a pruned model.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
@@ -24,23 +23,26 @@ _MODULE = "transformers.models.auto.configuration_auto"
 
 
 def register_when_imported() -> None:
-    """Makes AutoConfig and AutoModelForCausalLM know the pruned families, now or when transformers is imported."""
+    """Makes AutoConfig and AutoModelForCausalLM know the pruned families, now and whenever transformers is imported."""
+    sys.meta_path.insert(0, _AfterImport())
     if _MODULE in sys.modules:
-        _register(sys.modules[_MODULE])
-    else:
-        sys.meta_path.insert(0, _AfterImport())
+        _register(importlib.import_module(_MODULE))  # another thread may not have finished importing it
 
 
 class _AfterImport(MetaPathFinder):
-    """Registers the stand-ins once the module is imported; leaves importing it to the other finders."""
+    """Registers the stand-ins each time the module runs; leaves finding it to the finders that follow.
+
+    It stays among the finders, since who asks for a module need not import it then, or may import it again.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != _MODULE:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        following = sys.meta_path[sys.meta_path.index(self) + 1 :]
+        found = (finder.find_spec(fullname, path, target) for finder in following if hasattr(finder, "find_spec"))
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
