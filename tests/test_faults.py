@@ -47,10 +47,10 @@ def truncated(file):
 @pytest.mark.parametrize(
     ("breaks", "says"),
     [
-        (nan_weight, "not finite"),
-        (truncated, "could not be loaded"),
-        (lambda file: file.write_bytes(b""), "could not be loaded"),
-        (lambda file: (file.parent / "config.json").write_text("{"), "could not be loaded"),
+        (nan_weight, "1 tensor is not finite as "),
+        (truncated, "is damaged or cut short"),
+        (lambda file: file.write_bytes(b""), "is damaged or cut short"),
+        (lambda file: (file.parent / "config.json").write_text("{"), "config.json is not JSON"),
     ],
     ids=["nan-weight", "truncated-weights", "empty-weights", "broken-config"],
 )

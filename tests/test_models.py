@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
-from ffprune_env import hub
+from ffprune_env import hub, model_names
 from ffprune_env.devices import pick_device, pick_dtype
+from ffprune_env.generation_settings import make_writable
 from ffprune_env.models import load_model
 
 
@@ -68,25 +71,122 @@ def test_an_unreachable_hub_is_found_out_quickly(monkeypatch):
     hub._hub_problem.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "runs/modle",
+            r"'runs/modle': there is no folder runs/modle; near ones are runs/model; if the hub's .* download",
+        ),
+        ("runs/x/modle", r"there is no folder runs/x; runs holds runs/model, runs/other$"),
+        ("runs/model/1", r"there is no folder runs/model/1; runs/model holds no folders"),
+        ("./runs/modle", r"there is no folder runs/modle; near ones are runs/model$"),
+        ("run/x/model", r"there is no folder run; near ones are runs$"),
+        ("runz", r"unknown model 'runz'.*near names: runs"),
+        ("runs/model.bin", r"runs/model\.bin is a file: give the folder that holds it, runs"),
+    ],
+)
+def test_a_mistyped_folder_is_no_hub_id(monkeypatch, tmp_path, name, message):
+    """Even where the hub could be asked: somebody may have a repository of that name."""
+    for folder in ("runs/model", "runs/other", "runs/.scratch", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "runs" / "model.bin").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_names, "require_hub", lambda *_: pytest.fail("the hub was asked"))
+    with pytest.raises(ValueError, match=message) as caught:
+        load_model(name)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_what_was_downloaded_is_found_beside_a_folder_of_its_owner(monkeypatch, tmp_path):
+    (tmp_path / "somebody").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(model_names, "is_cached", lambda repository: repository == "somebody/model")
+    assert model_names.resolve_name("somebody/model") == "somebody/model"
+
+
 def test_incomplete_folders_say_what_is_missing(save_tiny, tmp_path):
     with pytest.raises(OSError, match="holds no tokenizer"):
         load_model(str(save_tiny(with_tokenizer=False)))
     with pytest.raises(OSError, match=r"holds no config\.json"):
         load_model(str(tmp_path))
-    folder = tmp_path / "model"
-    shutil.copytree(save_tiny(), folder)
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"a pickle")
-    with pytest.raises(OSError, match=r"no \.safetensors weights"):
+    folder = shutil.copytree(save_tiny(), tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "consolidated.safetensors")
+    with pytest.raises(
+        OSError, match=r"holds no weights that are read, which are model\.safetensors, .*index\.json; con"
+    ):
+        load_model(str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(OSError, match=r"holds an adapter .* beside a model; merge it"):
         load_model(str(folder))
 
 
-def test_a_truncated_checkpoint_is_refused(save_tiny, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(save_tiny(), folder)
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(OSError, match="could not be loaded"):
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "T5Tokenizer", "GPT2Tokenizer", "TokenizersBackend", None])
+def test_a_tokenizer_without_a_vocabulary_is_none(tiny_folder, tmp_path, kind):
+    """Transformers makes most kinds all the same, of special tokens alone, and every text has no or unknown tokens."""
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind} if kind else {}))
+    with pytest.raises(
+        OSError, match=r"model could not be loaded: it holds no vocabulary of a tokenizer: save"
+    ) as caught:
+        load_model(str(folder))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tiny_folder, tmp_path, monkeypatch, capfd):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    code = {
+        "model_type": "brings_code",
+        "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config | code))
+    (folder / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda _: pytest.fail("a question was asked"))
+    with pytest.raises(OSError, match=r"it brings Python code of its own; .* say --trust-remote-code "):
+        load_model(str(folder))
+    assert not (tmp_path / "ran").exists()
+    assert not capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ({"temperature": 0.9, "top_p": 0.6, "eos_token_id": 2}, {"eos_token_id": 2}),
+        ({"do_sample": False, "top_k": 3, "max_new_tokens": 7}, {"do_sample": False, "max_new_tokens": 7}),
+        ({"output_scores": True}, {}),
+        ({"do_sample": True, "temperature": 0.9}, {"do_sample": True, "temperature": 0.9}),
+    ],
+    ids=lambda value: "+".join(value),
+)
+def test_generation_settings_can_be_written(tiny_folder, tmp_path, caplog, given, left):
+    """Those that transformers would refuse to write have no effect; those that it writes stay as they are."""
+    model, _ = load_model(str(tiny_folder), "float32")
+    model.generation_config = GenerationConfig(**given)  # not as it was read: versions before 5.23 refuse that, too
+    make_writable(model)
+    model.generation_config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "generation_config.json").read_text())
+    written.pop("transformers_version")
+    assert written == left
+    unset = [f"{name} = {value}" for name, value in given.items() if name not in left]
+    said = [record.getMessage() for record in caplog.records if record.name.startswith("ffprune_env")]
+    assert [line.partition("are unset: ")[2] for line in said] == ([", ".join(unset)] if unset else [])
+
+
+def test_generation_settings_that_nothing_can_write_are_found_when_a_model_is_loaded(
+    tiny_folder, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"temperature": 0.9, "top_p": 0.6}))
+    model, _ = load_model(str(folder), "float32")
+    model.save_pretrained(tmp_path / "again")
+
+    def refuses(*_):
+        raise ValueError("not\nthese")
+
+    monkeypatch.setattr(GenerationConfig, "save_pretrained", refuses)
+    with pytest.raises(OSError, match=r"its generation_config\.json could not be written again: not these; correct it"):
         load_model(str(folder))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,10 +14,13 @@ import numpy.typing as npt
 import torch
 
 from ffprune_env.devices import pick_device, require_resident
+from ffprune_env.generation_settings import make_writable
+from ffprune_env.loading_report import load_whole
 from ffprune_env.pruning.auto_classes import FAMILIES, PREFIX, pruned_model_class
 from ffprune_env.pruning.model_card import CardFacts, model_card
 from ffprune_env.pruning.units import member_columns
 from ffprune_env.quiet import quiet_transformers
+from ffprune_env.stored_tensors import SAFETENSORS_FILES, read_json, stored_tensors, weight_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from ffprune_env.pruning.sequential import WeightCalibration
 
 _SHARD = "5GB"
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def save_pruned(
@@ -86,15 +87,17 @@ def load_pruned(folder: str | Path, dtype: str = "auto", device: str = "auto") -
 
     Raises:
         ValueError: the folder is not a pruned model, or its config does not describe its tensors.
-        OSError: a file is missing or damaged.
+        OSError: a file is missing or damaged, or weights are not finite.
     """
     path = Path(folder)
     where = pick_device(device)
     model_class = check_pruned(path)
-    with quiet_transformers():
-        model: PreTrainedModel = model_class.from_pretrained(
-            path, dtype=dtype, device_map={"": where}, use_safetensors=True, local_files_only=True
-        )
+    options: dict[str, Any] = {"dtype": dtype, "device_map": {"": where}, "use_safetensors": True}
+    try:
+        model = load_whole(model_class, path, local_files_only=True, **options)
+        make_writable(model)
+    except Exception as error:  # a broken folder can raise anything, in as many lines as it likes
+        raise OSError(f"{folder} could not be loaded: {' '.join(str(error).split())}") from error
     return model.eval()
 
 
@@ -106,7 +109,7 @@ def can_be_saved(model: PreTrainedModel) -> bool:
 def is_pruned(folder: Path) -> bool:
     """Whether a folder holds, or means to hold, a model that :func:`save_pruned` wrote."""
     try:
-        return str(_read_json(folder / "config.json").get("model_type")).startswith(PREFIX)
+        return str(read_json(folder / "config.json").get("model_type")).startswith(PREFIX)
     except (OSError, ValueError):
         return False
 
@@ -126,7 +129,7 @@ def check_pruned(folder: Path) -> Any:
     """
     if not (folder / "config.json").is_file():
         raise OSError(f"{folder} is not a pruned model: it holds no config.json")
-    settings = _read_json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     family = str(settings.get("model_type", "nothing")).removeprefix(PREFIX)
     if family not in FAMILIES or family == settings["model_type"]:
         known = ", ".join(PREFIX + name for name in FAMILIES)
@@ -204,40 +207,19 @@ def _all_or_nothing(target: Path) -> Iterator[Path]:
 
 def _stored_shapes(folder: Path, config: Any) -> dict[str, tuple[int, ...]]:
     """Shapes of all tensors, from the headers of the shards; key indices are read and checked whole."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    shards = {_WEIGHTS}
-    if not (folder / _WEIGHTS).is_file() and (folder / _INDEX).is_file():
-        weight_map = _read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise ValueError(f"{folder / _INDEX} has no weight_map: copy the folder again")
-        shards = {str(shard) for shard in weight_map.values()}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for shard in sorted(shards):
-        if not (folder / shard).is_file():
-            raise OSError(f"{folder} is incomplete: {shard} is missing; copy the folder again")
-        try:
-            with safe_open(folder / shard, framework="numpy") as file:
-                for name in file.keys():  # noqa: SIM118
-                    shapes[name] = tuple(file.get_slice(name).get_shape())
-                    if name.endswith("kv_index"):
-                        _check_key_index(folder / shard, name, file.get_tensor(name), config.num_key_value_heads)
-        except SafetensorError as error:
-            raise OSError(f"{folder / shard} is damaged or cut short ({error}); copy the folder again") from error
-    return shapes
+    if weight_file(folder) not in [folder / name for name in SAFETENSORS_FILES]:
+        raise OSError(f"{folder} is incomplete: {SAFETENSORS_FILES[0]} is missing; copy the folder again")
+    stored = stored_tensors(folder)
+    for name, tensor in stored.items():
+        if name.endswith("kv_index"):
+            with safe_open(tensor.file, framework="numpy") as file:
+                _check_key_index(tensor.file, name, file.get_tensor(name), config.num_key_value_heads)
+    return {name: tensor.shape for name, tensor in stored.items()}
 
 
 def _check_key_index(file: Path, name: str, index: npt.NDArray[Any], heads: int) -> None:
     in_range = index.ndim == 1 and index.size > 0 and index.min() >= 0 and index.max() < heads
     if not in_range or (np.diff(index) < 0).any():
         raise ValueError(f"{file}: {name} must hold key/value heads 0 to {heads - 1} in order, got {index.tolist()}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold an object, got {type(content).__name__}")
-    return content
