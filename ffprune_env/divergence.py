@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from ffprune_env.batches import in_fitting_batches
-from ffprune_env.loss import decoder_outputs, hidden_chunks, perplexity_of, vocabulary_logits
+from ffprune_env.head import decoder_outputs
+from ffprune_env.loss import hidden_chunks, perplexity_of, vocabulary_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

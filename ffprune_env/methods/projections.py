@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ffprune_env.loss import decoder_outputs
+from ffprune_env.head import decoder_outputs, head_of
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.layer_calls import probe_text
 from ffprune_env.pruning.units import find_layers
@@ -53,6 +53,7 @@ def shared_inputs(model: PreTrainedModel, windows: torch.Tensor) -> list[list[Sh
         ValueError: a linear layer is of a subclass, which may keep more than weight and bias, or did not run.
     """
     batch = probe_text(windows)
+    head_of(model)  # before there are hooks
     layers = find_layers(model)[1]
     # The tensors are kept until all have run, so that no other takes the identity of one of them.
     seen: list[list[tuple[torch.Tensor, list[str]]]] = [[] for _ in layers]
@@ -102,6 +103,7 @@ def second_moments(
     Raises:
         ValueError: an input is not finite.
     """
+    head_of(model)  # before there are hooks
     sums: dict[int, torch.Tensor] = {}
     with ExitStack() as hooks:
         for place, module in enumerate(modules):

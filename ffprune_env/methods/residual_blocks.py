@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ffprune_env.loss import decoder_outputs
+from ffprune_env.head import decoder_outputs
 from ffprune_env.methods.projections import SharedInput, shared_inputs
 from ffprune_env.pruning.layer_calls import probe_text
 from ffprune_env.pruning.units import find_layers

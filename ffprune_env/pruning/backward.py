@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ffprune_env.devices import require_resident, running_device
+from ffprune_env.devices import require_resident
+from ffprune_env.head import decoder_outputs, head_of
 from ffprune_env.loss import hidden_chunks, token_losses
 
 if TYPE_CHECKING:
@@ -24,9 +25,17 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
         model: a causal language model, inside :func:`frozen`.
         batch: int64 [B, T] on any device.
     """
-    tokens = batch.to(running_device(model.get_input_embeddings()))
-    embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
-    hidden = model.get_decoder()(inputs_embeds=embedded, use_cache=False).last_hidden_state
+    head_of(model)  # looks at the embeddings, too, when it is first asked
+    embedded: list[torch.Tensor] = []
+
+    def cut(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    with ExitStack() as hook:
+        hook.callback(model.get_input_embeddings().register_forward_hook(cut).remove)
+        hidden = decoder_outputs(model, batch)
+    tokens = batch.to(hidden.device)
     # Chunk by chunk down to the final hidden states, so that no more than one chunk of logits is kept.
     gradient = torch.zeros_like(hidden)
     rows, targets = hidden.detach()[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ffprune_env.loss import decoder_outputs
+from ffprune_env.head import decoder_outputs, head_of, replaced_forward
 from ffprune_env.pruning.units import UnitLayout, find_layers
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def layer_calls(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> list
         model: a causal language model.
         batches: int64 [B, T] each.
     """
+    head_of(model)  # before layers do nothing
     layers = find_layers(model)[1]
     hidden: list[torch.Tensor] = []
     arguments: list[list[dict[str, Any]]] = []
@@ -115,7 +116,7 @@ def layer_calls(model: PreTrainedModel, batches: Sequence[torch.Tensor]) -> list
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(_replaced_forward(layer, partial(note, layer)))
+            stack.enter_context(replaced_forward(layer, partial(note, layer)))
         for batch in batches:
             decoder_outputs(model, batch)
     return [LayerCalls(h, layers, kwargs) for h, kwargs in zip(hidden, arguments, strict=True)]
@@ -143,16 +144,3 @@ def require_residual_layers(model: PreTrainedModel, units: Sequence[UnitLayout],
                 "then h + FFN; say --no-sequential"
             )
         h = after
-
-
-@contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., torch.Tensor]) -> Iterator[None]:
-    """Lets a module do something else."""
-    before = vars(module).get("forward")  # there is one where accelerate moves what a module is given
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:
-            module.forward = before

@@ -13,7 +13,8 @@ from torch import nn
 
 from ffprune_env.devices import running_device
 from ffprune_env.pruning.attention import index_keys, use_indexed_attention
-from ffprune_env.pruning.streaming import stream, streamed
+from ffprune_env.pruning.probe import logits_before, probe
+from ffprune_env.pruning.streaming import stream, streamed, unstream
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
 from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, member_columns
 
@@ -54,8 +55,8 @@ class PrunableModel:
         channels_per_group: FFN channels that are removed at once; see :func:`~ffprune_env.pruning.units.find_units`.
 
     Raises:
-        ValueError: the architecture cannot be pruned, it is grouped-query and uses flash attention, or the model is
-            wrapped already.
+        ValueError: the architecture cannot be pruned, by what its modules are or by what a few tokens show; it is
+            grouped-query and uses flash attention; or the model is wrapped already. The model is left as it was.
     """
 
     def __init__(self, model: PreTrainedModel, channels_per_group: int = 1) -> None:
@@ -63,10 +64,7 @@ class PrunableModel:
             raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
         self.model = model
         self.layouts: tuple[UnitLayout, ...] = find_units(model, channels_per_group)
-        for layout in self.layouts:
-            for linear in layout.inputs:
-                stream(linear, axis=0)
-            stream(layout.output, axis=1)
+        before = logits_before(model)
         self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)
         #: int64 [n_members] per unit, on the unit's device: original index of the head or channel now at each place.
         self.order = tuple(torch.arange(x.n_members, device=x.device) for x in self.layouts)
@@ -75,11 +73,24 @@ class PrunableModel:
         #: How many times the groups were ranked; measurements made under another ranking are void.
         self.rankings = 0
         self._is_pruned = False
-        use_tiled_attention(model)
+        as_it_was = _AsItWas(model, self.layouts)
+        try:
+            self._wrap()
+            probe(self, before)
+        except BaseException:
+            as_it_was.restore()
+            raise
+        setattr(model, _WRAPPED, True)
+
+    def _wrap(self) -> None:
+        for layout in self.layouts:
+            for linear in layout.inputs:
+                stream(linear, axis=0)
+            stream(layout.output, axis=1)
+        use_tiled_attention(self.model)
         grouped = [layout.owner for layout in self.layouts if layout.queries_per_key > 1]
         if grouped:
-            use_indexed_attention(model, grouped)
-        setattr(model, _WRAPPED, True)
+            use_indexed_attention(self.model, grouped)
         self._restore_keys()
 
     @property
@@ -118,6 +129,15 @@ class PrunableModel:
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
         self._restore_keys()
         self.rankings += 1
+
+    def forget_rankings(self) -> None:
+        """Puts heads and channels back into the order they came in, as if they had never been ranked."""
+        self.rank([np.zeros(layout.n_members) for layout in self.layouts])
+        for layout in self.layouts:
+            for hook in map(streamed, (*layout.inputs, layout.output)):
+                if hook is not None:
+                    hook.order = None
+        self.rankings = 0
 
     @contextmanager
     def pruned(self, kept: npt.ArrayLike, calibration: Calibration | None = None) -> Iterator[PreTrainedModel]:
@@ -224,6 +244,29 @@ class PrunableModel:
     def _removed(self, kept: npt.ArrayLike) -> int:
         counts = self.check_kept(kept)
         return sum(u.group_params * (u.n_groups - int(k)) for u, k in zip(self.units, counts, strict=True))
+
+
+class _AsItWas:
+    """What a model is before it is wrapped."""
+
+    def __init__(self, model: PreTrainedModel, layouts: Sequence[UnitLayout]) -> None:
+        self._model, self._layouts = model, layouts
+        self._attention: str = model.config._attn_implementation
+        names = ("num_key_value_groups", "kv_index")
+        self._kept = [{name: getattr(x.owner, name) for name in names if hasattr(x.owner, name)} for x in layouts]
+
+    def restore(self) -> None:
+        for layout, kept in zip(self._layouts, self._kept, strict=True):
+            for linear in (*layout.inputs, layout.output):
+                unstream(linear)
+            layout.owner._buffers.pop("kv_index", None)
+            for name, value in kept.items():
+                if name == "kv_index":
+                    layout.owner.register_buffer(name, value)
+                else:
+                    setattr(layout.owner, name, value)
+        if self._model.config._attn_implementation != self._attention:
+            self._model.set_attn_implementation(self._attention)
 
 
 class _Dense:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ffprune_env.batches import in_fitting_batches
-from ffprune_env.loss import decoder_outputs
+from ffprune_env.head import decoder_outputs
 from ffprune_env.phases import phase, windows_size
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel

@@ -71,6 +71,14 @@ def stream(linear: nn.Linear, axis: int) -> None:
         add_hook_to_module(linear, StreamedLinear(hook, linear, axis))
 
 
+def unstream(linear: nn.Linear) -> None:
+    """Undoes :func:`stream`."""
+    hook = streamed(linear)
+    if hook is not None:
+        hook.drop(linear)
+        add_hook_to_module(linear, hook.inner)
+
+
 def streamed(linear: nn.Linear) -> StreamedLinear | None:
     """What brings the weights of a projection; None if they are resident."""
     hook = getattr(linear, "_hf_hook", None)

@@ -116,13 +116,15 @@ def find_units(model: PreTrainedModel, channels_per_group: int = 1) -> tuple[Uni
     return tuple(layouts)
 
 
-def find_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The path of a model's list of decoder layers, and the list.
+def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The path of the list of layers in the decoder that makes the logits, and the list.
 
     Raises:
         ValueError: there is none whose layers hold an attention as :func:`find_units` needs it.
     """
-    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    # A model may hold a vision tower or an encoder with layers of the same kind beside its decoder, or before it.
+    inside = set(model.get_decoder().modules())
+    lists = [(name, x) for name, x in model.named_modules() if isinstance(x, nn.ModuleList) and x in inside]
     # Lists nested in a layer (experts, for one) come after the list of layers and are left to the layer's own checks.
     for name, module in lists:
         if len(module) and any(hasattr(sub, _ATTENTION_INPUTS[0]) for sub in module[0].modules()):
@@ -138,7 +140,7 @@ def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
     where, owner = _owner(model, layer, name, "attention", _ATTENTION_INPUTS, _ATTENTION_OUTPUTS)
     q, k, v = (_linear(model, owner, where, attribute) for attribute in _ATTENTION_INPUTS)
     output = _linear(model, owner, where, next(o for o in _ATTENTION_OUTPUTS if hasattr(owner, o)))
-    head_dim = getattr(owner, "head_dim", None) or q.out_features // model.config.num_attention_heads
+    head_dim = getattr(owner, "head_dim", None) or q.out_features // model.config.get_text_config().num_attention_heads
     if hasattr(owner, "kv_index"):
         raise _unsupported(model, f"{where} lost query heads already; prune the dense model it was made from")
     heads, key_heads = q.out_features // head_dim, k.out_features // head_dim

@@ -1,0 +1,172 @@
+"""A look at a model before it is pruned: is the order of groups free, is a view what a mask is, does every unit count?"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from ffprune_env.batches import is_out_of_memory
+from ffprune_env.head import ROUNDING, calm, decoder_outputs, head_of, own_logits, probe_tokens, relative_error
+from ffprune_env.pruning.units import UnitLayout
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ffprune_env.pruning.prunable import PrunableModel
+
+logger = logging.getLogger(__name__)
+
+_TOKENS = 8
+# A batch has a row for every unit, of so few tokens that all of them cost no more than some lines of text.
+_TOKENS_PER_UNIT = 2
+# A unit is made to say something so many times as large as what it says itself, which rounding cannot hide.
+_LOUD = 10.0
+_GROUPS = {"attention": "heads", "ffn": "channels"}
+
+
+def logits_before(model: PreTrainedModel) -> torch.Tensor:
+    """What a model that is about to be wrapped says of a few tokens.
+
+    Args:
+        model: a causal language model.
+
+    Returns:
+        [1, tokens, vocabulary].
+
+    Raises:
+        ValueError: the model has no final hidden states that its logits can be made of, or is no causal one.
+    """
+    if head_of(model).route == "whole":
+        raise ValueError(
+            f"{type(model).__name__} cannot be pruned: its logits are made of more than the output of its decoder; "
+            "its perplexity can be measured"
+        )
+    with calm(model):
+        return own_logits(model, probe_tokens(model, (1, _TOKENS)))
+
+
+def probe(prunable: PrunableModel, before: torch.Tensor) -> None:
+    """Tries on a few tokens what pruning relies on, and leaves the model as it was.
+
+    Every unit runs once in a forward pass, and what it gives reaches the logits. Heads and channels can be put in
+    another order, which changes nothing. With half of the groups of every unit removed, the model computes what the
+    dense one does with them masked. A few forward passes show it, whatever the family; what fails is refused by name.
+
+    Args:
+        prunable: a model that was never ranked.
+        before: of the same model, what :func:`logits_before` gave before it was wrapped.
+
+    Raises:
+        ValueError: the model cannot be pruned; the message names the first unit at fault.
+    """
+    if bool(torch.isnan(before).any()):
+        logger.warning("%s gives no numbers: whether it can be pruned was not tried", type(prunable.model).__name__)
+        return
+    tokens = probe_tokens(prunable.model, (1, _TOKENS))
+    with calm(prunable.model):
+        _require_heard(prunable)
+        try:
+            everything = range(len(prunable.units))
+            if _fault_of_order(prunable, tokens, before, everything):
+                raise _first_at_fault(prunable, partial(_fault_of_order, prunable, tokens, before))
+            if _fault_of_views(prunable, tokens, everything):
+                raise _first_at_fault(prunable, partial(_fault_of_views, prunable, tokens))
+        finally:
+            prunable.forget_rankings()
+
+
+def _require_heard(prunable: PrunableModel) -> None:
+    """Every row of a batch hears another unit say something loud, and is compared with one that hears none."""
+    n = len(prunable.units)
+    tokens = probe_tokens(prunable.model, (1, _TOKENS_PER_UNIT)).repeat(n + 1, 1)
+    calls = [0] * n
+    with ExitStack() as hooks:
+        for i, layout in enumerate(prunable.layouts):
+            hooks.callback(layout.output.register_forward_hook(_speak_up(i, calls, tokens.shape)).remove)
+        hidden = decoder_outputs(prunable.model, tokens)[:, -1]
+    for i, unit in enumerate(prunable.units):
+        if calls[i] != 1:
+            raise _refusal(prunable, f"{unit.name} runs {calls[i]} times in a forward pass on text, it must run once")
+        if relative_error(hidden[i + 1], hidden[0]) <= ROUNDING[hidden.dtype] / 10:
+            raise _refusal(prunable, f"what {unit.name} gives does not reach the logits")
+
+
+def _speak_up(i: int, calls: list[int], shape: torch.Size) -> Callable[[nn.Module, object, torch.Tensor], torch.Tensor]:
+    """A hook that counts how often unit i runs, and adds noise to row i + 1 of a batch of the given shape."""
+
+    def hook(module: nn.Module, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        calls[i] += 1
+        said = output.view(*shape, -1).clone()  # some decoders flatten the tokens of a batch before their FFN
+        noise = torch.randn(said.shape[-1], generator=torch.Generator().manual_seed(i)).to(said)
+        size = said[i + 1].float().square().mean().sqrt().item() or 1.0
+        said[i + 1] += noise * (_LOUD * size)
+        return said.view_as(output)
+
+    return hook
+
+
+def _fault_of_order(prunable: PrunableModel, tokens: torch.Tensor, before: torch.Tensor, units: range) -> str:
+    """What is wrong when the heads and channels of some units are in random order; nothing if nothing is."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.random(layout.n_members) for layout in prunable.layouts]
+    prunable.rank([scores if i in units else np.zeros_like(scores) for i, scores in enumerate(drawn)])
+    wrong = _difference(lambda: own_logits(prunable.model, tokens), before)
+    groups = _GROUPS[prunable.units[units[0]].kind]
+    return wrong and f"reordering the {groups} of {prunable.units[units[0]].name} changes what it computes ({wrong})"
+
+
+def _fault_of_views(prunable: PrunableModel, tokens: torch.Tensor, units: range) -> str:
+    """What is wrong when some units, in whatever order they are, keep half of their groups."""
+    kept = [max(1, unit.n_groups // 2) if i in units else unit.n_groups for i, unit in enumerate(prunable.units)]
+    with ExitStack() as hooks:
+        for layout, k in zip(prunable.layouts, kept, strict=True):
+            hooks.callback(layout.output.register_forward_pre_hook(_mask(layout, k)).remove)
+        masked = own_logits(prunable.model, tokens)
+
+    def cut() -> torch.Tensor:
+        with prunable.pruned(kept) as model:
+            return own_logits(model, tokens)
+
+    wrong = _difference(cut, masked)
+    unit = prunable.units[units[0]]
+    return (
+        wrong
+        and f"{unit.name} with half of its {_GROUPS[unit.kind]} removed is not what it is with them masked ({wrong})"
+    )
+
+
+def _mask(layout: UnitLayout, k: int) -> Callable[[nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
+    def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
+        x = inputs[0].clone()
+        x[..., k * layout.width :] = 0
+        return (x,)
+
+    return hook
+
+
+def _difference(run: Callable[[], torch.Tensor], expected: torch.Tensor) -> str:
+    """How far logits are from what they should be, or why there are none; nothing if rounding explains it."""
+    try:
+        off = relative_error(run(), expected)
+    except Exception as error:  # code that is given other shapes than it counts on can raise anything
+        if isinstance(error, RuntimeError) and is_out_of_memory(error):
+            raise
+        return " ".join(str(error).split()) or type(error).__name__
+    return "" if off <= ROUNDING[expected.dtype] else f"logits are off by {off:.2g} of their size"
+
+
+def _first_at_fault(prunable: PrunableModel, fault: Callable[[range], str]) -> ValueError:
+    """The refusal for the first unit that is wrong by itself, or for all together."""
+    n = len(prunable.units)
+    return _refusal(prunable, next(filter(None, (fault(range(i, i + 1)) for i in range(n))), None) or fault(range(n)))
+
+
+def _refusal(prunable: PrunableModel, reason: str) -> ValueError:
+    return ValueError(f"{type(prunable.model).__name__} cannot be pruned: {reason}")
