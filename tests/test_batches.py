@@ -50,9 +50,9 @@ def test_what_does_not_fit_is_halved_logged_and_right(eight, fits, message, capl
 
 def test_statistics_begin_again(eight):
     whole = collect_statistics(PrunableModel(tiny_model("llama")), eight, batch_size=1)
-    model = tiny_model("llama")
-    Small(model, 3)
-    halved = collect_statistics(PrunableModel(model), eight, batch_size=8)
+    prunable = PrunableModel(tiny_model("llama"))
+    Small(prunable.model, 3)
+    halved = collect_statistics(prunable, eight, batch_size=8)
     for a, b in zip(whole.grams, halved.grams, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
     for a, b in zip(whole.means, halved.means, strict=True):

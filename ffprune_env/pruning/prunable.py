@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ffprune_env.devices import running_device
-from ffprune_env.pruning.attention import index_keys, use_indexed_attention
+from ffprune_env.pruning.attention import index_keys, require_indexable, use_indexed_attention
 from ffprune_env.pruning.probe import logits_before, probe
 from ffprune_env.pruning.streaming import stream, streamed, unstream
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
@@ -64,6 +64,8 @@ class PrunableModel:
             raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
         self.model = model
         self.layouts: tuple[UnitLayout, ...] = find_units(model, channels_per_group)
+        if any(layout.queries_per_key > 1 for layout in self.layouts):
+            require_indexable(model.config._attn_implementation)
         before = logits_before(model)
         self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)
         #: int64 [n_members] per unit, on the unit's device: original index of the head or channel now at each place.
