@@ -12,8 +12,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ffprune_env as ff
-from ffprune_env.methods.principal_components import principal_components
-from ffprune_env.methods.slicegpt import slicegpt
+from ffprune_env.methods.principal_components import measure_bases, principal_components
+from ffprune_env.methods.residual_blocks import SlicedEmbedding, find_residual_model
+from ffprune_env.methods.slicegpt import slice_to, slicegpt
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 
@@ -43,7 +44,8 @@ def logits(model, windows):
 
 
 def kept(model):
-    return model.get_input_embeddings().embedding_dim
+    """Dimensions of the hidden state between its layers."""
+    return model.get_decoder().layers[0].ffn_shortcut.in_features
 
 
 def norms(model):
@@ -76,7 +78,8 @@ def test_nothing_sliced_is_the_dense_function(family, windows, in_float64):
     rotated = slicegpt(model, windows, removed=0)
     assert kept(rotated) == 32
     assert largest_difference(logits(rotated, windows), logits(model, windows)) < 1e-9
-    assert not torch.allclose(rotated.get_input_embeddings().weight, model.get_input_embeddings().weight)
+    sliced = rotated.get_decoder().layers[0].attention.q_proj.weight
+    assert not torch.allclose(sliced, model.get_decoder().layers[0].self_attn.q_proj.weight)
     shortcut = rotated.get_decoder().layers[1].ffn_shortcut.weight
     torch.testing.assert_close(shortcut @ shortcut.T, projection_of(shortcut), rtol=1e-9, atol=1e-9)
 
@@ -104,16 +107,10 @@ def test_slicing_is_projecting_onto_the_principal_components(family, windows, in
 def project_hidden_states(model, bases, k):
     """Projects the hidden state before every block onto the first k components of what first came by there."""
 
-    def components(x, norm):
-        x = x.flatten(0, -2)
-        eps = norm.eps if isinstance(norm, nn.LayerNorm) else norm.variance_epsilon
-        return torch.linalg.svd(x / (x.square().mean(-1, keepdim=True) + eps).sqrt()).Vh[:k].T
-
     def project(x, i):
-        norm = norms(model)[i]
-        x = x - x.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else x
+        x = x - x.mean(-1, keepdim=True) if isinstance(norms(model)[i], nn.LayerNorm) else x
         if i not in bases:
-            bases[i] = components(x, norm)
+            bases[i] = torch.linalg.svd(x.flatten(0, -2)).Vh[:k].T
         return x @ bases[i] @ bases[i].T
 
     for i, layer in enumerate(model.get_decoder().layers):
@@ -129,8 +126,50 @@ def project_hidden_states(model, bases, k):
 
         layer.register_forward_pre_hook(enter)
         layer.self_attn.register_forward_hook(leave)
-    last = len(norms(model)) - 1
-    norms(model)[-1].register_forward_pre_hook(lambda _, args: (project(args[0], last),))
+
+
+def test_components_are_of_the_hidden_state_before_the_norm(in_float64):
+    """One long hidden state among many short ones outweighs them, and a norm would make them all alike."""
+    model = build("llama", num_hidden_layers=1, tie_word_embeddings=False)
+    with torch.no_grad():
+        model.model.embed_tokens.weight.zero_()
+        model.model.embed_tokens.weight[1:9, 0] = 1.0
+        model.model.embed_tokens.weight[9, 1] = 100.0
+    windows = torch.arange(1, 10)[None]
+    (first, _) = measure_bases(model, find_residual_model(model, windows), windows, 1, 1)
+    expected = torch.zeros(32, 1, dtype=torch.float64)
+    expected[1] = 1.0  # 1 · 100² against 8 · 1²; of normed states it would be 1 against 8
+    torch.testing.assert_close(first.abs(), expected)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("model_type", ["llama", "opt"])
+def test_final_norm_and_head_see_all_features(model_type, tied, windows):
+    model = build(model_type, tie_word_embeddings=tied)
+    sliced = slice_to(model, windows, 12)
+    assert kept(sliced) == 12
+    assert torch.equal(sliced.lm_head.weight, model.lm_head.weight)
+    assert torch.equal(norms(sliced)[-1].weight, norms(model)[-1].weight)
+    with torch.no_grad():
+        assert sliced.get_decoder()(windows).last_hidden_state.shape == (3, 24, 32)
+    embedding = sliced.get_input_embeddings()
+    if tied:  # what the embedding gives is cut, its table is still that of the head
+        assert isinstance(embedding, SlicedEmbedding)
+        assert embedding.weight is sliced.lm_head.weight
+    else:
+        assert embedding.weight.shape == (256, 12)
+    with torch.no_grad():
+        assert embedding(windows).shape == (3, 24, 12)
+
+
+def test_a_tied_model_is_sliced_to_the_function_of_an_untied_one(windows, in_float64):
+    """The authors' code unties the head, which costs parameters and changes nothing that is computed."""
+    tied = build("llama", tie_word_embeddings=True)
+    untied = build("llama", tie_word_embeddings=False)
+    untied.load_state_dict(tied.state_dict())
+    small, large = (slice_to(model, windows, 12) for model in (tied, untied))
+    assert largest_difference(logits(small, windows), logits(large, windows)) < 1e-9
+    assert count(large) - count(small) == 256 * 12 + 256 * 32 - (256 * 32 + 32 * 12)
 
 
 def test_a_model_that_lives_in_a_subspace_is_sliced_for_free(windows, in_float64):
@@ -144,11 +183,9 @@ def test_a_model_that_lives_in_a_subspace_is_sliced_for_free(windows, in_float64
                 output.weight.copy_(basis @ basis.T @ output.weight)
         for norm in norms(model):
             norm.weight.fill_(1.0)
-    sliced = slicegpt(model, windows, removed=count(model) // 3)
-    assert 12 <= kept(sliced) < 24
+    sliced = slice_to(model, windows, 12)
     assert largest_difference(logits(sliced, windows), logits(model, windows)) < 1e-9
-    too_far = slicegpt(model, windows, removed=count(model) * 3 // 4)
-    assert kept(too_far) < 12
+    too_far = slice_to(model, windows, 11)
     assert largest_difference(logits(too_far, windows), logits(model, windows)) > 1e-3
 
 
@@ -172,12 +209,11 @@ def test_the_head_and_the_shortcuts_are_counted(tied, windows):
     model = build("llama", tie_word_embeddings=tied)
     rotated = slicegpt(model, windows, removed=0)
     added = count(rotated) - count(model)
-    assert added == 6 * 32 * 32 - 7 * 32 + (256 * 32 if tied else 0)
-    assert rotated.lm_head.weight is not rotated.model.embed_tokens.weight
+    assert added == 6 * 32 * 32 - 6 * 32 + (32 * 32 if tied else 0)
+    assert (rotated.lm_head.weight is rotated.model.embed_tokens.weight) == tied
     assert largest_difference(logits(rotated, windows), logits(model, windows)) < 1e-5
     opt = build("opt")  # tied, with a bias of every layer and norm
-    # The last norm's bias becomes one of the head, over the vocabulary.
-    assert count(slicegpt(opt, windows, removed=0)) - count(opt) == 6 * 32 * 32 - 7 * 64 + 256 * 32 + 256
+    assert count(slicegpt(opt, windows, removed=0)) - count(opt) == 6 * 32 * 32 - 6 * 64 + 32 * 32
 
 
 @pytest.mark.parametrize("settings", [{"layer_norm_elementwise_affine": False}, {"enable_bias": False}])
@@ -251,5 +287,8 @@ def test_what_cannot_be_removed_is_refused(windows):
     for removed in (-1, count(model)):
         with pytest.raises(ValueError, match=f"can remove 0 to \\d+ parameters of this model, {removed} were"):
             slicegpt(model, windows, removed)
+    for dimensions in (0, 33):
+        with pytest.raises(ValueError, match=f"can keep 1 to 32 dimensions of this model, got {dimensions}"):
+            slice_to(model, windows, dimensions)
     with pytest.raises(ValueError, match=r"n ≥ 1, got shape \(0, 8\)"):
         slicegpt(model, windows[:0, :8], 100)

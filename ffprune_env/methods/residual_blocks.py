@@ -41,6 +41,30 @@ class ScaleFreeNorm(nn.Module):
         return (exact * torch.rsqrt(mean_square + self.eps)).to(x.dtype)
 
 
+class SlicedEmbedding(nn.Module):
+    """An embedding that stays whole, since the head is tied to it, and a matrix from there to fewer features.
+
+    Args:
+        table: the embedding, or whatever gives the features of tokens.
+        entry: from its features to those that are kept.
+    """
+
+    def __init__(self, table: nn.Embedding, entry: nn.Linear) -> None:
+        super().__init__()
+        self.table, self.entry = table, entry
+        self.num_embeddings, self.embedding_dim = table.num_embeddings, entry.out_features
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[...] to [..., k]."""
+        features: torch.Tensor = self.entry(self.table(tokens))
+        return features
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[tokens, width], for code that asks a model for the weight of its embedding."""
+        return self.table.weight
+
+
 class SlicedLayer(nn.Module):
     """A decoder layer whose residual path goes through a matrix beside each block; serves every family.
 
@@ -67,7 +91,7 @@ class SlicedLayer(nn.Module):
         self.ffn_norm, self.ffn, self.ffn_shortcut = ffn_norm, ffn, ffn_shortcut
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> torch.Tensor:
-        """[B, T, k] to [B, T, k]."""
+        """[B, T, k] to [B, T, k]; the last layer of a sliced model leads back to all features, [B, T, C]."""
         attended = self.attention(hidden_states=self.attention_norm(hidden_states), **kwargs)[0]
         hidden_states = self.attention_shortcut(hidden_states) + attended
         output: torch.Tensor = self.ffn_shortcut(hidden_states) + self.ffn(self.ffn_norm(hidden_states))
@@ -126,21 +150,19 @@ class ResidualModel:
 
     Attributes:
         width: features of the hidden state.
-        embeddings: tables whose entries are summed into the first hidden state.
+        embeddings: tables whose entries are summed into the first hidden state, by their names in the decoder.
         blocks: attention 0, ffn 0, attention 1, ffn 1, ..., head.
         layers: the decoder layers.
         attentions: per layer, its attention.
         ffns: per layer, a module that computes its FFN.
-        final_norm: name of the last norm in the decoder.
     """
 
     width: int
-    embeddings: tuple[nn.Embedding, ...]
+    embeddings: dict[str, nn.Embedding]
     blocks: tuple[Block, ...]
     layers: nn.ModuleList
     attentions: tuple[nn.Module, ...]
     ffns: tuple[nn.Module, ...]
-    final_norm: str
 
 
 @torch.no_grad()
@@ -163,10 +185,11 @@ def find_residual_model(model: PreTrainedModel, windows: torch.Tensor) -> Residu
             model, f"its decoder has {len(last)} norms and its head is a {type(head).__name__}; {wanted}"
         )
     width = head.in_features
-    tables = tuple(module for module in decoder.children() if isinstance(module, nn.Embedding))
-    if {table.embedding_dim for table in tables} != {width} or model.config.get_text_config().hidden_size != width:
-        widths = ", ".join(str(table.embedding_dim) for table in tables)
-        sizes = f"embeddings of {widths}, a head of {width} and a hidden state of {model.config.hidden_size} features"
+    tables = {name: module for name, module in decoder.named_children() if isinstance(module, nn.Embedding)}
+    widths = [table.embedding_dim for table in tables.values()]
+    if set(widths) != {width} or model.config.get_text_config().hidden_size != width:
+        found = ", ".join(map(str, widths))
+        sizes = f"embeddings of {found}, a head of {width} and a hidden state of {model.config.hidden_size} features"
         raise _unsupported(model, f"{sizes} must be one width (as in OPT with word_embed_proj_dim = hidden_size)")
     blocks: list[Block] = []
     attentions, ffns = [], []
@@ -183,7 +206,7 @@ def find_residual_model(model: PreTrainedModel, windows: torch.Tensor) -> Residu
     blocks.append(Block(_take_apart(model, decoder.get_submodule(last[0])), (head,), None))
     if len({block.norm.centres for block in blocks}) > 1:
         raise _unsupported(model, "some of its norms subtract the mean and some do not")
-    parts = ResidualModel(width, tables, tuple(blocks), layers, tuple(attentions), tuple(ffns), last[0])
+    parts = ResidualModel(width, tables, tuple(blocks), layers, tuple(attentions), tuple(ffns))
     _check_layers(model, parts, windows)
     return parts
 
