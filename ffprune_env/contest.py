@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ from ffprune_env.methods.slicegpt import slicegpt
 from ffprune_env.methods.svd_llm import svd_llm
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import Calibration
+from ffprune_env.pruning.saliency import wifv_scores
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -108,13 +110,14 @@ def search_and_measure(
     problem = Problem(prunable, evaluator.statistics, meter, sparsity, seed or 0, calibration=rewarded, windows=windows)
     kept = method.answer(problem).kept
     seconds = time.perf_counter() - started
-    with prunable.pruned(kept) as model:
-        test_ppl, interval = subject.test(model)
-    calibration = calibration_of(subject, method, kept)
-    calibrated_ppl = calibrated_interval = None
-    if calibration is not None:
-        with prunable.pruned(kept, calibration) as model:
-            calibrated_ppl, calibrated_interval = subject.test(model)
+    with ranking_of(subject, method):
+        with prunable.pruned(kept) as model:
+            test_ppl, interval = subject.test(model)
+        calibration = calibration_of(subject, method, kept)
+        calibrated_ppl = calibrated_interval = None
+        if calibration is not None:
+            with prunable.pruned(kept, calibration) as model:
+                calibrated_ppl, calibrated_interval = subject.test(model)
     tokens_per_window = evaluator.windows.shape[1]
     return Cell(
         method=name,
@@ -136,6 +139,14 @@ def search_and_measure(
     )
 
 
+def ranking_of(subject: Subject, method: Method) -> AbstractContextManager[None]:
+    """Inside, the heads and channels of the model are in the order that the method itself goes by."""
+    prunable, statistics = subject.evaluator.prunable, subject.evaluator.statistics
+    if method.flap_bias and statistics is not None:
+        return prunable.ranked(wifv_scores(prunable, statistics))
+    return nullcontext()
+
+
 def calibration_of(subject: Subject, method: Method, kept: IntArray) -> Calibration | None:
     """What stands in for what a method removes: its own compensation or, like for all others, the evaluator's."""
     statistics = subject.evaluator.statistics
@@ -149,7 +160,10 @@ def ask_final(subject: Subject, cell: Cell, method: Method) -> Cell:
     if cell.kept is None:
         raise ValueError(f"{cell.method} removes no groups: ask the model that it made")
     kept = subject.evaluator.prunable.check_kept(cell.kept)
-    with subject.evaluator.prunable.pruned(kept, calibration_of(subject, method, kept)) as model:
+    with (
+        ranking_of(subject, method),
+        subject.evaluator.prunable.pruned(kept, calibration_of(subject, method, kept)) as model,
+    ):
         return ask(subject, cell, model)
 
 

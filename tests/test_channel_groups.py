@@ -129,7 +129,7 @@ def test_flap_keeps_as_many_channels(text_file):
             calibration_windows=4,
             channels_per_group=channels_per_group,
         )
-        found = flap(Problem(evaluator.prunable, evaluator.statistics, Meter(evaluator, 0), 0.3, 0))
+        found = flap(Problem(evaluator.prunable, evaluator.statistics, Meter(evaluator, 0), 0.2, 0))
         layouts = evaluator.prunable.layouts
         kept.append([layout.members(int(k)) for layout, k in zip(layouts, found.kept, strict=True)])
     assert np.abs(np.subtract(*kept)).max() <= 2

@@ -15,12 +15,13 @@ from conftest import load_script, tiny_model
 
 import ffprune_env as ff
 from ffprune_env.comparison import Cell, ComparisonFolder, cell_name
-from ffprune_env.contest import REBUILDERS, Subject, rebuild_and_measure, search_and_measure
+from ffprune_env.contest import REBUILDERS, Subject, ask_final, rebuild_and_measure, search_and_measure
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.registry import METHODS
+from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores, wifv_scores
 from ffprune_env.zero_shot import TaskResult, ZeroShot
 
 
@@ -116,12 +117,28 @@ def test_a_search_pays_for_its_tokens_alone(windows):
     assert cell.calibrated_test_ppl != cell.test_ppl
 
 
-def test_flap_bias_differs_from_flap_in_the_calibration_alone(windows):
-    subject = subject_of(tiny_model("opt"), windows)
+@pytest.mark.parametrize("model_type", ["opt", "llama-gqa"])
+def test_flap_bias_is_flap_as_its_authors_have_it(model_type, windows):
+    """Its allocation with its own ranking and its own compensation; the others' ranking is as it was after it."""
+    subject = subject_of(tiny_model(model_type), windows)
     ridge, bias = (search_and_measure(subject, x, METHODS[x], 0.3, None, 0) for x in ("flap", "flap-bias"))
     assert ridge.kept == bias.kept
-    assert ridge.test_ppl == bias.test_ppl
-    assert ridge.calibrated_test_ppl != bias.calibrated_test_ppl
+    assert ridge == replace(search_and_measure(subject, "flap", METHODS["flap"], 0.3, None, 0), seconds=ridge.seconds)
+    alone = PrunableModel(tiny_model(model_type))
+    stats = collect_statistics(alone, windows)
+    alone.rank(wifv_scores(alone, stats))
+    with alone.pruned(bias.kept) as model:
+        assert bias.test_ppl == pytest.approx(perplexity(model, windows), rel=1e-6)
+    with alone.pruned(bias.kept, FlapBias(alone, stats)) as model:
+        assert bias.calibrated_test_ppl == pytest.approx(perplexity(model, windows), rel=1e-6)
+        compensated = perplexity(model, windows)
+
+    def ask(model):
+        return ZeroShot({"ppl": TaskResult(perplexity(model, windows), None, None, None, 1, "acc")})
+
+    asking = replace(subject, zero_shot=ask)
+    asked = ask_final(asking, bias, METHODS["flap-bias"])
+    assert asked.zero_shot["ppl"] == pytest.approx(compensated, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", REBUILDERS)

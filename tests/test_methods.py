@@ -21,7 +21,7 @@ from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.methods.evopress import swap_levels
 from ffprune_env.methods.fisher import least_damage
 from ffprune_env.methods.fisher_iterated import iterate, step_windows
-from ffprune_env.methods.flap import threshold
+from ffprune_env.methods.flap import flap, threshold
 from ffprune_env.methods.ppo import choose, loss_beyond, make_policy, ppo, start_means
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
@@ -247,6 +247,37 @@ def test_flap_standardizes_within_a_unit(on_model):
     stats.square_norms[3].mul_(1e6)
     stats.means[3].mul_(1e3)
     assert METHODS["flap"].answer(on_model).kept.tolist() == before.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_flap_keeps_what_its_authors_formula_keeps(seed, windows):
+    """Their steps one by one on the activations themselves, up to the first head or channel that does not fit."""
+    prunable = PrunableModel(tiny_model("llama", seed))
+    inputs, hooks = [], []
+    for layout in prunable.layouts:
+        hooks.append(layout.output.register_forward_pre_hook(lambda _, x: inputs.append(x[0].flatten(0, -2).numpy())))
+    with torch.no_grad():
+        prunable.model(windows)
+    for hook in hooks:
+        hook.remove()
+    entries = []  # (score, unit, parameters) of every head and channel
+    for i, (layout, x) in enumerate(zip(prunable.layouts, inputs, strict=True)):
+        metric = x.var(axis=0) * np.square(layout.output.weight.detach().numpy()).sum(axis=0)
+        metric = metric**2 if layout.unit.kind == "attention" else metric
+        metric = (metric - metric.mean()) / metric.std(ddof=1)
+        entries += [(z, i, layout.unit.group_params) for z in metric.reshape(layout.n_members, -1).mean(axis=1)]
+    left, expected = 0.7 * sum(price for _, _, price in entries), np.zeros(6, dtype=int)
+    for _, i, price in sorted(entries, reverse=True):
+        left -= price
+        if left < 0:
+            break
+        expected[i] += 1
+    stats = collect_statistics(prunable, windows, gram=False)
+    found = flap(Problem(prunable, stats, Meter(LMEvaluator(prunable, windows), 0), 0.3, 0)).kept
+    assert expected.min() > 0
+    assert (found >= expected).all()
+    prices = [unit.group_params for unit in prunable.units]
+    assert (found - expected) @ prices < max(prices)  # what is left of the budget goes to channels
 
 
 @pytest.mark.parametrize(

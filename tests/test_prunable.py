@@ -10,7 +10,9 @@ import torch
 from conftest import tiny_model
 from torch.profiler import ProfilerActivity, profile
 
+from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics
 from ffprune_env.pruning.units import find_units, member_columns
 
 
@@ -72,6 +74,32 @@ def test_ranking_twice_is_ranking_by_the_second_scores(family, windows):
     kept = random_kept(once, 3)
     for one, other in zip(once.kept_groups(kept), twice.kept_groups(kept), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_another_order_for_a_while_leaves_no_trace(family, windows):
+    prunable = PrunableModel(tiny_model(family))
+    with pytest.raises(RuntimeError, match="call rank"), prunable.ranked(random_scores(prunable)):
+        pass
+    prunable.rank(random_scores(prunable, 1))
+    calibration = RidgeCalibration(prunable, collect_statistics(prunable, windows))
+    kept, order = random_kept(prunable, 2), [x.clone() for x in prunable.order]
+    weights = {name: p.clone() for name, p in prunable.model.named_parameters()}
+    with prunable.pruned(kept, calibration) as pruned:
+        before = logits(pruned, windows)
+    with prunable.ranked(random_scores(prunable, 3)):
+        for score, k, groups in zip(random_scores(prunable, 3), kept, prunable.kept_groups(kept), strict=True):
+            np.testing.assert_array_equal(groups, np.sort(np.argsort(-score)[:k]))
+        with pytest.raises(RuntimeError, match="make another"), prunable.pruned(kept, calibration):
+            pass
+        inside = RidgeCalibration(prunable, collect_statistics(prunable, windows))
+    assert all(torch.equal(one, other) for one, other in zip(prunable.order, order, strict=True))
+    assert all(torch.equal(p, weights[name]) for name, p in prunable.model.named_parameters())
+    with prunable.pruned(kept, calibration) as pruned:
+        assert torch.equal(logits(pruned, windows), before)
+    prunable.rank(random_scores(prunable, 4))  # not to be taken for the ranking inside
+    for void in (calibration, inside):
+        with pytest.raises(RuntimeError, match="make another"), prunable.pruned(kept, void):
+            pass
 
 
 def test_the_best_scored_groups_stay(family):

@@ -49,13 +49,28 @@ def test_wanda_is_the_norm_of_the_input_times_that_of_the_column(family, windows
 
 
 def test_wifv_is_the_variance_of_the_input_times_the_square_of_the_column(family, windows):
+    """And for an attention the square of that, as in FLAP's code."""
     prunable = PrunableModel(tiny_model(family))
     inputs = recorded_inputs(prunable, windows)
     stats = collect_statistics(prunable, windows, gram=False, batch_size=2)
     for layout, x, mean, score in zip(prunable.layouts, inputs, stats.means, wifv_scores(prunable, stats), strict=True):
         torch.testing.assert_close(mean, x.mean(dim=0).float(), rtol=1e-4, atol=1e-4)
         columns = x.var(dim=0, unbiased=False) * layout.output.weight.detach().square().sum(dim=0)
+        if layout.unit.kind == "attention":
+            columns = columns**2
         np.testing.assert_allclose(score, columns.view(-1, layout.width).mean(dim=1).numpy(), rtol=1e-3)
+
+
+def test_one_column_that_fluctuates_much_outweighs_a_head_that_fluctuates_a_little():
+    """By hand: with columns of 1, 1, ... and of 4, 0, 0, ... heads have 1 and 4 / 8, but squared first 1 and 16 / 8."""
+    prunable = PrunableModel(tiny_model("llama"))
+    variances = torch.cat([torch.ones(8), torch.tensor([4.0]), torch.zeros(7), torch.full((16,), 0.1)])
+    with torch.no_grad():
+        prunable.layouts[0].output.weight.copy_(torch.eye(32))
+    stats = collect_statistics(prunable, torch.ones(1, 2, dtype=torch.int64), gram=False)
+    stats.square_norms[0].copy_(variances * stats.n_tokens)
+    stats.means[0].zero_()
+    np.testing.assert_allclose(wifv_scores(prunable, stats)[0], [1.0, 2.0, 0.01, 0.01], rtol=1e-6)
 
 
 def test_scores_do_not_depend_on_the_order_of_the_groups(family, windows):

@@ -13,10 +13,10 @@ from ffprune_env.pruning.units import PruneUnit
 def flap(problem: Problem) -> Allocation:
     """FLAP's allocation: the groups whose fluctuation stands out most in their unit stay, whichever unit they are in.
 
-    WIFV = Var(x_j) · Σ_i W_ij² of every column is z-scored within its unit, which makes units comparable, and averaged
-    over a head, or over as many channels as make a group, those that stand out alike. Groups of all units are then
-    taken in descending order, each at the price of its parameters, until the budget is used. Only the number kept per
-    unit is taken from here; which ones they are is the ranking's business.
+    Fluctuations of columns (see :func:`~ffprune_env.pruning.saliency.fluctuations`) are z-scored within their unit,
+    which makes units comparable, and averaged over a head, or over as many channels as make a group, those that stand
+    out alike. Groups of all units are then taken in descending order, each at the price of its parameters, until the
+    budget is used. Only the number kept per unit is taken from here; which ones they are is the ranking's business.
 
     Args:
         problem: what to answer; nothing is measured.
@@ -25,7 +25,8 @@ def flap(problem: Problem) -> Allocation:
         ValueError: the problem has no model, or the sparsity leaves less than one group per unit.
 
     Source:
-        An et al., Fluctuation-based Adaptive Structured Pruning, arXiv 2312.11983.
+        An et al., Fluctuation-based Adaptive Structured Pruning, arXiv 2312.11983; github.com/CASIA-IVA-Lab/FLAP, whose
+        default ("WIFV", "AL-AM") this is. What differs is in docs/methods.md.
     """
     if problem.prunable is None or problem.stats is None:
         raise ValueError("flap looks at activations: it needs a model and its statistics")
@@ -33,7 +34,7 @@ def flap(problem: Problem) -> Allocation:
     for layout, columns in zip(problem.prunable.layouts, fluctuations(problem.prunable, problem.stats), strict=True):
         standardized = (columns - columns.mean()) / columns.std().clamp(min=1e-20)
         members = standardized.view(-1, layout.member_width).mean(dim=1).sort(descending=True).values
-        scores.append(members.view(layout.unit.n_groups, -1).mean(dim=1).double().cpu().numpy())
+        scores.append(members.view(layout.unit.n_groups, -1).mean(dim=1).cpu().numpy())
     return threshold(scores, problem.sparsity, problem.meter.units)
 
 

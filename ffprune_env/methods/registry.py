@@ -31,7 +31,8 @@ class Method:
         answer: the problem to an allocation.
         searches: whether it draws and measures, so that seed and budget matter.
         plain_reward: whether it is rewarded for the model that is only cut, whatever the others are rewarded for.
-        flap_bias: whether its own bias compensation takes the place of the ridge calibration.
+        flap_bias: whether it is FLAP as its authors have it: it ranks by its own scores, not as all others do, and its
+            own bias compensation takes the place of the ridge calibration.
     """
 
     answer: Callable[[Problem], Allocation]

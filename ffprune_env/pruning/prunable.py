@@ -72,8 +72,9 @@ class PrunableModel:
         self.order = tuple(torch.arange(x.n_members, device=x.device) for x in self.layouts)
         self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
-        #: How many times the groups were ranked; measurements made under another ranking are void.
+        #: Number of the ranking, 0 for none; measurements and calibrations made under another one are void.
         self.rankings = 0
+        self._most_rankings = 0
         self._is_pruned = False
         as_it_was = _AsItWas(model, self.layouts)
         try:
@@ -130,7 +131,28 @@ class PrunableModel:
         self.order = tuple(new_order)
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
         self._restore_keys()
-        self.rankings += 1
+        self._most_rankings += 1
+        self.rankings = self._most_rankings
+
+    @contextmanager
+    def ranked(self, scores: Sequence[npt.ArrayLike]) -> Iterator[None]:
+        """Inside the context the groups are in another order; outside in the one before, whose calibrations then hold.
+
+        Args:
+            scores: as for :meth:`rank`.
+
+        Raises:
+            ValueError: as for :meth:`rank`.
+            RuntimeError: the model was never ranked, or is pruned now.
+        """
+        self.require_ranked("give another to")
+        order, ranking = self.order, self.rankings
+        self.rank(scores)
+        try:
+            yield
+        finally:
+            self.rank([-np.argsort(members.cpu().numpy()) for members in order])  # the place of each, first is best
+            self.rankings = ranking
 
     def forget_rankings(self) -> None:
         """Puts heads and channels back into the order they came in, as if they had never been ranked."""

@@ -128,7 +128,7 @@ def wanda_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]
 
 
 def wifv_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
-    """FLAP's fluctuation: Var(X_j) · Σ_i W_ij² for column j of the output projection, averaged over those of a head.
+    """FLAP's score of heads and channels: its fluctuations, averaged over the columns of a head.
 
     Arguments and result as for :func:`wanda_scores`.
 
@@ -136,13 +136,20 @@ def wifv_scores(prunable: PrunableModel, stats: Statistics) -> list[FloatArray]:
         An et al., Fluctuation-based Adaptive Structured Pruning, arXiv 2312.11983 ("WIFV").
     """
     return [
-        columns.view(-1, layout.member_width).mean(dim=1).double().cpu().numpy()
+        columns.view(-1, layout.member_width).mean(dim=1).cpu().numpy()
         for layout, columns in zip(prunable.layouts, fluctuations(prunable, stats), strict=True)
     ]
 
 
 def fluctuations(prunable: PrunableModel, stats: Statistics) -> list[torch.Tensor]:
-    """Var(X_j) · Σ_i W_ij² of every column of every output projection: float32 [columns], in original order."""
+    """Var(X_j) · Σ_i W_ij² of every column of every output projection, squared if that is an attention's.
+
+    The paper has no such square, its authors' code (github.com/CASIA-IVA-Lab/FLAP, lib/prune.py) has: it lets the few
+    columns that fluctuate most decide about a head.
+
+    Returns:
+        Per unit, float64 [columns], in original order.
+    """
     prunable.require_dense("score")
     result = []
     for i, (layout, square_norm, mean) in enumerate(
@@ -151,7 +158,8 @@ def fluctuations(prunable: PrunableModel, stats: Statistics) -> list[torch.Tenso
         with weight_of(layout.output) as matrix:
             weight = matrix.float().square().sum(dim=0)
         variance = (square_norm / stats.n_tokens - mean.square()).clamp(min=0)
-        result.append(variance.to(weight.device) * to_original_order(prunable, i, weight))
+        columns = (variance.to(weight.device) * to_original_order(prunable, i, weight)).double()
+        result.append(columns.square() if layout.unit.kind == "attention" else columns)
     return result
 
 
