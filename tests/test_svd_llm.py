@@ -14,7 +14,9 @@ from torch import nn
 
 import ffprune_env as ff
 from ffprune_env.methods import svd_llm as module
-from ffprune_env.methods.svd_llm import LowRankLinear, low_rank_factors, rank_at, ratio_for, svd_llm, whitening_root
+from ffprune_env.methods.low_rank import LowRankLinear, low_rank_factors, whitening_root
+from ffprune_env.methods.low_rank_update import best_second
+from ffprune_env.methods.svd_llm import rank_at, ratio_for, svd_llm
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 
@@ -25,7 +27,7 @@ def count(model):
 
 def logits(model, windows):
     with torch.no_grad():
-        return model(windows).logits
+        return model(windows, use_cache=False).logits
 
 
 def linears(model):
@@ -90,7 +92,7 @@ def test_every_projection_of_a_model_is_the_best_of_its_rank(family):
     logits(model, windows)
     for hook in hooks:
         hook.remove()
-    replaced = factored(svd_llm(model, windows, removed=count(model) // 6, batch_size=8))
+    replaced = factored(svd_llm(model, windows, removed=count(model) // 6, batch_size=8, update=False))
     assert replaced.keys() == inputs.keys()
     for name, layer in replaced.items():
         x, dense = inputs[name], linears(model)[name]
@@ -101,6 +103,41 @@ def test_every_projection_of_a_model_is_the_best_of_its_rank(family):
         torch.testing.assert_close(layer.weight, layer.second.weight @ layer.first.weight)
         assert layer.weight.shape == (layer.out_features, layer.in_features) == dense.weight.shape
         assert (layer.bias is None) == (dense.bias is None)
+
+
+def test_second_factors_are_least_squares_for_what_reaches_them(family):
+    """The authors' formula: every dense layer on what the compressed ones before it give, and torch's own solver."""
+    model, windows = tiny_model(family), long_windows()
+    small = svd_llm(model, windows, count(model) // 6, batch_size=3)
+    plain = factored(svd_llm(model, windows, count(model) // 6, batch_size=3, update=False))
+    entered, inputs, hooks = {}, {}, []
+    for i, layer in enumerate(small.get_decoder().layers):
+        note = lambda _, args, kwargs, i=i: entered.update({i: (args, kwargs)})  # noqa: E731
+        hooks.append(layer.register_forward_pre_hook(note, with_kwargs=True))
+    logits(small, windows)
+    for name, x in linears(model).items():
+        note = lambda _, args, name=name: inputs.update({name: args[0].flatten(0, -2)})  # noqa: E731
+        hooks.append(x.register_forward_pre_hook(note))
+    with torch.no_grad():
+        for i, layer in enumerate(model.get_decoder().layers):
+            layer(*entered[i][0], **entered[i][1])
+    for hook in hooks:
+        hook.remove()
+    for name, layer in factored(small).items():
+        x, weight, first = inputs[name], linears(model)[name].weight.detach(), layer.first.weight.detach()
+        assert torch.equal(first, plain[name].first.weight)
+        expected = torch.linalg.lstsq(x @ first.T, x @ weight.T).solution.T
+        torch.testing.assert_close(layer.second.weight.detach(), expected, rtol=1e-4, atol=1e-4)
+        change = (layer.second.weight - plain[name].second.weight).norm() / plain[name].second.weight.norm()
+        # Nothing before the first layer is compressed, so that whitening alone is best there.
+        assert change < 1e-4 if "layers.0." in name else change > 1e-2
+
+
+def test_the_best_second_factor_by_hand():
+    """Of x₁ and x₂ = x₁ the first factor keeps x₁ alone, and the second makes up for the other: 2 x₁ + 3 x₂ = 5 x₁."""
+    gram = torch.ones(2, 2, dtype=torch.float64)
+    second = best_second(torch.tensor([[2.0, 3.0]]), torch.tensor([[1.0, 0.0]]), gram)
+    torch.testing.assert_close(second, torch.tensor([[5.0]], dtype=torch.float64), rtol=1e-6, atol=1e-6)
 
 
 def test_nothing_removed_is_the_dense_model(family, windows):

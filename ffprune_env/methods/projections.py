@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -104,16 +104,28 @@ def second_moments(
         ValueError: an input is not finite.
     """
     head_of(model)  # before there are hooks
+    with summed_products(modules) as sums:
+        for batch in torch.split(windows, batch_size):
+            decoder_outputs(model, batch)
+    for place, module in enumerate(modules):
+        require_finite(sums[place], module)
+    return [sums[place] for place in range(len(modules))]
+
+
+@contextmanager
+def summed_products(modules: Sequence[nn.Module]) -> Iterator[dict[int, torch.Tensor]]:
+    """Yields what fills, by the place of the module, with G = XᵀX of what the modules read inside the context."""
     sums: dict[int, torch.Tensor] = {}
     with ExitStack() as hooks:
         for place, module in enumerate(modules):
             hooks.callback(module.register_forward_pre_hook(_accumulate(sums, place)).remove)
-        for batch in torch.split(windows, batch_size):
-            decoder_outputs(model, batch)
-    for place, module in enumerate(modules):
-        if not bool(torch.isfinite(sums[place].diagonal()).all()):
-            raise ValueError(f"the input of {module} is not finite on the calibration text: check weights and dtype")
-    return [sums[place] for place in range(len(modules))]
+        yield sums
+
+
+def require_finite(gram: torch.Tensor, module: nn.Module) -> None:
+    """Raises ValueError unless G = XᵀX of what a module reads is finite."""
+    if not bool(torch.isfinite(gram.diagonal()).all()):
+        raise ValueError(f"the input of {module} is not finite on the calibration text: check weights and dtype")
 
 
 def _accumulate(sums: dict[int, torch.Tensor], place: int) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:

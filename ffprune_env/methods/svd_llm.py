@@ -10,9 +10,10 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 
-from ffprune_env.methods.projections import SharedInput, linear_of, second_moments, shared_inputs
+from ffprune_env.methods.low_rank import factored, whitening_root
+from ffprune_env.methods.low_rank_update import update_second_factors
+from ffprune_env.methods.projections import SharedInput, second_moments, shared_inputs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,53 +22,26 @@ logger = logging.getLogger(__name__)
 
 # Memory for Gram matrices of one run; a 7B model takes six runs.
 _GRAM_BYTES = 4 * 2**30
-# What is added to G, as a fraction of its mean diagonal, and how far it is raised where G has no Cholesky factor.
-_RIDGE, _RAISE, _MOST_RIDGE = 1e-8, 10.0, 1e6
-
-
-class LowRankLinear(nn.Module):
-    """Two linear layers in sequence that stand in for one.
-
-    Args:
-        first: in_features to rank, without bias.
-        second: rank to out_features, with the bias.
-    """
-
-    def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-        self.in_features, self.out_features = first.in_features, second.out_features
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[..., in_features] to [..., out_features]."""
-        y: torch.Tensor = self.second(self.first(x))
-        return y
-
-    @property
-    def weight(self) -> torch.Tensor:
-        """[out_features, in_features], the product, for code that reads the weight of a projection."""
-        return self.second.weight @ self.first.weight
-
-    @property
-    def bias(self) -> torch.Tensor | None:
-        """[out_features]."""
-        return self.second.bias
 
 
 @torch.no_grad()
-def svd_llm(model: PreTrainedModel, windows: torch.Tensor, removed: int, batch_size: int = 1) -> PreTrainedModel:
+def svd_llm(
+    model: PreTrainedModel, windows: torch.Tensor, removed: int, batch_size: int = 1, update: bool = True
+) -> PreTrainedModel:
     """Compresses all projections of the decoder layers by truncation-aware data whitening, at one ratio.
 
     A matrix of m rows and n columns gets rank floor(ratio · m n / (m + n)); the ratio is the largest that removes
-    enough. This is the whitening of the paper on statistics of the dense model, without its later update of the
-    weights. The text is run through the copy once for every 4 GiB of Gram matrices, the last layers first, so that
-    what was factored already is behind what is measured.
+    enough. Whitening sees statistics of the dense model. Then the second factors are updated in closed form, layer
+    after layer, for what really reaches them. The authors' fine-tuning with LoRA is left out, as for every method here.
+    The text is run through the copy once for every 4 GiB of Gram matrices, the last layers first, so that
+    what was factored already is behind what is measured, and then about twice for the update.
 
     Args:
         model: a dense causal language model; it is not changed.
         windows: int64 [n, seq_len], calibration text.
         removed: parameters of the whole model that must go; 0 factors nothing.
         batch_size: windows per forward pass.
+        update: False leaves the update out ("SVD-LLM (W)").
 
     Returns:
         A compressed copy, in evaluation mode.
@@ -77,19 +51,22 @@ def svd_llm(model: PreTrainedModel, windows: torch.Tensor, removed: int, batch_s
             has linear layers that cannot be replaced.
 
     Source:
-        Wang et al., SVD-LLM, arXiv 2403.07378.
+        Wang et al., SVD-LLM, arXiv 2403.07378; github.com/AIoT-MLSys-Lab/SVD-LLM. What differs is in docs/methods.md.
     """
     compressed = copy.deepcopy(model).eval()
-    inputs = [group for layer in shared_inputs(compressed, windows) for group in layer]
-    shapes = Counter((x.out_features, x.in_features) for group in inputs for x in group.linears)
+    inputs = shared_inputs(compressed, windows)
+    shapes = Counter((x.out_features, x.in_features) for layer in inputs for group in layer for x in group.linears)
     ratio = ratio_for(shapes, removed)
     if ratio < 1:
-        for group, gram in _grams_from_the_end(compressed, inputs, windows, batch_size):
+        every = [group for layer in inputs for group in layer]
+        for group, gram in _grams_from_the_end(compressed, every, windows, batch_size):
             root = whitening_root(gram)
             for name, linear in zip(group.names, group.linears, strict=True):
                 rank = rank_at(ratio, linear.out_features, linear.in_features)
                 if rank * (linear.out_features + linear.in_features) < linear.weight.numel():
-                    group.layer.set_submodule(name, _factored(linear, root, rank))
+                    group.layer.set_submodule(name, factored(linear, root, rank))
+        if update:
+            update_second_factors(model, compressed, inputs, windows, batch_size)
     before, after = (sum(p.numel() for p in x.parameters()) for x in (model, compressed))
     logger.info("SVD-LLM: ratio %.4f removes %d of %d parameters (asked: %d)", ratio, before - after, before, removed)
     return compressed
@@ -149,54 +126,3 @@ def _grams_from_the_end(
         grams = second_moments(model, [group.linears[0] for group in chunk], windows, batch_size)
         for group in chunk:
             yield group, grams.pop(0)  # taken off the list, so that what was used can be freed
-
-
-def whitening_root(gram: torch.Tensor) -> torch.Tensor:
-    """The lower triangular S with S Sᵀ = G + λI, λ as small as it can be.
-
-    Args:
-        gram: [n, n], G = XᵀX.
-
-    Returns:
-        float64 [n, n].
-    """
-    matrix = gram.double()
-    mean = float(matrix.diagonal().mean())
-    scale = mean if mean > 0 else 1.0  # an input that is always zero: any weights will do
-    root: torch.Tensor
-    ridge = _RIDGE
-    while ridge <= _MOST_RIDGE:
-        shift = torch.full_like(matrix.diagonal(), ridge * scale)
-        root, failed = torch.linalg.cholesky_ex(matrix + torch.diag(shift))
-        if not int(failed):
-            return root
-        logger.debug("G + λI has no Cholesky factor with λ = %g of the mean diagonal", ridge)
-        ridge *= _RAISE
-    raise ValueError("the second moments of an input have no Cholesky factor: they are no Gram matrix")
-
-
-def low_rank_factors(weight: torch.Tensor, root: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors of the matrix W' of a given rank that minimizes ‖(W - W') S‖, which is ‖X Wᵀ - X W'ᵀ‖.
-
-    With W S = U Σ Vᵀ the paper's W' is U_r Σ_r V_rᵀ S⁻¹. Since U_rᵀ (W S) = Σ_r V_rᵀ, that is U_r (U_rᵀ W): the same
-    matrix without an inverse, which an S near singular would spoil.
-
-    Args:
-        weight: [m, n].
-        root: float64 [n, n], S.
-        rank: 1 to min(m, n).
-
-    Returns:
-        float64 [m, rank] and [rank, n].
-    """
-    exact = weight.double()
-    directions = torch.linalg.svd(exact @ root, full_matrices=False).U[:, :rank]
-    return directions, directions.T @ exact
-
-
-def _factored(linear: nn.Linear, root: torch.Tensor, rank: int) -> LowRankLinear:
-    weight = linear.weight
-    second, first = low_rank_factors(weight, root.to(weight.device), rank)
-    return LowRankLinear(
-        linear_of(first.to(weight.dtype)), linear_of(second.contiguous().to(weight.dtype), linear.bias)
-    )
