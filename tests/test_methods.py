@@ -18,7 +18,7 @@ from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.methods import starts as starts_module
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.even import ffn_only, uniform
-from ffprune_env.methods.evopress import swap_levels
+from ffprune_env.methods.evopress import draw_children, swap_levels
 from ffprune_env.methods.fisher import least_damage
 from ffprune_env.methods.fisher_iterated import iterate, step_windows
 from ffprune_env.methods.flap import flap, threshold
@@ -286,6 +286,23 @@ def test_flap_keeps_what_its_authors_formula_keeps(seed, windows):
 def test_who_looks_at_the_model_needs_one(name, needs):
     with pytest.raises(ValueError, match=f"needs {needs}"):
         METHODS[name].answer(on_curves(0))
+
+
+def test_no_window_is_spent_on_a_child_that_was_measured_already():
+    """Two layers of four heads and eight channels: many draws are of the few neighbours that there are."""
+    units = tuple(
+        PruneUnit(f"{kind} {i}", kind, i, n, 16) for i in range(2) for kind, n in (("attention", 4), ("ffn", 8))
+    )
+    curves = SurrogateEvaluator(units, [np.zeros(unit.n_groups + 1) for unit in units])
+    problem = Problem(None, None, Meter(curves, 0), 0.4, 0)
+    parent, rng = problem.allocate(problem.start()), np.random.default_rng(0)
+    drawn = {tuple(swap_levels(problem, parent, rng).kept) for _ in range(8)}
+    assert len({*drawn, tuple(parent.kept)}) < 9
+    for n in (1, 4, 8):
+        children = {tuple(child.kept) for child in draw_children(problem, parent, n, rng)}
+        assert len({*children, tuple(parent.kept)}) == n + 1
+    alone = replace(problem, sparsity=0.0)
+    assert draw_children(alone, alone.allocate(np.ones(4)), 8, rng) == []
 
 
 def test_a_swap_moves_whole_levels_and_keeps_the_budget():

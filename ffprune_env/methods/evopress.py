@@ -10,6 +10,8 @@ from ffprune_env.methods.problem import Problem
 _CHILDREN = 8
 _MOST_SWAPS = 3
 _FINALISTS = 2
+# Draws for a child before fewer children will do: a model of few groups has few neighbours.
+_TRIES = 20
 
 
 def evopress(problem: Problem) -> Allocation:
@@ -17,7 +19,8 @@ def evopress(problem: Problem) -> Allocation:
 
     A level is the largest group of the model: one head, or as many channels. Children are measured by KL to the dense
     model, first all of them on one window, then the best few on all windows; the parent stays unless one beats it
-    there. The source selects in more stages, on more text. With a single window there is one stage.
+    there. No two children of a generation are the same, nor the same as their parent. The source selects in more
+    stages, on a thousand times as much text (docs/methods.md). With a single window there is one stage.
 
     Args:
         problem: what to answer; the budget must cover one evaluation.
@@ -26,7 +29,7 @@ def evopress(problem: Problem) -> Allocation:
         ValueError: it does not, or the sparsity is out of the range of the bounds.
 
     Source:
-        Sieberling et al., EvoPress, arXiv 2410.14649.
+        Sieberling et al., EvoPress, arXiv 2410.14649; github.com/IST-DASLab/EvoPress.
     """
     meter, rng = problem.meter, np.random.default_rng(problem.seed)
     if not meter.affords(meter.max_samples):
@@ -36,7 +39,9 @@ def evopress(problem: Problem) -> Allocation:
     meter.note(parent)
     staged = meter.max_samples > 1
     while meter.affords((_CHILDREN if staged else 0) + _FINALISTS * meter.max_samples):
-        children = [swap_levels(problem, parent, rng) for _ in range(_CHILDREN if staged else _FINALISTS)]
+        children = draw_children(problem, parent, _CHILDREN if staged else _FINALISTS, rng)
+        if not children:
+            break
         if staged:
             first = [meter.compare(child.kept, 1)[1] for child in children]
             children = [children[i] for i in np.argsort(first, kind="stable")[:_FINALISTS]]
@@ -46,6 +51,17 @@ def evopress(problem: Problem) -> Allocation:
                 parent, least = child, divergence
                 meter.note(parent)
     return parent
+
+
+def draw_children(problem: Problem, parent: Allocation, n: int, rng: np.random.Generator) -> list[Allocation]:
+    """Different children, none like the parent; fewer than n where hardly any other is found."""
+    drawn = {parent.kept.tobytes(): parent}
+    for _ in range(_TRIES * n):
+        if len(drawn) > n:
+            break
+        child = swap_levels(problem, parent, rng)
+        drawn.setdefault(child.kept.tobytes(), child)
+    return list(drawn.values())[1:]
 
 
 def swap_levels(problem: Problem, parent: Allocation, rng: np.random.Generator) -> Allocation:
