@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ffprune_env.allocation import group_bounds, settle
 from ffprune_env.budget import allocate, allocate_rates
@@ -31,7 +33,7 @@ from ffprune_env.pruning import damage as damage_module
 from ffprune_env.pruning.backward import back_propagate
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
-from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.pruning.units import PruneUnit, find_units
 from ffprune_env.saved_policy import save_policy
 from ffprune_env.surrogate import SurrogateEvaluator
 
@@ -238,6 +240,15 @@ def test_flap_keeps_what_stands_out_in_its_unit_at_the_price_of_its_parameters()
     # One head of unit 2 stays in any case, and is paid for by the channels that stand out least.
     heads = math.ceil(units[2].group_params / units[1].group_params)
     assert allocation.kept.tolist() == [6, 100, 1, 40 - heads]
+
+
+def test_a_head_of_llama_7b_costs_what_its_authors_say():
+    """FLAP's code counts a head of that model as 512 / 3 channels."""
+    config = AutoConfig.for_model("llama", num_hidden_layers=1)  # the defaults are those of LLaMA-7B
+    with torch.device("meta"):
+        attention, ffn = (layout.unit for layout in find_units(AutoModelForCausalLM.from_config(config)))
+    assert (attention.n_groups, ffn.n_groups) == (32, 11008)
+    assert Fraction(attention.group_params, ffn.group_params) == Fraction(512, 3)
 
 
 def test_flap_standardizes_within_a_unit(on_model):
