@@ -56,8 +56,9 @@ from ffprune_env.phases import phase
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.pruning.criteria import CRITERIA
-from ffprune_env.pruning.export import can_be_saved, load_pruned, save_pruned
+from ffprune_env.pruning.export import load_pruned, save_pruned
 from ffprune_env.pruning.model_card import CardFacts
+from ffprune_env.pruning.writable import require_writable, require_writable_folder
 from ffprune_env.results import (
     Measured,
     PolicyResult,
@@ -68,6 +69,7 @@ from ffprune_env.results import (
     results_table,
 )
 from ffprune_env.run_folder import RunFolder
+from ffprune_env.same_model import require_same_model, rounding_tolerance
 from ffprune_env.sample_log import DifferentSearchError, SampleLog
 from ffprune_env.saved_policy import copy_policy, require_policy, save_policy
 from ffprune_env.schedule import ProgressiveSchedule
@@ -249,13 +251,15 @@ def prepare(args: Args, resume: bool = False) -> Job:
         run.require_free()
     log = SampleLog(run.samples)
     check(args)
+    if args.save_model:
+        require_writable_folder(args.model)
     model, tokenizer = load_model(
         args.model, args.dtype, args.device, args.trust_remote_code, args.device_map, args.max_memory
     )
     if args.save_model or args.looks:
         require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
-    if args.save_model and not can_be_saved(model):
-        raise ValueError(f"a pruned {model.config.model_type} cannot be written yet: search it with --no-save-model")
+    if args.save_model:
+        require_writable(model)
     test_windows = load_test_windows(
         args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
     )
@@ -386,7 +390,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
     """Measures the chosen policy and those it is compared with on test text, and leaves files and table.
 
     Returns:
-        The exit code: 1 if all is there but the model.
+        The exit code: 1 if all is there but the model, or it is not the one that was measured.
     """
     run, evaluator, samples, test_windows = job.run, job.evaluator, outcome.samples, job.test_windows
     with phase("finalists", f"best of {len(samples)} samples at sparsity {args.target:g}"):
@@ -418,12 +422,14 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
             results = replace(results, saved=save_and_measure(args, job, results))
             run.write_json("best.json", about | best_policy(evaluator, results, scores, chosen))
         except (ValueError, OSError, RuntimeError) as error:  # a full disk, or no memory for a second model
-            failure = " ".join(str(error).split())
+            failure = f"the model could not be written and read back: {error}"
+        else:
+            failure = difference(job, results)
     console.print(results_table(results, test_windows))
     summary = f"{len(samples)} evaluations in {outcome.seconds:.0f} s; files in {escape(str(run.path))}"
     console.print(summary, highlight=False)
     if failure is not None:
-        errors.print("[bold red]error:[/] the model could not be written and read back:", escape(failure))
+        errors.print("[bold red]error:[/]", escape(" ".join(failure.split())))
     return 0 if failure is None else 1
 
 
@@ -470,6 +476,20 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
             search_ppl=perplexity(model, evaluator.windows, args.batch_size),
             test_ppl=perplexity(model, job.test_windows, args.batch_size),
         )
+
+
+def difference(job: Job, results: Measured) -> str | None:
+    """How the model in model/ differs from the one in the table; None if it does not."""
+    measured, saved = results.final["chosen"], results.saved
+    if saved is None:
+        return None
+    folder, tolerance = job.run.path / "model", rounding_tolerance(job.evaluator.prunable.model.dtype)
+    try:
+        require_same_model(saved.search_ppl, measured.search_ppl, tolerance, f"{folder}, on search text")
+        require_same_model(saved.test_ppl, measured.test_ppl, tolerance, f"{folder}, on test text")
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 @contextmanager

@@ -18,7 +18,8 @@ from ffprune_env.generation_settings import make_writable
 from ffprune_env.loading_report import load_whole
 from ffprune_env.pruning.auto_classes import FAMILIES, PREFIX, pruned_model_class
 from ffprune_env.pruning.model_card import CardFacts, model_card
-from ffprune_env.pruning.units import member_columns
+from ffprune_env.pruning.smaller_model import smaller_model
+from ffprune_env.pruning.writable import why_not_saved
 from ffprune_env.quiet import quiet_transformers
 from ffprune_env.stored_tensors import SAFETENSORS_FILES, read_json, stored_tensors, weight_file
 
@@ -54,18 +55,18 @@ def save_pruned(
         facts: what the model card tells about where the model comes from and how well it does.
 
     Raises:
-        ValueError: the family cannot be written, or the folder holds something.
+        ValueError: the model cannot be written so that the same one is read back (see
+            :func:`~ffprune_env.pruning.smaller_model.smaller_model`), or the folder holds something.
         OSError: the folder cannot be written.
     """
     target = Path(folder)
-    if not can_be_saved(prunable.model):
-        known = ", ".join(FAMILIES)
-        family = prunable.model.config.model_type
-        raise ValueError(f"a pruned {family} cannot be written yet; families that can are {known}")
+    reason = why_not_saved(prunable.model)
+    if reason is not None:
+        raise ValueError(reason)
     require_resident(prunable.model, "writing a pruned model")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: give the pruned model a new folder")
-    pruned = _smaller_model(prunable, kept, calibration)
+    pruned = smaller_model(prunable, kept, calibration)
     with _all_or_nothing(target) as scratch, quiet_transformers():
         pruned.save_pretrained(scratch, max_shard_size=_SHARD)
         if tokenizer is not None:
@@ -99,11 +100,6 @@ def load_pruned(folder: str | Path, dtype: str = "auto", device: str = "auto") -
     except Exception as error:  # a broken folder can raise anything, in as many lines as it likes
         raise OSError(f"{folder} could not be loaded: {' '.join(str(error).split())}") from error
     return model.eval()
-
-
-def can_be_saved(model: PreTrainedModel) -> bool:
-    """Whether :func:`save_pruned` knows the model's family."""
-    return model.config.model_type in FAMILIES
 
 
 def is_pruned(folder: Path) -> bool:
@@ -155,41 +151,6 @@ def check_pruned(folder: Path) -> Any:
                 f"{expected.get(name, 'no such tensor')}, the file holds {found.get(name, 'no such tensor')}"
             )
     return model_class
-
-
-def _smaller_model(
-    prunable: PrunableModel, kept: npt.ArrayLike, calibration: WeightCalibration | None
-) -> PreTrainedModel:
-    """The pruned model as a module of its own, on the CPU; what was not pruned may share memory with the dense one."""
-    model_class = pruned_model_class(prunable.model.config.model_type)
-    from ffprune_env.pruning.modeling_ffprune import CHANNELS_KEY, HEADS_KEY
-
-    counts = prunable.check_kept(kept)
-    settings = prunable.model.config.to_dict()
-    settings = {key: value for key, value in settings.items() if key not in ("model_type", "architectures", "auto_map")}
-    sizes = [layout.members(int(k)) for layout, k in zip(prunable.layouts, counts, strict=True)]
-    with torch.device("meta"):
-        config = model_class.config_class(**settings, **{HEADS_KEY: sizes[0::2], CHANNELS_KEY: sizes[1::2]})
-        model: PreTrainedModel = model_class(config)
-    with prunable.pruned(counts, calibration) as pruned, torch.no_grad():
-        tensors = pruned.state_dict()
-        names = {module: name for name, module in pruned.named_modules()}
-        for layout, order, size in zip(prunable.layouts, prunable.order, sizes, strict=True):
-            members, places = order[:size].sort()
-            columns = member_columns(layout, places)
-            for module in layout.inputs:
-                tensors[f"{names[module]}.weight"] = module.weight[columns].cpu()
-                if module.bias is not None:
-                    tensors[f"{names[module]}.bias"] = module.bias[columns].cpu()
-            tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
-            if layout.queries_per_key > 1 and size < layout.n_members:
-                tensors[f"{names[layout.owner]}.kv_index"] = members // layout.queries_per_key
-        tensors = {name: tensor.cpu() for name, tensor in tensors.items()}
-    model.load_state_dict(tensors, assign=True)
-    model.tie_weights()
-    if prunable.model.generation_config is not None:
-        model.generation_config = prunable.model.generation_config
-    return model
 
 
 @contextmanager

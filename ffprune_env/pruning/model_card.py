@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ffprune_env.pruning.auto_classes import PREFIX
 from ffprune_env.pruning.sequential import SequentialCalibration, WeightCalibration
 
 if TYPE_CHECKING:
@@ -23,9 +24,9 @@ class CardFacts:
     """What a model card tells and the model itself does not know; what is None is left out.
 
     Attributes:
-        base_model: name of the dense model.
+        base_model: name of the model that was pruned.
         target_sparsity: fraction of Σ w that was asked for.
-        dense_ppl: perplexity of the dense model.
+        dense_ppl: perplexity of that model.
         pruned_ppl: perplexity of the pruned model.
         protocol: what both were measured on, such as "wikitext2 test, 141 windows of 2048 tokens".
     """
@@ -43,15 +44,19 @@ def model_card(
     """Writes the card in Markdown.
 
     Args:
-        prunable: the dense model.
+        prunable: the model that it was made from, dense or pruned before.
         kept: int [N], groups kept per unit.
         calibration: what the weights were re-fitted with, if they were.
         facts: the rest.
     """
-    counts = prunable.check_kept(kept)
+    counts, model_type = prunable.check_kept(kept), prunable.model.config.model_type
+    name, before = facts.base_model or model_type.removeprefix(PREFIX), "dense"
+    given = name if facts.base_model else f"a {name}"
+    if model_type.startswith(PREFIX):
+        given, before = f"{given}, pruned before: all figures here are relative to what that had left", "before"
     asked = "" if facts.target_sparsity is None else f" ({facts.target_sparsity:.2%} asked for)"
     rows = {
-        "base model": facts.base_model or f"a {prunable.model.config.model_type}",
+        "base model": given,
         "sparsity σ, of the prunable parameters": f"{prunable.sparsity(counts):.2%}{asked}",
         "sparsity, of all parameters": f"{prunable.total_sparsity(counts):.2%}",
         "parameters before": f"{prunable.n_params:,}",
@@ -59,7 +64,7 @@ def model_card(
         "calibration": "no" if calibration is None else _describe(calibration),
     }
     if facts.dense_ppl is not None:
-        rows["perplexity, dense"] = f"{facts.dense_ppl:.2f}"
+        rows[f"perplexity, {before}"] = f"{facts.dense_ppl:.2f}"
     if facts.pruned_ppl is not None:
         rows["perplexity, pruned"] = f"{facts.pruned_ppl:.2f}"
     if facts.protocol is not None:
@@ -71,7 +76,7 @@ pipeline_tag: text-generation
 tags: [ffprune, pruned]
 ---
 
-# {facts.base_model or prunable.model.config.model_type}, pruned
+# {name}, pruned
 
 Whole attention heads and FFN channels were removed with `ffprune`, an implementation of FastForward Pruning
 ([arXiv 2511.18977](https://arxiv.org/abs/2511.18977)); what every layer keeps is listed below.

@@ -91,7 +91,7 @@ class PrunableModel:
                 stream(linear, axis=0)
             stream(layout.output, axis=1)
         use_tiled_attention(self.model)
-        grouped = [layout.owner for layout in self.layouts if layout.queries_per_key > 1]
+        grouped = [layout.owner for layout in self.layouts if layout.key_heads is not None]
         if grouped:
             use_indexed_attention(self.model, grouped)
         self._restore_keys()
@@ -348,7 +348,7 @@ def _keep_rows(linear: nn.Linear, rows: int) -> None:
 
 def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
     """The key/value head of each query head in ``order``; None where every query head has its own."""
-    return order // layout.queries_per_key if layout.queries_per_key > 1 else None
+    return None if layout.key_heads is None else layout.key_heads[order]
 
 
 def _permute(layout: UnitLayout, members: torch.Tensor) -> None:

@@ -62,7 +62,8 @@ class UnitLayout:
         output: the projection whose columns are cut (o_proj, out_proj, down_proj, fc2).
         width: rows per group: the head dimension, or the channels that an FFN loses at once.
         member_width: rows per member: the head dimension, or 1 for an FFN channel.
-        queries_per_key: query heads that share one key/value head; 1 unless the attention is grouped.
+        key_heads: int64 [query heads], the key/value head that each reads, in original order and on the unit's device;
+            None unless the attention is grouped.
     """
 
     unit: PruneUnit
@@ -71,7 +72,7 @@ class UnitLayout:
     output: nn.Linear
     width: int
     member_width: int
-    queries_per_key: int = 1
+    key_heads: torch.Tensor | None = None
 
     @property
     def n_members(self) -> int:
@@ -141,8 +142,6 @@ def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
     q, k, v = (_linear(model, owner, where, attribute) for attribute in _ATTENTION_INPUTS)
     output = _linear(model, owner, where, next(o for o in _ATTENTION_OUTPUTS if hasattr(owner, o)))
     head_dim = getattr(owner, "head_dim", None) or q.out_features // model.config.get_text_config().num_attention_heads
-    if hasattr(owner, "kv_index"):
-        raise _unsupported(model, f"{where} lost query heads already; prune the dense model it was made from")
     heads, key_heads = q.out_features // head_dim, k.out_features // head_dim
     if not q.out_features == output.in_features == heads * head_dim:
         raise _unsupported(
@@ -150,14 +149,16 @@ def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
             f"{where}: the query projection gives {q.out_features} features, "
             f"its output projection takes {output.in_features}, with heads of {head_dim}",
         )
-    if v.out_features != k.out_features or heads % key_heads:
+    shared = getattr(owner, "kv_index", None)  # of an attention that lost query heads already
+    if v.out_features != k.out_features or (shared is None and heads % key_heads):
         shapes = f"{heads} query heads, {key_heads} key heads, {v.out_features} value features"
         raise _unsupported(model, f"{where} has {shapes}, which do not share evenly")
     _refuse_state_of_heads(model, owner, where, head_dim)
-    grouped = key_heads != heads
-    inputs = (q,) if grouped else (q, k, v)
+    if shared is None and key_heads != heads:
+        shared = torch.arange(heads, device=running_device(output)) // (heads // key_heads)
+    inputs = (q, k, v) if shared is None else (q,)
     unit = PruneUnit(where, "attention", index, heads, _cut_params(inputs, output))
-    return UnitLayout(unit, owner, inputs, output, head_dim, head_dim, heads // key_heads)
+    return UnitLayout(unit, owner, inputs, output, head_dim, head_dim, shared)
 
 
 def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: str, head_dim: int) -> None:
