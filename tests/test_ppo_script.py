@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import byte_tokenizer, load_script
+from conftest import byte_tokenizer, load_script, tiny_model
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -238,6 +238,7 @@ def bad_folders(tmp_path_factory, save_tiny):
     shutil.copytree(save_tiny(), root / "broken_config")
     config = json.loads((root / "broken_config" / "config.json").read_text())
     (root / "broken_config" / "config.json").write_text(json.dumps({**config, "num_attention_heads": 0}))
+    tiny_model("qwen3").float().save_pretrained(root / "qwen3_folder")
     for folder in root.iterdir():
         byte_tokenizer().save_pretrained(folder)
     return {folder.name: folder for folder in root.iterdir()} | {"no_tokenizer": save_tiny(with_tokenizer=False)}
@@ -248,7 +249,8 @@ def bad_folders(tmp_path_factory, save_tiny):
     [
         ({"--model": "opt-1.3"}, "unknown model 'opt-1.3'"),
         ({"--model": "opt-1.3b"}, "out of reach"),
-        ({"--model": "gpt2_folder"}, "a pruned gpt2 cannot be written yet: search it with --no-save-model"),
+        ({"--model": "gpt2_folder"}, "GPT2LMHeadModel cannot be pruned"),
+        ({"--model": "qwen3_folder"}, "a pruned qwen3 cannot be written yet; families that can are llama, mistral, "),
         ({"--model": "no_tokenizer"}, "holds no tokenizer"),
         ({"--text": "wikitext"}, "near names: wikitext2"),
         ({"--text": "absent.txt"}, "no such file"),
@@ -269,7 +271,7 @@ def bad_folders(tmp_path_factory, save_tiny):
         ({"--seq-len": 1}, "seq_len ≥ 2"),
         ({"--seed": -1}, "--seed must be between 0 and"),
         ({"--log-std-init": "nan"}, "--log-std-init must be between -20 and 5"),
-        ({"--model": "bloom_folder"}, "a pruned bloom cannot be written yet"),
+        ({"--model": "bloom_folder"}, "BloomForCausalLM cannot be pruned"),
         ({"--model": "broken_config"}, "could not be loaded"),
         ({"--run": __file__ + "/run"}, "is not a folder that can be written to"),
         ({"--action-scale": 0}, "--action-scale must be between"),
@@ -288,12 +290,24 @@ def test_bad_input_gets_one_line_and_writes_nothing(ppo, monkeypatch, flags, bad
     assert not Path(flags["--run"]).exists()
 
 
-@pytest.mark.parametrize("name", ["gpt2_folder", "bloom_folder"])
-def test_a_family_that_cannot_be_pruned_gets_one_line(ppo, monkeypatch, flags, bad_folders, capsys, name):
+@pytest.mark.parametrize(
+    ("name", "flag", "says"),
+    [
+        ("gpt2_folder", "--save-model", "cannot be pruned"),
+        ("gpt2_folder", "--no-save-model", "cannot be pruned"),
+        ("bloom_folder", "--no-save-model", "cannot be pruned"),
+        ("qwen3_folder", "--save-model", "search it with --no-save-model"),
+    ],
+)
+def test_what_cannot_be_pruned_or_written_is_said_once(ppo, monkeypatch, flags, bad_folders, capsys, name, flag, says):
+    """No line recommends what the next one refuses, and where the model would be written its weights are not read."""
+    if flag == "--save-model":
+        monkeypatch.setattr(ppo, "load_model", lambda *args: pytest.fail("the model was loaded"))
     flags |= {"--model": bad_folders[name]}
-    assert run_main(ppo, monkeypatch, [*argv(flags), "--no-save-model"]) == 2
+    assert run_main(ppo, monkeypatch, [*argv(flags), flag]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "LMHeadModel cannot be pruned" in line or "BloomForCausalLM cannot be pruned" in line
+    assert says in line
+    assert ("--no-save-model" in line) is (name == "qwen3_folder")
 
 
 def test_a_family_that_cannot_be_written_can_be_searched(ppo, monkeypatch, flags, save_tiny):

@@ -26,8 +26,7 @@ from ffprune_env.stored_tensors import SAFETENSORS_FILES, read_json, stored_tens
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from ffprune_env.pruning.prunable import PrunableModel
-    from ffprune_env.pruning.sequential import WeightCalibration
+    from ffprune_env.pruning.prunable import Calibration, PrunableModel
 
 _SHARD = "5GB"
 
@@ -37,7 +36,7 @@ def save_pruned(
     kept: npt.ArrayLike,
     folder: str | Path,
     tokenizer: PreTrainedTokenizerBase | None = None,
-    calibration: WeightCalibration | None = None,
+    calibration: Calibration | None = None,
     facts: CardFacts | None = None,
 ) -> None:
     """Writes the pruned model as a folder in Hugging Face layout, with smaller tensors.
@@ -51,7 +50,7 @@ def save_pruned(
         kept: int [N], groups kept per unit.
         folder: where to; must not exist, or be empty.
         tokenizer: the model's, to be written beside it.
-        calibration: re-fits the output projections.
+        calibration: re-fits the output projections; biases that it makes need a place in the family's configuration.
         facts: what the model card tells about where the model comes from and how well it does.
 
     Raises:

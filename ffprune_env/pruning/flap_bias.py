@@ -12,8 +12,8 @@ from ffprune_env.pruning.units import member_columns
 class FlapBias:
     """Adds W_P · mean(X_P) of the removed columns P to the bias of every output projection; weights stay.
 
-    It serves wherever a :class:`~ffprune_env.pruning.calibration.RidgeCalibration` does but in ``save_pruned``: the
-    biases that it makes have no place in the configuration of most families.
+    It serves wherever a :class:`~ffprune_env.pruning.calibration.RidgeCalibration` does; ``save_pruned`` refuses it
+    where the biases that it makes have no place in the configuration of the family.
 
     Args:
         prunable: a ranked model, dense now. Ranking it again makes the compensation void.

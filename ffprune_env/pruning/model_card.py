@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ffprune_env.pruning.auto_classes import PREFIX
-from ffprune_env.pruning.sequential import SequentialCalibration, WeightCalibration
+from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.sequential import SequentialCalibration
 
 if TYPE_CHECKING:
-    from ffprune_env.pruning.prunable import PrunableModel
+    from ffprune_env.pruning.prunable import Calibration, PrunableModel
     from ffprune_env.pruning.units import UnitLayout
 
 _BAR = 20  # characters for a whole unit
@@ -38,9 +39,7 @@ class CardFacts:
     protocol: str | None = None
 
 
-def model_card(
-    prunable: PrunableModel, kept: npt.ArrayLike, calibration: WeightCalibration | None, facts: CardFacts
-) -> str:
+def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibration | None, facts: CardFacts) -> str:
     """Writes the card in Markdown.
 
     Args:
@@ -107,10 +106,12 @@ or call `ffprune_env.load_pruned(folder)`.
 """
 
 
-def _describe(calibration: WeightCalibration) -> str:
+def _describe(calibration: Calibration) -> str:
     if isinstance(calibration, SequentialCalibration):
         return f"{_describe(calibration.first)}; then in sequence, λ = {calibration.prior_tokens:g} tokens"
-    return f"ridge, λ = {_span(calibration.ridge)} of the mean diagonal of G"
+    if isinstance(calibration, RidgeCalibration):
+        return f"ridge, λ = {_span(calibration.ridge)} of the mean diagonal of G"
+    return type(calibration).__name__
 
 
 def _bars(layouts: Sequence[UnitLayout], counts: npt.NDArray[np.int64]) -> str:
