@@ -3,7 +3,8 @@
     python evaluate/export_gguf.py runs/<name>/model model.gguf
     python evaluate/export_gguf.py runs/<name>/model model.gguf --type q8_0 --windows 4     # needs llama-cpp-python
 
-Perplexities are compared on so many windows of text, and without --windows not at all.
+Perplexities are compared on so many windows of text, and without --windows not at all. Where they are further apart
+than the rounding of the type makes them, or llama.cpp splits the text otherwise, the exit code is 1.
 """
 
 from __future__ import annotations
@@ -25,9 +26,13 @@ from ffprune_env.flags import read_flags
 from ffprune_env.loss import window_losses
 from ffprune_env.models import load_model
 from ffprune_env.pruning.export_gguf import GgufType, export_gguf
+from ffprune_env.same_model import require_same_model, rounding_tolerance
 from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
 console = Console(highlight=False)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# How far apart the mean losses may be: f16 rounds weights of float32 to 11 bits, and in q8_0 weights and inputs have 8.
+TOLERANCES: dict[GgufType, float] = {"f16": rounding_tolerance(torch.float16), "q8_0": 0.03}
 
 
 @dataclass(frozen=True)
@@ -62,16 +67,14 @@ def main() -> int:
                 f"in {report.expanded_layers} layers the query heads share keys unevenly; keys and values are repeated "
                 f"there: {report.expanded_params:,} parameters more, cache {report.cache_growth:.2f} times"
             )
-        if args.windows:
-            compare(args)
+        return compare(args) if args.windows else 0
     except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
+        errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
         return 2
-    return 0
 
 
-def compare(args: Args) -> None:
-    """Prints both perplexities on the same windows, and how far they are apart."""
+def compare(args: Args) -> int:
+    """Prints both perplexities on the same windows, and how far they are apart; returns 1 if that is too far."""
     model, tokenizer = load_model(str(args.folder), dtype="float32", device="cpu")
     split: Split = "test" if args.text in NAMED_TEXTS else "all"
     windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model)
@@ -84,6 +87,14 @@ def compare(args: Args) -> None:
     sample = tokenizer.decode(windows[0, :200])
     same = tokens_of(args.out, sample) == tokenizer(sample, add_special_tokens=False)["input_ids"]
     console.print(f"llama.cpp's tokenizer gives {'the same' if same else 'OTHER'} tokens")
+    try:
+        require_same_model(theirs, ours, TOLERANCES[args.kind], f"{args.out}, on {args.text}")
+        if not same:
+            raise ValueError(f"llama.cpp makes other tokens of text than the model was made for: do not use {args.out}")
+    except ValueError as error:
+        errors.print("[bold red]error:[/]", escape(str(error)))
+        return 1
+    return 0
 
 
 def llama_cpp_perplexity(path: Path, windows: torch.Tensor) -> float:

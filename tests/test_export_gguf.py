@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 
 import gguf
@@ -120,6 +121,34 @@ def test_a_tokenizer_that_is_not_bpe_is_refused(tmp_path):
     with pytest.raises(ValueError, match="a WordLevel tokenizer cannot be written as GGUF"):
         export_gguf(folder, tmp_path / "model.gguf")
     assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "off", "tokens_differ", "says"),
+    [
+        ("f16", 1.003, False, None),
+        ("f16", 1.01, False, "what was written is not what was measured: "),
+        ("q8_0", 1.02, False, None),
+        ("q8_0", 0.95, False, "rounding makes no more than 3.05% of difference"),
+        ("f16", 1.0, True, "llama.cpp makes other tokens of text than the model was made for"),
+    ],
+)
+def test_a_file_that_is_another_model_is_an_error(
+    tmp_path, script, monkeypatch, capsys, text_file, kind, off, tokens_differ, says
+):
+    folder = pruned_folder(tmp_path / "pruned", "llama-gqa", [3, 20, 4, 7, 2, 24])
+    find = importlib.util.find_spec
+    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: name if name == "llama_cpp" else find(name))
+    ours = ff.load_pruned(folder, dtype="float32")
+    monkeypatch.setattr(script, "llama_cpp_perplexity", lambda _, windows: off * ff.perplexity(ours, windows))
+    tokenizer = byte_tokenizer(MERGES)
+    monkeypatch.setattr(script, "tokens_of", lambda _, text: tokenizer(text)["input_ids"][tokens_differ:])
+    flags = ["--type", kind, "--windows", "2", "--seq-len", "64", "--text", str(text_file)]
+    monkeypatch.setattr("sys.argv", ["export_gguf.py", str(folder), str(tmp_path / "model.gguf"), *flags])
+    assert script.main() == (1 if says else 0)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (1 if says else 0)
+    assert says is None or says in lines[0]
 
 
 def test_the_script_writes_and_refuses(tmp_path, script, monkeypatch, capsys):
