@@ -31,7 +31,8 @@ import ffprune_env as ff
 from ffprune_env.devices import pick_device
 from ffprune_env.flags import read_flags
 from ffprune_env.models import context_length
-from ffprune_env.pruning.auto_classes import PREFIX, pruned_model_class
+from ffprune_env.pruning.auto_classes import pruned_model_class
+from ffprune_env.pruning.config_names import PREFIX
 from ffprune_env.settings import require_in_range
 
 # What pruning leaves as it is.

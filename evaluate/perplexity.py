@@ -25,7 +25,7 @@ from rich.table import Table
 from ffprune_env.flags import read_flags
 from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
 from ffprune_env.models import load_model
-from ffprune_env.pruning.auto_classes import PREFIX
+from ffprune_env.pruning.config_names import PREFIX
 from ffprune_env.pruning.units import find_units
 from ffprune_env.run_folder import strict_json
 from ffprune_env.settings import require_folder_of, require_in_range

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -150,7 +151,7 @@ def test_saving_again_round_trips(written, tmp_path):
     again = ff.load_pruned(tmp_path / "again")
     assert torch.equal(logits(again, PROMPT), logits(model, PROMPT))
     torch.testing.assert_close(logits(again, PROMPT), expected, rtol=0, atol=1e-9)
-    for name in ("modeling_ffprune.py", "attention.py"):
+    for name in ("modeling_ffprune.py", "attention.py", "config_names.py", "config.json"):
         assert (tmp_path / "again" / name).read_text() == (folder / name).read_text()
 
 
@@ -169,10 +170,17 @@ def test_without_calibration_and_in_original_order(tmp_path):
 
 FRESH = """
 import sys, torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 for folder in sys.argv[1:]:
+    assert AutoTokenizer.from_pretrained(folder)("abc")["input_ids"] == [64, 65, 66]
+    assert len(AutoConfig.from_pretrained(folder).num_attention_heads_per_layer) == 3
+    try:
+        AutoModelForCausalLM.from_pretrained(folder)
+    except RuntimeError as error:
+        assert "ignore_mismatched_sizes" in str(error)
+    else:
+        raise AssertionError("the dense model took the weights of a smaller one")
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         torch.save(model(torch.tensor([[5, 17, 23, 200, 3]])).logits, folder + ".logits")
     model.save_pretrained(folder + ".again")
@@ -181,12 +189,18 @@ assert not any(name.startswith("ffprune_env") for name in sys.modules), "ffprune
 
 
 def run_fresh(code, *arguments, cwd):
-    """Runs Python code in a process of its own, outside the repository."""
+    """Runs Python code in a process of its own, outside the repository, with a standard input that says nothing."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    silent, open_end = os.pipe()
+    try:
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, stdin=silent)
+    finally:
+        os.close(silent)
+        os.close(open_end)
 
 
 def test_a_process_without_ffprune_loads_it_and_saves_it_again(tmp_path):
+    """Tokenizer and config need no code and ask nothing; the model without trust is refused, and with it is right."""
     expected = {}
     for family in WRITTEN:
         prunable, calibration, kept = ranked(family)
@@ -195,9 +209,24 @@ def test_a_process_without_ffprune_loads_it_and_saves_it_again(tmp_path):
             expected[tmp_path / family] = logits(model, PROMPT)
     done = run_fresh(FRESH, *expected, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "custom code" not in done.stdout
     for folder, wanted in expected.items():
         torch.testing.assert_close(torch.load(f"{folder}.logits"), wanted, rtol=0, atol=1e-9)
         torch.testing.assert_close(logits(ff.load_pruned(f"{folder}.again"), PROMPT), wanted, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+def test_the_file_names_the_dense_family_and_all_else_the_pruned_one(tmp_path, family):
+    prunable, _, kept = ranked(family)
+    ff.save_pruned(prunable, kept, tmp_path / "out", byte_tokenizer())
+    file = tmp_path / "out" / "config.json"
+    dense_family = prunable.model.config.model_type
+    assert json.loads(file.read_text())["model_type"] == dense_family
+    for _ in range(2):  # as it is written, and as older versions did
+        assert AutoConfig.from_pretrained(tmp_path / "out").model_type == f"ffprune_{dense_family}"
+        assert ff.load_pruned(tmp_path / "out").config.model_type == f"ffprune_{dense_family}"
+        assert type(ff.load_model(str(tmp_path / "out"))[0]) is type(ff.load_pruned(tmp_path / "out"))
+        edit_config(tmp_path / "out", model_type=f"ffprune_{dense_family}")
 
 
 LOOKS = """
@@ -350,7 +379,9 @@ def other_family(folder):
 
 
 def dense_family(folder):
-    edit_config(folder, model_type="llama")
+    config = json.loads((folder / "config.json").read_text())
+    del config["num_attention_heads_per_layer"]
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def unknown_family(folder):

@@ -15,11 +15,12 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-#: What the ``model_type`` of a pruned model begins with; that of the dense family follows.
-PREFIX = "ffprune_"
+from ffprune_env.pruning.config_names import PREFIX, named_as_pruned
+
 #: Families that pruned models can be written of, by their ``model_type``.
 FAMILIES = ("llama", "mistral", "qwen2", "opt")
 _MODULE = "transformers.models.auto.configuration_auto"
+_NAMES_PRUNED = "_ffprune_names_pruned"
 
 
 def register_when_imported() -> None:
@@ -83,3 +84,21 @@ def pruned_model_class(family: str) -> Any:
 def _register(configuration_auto: ModuleType) -> None:
     for family in FAMILIES:
         configuration_auto.CONFIG_MAPPING.register(PREFIX + family, _StandIn(family), exist_ok=True)
+    _name_as_pruned(configuration_auto.PreTrainedConfig)
+
+
+def _name_as_pruned(base: Any) -> None:
+    """Lets Auto classes see the pruned family in a config.json, which names the dense one.
+
+    There is no other place to tell them: what they look up is the model type as the file has it.
+    """
+    if hasattr(base, _NAMES_PRUNED):
+        return
+    read = base.get_config_dict.__func__
+
+    def get_config_dict(cls: Any, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        settings, unused = read(cls, *args, **kwargs)
+        return named_as_pruned(settings), unused
+
+    base.get_config_dict = classmethod(get_config_dict)
+    setattr(base, _NAMES_PRUNED, True)

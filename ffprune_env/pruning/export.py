@@ -16,7 +16,8 @@ import torch
 from ffprune_env.devices import pick_device, require_resident
 from ffprune_env.generation_settings import make_writable
 from ffprune_env.loading_report import load_whole
-from ffprune_env.pruning.auto_classes import FAMILIES, PREFIX, pruned_model_class
+from ffprune_env.pruning.auto_classes import FAMILIES, pruned_model_class
+from ffprune_env.pruning.config_names import PREFIX, named_as_pruned
 from ffprune_env.pruning.model_card import CardFacts, model_card
 from ffprune_env.pruning.smaller_model import smaller_model
 from ffprune_env.pruning.writable import why_not_saved
@@ -104,7 +105,7 @@ def load_pruned(folder: str | Path, dtype: str = "auto", device: str = "auto") -
 def is_pruned(folder: Path) -> bool:
     """Whether a folder holds, or means to hold, a model that :func:`save_pruned` wrote."""
     try:
-        return str(read_json(folder / "config.json").get("model_type")).startswith(PREFIX)
+        return str(_settings(folder).get("model_type")).startswith(PREFIX)
     except (OSError, ValueError):
         return False
 
@@ -124,7 +125,7 @@ def check_pruned(folder: Path) -> Any:
     """
     if not (folder / "config.json").is_file():
         raise OSError(f"{folder} is not a pruned model: it holds no config.json")
-    settings = read_json(folder / "config.json")
+    settings = _settings(folder)
     family = str(settings.get("model_type", "nothing")).removeprefix(PREFIX)
     if family not in FAMILIES or family == settings["model_type"]:
         known = ", ".join(PREFIX + name for name in FAMILIES)
@@ -183,3 +184,7 @@ def _check_key_index(file: Path, name: str, index: npt.NDArray[Any], heads: int)
     in_range = index.ndim == 1 and index.size > 0 and index.min() >= 0 and index.max() < heads
     if not in_range or (np.diff(index) < 0).any():
         raise ValueError(f"{file}: {name} must hold key/value heads 0 to {heads - 1} in order, got {index.tolist()}")
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    return named_as_pruned(read_json(folder / "config.json"))

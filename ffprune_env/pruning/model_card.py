@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ffprune_env.pruning.auto_classes import PREFIX
 from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.config_names import PREFIX
 from ffprune_env.pruning.sequential import SequentialCalibration
 
 if TYPE_CHECKING:
@@ -91,12 +91,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
-`trust_remote_code=True` runs the two Python files in this folder, which build the dense architecture with smaller
-matrices. Where `ffprune` is installed no code needs to be trusted: after `import ffprune_env` leave the argument out,
-or call `ffprune_env.load_pruned(folder)`.
+`trust_remote_code=True` runs the three Python files in this folder, which build the dense architecture with smaller
+matrices; without it transformers builds the dense architecture, and ends with an error because the sizes differ. Where
+`ffprune` is installed no code needs to be trusted: after `import ffprune_env` leave the argument out, or call
+`ffprune_env.load_pruned(folder)`.
 
 ## What every layer keeps
 

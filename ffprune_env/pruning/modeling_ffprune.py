@@ -1,11 +1,12 @@
 """Pruned models that load like any other: the dense family's own code, around smaller matrices.
 
-This file is written into the folder of every pruned model, so it needs nothing but torch, transformers and the file
-beside it.
+This file is written into the folder of every pruned model, so it needs nothing but torch, transformers and the two
+files beside it.
 """
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -22,10 +23,7 @@ from transformers import (
 )
 
 from .attention import require_indexable, use_indexed_attention
-
-#: Keys of config.json: int per decoder layer, heads that the query projection and channels that the FFN have left.
-#: ``num_attention_heads`` and ``intermediate_size`` (``ffn_dim``) stay those of the dense model.
-HEADS_KEY, CHANNELS_KEY = "num_attention_heads_per_layer", "intermediate_size_per_layer"
+from .config_names import CHANNELS_KEY, HEADS_KEY, PREFIX, named_as_pruned
 
 
 class PrunedConfig:
@@ -34,6 +32,18 @@ class PrunedConfig:
     Raises:
         ValueError: the shapes of the layers are missing, or are not one positive number for each.
     """
+
+    @classmethod
+    def get_config_dict(cls, *args: Any, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Reads a config.json."""
+        settings, unused = super().get_config_dict(*args, **kwargs)  # type: ignore[misc]
+        return named_as_pruned(settings), unused
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """What is written to a config.json; the model type in it is that of the dense family."""
+        settings = json.loads(super().to_json_string(use_diff))  # type: ignore[misc]
+        settings["model_type"] = self.model_type.removeprefix(PREFIX)  # type: ignore[attr-defined]
+        return json.dumps(settings, indent=2, sort_keys=True) + "\n"
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # type: ignore[misc]

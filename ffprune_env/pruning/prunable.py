@@ -64,7 +64,7 @@ class PrunableModel:
             raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
         self.model = model
         self.layouts: tuple[UnitLayout, ...] = find_units(model, channels_per_group)
-        if any(layout.queries_per_key > 1 for layout in self.layouts):
+        if any(layout.key_heads is not None for layout in self.layouts):
             require_indexable(model.config._attn_implementation)
         before = logits_before(model)
         self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)

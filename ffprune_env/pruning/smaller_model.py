@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from ffprune_env.pruning.auto_classes import pruned_model_class
+from ffprune_env.pruning.config_names import CHANNELS_KEY, HEADS_KEY
 from ffprune_env.pruning.units import member_columns
 from ffprune_env.pruning.writable import dense_family
 
@@ -64,8 +65,6 @@ def _smaller_config(
     model: PreTrainedModel, make: Callable[..., PreTrainedConfig], sizes: list[int], tied: bool
 ) -> PreTrainedConfig:
     """The configuration of a model, with other sizes of its layers."""
-    from ffprune_env.pruning.modeling_ffprune import CHANNELS_KEY, HEADS_KEY
-
     settings = {key: value for key, value in model.config.to_dict().items() if key not in _OF_THE_CLASS}
     settings |= {HEADS_KEY: sizes[0::2], CHANNELS_KEY: sizes[1::2], "tie_word_embeddings": tied}
     config = make(**copy.deepcopy(settings))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffprune_env.pruning.auto_classes import FAMILIES, PREFIX, pruned_model_class
+from ffprune_env.pruning.auto_classes import FAMILIES, pruned_model_class
+from ffprune_env.pruning.config_names import PREFIX
 from ffprune_env.pruning.units import find_units
 from ffprune_env.quiet import quiet_transformers
 
