@@ -24,14 +24,22 @@ import torch
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.comparison import Cell, ComparisonFolder
 from ffprune_env.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
+from ffprune_env.identity import (
+    ChangedError,
+    identity_of_model,
+    identity_of_texts,
+    identity_of_versions,
+    text_names,
+)
 from ffprune_env.methods.ablations import ABLATIONS
-from ffprune_env.methods.registry import METHODS
+from ffprune_env.methods.registry import METHODS, settings_of
 from ffprune_env.models import load_model
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.report.ablation import ablation_markdown, ablation_table
@@ -119,6 +127,7 @@ class Args:
 # What perplexities do not depend on.
 _NOT_SHARED = (
     "out", "sparsity", "methods", "ablation", "seeds", "factor_storage", "device", "zero_shot", "data_dir", "limit",
+    "trust_remote_code",
 )  # fmt: skip
 _SEARCHED = METHODS | ABLATIONS
 
@@ -140,6 +149,8 @@ def main() -> int:
         except KeyboardInterrupt:
             errors.print("interrupted; what was finished is kept and reported")
             code = 130
+        except ChangedError:  # a table of what was measured before would look like one of what there is now
+            raise
         except (ValueError, OSError, RuntimeError) as error:
             errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
             code = 2
@@ -184,25 +195,49 @@ def plan(args: Args) -> Iterator[tuple[str, float, int | None]]:
             yield from ((name, sparsity, seed) for name in searching)
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """The model and the texts that cells are measured with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    texts: dict[str, torch.Tensor]
+
+
+def read_cell(folder: ComparisonFolder, name: str, sparsity: float, seed: int | None) -> Cell | None:
+    """A cell that was measured before, with the settings that the method has now; ChangedError if it had others."""
+    return folder.cell(name, sparsity, seed, settings_of(_SEARCHED[name]) if name in _SEARCHED else None)
+
+
+def is_unasked(cell: Cell | None, seed: int | None, tasks: Mapping[str, Any] | None) -> bool:
+    """Whether the final model of a cell is still to be asked zero-shot questions; of every method one seed is."""
+    return tasks is not None and seed in (None, 0) and (cell is None or cell.zero_shot is None)
+
+
 def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) -> int:
-    """Measures what the folder lacks; the model is loaded when the first cell is missing.
+    """Measures what the folder lacks. The model is loaded, and found to be the one of the folder, in any case.
 
     Returns:
         The exit code: 1 if a method could not do what it was asked.
     """
     if tasks is not None:
         folder.require_same("zero_shot.json", questions(args))
-    subject: Subject | None = None
+    keys = list(plan(args))
+    found = [read_cell(folder, *key) for key in keys]
+    adds = folder.dense is None or any(
+        cell is None or is_unasked(cell, key[2], tasks) for key, cell in zip(keys, found, strict=True)
+    )
+    folder.require_same_identity(identity_of_versions(), adds=adds)
+    loaded = load(args, folder)
+    if not adds:
+        logger.info("all is measured already")
+        return 0
+    subject = prepare(args, folder, tasks, loaded)
     failures = 0
-    for name, sparsity, seed in plan(args):
-        cell = folder.cell(name, sparsity, seed)
-        unasked = tasks is not None and seed in (None, 0) and (cell is None or cell.zero_shot is None)
-        done = cell is not None and not unasked
-        if done and folder.dense is not None:
-            continue
-        if subject is None:
-            subject = prepare(args, folder, tasks)
-        if done:
+    for name, sparsity, seed in keys:
+        cell = read_cell(folder, name, sparsity, seed)
+        unasked = is_unasked(cell, seed, tasks)
+        if cell is not None and not unasked:
             continue
         title = f"{name} at σ = {sparsity:g}" + ("" if seed is None else f", seed {seed}")
         logger.info("%s ...", title)
@@ -239,12 +274,29 @@ def questions(args: Args) -> dict[str, Any]:
     return {"data_dir": args.data_dir and str(args.data_dir.resolve()), "limit": args.limit}
 
 
-def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) -> Subject:
-    """Loads model and texts, and measures of the dense model what the folder does not hold yet."""
+def load(args: Args, folder: ComparisonFolder) -> Loaded:
+    """Loads model and texts; ChangedError if the folder was filled with others."""
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
-    test_windows = load_test_windows(
-        args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
-    )
+    folder.require_same_identity(identity_of_model(model), args.model)
+    samples = max(args.samples, args.final_samples)
+    texts = {
+        "search": load_windows(args.text, tokenizer, "search", args.seq_len, samples, model=model),
+        "curve": load_windows(args.text, tokenizer, "search", args.seq_len, args.curve_windows, model=model),
+        "calibration": load_windows(
+            args.text, tokenizer, "calibration", args.seq_len, args.calibration_windows, or_fewer=True, model=model
+        ),
+        "test": load_test_windows(
+            args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
+        ),
+    }
+    names = text_names(args.text, args.test_text, texts)
+    folder.require_same_identity(identity_of_texts(texts), args.model, names)
+    return Loaded(model, tokenizer, texts)
+
+
+def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None, loaded: Loaded) -> Subject:
+    """Ranks and calibrates the model, and measures of the dense one what the folder does not hold yet."""
+    model, tokenizer = loaded.model, loaded.tokenizer
     evaluator = build_evaluator(
         model,
         tokenizer,
@@ -265,11 +317,9 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
     subject = Subject(
         evaluator,
         plain,
-        load_windows(
-            args.text, tokenizer, "calibration", windows.shape[1], args.calibration_windows, or_fewer=True, model=model
-        ),
-        load_windows(args.text, tokenizer, "search", windows.shape[1], args.curve_windows, model=model),
-        test_windows,
+        loaded.texts["calibration"],
+        loaded.texts["curve"],
+        loaded.texts["test"],
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),
     )
@@ -297,12 +347,19 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
 
 def report(args: Args, folder: ComparisonFolder) -> None:
     """Prints a table per sparsity, and writes the same, with figures, as .json, .md and .html."""
-    found = (folder.cell(name, sparsity, seed) for name, sparsity, seed in plan(args))
+    found = (read_cell(folder, name, sparsity, seed) for name, sparsity, seed in plan(args))
     cells: list[Cell] = [cell for cell in found if cell is not None]
     if not cells:
         console.print("nothing was measured")
         return
     comparison = folder.comparison(cells, {"command": shlex.join(["python", *sys.argv])})
+    for cell in cells:
+        if cell.fell_back:
+            logger.warning(
+                "%s at σ = %g%s is calibrated as %s, not %s: it is marked, and not compared with the others",
+                cell.method, cell.target_sparsity, "" if cell.seed is None else f", seed {cell.seed},",
+                cell.calibration, cell.calibration_asked,
+            )  # fmt: skip
     for sparsity in dict.fromkeys(args.sparsity):
         if any(cell.target_sparsity == sparsity for cell in cells):
             console.print(comparison_table(comparison, sparsity))

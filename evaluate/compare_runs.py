@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,11 +30,20 @@ from rich.table import Table
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
+from ffprune_env.identity import (
+    ChangedError,
+    Identity,
+    identity_of_model,
+    identity_of_texts,
+    identity_of_versions,
+    text_names,
+)
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.models import load_model
+from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
-from ffprune_env.run_folder import part_of, strict_json
-from ffprune_env.settings import BEFORE, require_folder_of
+from ffprune_env.run_folder import RunFolder, part_of, strict_json
+from ffprune_env.settings import BEFORE, require_folder_of, warn_of_trust
 from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
 logger = logging.getLogger("ffprune")
@@ -43,7 +52,7 @@ console = Console()
 _RANKED_AND_FITTED = (
     "seq_len", "calibration_windows", "channels_per_group", "criterion", "ridge", "factor_storage", "sequential",
 )  # fmt: skip
-_SHARED = ("model", "dtype", "device", "trust_remote_code", "text", "samples", *_RANKED_AND_FITTED)
+_SHARED = ("model", "dtype", "device", "text", "samples", *_RANKED_AND_FITTED)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Args:
     """windows of test text, from its beginning; None takes all"""
     json: Path | None = None
     """file to write every result to, as soon as there is one"""
+    trust_remote_code: bool = False
+    """run Python code that the checkpoint brings along, whatever the runs did"""
 
 
 def main() -> int:
@@ -84,7 +95,7 @@ def main() -> int:
                 scratch = args.json.with_name(f".writing-{args.json.name}")
                 scratch.write_text(strict_json({"results": lines}, indent=2) + "\n", encoding="utf-8")
                 scratch.replace(args.json)
-    console.print(table(policies, results))
+    console.print(table(policies, results, evaluator.calibration_asked))
     return 0
 
 
@@ -106,11 +117,18 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
                 raise ValueError(f"{path} has {name} {config.get(name)!r}, {args.runs[0]} has {first.get(name)!r}")
     if args.test_text not in NAMED_TEXTS and Path(args.test_text).resolve() == Path(first["text"]).resolve():
         raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
-    model, tokenizer = load_model(*(first[name] for name in ("model", "dtype", "device", "trust_remote_code")))
+    if not args.trust_remote_code:
+        warn_of_trust(first, args.runs[0] / "config.yaml")
+    dtype = RunFolder(args.runs[0]).dtype() if first["dtype"] == "auto" else first["dtype"]
+    model, tokenizer = load_model(first["model"], dtype, first["device"], args.trust_remote_code)
+    identity = identity_of_model(model)  # before it is ranked
+    require_same_as_runs(args.runs, identity, first)
+    warn_of_versions(args.runs)
     split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
     test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows, model=model)
     settings = {name: first[name] for name in _RANKED_AND_FITTED}
     evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
+    require_same_as_runs(args.runs, identity_of_texts(evaluator.texts), first)
     policies: dict[str, np.ndarray] = {}
     for sparsity, folder in parts:
         for name, allocation in reference_policies(sparsity, evaluator).items():
@@ -118,6 +136,22 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
         best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
         policies[str(folder)] = evaluator.prunable.check_kept(best["chosen"]["kept"])
     return evaluator, policies, test_windows
+
+
+def require_same_as_runs(paths: Sequence[Path], now: Identity, config: Mapping[str, Any]) -> None:
+    """Raises ChangedError unless every run was made with the model and texts that there are now."""
+    names = text_names(config["text"], None, ("search", "calibration"))
+    for path in paths:
+        RunFolder(path).require_same(now, config["model"], names, "search it again")
+
+
+def warn_of_versions(paths: Sequence[Path]) -> None:
+    """Says of every run whether other versions searched it than measure it now."""
+    for path in paths:
+        try:
+            RunFolder(path).require_same(identity_of_versions(), advice="what it chose is measured by those of now")
+        except ChangedError as error:
+            logger.warning("%s", error)
 
 
 def parts_of(path: Path, config: Mapping[str, Any]) -> dict[float, Path]:
@@ -145,15 +179,21 @@ def measure(
             yield name, calibrated, measured[key]
 
 
-def table(policies: Mapping[str, np.ndarray], results: Mapping[tuple[str, bool], PolicyResult]) -> Table:
-    """A row per policy, with gaps for what was not measured."""
+def table(
+    policies: Mapping[str, np.ndarray], results: Mapping[tuple[str, bool], PolicyResult], asked: CalibrationKind
+) -> Table:
+    """A row per policy, with gaps for what was not measured, and a mark where it was not calibrated as asked for."""
     report = Table()
     for column in ("policy", "removed\nof Σw", "search\nPPL", "test\nPPL", "search,\ncalibrated", "test,\ncalibrated"):
         report.add_column(column, justify="left" if column == "policy" else "right")
     for name in policies:
         measured = [results.get((name, calibrated)) for calibrated in (False, True)]
         removed = next((f"{x.sparsity:.2%}" for x in measured if x is not None), "")
-        report.add_row(name, removed, *(cell for x in measured for cell in cells(x)))
+        marked = measured[1] is not None and measured[1].calibration != asked
+        if marked:
+            report.caption, report.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"
+        row = (cell for x in measured for cell in cells(x))
+        report.add_row(f"{name} {FELL_BACK_MARK}" if marked else name, removed, *row)
     return report
 
 

@@ -14,6 +14,7 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tyro
@@ -27,12 +28,13 @@ from scipy.stats import spearmanr
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
+from ffprune_env.identity import identity_of_model, identity_of_texts, text_names
 from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
 from ffprune_env.results import reference_policies
-from ffprune_env.run_folder import strict_json
-from ffprune_env.settings import BEFORE, require_folder_of
-from ffprune_env.texts import load_test_windows
+from ffprune_env.run_folder import RunFolder, strict_json
+from ffprune_env.settings import BEFORE, require_folder_of, warn_of_trust
+from ffprune_env.texts import load_test_windows, load_windows
 
 logger = logging.getLogger("ffprune")
 console = Console()
@@ -56,6 +58,8 @@ class Args:
     """numbers of windows of search text"""
     json: Path | None = None
     """file to write every measurement to"""
+    trust_remote_code: bool = False
+    """run Python code that the checkpoint brings along, whatever the run did"""
 
 
 def main() -> int:
@@ -107,15 +111,22 @@ def measure(args: Args) -> dict[str, list[float]]:
     return results
 
 
-def load(args: Args, config: dict[str, object]) -> tuple[LMEvaluator, object]:
+def load(args: Args, config: dict[str, Any]) -> tuple[LMEvaluator, object]:
     """The evaluator of the run, with all the windows that are asked for, and the test text."""
-    model, tokenizer = load_model(*(config[name] for name in ("model", "dtype", "device", "trust_remote_code")))
+    if not args.trust_remote_code:
+        warn_of_trust(config, args.run / "config.yaml")
+    run, name, text = RunFolder(args.run), str(config["model"]), str(config["text"])
+    dtype = run.dtype() if config["dtype"] == "auto" else str(config["dtype"])
+    model, tokenizer = load_model(name, dtype, str(config["device"]), args.trust_remote_code)
+    run.require_same(identity_of_model(model), name, advice="search it again")
     how = ("seq_len", "calibration_windows", "channels_per_group", "criterion", "calibrated", "ridge", "factor_storage")
     settings = {name: (BEFORE | config)[name] for name in how}
-    evaluator = build_evaluator(model, tokenizer, str(config["text"]), n_samples=max(args.windows), **settings)
-    test = load_test_windows(
-        str(config["text"]), args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
-    )
+    evaluator = build_evaluator(model, tokenizer, text, n_samples=max(args.windows), **settings)
+    searched = max(int(config[name]) for name in ("samples", "final_samples") if name in config)
+    search = load_windows(text, tokenizer, "search", evaluator.windows.shape[1], searched, model=model)
+    texts = {**evaluator.texts, "search": search}
+    run.require_same(identity_of_texts(texts), name, text_names(text, None, texts), "search it again")
+    test = load_test_windows(text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
     return evaluator, test
 
 

@@ -47,9 +47,7 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
                 raise
         # Out of the handler, so that nothing holds on to what the failed pass had made.
         _limits[model] = size // 2
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        release_memory()
         logger.warning("out of memory with %d windows at once: going on with %d", size, size // 2)
 
 
@@ -62,6 +60,13 @@ def fitting_size(model: nn.Module, windows: torch.Tensor, batch_size: int | None
         device = next(model.parameters()).device.type
         batch_size = max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // windows.shape[1])
     return min(batch_size, len(windows), _limits.get(model, batch_size))
+
+
+def release_memory() -> None:
+    """Gives back what nothing holds on to any more."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

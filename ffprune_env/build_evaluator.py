@@ -116,6 +116,7 @@ def build_evaluator(
         require_resident(model, "calibration" if ridge is not None else f"the criterion {criterion}")
     search = load_windows(text, tokenizer, "search", seq_len, n_samples, model=model)
     seq_len = search.shape[1]
+    texts = {"search": search}
     search = search[sorted(range(n_samples), key=_halving)]  # the first few are as far apart as all of them
     seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True, model=model)
     for windows in (search, seen):
@@ -153,7 +154,8 @@ def build_evaluator(
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
     again = seen if sequential and calibration is not None else None
-    return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats, again)
+    texts["calibration"] = seen
+    return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats, again, texts)
 
 
 def _room_for_grams(prunable: PrunableModel) -> int:

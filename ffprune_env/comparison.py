@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ffprune_env.identity import OF_VERSIONS, ChangedError, Identity, require_same
 from ffprune_env.run_folder import strict_json
 from ffprune_env.settings import BEFORE
+
+logger = logging.getLogger(__name__)
+
+_IDENTITY = "identity.json"
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,11 @@ class Cell:
             methods that do not search.
         zero_shot: accuracy by task, and their ``average``, of the final model.
         zero_shot_stderr: standard errors of these.
+        calibration: how the final model was calibrated, as
+            :func:`~ffprune_env.pruning.calibration_kind.calibration_kind` names it.
+        calibration_asked: how it was to be.
+        settings: what the method was told beside the settings of the comparison: its defaults.
+        identity: what the figures depend on, see :mod:`ffprune_env.identity`.
     """
 
     method: str
@@ -59,6 +70,15 @@ class Cell:
     trace: list[tuple[int, float]]
     zero_shot: dict[str, float] | None = None
     zero_shot_stderr: dict[str, float] | None = None
+    calibration: str = "none"
+    calibration_asked: str = "none"
+    settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, str] | None = None
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the final model is not calibrated as it was to be, and so not to be compared with those that are."""
+        return self.calibration != self.calibration_asked
 
 
 @dataclass(frozen=True)
@@ -90,7 +110,7 @@ class ComparisonFolder:
     """What a comparison has measured so far, safe from Ctrl-C: ``settings.json``, ``dense.json`` and ``cells/``.
 
     Nothing is written before there is something to keep. Two processes may fill one folder if they do not work on the
-    same cells.
+    same cells. ``identity.json`` says what model, texts and code all of it was measured with, and so does every cell.
 
     Args:
         path: the folder; made if there is none.
@@ -104,6 +124,7 @@ class ComparisonFolder:
         self.path = path
         self.settings = json.loads(strict_json(settings))
         self.require_same("settings.json", self.settings)
+        self.identity: dict[str, str] = self._read(_IDENTITY) or {}
 
     def require_same(self, name: str, settings: Mapping[str, Any]) -> None:
         """Raises ValueError if a file of settings is there and differs."""
@@ -113,18 +134,72 @@ class ComparisonFolder:
             if there != asked:
                 raise ValueError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
 
-    def cell(self, method: str, sparsity: float, seed: int | None) -> Cell | None:
-        """A cell that was measured before, if it was."""
+    def require_same_identity(
+        self, now: Identity, model: str = "", texts: Mapping[str, str] | None = None, adds: bool = True
+    ) -> None:
+        """Raises ChangedError, in one line, if the folder was filled with something else than there is now.
+
+        In a new folder what there is now becomes what the folder is filled with.
+
+        Args:
+            now: all that figures depend on, or a part of it.
+            model: name of the model, for the message.
+            texts: names of the texts by use, for the message.
+            adds: whether anything will be measured. Where nothing is, other versions are no error, and only said.
+        """
+        if not (self.path / _IDENTITY).exists():
+            if (self.path / "settings.json").exists():
+                raise ChangedError(
+                    f"{self.path} holds no {_IDENTITY}, and so does not say what model and texts it was measured with: "
+                    f"nothing can be added to it, give another --out"
+                )
+            self.identity |= now
+            return
+        since, advice = f"{self.path} was begun", "give another --out"
+        try:
+            require_same(self.identity, now, since, advice, model, texts)
+        except ChangedError as error:
+            if adds or any(name not in OF_VERSIONS for name in now):
+                raise
+            logger.warning("nothing is measured, and what is there is of another version: %s", error)
+
+    def cell(
+        self, method: str, sparsity: float, seed: int | None, settings: Mapping[str, Any] | None = None
+    ) -> Cell | None:
+        """A cell that was measured before, if it was.
+
+        Args:
+            method: its name.
+            sparsity: σ.
+            seed: of what it drew, if anything.
+            settings: what the method is told now beside the settings of the comparison; None does not compare that.
+
+        Raises:
+            ChangedError: it was measured with other settings, or with another model, text or code than the folder.
+            ValueError: it cannot be read.
+        """
         name = cell_name(method, sparsity, seed)
         found = self._read(name)
         try:
-            return None if found is None else _as_cell(found)
+            cell = None if found is None else _as_cell(found)
         except (KeyError, TypeError) as error:
             raise self._damaged(name, error) from error
+        if cell is None:
+            return None
+        remedy = "remove it to measure it again, or give another --out"
+        if self.identity:
+            require_same(cell.identity or {}, self.identity, f"{self.path / name} was measured", remedy)
+        now = {} if settings is None else json.loads(strict_json(settings))
+        for key in now.keys() | (cell.settings.keys() if now else ()):
+            if cell.settings.get(key) != now.get(key):
+                was = f"{key} {cell.settings.get(key)!r}, not {now.get(key)!r}"
+                raise ChangedError(f"{self.path / name} was measured with {was}: {remedy}")
+        return cell
 
     def add(self, cell: Cell) -> None:
-        """Keeps a cell."""
-        self.write(cell_name(cell.method, cell.target_sparsity, cell.seed), asdict(cell))
+        """Keeps a cell, with what the figures of the folder depend on."""
+        identified = replace(cell, identity=self.identity or None)
+        self.write(cell_name(cell.method, cell.target_sparsity, cell.seed), asdict(identified))
 
     @property
     def dense(self) -> dict[str, Any] | None:
@@ -164,9 +239,11 @@ class ComparisonFolder:
         return Comparison(settings={**self.settings, **where, **settings}, cells=cells, **dense)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Replaces a file by strict JSON, in one move; the first one brings ``settings.json`` along."""
+        """Replaces a file by strict JSON, in one move; the first brings along what is the same for all."""
         (self.path / "cells").mkdir(parents=True, exist_ok=True)
         files = {name: content}
+        if self.identity and not (self.path / _IDENTITY).exists():
+            files = {_IDENTITY: self.identity, **files}
         if not (self.path / "settings.json").exists():
             files["settings.json"] = self.settings
         for file, text in files.items():

@@ -16,9 +16,10 @@ from ffprune_env.comparison import Cell
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
 from ffprune_env.methods.problem import Meter, Problem
-from ffprune_env.methods.registry import Method
+from ffprune_env.methods.registry import Method, settings_of
 from ffprune_env.methods.slicegpt import slicegpt
 from ffprune_env.methods.svd_llm import svd_llm
+from ffprune_env.pruning.calibration_kind import calibration_kind
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import Calibration
 from ffprune_env.pruning.saliency import wifv_scores
@@ -136,6 +137,9 @@ def search_and_measure(
         tokens=meter.spent * tokens_per_window,
         seconds=seconds,
         trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter, subject.evaluator)],
+        calibration=calibration_kind(calibration),
+        calibration_asked="flap-bias" if method.flap_bias else subject.evaluator.calibration_asked,
+        settings=settings_of(method),
     )
 
 
@@ -156,15 +160,22 @@ def calibration_of(subject: Subject, method: Method, kept: IntArray) -> Calibrat
 
 
 def ask_final(subject: Subject, cell: Cell, method: Method) -> Cell:
-    """The cell with the zero-shot accuracies of the model that it ends with, calibrated."""
+    """The cell with the zero-shot accuracies of the model that it ends with, calibrated.
+
+    Raises:
+        RuntimeError: that model cannot be made again, because memory does not do for its calibration now.
+    """
     if cell.kept is None:
         raise ValueError(f"{cell.method} removes no groups: ask the model that it made")
-    kept = subject.evaluator.prunable.check_kept(cell.kept)
-    with (
-        ranking_of(subject, method),
-        subject.evaluator.prunable.pruned(kept, calibration_of(subject, method, kept)) as model,
-    ):
-        return ask(subject, cell, model)
+    evaluator = subject.evaluator
+    kept = evaluator.prunable.check_kept(cell.kept)
+    with ranking_of(subject, method):
+        # What was calibrated by Eqs. 6-7 alone for want of memory stays so: what is asked is what was measured.
+        made = evaluator.calibration if cell.calibration == "ridge" else calibration_of(subject, method, kept)
+        if calibration_kind(made) != cell.calibration:
+            raise RuntimeError(f"its perplexity is of a model calibrated as {cell.calibration}, and that fails now")
+        with evaluator.prunable.pruned(kept, made) as model:
+            return ask(subject, cell, model)
 
 
 def ask(subject: Subject, cell: Cell, model: PreTrainedModel) -> Cell:

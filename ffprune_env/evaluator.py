@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Protocol
 
 import torch
 
 from ffprune_env.allocation import IntArray
-from ffprune_env.batches import is_out_of_memory
+from ffprune_env.batches import is_out_of_memory, release_memory
 from ffprune_env.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.loss import perplexity
 from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.calibration_kind import CalibrationKind
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
@@ -68,6 +70,10 @@ class LMEvaluator:
         statistics: what the groups were ranked by, for methods that look at it; its Gram matrices are not kept.
         sequential: int64 [n, seq_len], calibration text: the model that the user will get is calibrated once more, in
             sequence, on it. None leaves that out.
+        texts: further windows that figures depend on, such as what the groups were ranked on, by use.
+
+    Attributes:
+        texts: these, and the search text.
 
     Raises:
         ValueError: there is no window, the dense model's perplexity is not finite, or there is no calibration to use.
@@ -82,12 +88,14 @@ class LMEvaluator:
         calibrated: bool = False,
         statistics: Statistics | None = None,
         sequential: torch.Tensor | None = None,
+        texts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         if (calibrated or sequential is not None) and calibration is None:
             asked = "calibrated=True" if calibrated else "calibration in sequence"
             raise ValueError(f"{asked} needs a calibration: RidgeCalibration(prunable, stats)")
         self.prunable = prunable
         self.windows = windows
+        self.texts = {"search": windows, **(texts or {})}
         self.calibration = calibration
         self.calibrated = calibrated
         self.statistics = None if statistics is None else replace(statistics, grams=None)
@@ -96,6 +104,8 @@ class LMEvaluator:
         self._sequential = sequential
         # The last that was asked for, with the ranking and the groups kept that it is for.
         self._final: tuple[tuple[int, bytes], WeightCalibration] | None = None
+        # What could not be calibrated in sequence once is not tried again: what is written is what was reported.
+        self._fell_back: set[tuple[int, bytes]] = set()
         self._measured: dict[tuple[int, int, bytes], float] = {}
         self._dense: dict[tuple[int, int], float] = {}
         self._divergences: dict[tuple[int, int, bytes], float] = {}
@@ -146,29 +156,44 @@ class LMEvaluator:
 
         In sequence it is made for this allocation, which takes a minute where a measurement takes a second; the last
         one is remembered. Where memory does not do for that, or the pruned model collapses, which is logged, it is
-        Eqs. 6-7 alone.
+        Eqs. 6-7 alone, for this allocation and from then on; the next one is tried again.
         """
         if self.calibration is None or self._sequential is None:
             return self.calibration
         key = (self.prunable.rankings, self.prunable.check_kept(kept).tobytes())
+        if key in self._fell_back:
+            return self.calibration
         if self._final is None or self._final[0] != key:
             self._final = None  # there may be no room for two
-            self._final = key, self._calibrate_in_sequence(self.calibration, self._sequential, kept)
+            made = self._calibrate_in_sequence(self.calibration, self._sequential, kept)
+            if made is None:
+                self._fell_back.add(key)
+                return self.calibration
+            self._final = key, made
         return self._final[1]
+
+    @property
+    def calibration_asked(self) -> CalibrationKind:
+        """How :meth:`final_calibration` calibrates where nothing comes in between."""
+        if self.calibration is None:
+            return "none"
+        return "ridge" if self._sequential is None else "sequential"
 
     def _calibrate_in_sequence(
         self, calibration: RidgeCalibration, windows: torch.Tensor, kept: IntArray
-    ) -> WeightCalibration:
+    ) -> SequentialCalibration | None:
         try:
             return SequentialCalibration(calibration, kept, windows, batch_size=self._batch_size)
         except CollapsedError as error:
             logger.warning("%s: calibrated by Eqs. 6-7 alone", error)
+            return None
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-            logger.warning("out of memory: from here on calibrated by Eqs. 6-7 alone, not in sequence")
-            self._sequential = None
-        return calibration
+        # Out of the handler, so that nothing holds on to what was made.
+        release_memory()
+        logger.warning("out of memory: this model is calibrated by Eqs. 6-7 alone, not in sequence")
+        return None
 
     def measure_exactly(self, kept: IntArray, n_samples: int) -> float:
         """What :meth:`measure` approximates: calibrated, if it is, in float32."""

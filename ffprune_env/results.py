@@ -15,6 +15,7 @@ from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.even import BASELINES
 from ffprune_env.phases import phase, windows_size
+from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind, calibration_kind
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +30,7 @@ class PolicyResult:
         total_sparsity: fraction of all parameters of the model removed.
         params: parameters that stay.
         calibrated: whether the surviving weights were re-fitted.
+        calibration: with what, as :func:`~ffprune_env.pruning.calibration_kind.calibration_kind` names it.
         search_ppl: perplexity on all windows of search text.
         test_ppl: perplexity on test text.
     """
@@ -38,6 +40,7 @@ class PolicyResult:
     total_sparsity: float
     params: int
     calibrated: bool
+    calibration: CalibrationKind
     search_ppl: float
     test_ppl: float
 
@@ -49,11 +52,14 @@ class Measured:
     Attributes:
         plain: results by name, as the models were cut; one named ``chosen`` is called searched.
         calibrated: the same with the surviving weights re-fitted; empty without calibration.
+        asked: how those were to be calibrated; some may not be, see
+            :meth:`~ffprune_env.evaluator.LMEvaluator.final_calibration`.
         saved: the chosen policy measured again on the model that was read back from disk, if it was written.
     """
 
     plain: dict[str, PolicyResult]
     calibrated: dict[str, PolicyResult]
+    asked: CalibrationKind
     saved: PolicyResult | None = None
 
     @property
@@ -89,6 +95,7 @@ def measure_policy(
         total_sparsity=prunable.total_sparsity(kept),
         params=prunable.params(kept),
         calibrated=calibrated,
+        calibration=calibration_kind(calibration),
         search_ppl=search_ppl,
         test_ppl=test_ppl,
     )
@@ -112,11 +119,11 @@ def measure_policies(
             plain[name] = measure_policy(evaluator, x.kept, test_windows, batch_size)
     for name, x in policies.items() if evaluator.calibration is not None else ():
         if all(x.rates == 1):  # there is nothing to stand in for
-            calibrated[name] = replace(plain[name], calibrated=True)
+            calibrated[name] = replace(plain[name], calibrated=True, calibration=evaluator.calibration_asked)
             continue
         with phase(f"measuring {label(name)}, calibrated", size):
             calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, calibrated=True)
-    return Measured(plain, calibrated)
+    return Measured(plain, calibrated, evaluator.calibration_asked)
 
 
 def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, Allocation]:
@@ -147,7 +154,7 @@ def best_policy(evaluator: LMEvaluator, results: Measured, scores: FloatArray, c
     if evaluator.calibration is not None:
         content["calibration"] = {name: asdict(result) for name, result in results.calibrated.items()}
         content["ridge_raised"] = evaluator.calibration.raised()
-        content["sequential"] = evaluator.final_calibration(chosen.kept) is not evaluator.calibration
+        content["sequential"] = results.calibrated["chosen"].calibration == "sequential"
     if results.saved is not None:
         content["saved"] = asdict(results.saved)
     return content
@@ -176,19 +183,25 @@ def results_table(results: Measured, test_windows: torch.Tensor) -> Table:
         {f"{label(name)}, calibrated": x for name, x in results.calibrated.items() if x.sparsity > 0},
         {} if results.saved is None else {"searched, from disk": results.saved},
     ]
+    fell_back = False
     bases = [results.plain.get("uniform"), results.calibrated.get("uniform"), results.final.get("uniform")]
     for section, uniform in zip(sections, bases, strict=True):
         for name, result in section.items():
+            marked = result.calibrated and result.calibration != results.asked
+            fell_back |= marked
+            comparable = uniform is not None and uniform.calibration == result.calibration
             table.add_row(
-                name,
+                f"{name} {FELL_BACK_MARK}" if marked else name,
                 f"{result.sparsity:.2%}",
                 f"{result.total_sparsity:.2%}",
                 f"{result.params / 1e6:.1f} M",
                 f"{result.search_ppl:.2f}",
                 f"{result.test_ppl:.2f}",
-                "" if uniform is None else f"{result.test_ppl / uniform.test_ppl - 1:+.1%}",
+                f"{result.test_ppl / uniform.test_ppl - 1:+.1%}" if uniform is not None and comparable else "",
             )
         table.add_section()
+    if fell_back:
+        table.caption, table.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"
     return table
 
 

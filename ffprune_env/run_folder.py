@@ -11,20 +11,27 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import filelock
 import numpy as np
 import yaml
+
+from ffprune_env.folder_claim import FolderClaim, TakenError
+from ffprune_env.identity import ChangedError, Identity, require_same
+from ffprune_env.settings import TRUST
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
-_LOCK = ".lock"
+_IDENTITY = "identity.json"
+# What a process leaves that could not begin: no run, and a folder that is free.
+_UNBEGUN = (".writing-", _IDENTITY)
 _LIBRARIES = ("ffprune", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy", "datasets")
 
 
@@ -32,7 +39,7 @@ class RunFolder:
     """``runs/<name>/``: config, manifest, samples, best policy, checkpoints, events and plots of one search.
 
     Args:
-        path: the folder; made by :meth:`create`, not before.
+        path: the folder; made by :meth:`claim`, not before.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -41,31 +48,70 @@ class RunFolder:
         self.samples = self.path / "samples.jsonl"
         self.starts = self.path / "start.json"
         self.tensorboard = self.path / "tb"
-        self._lock = filelock.FileLock(self.path / _LOCK, blocking=False)
+        self._claim = FolderClaim(self.path, _UNBEGUN)
+
+    @classmethod
+    def claim_next(cls, path: Path) -> RunFolder:
+        """Claims a folder of this name or, where that is taken, of this name with -2, -3, ... behind it.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        for i in count(1):
+            run = cls(path if i == 1 else path.with_name(f"{path.name}-{i}"))
+            with suppress(TakenError):
+                run.claim(named_here=True)
+                break
+        if run.path != path:
+            logger.info("%s is taken: this run goes to %s", path, run.path)
+        return run
+
+    def claim(self, named_here: bool = False) -> None:
+        """Makes the folder, and makes it this process's own, before there is anything to write.
+
+        Args:
+            named_here: whether the user did not choose the folder.
+
+        Raises:
+            TakenError: it holds another run, or another process works on it.
+            OSError: it cannot be made.
+        """
+        self.require_free()
+        self._claim.lock(named_here)
+        try:
+            self.require_free()
+        except BaseException:
+            self.unlock()
+            raise
+
+    def give_up(self) -> None:
+        """Gives the folder back; if no run was begun in it, nothing of it is left."""
+        self._claim.give_up()
 
     def require_free(self) -> None:
-        """Raises ValueError if the folder holds anything (one folder, one run), OSError if it cannot be made."""
-        # A lock and a file that was never finished are what a process leaves that could not begin.
-        if self.path.is_dir() and any(not file.name.startswith((_LOCK, ".writing-")) for file in self.path.iterdir()):
-            raise ValueError(
+        """Raises TakenError if the folder holds anything (one folder, one run), OSError if it cannot be made."""
+        if not self._claim.is_free:
+            raise TakenError(
                 f"run folder {self.path} already holds another run: choose another with --run, or go on with that one "
                 f"by --resume {self.path}"
             )
         nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        writable = nearest.is_dir() and os.access(nearest, os.W_OK)
+        if not writable and nearest.exists():  # another process may have given it up meanwhile
             raise OSError(f"run folder {self.path} cannot be made: {nearest} is not a folder that can be written to")
 
-    def create(self, config: Mapping[str, Any], **manifest: Any) -> None:
-        """Makes the folder, with ``config.yaml`` and ``manifest.json``.
+    def begin(self, config: Mapping[str, Any], identity: Identity, **manifest: Any) -> None:
+        """Writes ``identity.json``, ``config.yaml`` and ``manifest.json`` into a folder that was claimed.
 
         Args:
-            config: every setting of the run; plain values.
+            config: every setting of the run; plain values. Whether remote code is trusted is not written.
+            identity: what the figures of the run depend on.
             **manifest: what to record beside versions, platform, revision and command line.
         """
-        self.require_free()
-        self.lock()
-        self.require_free()
-        self._write("config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        self.write_json(_IDENTITY, identity)
+        # The config makes it a run that can be gone on with; by then it is known what with.
+        kept = {name: value for name, value in config.items() if name != TRUST}
+        self._write("config.yaml", yaml.safe_dump(kept, sort_keys=False))
         self.write_json("manifest.json", {**provenance(), **manifest})
         self.make_folders()
 
@@ -74,24 +120,9 @@ class RunFolder:
         for folder in (self.checkpoints, self.tensorboard, self.path / "plots"):
             folder.mkdir(parents=True, exist_ok=True)
 
-    def lock(self) -> None:
-        """Makes the folder this process's own for as long as it lives; the system takes the lock off with the process.
-
-        Raises:
-            ValueError: another process works on it.
-            OSError: the folder cannot be made or written to.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire()
-        except filelock.Timeout:
-            raise ValueError(f"another process works on run folder {self.path}: wait for it, or end it") from None
-        except OSError as error:
-            raise OSError(f"run folder {self.path} cannot be written to: {error}") from error
-
     def unlock(self) -> None:
         """Gives the folder back before the process ends."""
-        self._lock.release()
+        self._claim.unlock()
 
     def reopen(self) -> None:
         """Locks a folder that a run has begun, and clears what was never finished.
@@ -101,12 +132,44 @@ class RunFolder:
         """
         if not (self.path / "config.yaml").is_file():
             raise ValueError(f"there is no run to go on with in {self.path}: it has no config.yaml")
-        self.lock()
+        self._claim.lock()
         self.read_json("manifest.json")  # what is wrong with it is said before a model is loaded
         self.make_folders()
         for pattern in (".writing-*", "*/.writing-*", "*/*/.writing-*"):
             for left in self.path.glob(pattern):
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+    def require_same(
+        self,
+        now: Identity,
+        model: str = "",
+        texts: Mapping[str, str] | None = None,
+        advice: str = "start a new run, without --resume",
+    ) -> None:
+        """Raises ChangedError, in one line, if the run was begun with something else than there is now.
+
+        Args:
+            now: all that is known of that, or a part of it.
+            model: name of the model, for the message.
+            texts: names of the texts by use, for the message.
+            advice: what to do, for the message.
+        """
+        require_same(self.identity(), now, f"{self.path} was begun", advice, model, texts)
+
+    def identity(self) -> dict[str, str]:
+        """What the figures of the run depend on; ChangedError if that was not recorded, as by earlier versions."""
+        found = self.read_json(_IDENTITY)
+        if found is None:
+            raise ChangedError(
+                f"{self.path} holds no {_IDENTITY}, and so does not say what model and texts it measured: nothing can "
+                f"be added to it or compared with it, start a new run"
+            )
+        return found
+
+    def dtype(self) -> str:
+        """The number format that ``auto`` came to where the run was made; it may come to another one elsewhere."""
+        dtype = self.identity()["dtype"].removeprefix("torch.")
+        return dtype if dtype.isalnum() else "auto"
 
     def read_config(self) -> dict[str, Any]:
         """The settings that the run was begun with."""

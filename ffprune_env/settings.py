@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import yaml
 
 from ffprune_env.flags import read_flags
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 #: What runs did before there was a setting for it, and so what a saved config that lacks it means.
 BEFORE: dict[str, Any] = {"sequential": False, "channels_per_group": 1}
-_NOT_REPLAYED = ("run",)
+# A run folder may come from elsewhere: what code is trusted is said by who starts the program, every time.
+TRUST = "trust_remote_code"
+_NOT_REPLAYED = ("run", TRUST)
 # What a run may go on with another value of.
 _FREE = ("--workers", "--ray-address")
+_TRUST_SWITCHES = ("--trust-remote-code", "--no-trust-remote-code")
 
 
 def parse_settings(argv: list[str], presets: Mapping[str, T], description: str | None = None) -> T:
     """Reads the flags of a script.
 
     ``--preset`` picks the defaults, the settings of ``--config`` replace them, and flags on the command line win. The
-    folder of a replayed run is not replayed. ``--resume folder`` takes everything from the run in that folder, the
-    folder included, but for what results do not depend on.
+    folder of a replayed run is not replayed, nor is ``--trust-remote-code``. ``--resume folder`` takes everything else
+    from the run in that folder, the folder included, but for what results do not depend on.
 
     Args:
         argv: the words after the script's name.
@@ -41,7 +48,7 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
             raise ValueError(f"{flag} needs {'the folder' if flag == '--resume' else 'the config.yaml'} of a run")
     resumed, others = _take_flag(argv, "--resume")
     if resumed is not None:
-        fixed = others
+        fixed = [word for word in others if word.replace("_", "-") not in _TRUST_SWITCHES]
         for flag in _FREE:
             fixed = _take_flag(fixed, flag)[1]
         if fixed:
@@ -52,10 +59,16 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
     config, argv = _take_flag(argv, "--config")
     preset, _ = _take_flag(argv, "--preset")
     before = {name: value for name, value in BEFORE.items() if hasattr(presets["default"], name)}
-    saved = [] if config is None else _as_flags(Path(config), before)
+    told = any(word.replace("_", "-") in _TRUST_SWITCHES for word in argv)
+    saved = [] if config is None else _as_flags(Path(config), before, told)
     preset = preset or _take_flag(saved, "--preset")[0] or "default"
     default = presets.get(preset, presets["default"])
-    return read_flags(type(default), description, [*saved, *argv], default)
+    settings = read_flags(type(default), description, [*saved, *argv], default)
+    if not saved or not hasattr(default, TRUST):
+        return settings
+    # Whatever the words of a config come to, it is the command line alone that says this.
+    said = read_flags(type(default), description, argv, default)
+    return replace(cast("Any", settings), **{TRUST: getattr(said, TRUST)})  # type: ignore[no-any-return]
 
 
 def require_in_range(flag: str, value: float | None, least: float, most: float = math.inf) -> None:
@@ -76,8 +89,20 @@ def resumes(argv: list[str]) -> bool:
     return _take_flag(argv, "--resume")[0] is not None
 
 
-def _as_flags(path: Path, before: Mapping[str, Any]) -> list[str]:
-    """Turns a saved config into flags, so that it is checked like flags; ``before`` holds what it may lack."""
+def warn_of_trust(settings: Mapping[str, Any], where: Path) -> None:
+    """Says that a saved config is not trusted where it says that remote code is; earlier versions saved that, too."""
+    if settings.get(TRUST):
+        logger.warning("%s says %s: it is not taken from there, give the flag if the model needs it", where, TRUST)
+
+
+def _as_flags(path: Path, before: Mapping[str, Any], told: bool) -> list[str]:
+    """Turns a saved config into flags, so that it is checked like flags.
+
+    Args:
+        path: the config.
+        before: what it may lack.
+        told: whether the command line says itself if remote code is trusted.
+    """
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -86,14 +111,18 @@ def _as_flags(path: Path, before: Mapping[str, Any]) -> list[str]:
         raise ValueError(
             f"--config {path} is not the config.yaml of a run: settings expected, got {type(settings).__name__}"
         )
+    if not told:
+        warn_of_trust(settings, path)
     flags = []
     for name, value in {**before, **settings}.items():
         flag = str(name).replace("_", "-")
+        if flag.replace("-", "_") in _NOT_REPLAYED:
+            continue
         if isinstance(value, bool):
             flags.append(f"--{flag}" if value else f"--no-{flag}")
         elif isinstance(value, list):
             flags += [f"--{flag}", *map(str, value)]
-        elif name not in _NOT_REPLAYED:
+        else:
             flags += [f"--{flag}", str(value)]  # "None" is read as nothing, which may not be the default
     return flags
 

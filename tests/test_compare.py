@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shutil
 import sys
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from conftest import load_script, tiny_model
+from safetensors.torch import load_file, save_file
 
 import ffprune_env as ff
 from ffprune_env.comparison import Cell, ComparisonFolder, cell_name
 from ffprune_env.contest import REBUILDERS, Subject, ask_final, rebuild_and_measure, search_and_measure
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.loss import perplexity
-from ffprune_env.methods.registry import METHODS
+from ffprune_env.methods.ablations import ABLATIONS
+from ffprune_env.methods.ppo import ppo
+from ffprune_env.methods.registry import METHODS, Method, settings_of
+from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores, wifv_scores
+from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.zero_shot import TaskResult, ZeroShot
 
 
@@ -215,7 +223,7 @@ def compare(monkeypatch, tiny_folder, text_file, tmp_path, capsys):
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
-    run.module = module
+    run.module, run.flags = module, flags
     run.out = tmp_path / "out"
     return run
 
@@ -236,12 +244,12 @@ def test_the_script_compares_all_methods_and_goes_on_where_it_stopped(compare, m
         assert all(name in text for name in (*METHODS, *REBUILDERS))
     assert "ffn-only" in out
 
-    def no_model(*args):
-        raise AssertionError("nothing is missing, so no model is needed")
+    def no_ranking(*args, **settings):
+        raise AssertionError("nothing is missing, so the model is only looked at")
 
     before = {path: path.stat().st_mtime_ns for path in (compare.out / "cells").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(compare.module, "load_model", no_model)
+        patch.setattr(compare.module, "build_evaluator", no_ranking)
         assert compare("--sparsity", "0.2", "0.3", "--seeds", "2")[0] == 0
     (compare.out / "cells" / "ppo-s20-seed1.json").unlink()
     assert compare("--sparsity", "0.2", "0.3", "--seeds", "2")[0] == 0
@@ -405,6 +413,140 @@ def test_cells_of_two_dtypes_do_not_share_a_folder(compare, monkeypatch):
     assert code == 2
     assert "was measured in torch.float16, not" in err
     assert not (compare.out / "cells" / "flap-s20.json").exists()
+
+
+def test_a_folder_is_of_one_model_one_text_and_one_code(compare, monkeypatch, tiny_folder, text_file, tmp_path):
+    """Refused in one line, without a table, whether something is still to be measured or not; and nothing is lost."""
+    model, text = tmp_path / "model", tmp_path / "words.txt"
+    shutil.copytree(tiny_folder, model)
+    shutil.copy(text_file, text)
+    monkeypatch.setitem(compare.flags, "--model", model)
+    monkeypatch.setitem(compare.flags, "--text", text)
+    assert compare("--methods", "uniform")[0] == 0
+    before = {path: path.read_bytes() for path in compare.out.rglob("*") if path.is_file()}
+    identity = json.loads((compare.out / "identity.json").read_text())
+    assert json.loads((compare.out / "cells" / "uniform-s20.json").read_text())["identity"] == identity
+
+    def refused(says):
+        for methods in (("uniform",), ("uniform", "flap")):
+            code, out, err = compare("--methods", *methods)
+            assert code == 2
+            (line,) = err.splitlines()
+            assert re.search(says, line), line
+            assert "PPL" not in out
+        assert {path: path.read_bytes() for path in compare.out.rglob("*") if path.is_file()} == before
+
+    weights = load_file(model / "model.safetensors")
+    changed = {**weights, "model.norm.weight": weights["model.norm.weight"] * 2}
+    save_file(changed, model / "model.safetensors", metadata={"format": "pt"})
+    refused(r"the weights of .*/model have changed since .*/out was begun: give another --out")
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    words = text.read_text()
+    text.write_text(words.replace("line 1 ", "row 1 "))
+    refused(r"the search text .*/words.txt has changed since .*/out was begun: give another --out")
+    before_test = int(0.68 * len(words))
+    text.write_text(words[:before_test] + words[before_test:].upper())
+    refused(r"the test text .*/words.txt has changed since")
+    text.write_text(words)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys.modules["ffprune_env.identity"], "source_digest", lambda package: "edited")
+        code, _, err = compare("--methods", "uniform", "flap")
+        assert (code, "the source of ffprune has changed since" in err) == (2, True)
+        code, out, err = compare("--methods", "uniform")  # nothing is measured: what is there may be shown
+        assert (code, err) == (0, "")
+    (compare.out / "identity.json").unlink()
+    code, out, err = compare("--methods", "uniform")
+    assert code == 2
+    assert "holds no identity.json" in err
+    assert "PPL" not in out
+
+
+def test_a_cell_of_another_folder_or_other_defaults_is_refused_by_name(compare, monkeypatch):
+    assert compare("--methods", "ppo")[0] == 0
+    file = compare.out / "cells" / "ppo-s20-seed0.json"
+    cell = json.loads(file.read_text())
+    assert cell["settings"]["learning_rate"] == 1e-3
+    other = cell | {"identity": cell["identity"] | {"weights": "others"}}
+    file.write_text(json.dumps(other))
+    code, out, err = compare("--methods", "ppo")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert re.search(r"the weights have changed since .*/ppo-s20-seed0.json was measured: remove", line)
+    assert "PPL" not in out
+    file.write_text(json.dumps(cell))
+    settings = SearchSettings(learning_rate=3e-4)
+    with monkeypatch.context() as patch:
+        patch.setitem(compare.module._SEARCHED, "ppo", Method(partial(ppo, settings=settings), searches=True))
+        code, out, err = compare("--methods", "ppo")
+    assert code == 2
+    (line,) = err.splitlines()
+    assert "ppo-s20-seed0.json was measured with learning_rate 0.001, not 0.0003: remove it" in line
+    assert "PPL" not in out
+    assert json.loads(file.read_text()) == cell
+
+
+def test_a_cell_says_how_it_was_calibrated_and_is_marked_where_that_is_not_as_asked(compare, monkeypatch, caplog):
+    """Memory runs out for one method: those after it are calibrated in sequence, and nothing is mixed in silently."""
+    fit, fitted = SequentialCalibration._fit, []
+
+    def first_fails(self, batches):
+        fitted.append(self)
+        if len(fitted) == 1:
+            raise torch.OutOfMemoryError
+        fit(self, batches)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialCalibration, "_fit", first_fails)
+        code, out, err = compare("--methods", "uniform", "ffn-only", "flap-bias", "svd-llm")
+    assert (code, err) == (0, "")
+    cells = {path.stem: json.loads(path.read_text()) for path in (compare.out / "cells").iterdir()}
+    kinds = {name: (cell["calibration"], cell["calibration_asked"]) for name, cell in cells.items()}
+    assert kinds == {
+        "uniform-s20": ("ridge", "sequential"),
+        "ffn-only-s20": ("sequential", "sequential"),
+        "flap-bias-s20": ("flap-bias", "flap-bias"),
+        "svd-llm-s20": ("none", "none"),
+    }
+    assert "uniform at σ = 0.2 is calibrated as ridge, not sequential: it is marked" in caplog.text
+    rows = [line.split() for line in out.splitlines()]
+    (uniform,) = (row for row in rows if row[:2] == ["uniform", "‡"])
+    assert not any(word[0] in "+-" for word in uniform)  # no change in %
+    assert "‡ With one seed at least calibrated by Eqs. 6-7 alone" in (compare.out / "comparison.md").read_text()
+
+
+def test_zero_shot_asks_the_model_whose_perplexity_stands_beside(windows, monkeypatch):
+    """What was calibrated by Eqs. 6-7 alone stays so, though memory would do now; and what was not is not asked so."""
+    subject = subject_of(tiny_model("llama-gqa"), windows)
+    evaluator = subject.evaluator
+    evaluator._sequential = windows
+    asked = []
+
+    def ask(model):
+        asked.append(perplexity(model, windows))
+        return ZeroShot({"boolq": TaskResult(0.5, 0.1, None, None, 7, "acc")})
+
+    subject = replace(subject, zero_shot=ask)
+    uniform = METHODS["uniform"]
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialCalibration, "_fit", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+        ridge = search_and_measure(subject, "uniform", uniform, 0.3, None, 0)
+    evaluator._fell_back.clear()
+    sequential = search_and_measure(subject, "uniform", uniform, 0.3, None, 0)
+    assert (ridge.calibration, sequential.calibration) == ("ridge", "sequential")
+    for cell in (ridge, sequential):
+        ask_final(subject, cell, uniform)
+        assert asked[-1] == cell.calibrated_test_ppl
+    assert asked[0] != asked[1]
+    evaluator._fell_back.add((evaluator.prunable.rankings, np.array(sequential.kept).tobytes()))
+    with pytest.raises(RuntimeError, match="of a model calibrated as sequential, and that fails now"):
+        ask_final(subject, sequential, uniform)
+
+
+def test_every_setting_of_a_method_is_known():
+    assert settings_of(METHODS["ppo"]) == {**asdict(SearchSettings()), "plain_reward": False, "flap_bias": False}
+    assert settings_of(METHODS["fisher-iterated"])["steps"] == 8
+    assert settings_of(METHODS["flap-bias"]) == {"plain_reward": False, "flap_bias": True}
+    assert settings_of(ABLATIONS["ppo-greedy"])["mapping"] == "greedy"
 
 
 def test_another_setting_is_refused_and_loses_nothing(compare):

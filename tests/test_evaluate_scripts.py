@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import byte_tokenizer, load_script, tiny_model
 
@@ -17,6 +20,7 @@ import ffprune_env as ff
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+from ffprune_env.pruning.sequential import SequentialCalibration
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,60 @@ def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monk
         assert code == 2
         (line,) = err.splitlines()
         assert message in line
+
+
+def other_run(run, to, **changes):
+    """A copy of a run that says that it measured something else."""
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns("model", "tb", "plots"))
+    identity = json.loads((to / "identity.json").read_text())
+    (to / "identity.json").write_text(json.dumps(identity | changes))
+    return to
+
+
+@pytest.mark.parametrize("script", ["compare_runs", "reward_study"])
+def test_runs_of_another_model_or_text_than_there_is_now_are_refused(
+    script, runs, other_text, monkeypatch, capsys, tmp_path
+):
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
+    for i, (changes, says) in enumerate(
+        (
+            ({"weights": "others"}, "the weights of .* have changed since .* was begun: search it again"),
+            ({"search text": "other"}, "the search text .*words.txt has changed since .* was begun: search it again"),
+            ({"calibration text": "other"}, "the calibration text .*words.txt has changed since"),
+            (None, "holds no identity.json"),
+        )
+    ):
+        run = other_run(runs / "one", tmp_path / str(i), **(changes or {}))
+        if changes is None:
+            (run / "identity.json").unlink()
+        code, _, err = run_script(f"evaluate/{script}.py", monkeypatch, capsys, run, *test)
+        assert code == 2
+        (line,) = err.splitlines()
+        assert re.search(says, line), line
+
+
+def test_runs_of_other_versions_are_measured_by_those_of_now_and_it_is_said(
+    runs, other_text, monkeypatch, capsys, tmp_path, caplog
+):
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
+    run = other_run(runs / "one", tmp_path / "earlier", transformers="5.0.0")
+    assert run_script("evaluate/compare_runs.py", monkeypatch, capsys, run, *test)[0] == 0
+    (said,) = (message for message in caplog.messages if "transformers has changed from 5.0.0" in message)
+    assert said.endswith("what it chose is measured by those of now")
+
+
+def test_policies_that_were_not_calibrated_as_asked_are_marked(runs, other_text, monkeypatch, capsys, tmp_path):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(SequentialCalibration, "_fit", fail)
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1, "--json", tmp_path / "x.json")
+    code, out, _ = run_script("evaluate/compare_runs.py", monkeypatch, capsys, runs / "one", *test)
+    assert code == 0
+    assert "uniform σ 0.2 ‡" in out
+    assert "‡ calibrated by Eqs. 6-7 alone, not in sequence as asked for" in out
+    results = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert {x["calibration"] for x in results if x["calibrated"]} == {"ridge"}
 
 
 def test_latency_compares_speed_memory_and_size(runs, tiny_folder, monkeypatch, capsys):

@@ -14,11 +14,11 @@ from ffprune_env.settings import parse_settings
 
 
 def test_flags_beat_the_config_and_the_preset(ppo_script, tmp_path):
-    (tmp_path / "config.yaml").write_text("sparsity: 0.4\nseed: 3\ntrust_remote_code: true\n")
+    (tmp_path / "config.yaml").write_text("sparsity: 0.4\nseed: 3\nsave_model: false\n")
     args = parse_settings(
         ["--config", str(tmp_path / "config.yaml"), "--seed", "4", "--preset=paper"], ppo_script.PRESETS
     )
-    assert (args.sparsity, args.seed, args.trust_remote_code, args.mapping) == (0.4, 4, True, "greedy")
+    assert (args.sparsity, args.seed, args.save_model, args.mapping) == (0.4, 4, False, "greedy")
 
 
 def test_a_config_from_before_a_setting_means_what_was_done_then(ppo_script, tmp_path):

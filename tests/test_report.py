@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from ffprune_env.comparison import Cell, Comparison
+from ffprune_env.report.ablation import ablation_markdown
 from ffprune_env.report.drawing import method_styles
 from ffprune_env.report.figures import mean_curve, perplexity_figure, retention_figure, search_figure
 from ffprune_env.report.page import comparison_page
@@ -220,6 +221,68 @@ def test_the_page_has_the_tables_of_the_markdown(comparison, page):
     theirs = [[[re.sub(r"[()]", "", x) for x in row] for row in table] for table in Page(page).tables]
     assert ours == theirs
     assert len(theirs) == 4
+
+
+SEQUENTIAL = {"calibration": "sequential", "calibration_asked": "sequential"}
+
+
+def with_fallbacks(comparison, *fell_back):
+    """The comparison with all cells calibrated in sequence, but for those of these methods and seeds."""
+    cells = []
+    for cell in comparison.cells:
+        kinds = SEQUENTIAL if cell.method not in REBUILDS else {}
+        kinds = {**kinds, "calibration": "ridge"} if (cell.method, cell.seed) in fell_back else kinds
+        cells.append(replace(cell, **kinds))
+    return replace(comparison, cells=cells)
+
+
+def test_what_was_not_calibrated_as_asked_is_marked_and_not_compared(comparison):
+    """One seed of the best search: its row stays, but it is best of nothing, and no percentage is made from it."""
+    mixed = with_fallbacks(comparison, ("evopress", 1))
+    text = comparison_markdown(mixed)
+    tables = markdown_tables(text)[1:]
+    marked = [[row[0] for row in table if "‡" in row[0]] for table in tables]
+    assert marked == [["evopress ‡"]] * 4
+    assert text.count("- ‡ With one seed at least calibrated by Eqs. 6-7 alone, not in sequence") == 4
+    for table in (tables[0], tables[2]):
+        (row,) = (row for row in table if row[0] == "evopress ‡")
+        assert "**" not in row[5]
+        assert row[6:8] == ["–", "–"]
+        assert all(x.strip("*").endswith("%") for other in table[2:] if other is not row for x in other[6:8])
+    for paragraph in findings(mixed):
+        assert "`evolution` is best" in paragraph
+        assert paragraph.endswith("not with every seed: `evopress`.")
+    page = comparison_page(mixed)
+    assert "see ‡ in the tables" in page
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(comparison_table(mixed, 0.2))
+    assert "evopress ‡" in console.export_text()
+    whole = comparison_markdown(with_fallbacks(comparison))
+    assert whole == comparison_markdown(comparison)
+    assert "‡" not in whole
+
+
+def test_nothing_is_compared_with_a_uniform_that_was_calibrated_otherwise(comparison):
+    table = markdown_tables(comparison_markdown(with_fallbacks(comparison, ("uniform", None))))[1]
+    assert all(row[6:8] == ["–", "–"] for row in table[2:])
+
+
+def test_where_all_are_calibrated_in_one_other_way_they_are_compared_and_marked(comparison):
+    every = [(cell.method, cell.seed) for cell in comparison.cells if cell.method not in REBUILDS]
+    text = comparison_markdown(with_fallbacks(comparison, *every))
+    assert findings(with_fallbacks(comparison, *every)) == findings(comparison)
+    assert re.sub(" ‡|\n- ‡.*", "", text) == comparison_markdown(comparison)
+    assert text.count("‡") > len(METHODS)
+
+
+def test_the_ablation_marks_what_was_not_calibrated_as_asked(comparison):
+    mixed = with_fallbacks(make_comparison((0.2,), methods=("uniform", "ppo")), ("uniform", None))
+    (table,) = markdown_tables(ablation_markdown(mixed))
+    assert table[2][2].endswith(" ‡")
+    assert not table[2][1].endswith("‡")
+    assert not table[2][4].endswith("‡")
+    assert "‡ With one seed at least calibrated by Eqs. 6-7 alone" in ablation_markdown(mixed)
+    assert "‡" not in ablation_markdown(with_fallbacks(make_comparison((0.2,), methods=("uniform", "ppo"))))
 
 
 def test_methods_that_rebuild_the_weights_are_marked(comparison):

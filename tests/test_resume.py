@@ -14,6 +14,8 @@ import time
 
 import numpy as np
 import pytest
+import yaml
+from safetensors.torch import load_file, save_file
 from tiny_runs import SCRIPT, assert_same, best_of, cut_off, run_main, samples_of, settings
 
 
@@ -71,6 +73,90 @@ def test_a_run_that_cannot_go_on_keeps_all_it_has(ppo_script, whole, tmp_path, c
     after = everything(run)
     assert {name: after[name] for name in before} == before
     assert "goes on" not in capsys.readouterr().err
+
+
+@pytest.fixture
+def movable(whole, tiny_folder, text_file, tmp_path):
+    """A run that was cut off, and a model and texts of its own; where they lie makes no difference."""
+    run, model = tmp_path / "run", tmp_path / "model"
+    cut_off(whole, run, sum(map(len, (whole / "samples.jsonl").read_bytes().splitlines(keepends=True)[:6])))
+    shutil.copytree(tiny_folder, model)
+    text = shutil.copy(text_file, tmp_path / "words.txt")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"model": str(model), "text": str(text)}))
+    return run
+
+
+def change_weights(run):
+    file = run.parent / "model" / "model.safetensors"
+    weights = load_file(file)
+    weights["model.layers.1.mlp.down_proj.weight"][3, 5] *= 2
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def change_config(run):
+    file = run.parent / "model" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": 1e-4}))
+
+
+def change_text(part):
+    """Another word in a part of the text: it begins with what is searched on, and ends with what is tested on."""
+
+    def change(run):
+        file = run.parent / "words.txt"
+        lines = file.read_text().splitlines()
+        first, last = (int(share * len(lines)) for share in part)
+        lines[first:last] = [line.replace("says", "said") for line in lines[first:last]]
+        file.write_text("\n".join(lines))
+
+    return change
+
+
+def change_record(name, value):
+    """As if the run was begun by another version."""
+
+    def change(run):
+        file = run / "identity.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {name: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (change_weights, "the weights of .*/model have changed since .*/run was begun: start a new run"),
+        (change_config, "the config of .*/model has changed since"),
+        (change_text((0.0, 0.2)), "the search text .*/words.txt has changed since"),
+        (change_text((0.3, 0.6)), "the calibration text .*/words.txt has changed since"),
+        (change_text((0.62, 0.9)), "the test text .*/words.txt has changed since"),
+        (change_record("transformers", "5.0.0"), "transformers has changed from 5.0.0 to 5"),
+        (change_record("torch", "2.0.0"), "torch has changed from 2.0.0 to 2"),
+        (change_record("source", "0" * 32), "the source of ffprune has changed since"),
+        (change_record("dtype", "torch.float64"), "dtype of .*/model has changed from torch.float64 to torch"),
+        (lambda run: (run / "identity.json").unlink(), "holds no identity.json"),
+        (lambda run: (run / "identity.json").write_text("[]"), "identity.json is damaged"),
+    ],
+)
+def test_a_run_does_not_go_on_with_something_else(ppo_script, movable, capsys, change, says):
+    change(movable)
+    before = everything(movable)
+    assert run_main(ppo_script, ["--resume", movable]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(says, line), line
+    assert everything(movable) == before
+
+
+def test_a_run_goes_on_with_the_same_somewhere_else(ppo_script, movable, whole):
+    assert run_main(ppo_script, ["--resume", movable]) == 0
+    assert samples_of(movable) == samples_of(whole)
+
+
+def test_an_upgrade_is_noticed_before_a_model_is_loaded(ppo_script, movable, monkeypatch, capsys):
+    monkeypatch.setattr(ppo_script, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(sys.modules["ffprune_env.identity"], "source_digest", lambda package: "edited")
+    assert run_main(ppo_script, ["--resume", movable]) == 2
+    assert "the source of ffprune has changed" in capsys.readouterr().err
 
 
 def test_the_policy_that_a_run_started_from_is_kept(ppo_script, whole, tiny_folder, text_file, tmp_path):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
+from rich.console import Console
 from test_calibration import ranked
 
 import ffprune_env as ff
@@ -18,6 +21,7 @@ from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.model_card import CardFacts, model_card
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.sequential import SequentialCalibration
+from ffprune_env.results import best_policy, measure_policies, results_table
 
 # Gemma 2 has norms behind its units.
 RESIDUAL = [family for family in FAMILIES if family != "gemma2"]
@@ -173,11 +177,17 @@ def test_the_evaluator_makes_one_for_every_policy_and_remembers_the_last(tokeniz
     assert "then in sequence, λ = 32768 tokens" in model_card(evaluator.prunable, kept, made, CardFacts())
 
 
-def test_where_memory_runs_out_the_first_calibration_serves_from_then_on(tokenizer, text_file, monkeypatch, caplog):
-    """So that what is written is what was reported, even if there would be room again."""
+@pytest.fixture
+def in_sequence(tokenizer, text_file):
+    """An evaluator that calibrates in sequence, and an allocation."""
     settings = {"seq_len": 32, "n_samples": 2, "calibration_windows": 4, "ridge": 0.01}
     evaluator = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), sequential=True, **settings)
-    kept = np.array([max(1, unit.n_groups // 2) for unit in evaluator.units])
+    return evaluator, np.array([max(1, unit.n_groups // 2) for unit in evaluator.units])
+
+
+def test_where_memory_runs_out_the_first_calibration_serves_this_policy_for_good(in_sequence, monkeypatch, caplog):
+    """What is written is what was reported, even if there would be room again; another policy is tried again."""
+    evaluator, kept = in_sequence
     alive = [weakref.ref(evaluator.final_calibration(kept))]
 
     def fail(*_):
@@ -187,8 +197,63 @@ def test_where_memory_runs_out_the_first_calibration_serves_from_then_on(tokeniz
     with monkeypatch.context() as patch:
         patch.setattr(SequentialCalibration, "_fit", fail)
         assert evaluator.final_calibration(kept + 1) is evaluator.calibration
-    assert caplog.messages[-1].startswith("out of memory: from here on calibrated by Eqs. 6-7 alone")
-    assert evaluator.final_calibration(kept) is evaluator.calibration
+    assert caplog.messages[-1].startswith("out of memory: this model is calibrated by Eqs. 6-7 alone")
+    assert isinstance(evaluator.final_calibration(kept), SequentialCalibration)
+    assert evaluator.final_calibration(kept + 1) is evaluator.calibration
+
+
+def test_results_say_how_they_were_calibrated_and_are_compared_with_none_that_were_not(
+    in_sequence, windows, monkeypatch
+):
+    evaluator, kept = in_sequence
+    policies = {"dense": ff.allocation.whole(evaluator.units)}
+    policies |= {"uniform": ff.uniform(0.3, evaluator.units), "chosen": ff.ffn_only(0.2, evaluator.units)}
+    fit = SequentialCalibration._fit
+
+    def only_chosen(self, batches):
+        if np.array_equal(self.kept, policies["uniform"].kept):
+            raise torch.OutOfMemoryError
+        fit(self, batches)
+
+    monkeypatch.setattr(SequentialCalibration, "_fit", only_chosen)
+    results = measure_policies(evaluator, policies, windows)
+    assert {name: x.calibration for name, x in results.plain.items()} == dict.fromkeys(policies, "none")
+    kinds = {name: x.calibration for name, x in results.calibrated.items()}
+    assert kinds == {"dense": "sequential", "uniform": "ridge", "chosen": "sequential"}
+    assert results.asked == "sequential"
+    with evaluator.prunable.pruned(policies["uniform"].kept, evaluator.calibration) as model:
+        assert results.calibrated["uniform"].test_ppl == ff.perplexity(model, windows)
+    best = best_policy(evaluator, results, np.zeros(len(kept)), policies["chosen"])
+    assert best["calibration"]["uniform"]["calibration"] == "ridge"
+    assert best["calibration"]["uniform"]["calibrated"] is True
+    assert best["sequential"] is True
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(results_table(replace(results, saved=results.calibrated["chosen"]), windows))
+    text = console.export_text()
+    rows = {cells[0].strip(): cells[-1].strip() for line in text.splitlines() if len(cells := line.split("│")[1:-1])}
+    assert rows["uniform, calibrated ‡"] == "+0.0%"
+    assert rows["searched, calibrated"] == rows["searched, from disk"] == ""
+    assert rows["searched"].endswith("%")
+    assert "‡ calibrated by Eqs. 6-7 alone, not in sequence as asked for" in text
+
+
+def test_without_a_fallback_nothing_is_marked(in_sequence, windows):
+    evaluator, _ = in_sequence
+    policies = {"uniform": ff.uniform(0.3, evaluator.units), "chosen": ff.ffn_only(0.2, evaluator.units)}
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(results_table(measure_policies(evaluator, policies, windows), windows))
+    text = console.export_text()
+    assert "‡" not in text
+    assert text.count("%") == 4 * 3
+
+
+def test_the_card_says_that_the_calibration_is_not_the_one_that_was_asked_for(in_sequence):
+    evaluator, kept = in_sequence
+    facts = CardFacts(calibration_asked="sequential")
+    said = model_card(evaluator.prunable, kept, evaluator.calibration, facts)
+    assert "λ = 0.01 of the mean diagonal of G; sequential was asked for and could not be made |" in said
+    made = evaluator.final_calibration(kept)
+    assert "asked for" not in model_card(evaluator.prunable, kept, made, facts)
 
 
 def test_a_model_that_collapsed_is_calibrated_by_the_first_alone(tokenizer, text_file, caplog):

@@ -46,6 +46,7 @@ from ffprune_env.devices import require_resident
 from ffprune_env.env import PruneBanditEnv, measure_reward
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.final_events import log_final
+from ffprune_env.identity import identity_of_model, identity_of_texts, identity_of_versions, text_names
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy, start_means
 from ffprune_env.methods.problem import Meter, Problem
@@ -103,7 +104,8 @@ class Args(SearchSettings):
     max_memory: str | None = None
     """with --device-map auto, what the model may take of every device, such as 6GB; None: what is free"""
     trust_remote_code: bool = False
-    """run Python code that a checkpoint brings along"""
+    """run Python code that a checkpoint brings along; it is not saved, and so to be said again with --resume and
+    --config"""
 
     text: str = "python-docs"
     """search and calibration text: python-docs, wikitext2, c4, or a .txt, .jsonl, .csv, .parquet, .raw, ... file"""
@@ -241,21 +243,46 @@ def prepare(args: Args, resume: bool = False) -> Job:
         args: the settings.
         resume: whether the folder is that of a run to go on with.
     """
+    run = open_folder(args, resume)
+    try:
+        return load(args, run, resume)
+    except BaseException:  # Ctrl-C as well
+        run.give_up()
+        raise
+
+
+def open_folder(args: Args, resume: bool) -> RunFolder:
+    """Makes the folder of the run this process's own, before the work of minutes begins; nobody else gets it then."""
+    if resume:
+        run = RunFolder(args.run or "")
+        run.reopen()
+        try:
+            require_same_rollouts(run.read_config().get("workers", 0), args.workers)
+            run.require_same(identity_of_versions())
+            check(args)
+        except BaseException:
+            run.give_up()
+            raise
+        return run
+    check(args)
+    if args.run is not None:
+        run = RunFolder(args.run)
+        run.claim()
+        return run
     asked = "-".join(f"{100 * target:g}" for target in args.targets)
     name = f"{Path(args.model).name}-{Path(args.text).stem}-s{asked}-{time.strftime('%Y%m%d-%H%M%S')}"
-    run = RunFolder(args.run or Path("runs") / name)
-    if resume:
-        run.reopen()
-        require_same_rollouts(run.read_config().get("workers", 0), args.workers)
-    else:
-        run.require_free()
+    return RunFolder.claim_next(Path("runs") / name)
+
+
+def load(args: Args, run: RunFolder, resume: bool) -> Job:
+    """Loads what the run needs, and writes down what that is; of a run that goes on, checks that it is the same."""
     log = SampleLog(run.samples)
-    check(args)
-    if args.save_model:
-        require_writable_folder(args.model)
     model, tokenizer = load_model(
         args.model, args.dtype, args.device, args.trust_remote_code, args.device_map, args.max_memory
     )
+    identity = {**identity_of_versions(), **identity_of_model(model)}
+    if resume:  # before the model is ranked, which takes longer
+        run.require_same(identity, args.model)
     if args.save_model or args.looks:
         require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
     if args.save_model:
@@ -264,16 +291,24 @@ def prepare(args: Args, resume: bool = False) -> Job:
         args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
     )
     evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
+    looked_at = evaluator.windows
+    if args.looks:
+        seq_len = evaluator.windows.shape[1]
+        looked_at = load_windows(args.text, tokenizer, "search", seq_len, args.curve_windows, model=model)
+    texts = {**evaluator.texts, "curve": looked_at, "test": test_windows}
+    identity |= identity_of_texts(texts)
+    if resume:
+        run.require_same(identity, args.model, text_names(args.text, args.test_text, texts))
     env = make_env(args, evaluator)
     kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
-    starts = kept_starts or find_starts(args, evaluator, tokenizer)
+    starts = kept_starts or find_starts(args, evaluator, looked_at)
     device = evaluator.prunable.device
     workers = start_workers(args, device.type) if args.workers else None
     facts = {"device": str(device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     facts["python"] = platform.python_version()  # its language reference is a text
     facts["hardware"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if not resume:
-        run.create(asdict(args), seed=args.seed, **facts)
+        run.begin(asdict(args), identity, seed=args.seed, **facts)
         if args.init not in ("none", *STARTS):
             copy_policy(args.init, run.path / "init")
     else:
@@ -315,6 +350,8 @@ def check(args: Args) -> None:
             starts = ", ".join(("none", *STARTS))
             raise ValueError(f"--init must be {starts} or the folder of a run, got {args.init!r}")
         require_policy(args.init)
+    if args.save_model:
+        require_writable_folder(args.model)
 
 
 def measuring(args: Args) -> dict[str, Any]:
@@ -331,12 +368,8 @@ def start_workers(args: Args, device: str) -> Workers:
     return Workers(args.workers, named, args.ray_address, device == "cuda")
 
 
-def find_starts(args: Args, evaluator: LMEvaluator, tokenizer: PreTrainedTokenizerBase) -> dict[float, FloatArray]:
+def find_starts(args: Args, evaluator: LMEvaluator, looked_at: torch.Tensor) -> dict[float, FloatArray]:
     """The scores that the policy's mean starts from, by target; of a single one also around it."""
-    looked_at = evaluator.windows
-    if args.looks:
-        model, seq_len = evaluator.prunable.model, evaluator.windows.shape[1]
-        looked_at = load_windows(args.text, tokenizer, "search", seq_len, args.curve_windows, model=model)
     problem = Problem(
         evaluator.prunable,
         evaluator.statistics,
@@ -462,6 +495,7 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
         protocol="{} test text, {} windows of {} tokens".format(
             Path(args.test_text or args.text).name, *job.test_windows.shape
         ),
+        calibration_asked=results.asked,
     )
     if folder.exists():  # of the same run, which was resumed
         shutil.rmtree(folder)

@@ -7,8 +7,11 @@ Each takes a :class:`~ffprune_env.methods.problem.Problem` and returns an
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, is_dataclass
+from functools import partial
+from typing import Any
 
 from ffprune_env.allocation import Allocation
 from ffprune_env.methods.cma_es import cma_es
@@ -21,6 +24,7 @@ from ffprune_env.methods.flap import flap
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.problem import Problem
 from ffprune_env.methods.random_search import random_search
+from ffprune_env.methods.search_settings import SearchSettings
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,18 @@ class Method:
     flap_bias: bool = False
 
 
+def settings_of(method: Method) -> dict[str, Any]:
+    """What a method is told beside its problem: whatever has a default in its signature, a dataclass by its fields."""
+    found: dict[str, Any] = {"plain_reward": method.plain_reward, "flap_bias": method.flap_bias}
+    for name, parameter in inspect.signature(method.answer).parameters.items():
+        default = parameter.default
+        if is_dataclass(default) and not isinstance(default, type):
+            found |= asdict(default)
+        elif default is not parameter.empty:
+            found[name] = default
+    return found
+
+
 METHODS: dict[str, Method] = {
     "uniform": Method(lambda problem: uniform(problem.sparsity, problem.meter.units), searches=False),
     "ffn-only": Method(lambda problem: ffn_only(problem.sparsity, problem.meter.units), searches=False),
@@ -52,5 +68,5 @@ METHODS: dict[str, Method] = {
     "evolution": Method(evolution, searches=True),
     "evopress": Method(evopress, searches=True),
     "cma-es": Method(cma_es, searches=True),
-    "ppo": Method(ppo, searches=True),
+    "ppo": Method(partial(ppo, settings=SearchSettings()), searches=True),
 }

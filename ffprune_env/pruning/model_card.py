@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.calibration_kind import CalibrationKind, calibration_kind
 from ffprune_env.pruning.config_names import PREFIX
 from ffprune_env.pruning.sequential import SequentialCalibration
 
@@ -30,6 +31,7 @@ class CardFacts:
         dense_ppl: perplexity of that model.
         pruned_ppl: perplexity of the pruned model.
         protocol: what both were measured on, such as "wikitext2 test, 141 windows of 2048 tokens".
+        calibration_asked: how the model was to be calibrated, which the card says where it was not.
     """
 
     base_model: str | None = None
@@ -37,6 +39,7 @@ class CardFacts:
     dense_ppl: float | None = None
     pruned_ppl: float | None = None
     protocol: str | None = None
+    calibration_asked: CalibrationKind | None = None
 
 
 def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibration | None, facts: CardFacts) -> str:
@@ -62,6 +65,8 @@ def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibr
         "parameters after": f"{prunable.params(counts):,}",
         "calibration": "no" if calibration is None else _describe(calibration),
     }
+    if facts.calibration_asked not in (None, calibration_kind(calibration)):
+        rows["calibration"] += f"; {facts.calibration_asked} was asked for and could not be made"
     if facts.dense_ppl is not None:
         rows[f"perplexity, {before}"] = f"{facts.dense_ppl:.2f}"
     if facts.pruned_ppl is not None:

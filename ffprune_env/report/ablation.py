@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.table import Table
 
 from ffprune_env.comparison import Comparison
+from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 from ffprune_env.report.rows import find, ppl_text, rows_at, target_sparsities
 
 _TITLES = ("σ", "neither", "calibration only", "search only", "both")
@@ -31,8 +32,9 @@ def parts_at(comparison: Comparison, sparsity: float) -> list[float | None]:
 
 def ablation_markdown(comparison: Comparison) -> str:
     """The table in Markdown, means over seeds."""
-    lines = [_TITLES, ("---:",) * len(_TITLES), *_texts(comparison)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    texts = _texts(comparison)
+    lines = [f"| {' | '.join(line)} |" for line in (_TITLES, ("---:",) * len(_TITLES), *texts)]
+    return "\n".join([*lines, *(["", *_notes(texts)] if _notes(texts) else [])]) + "\n"
 
 
 def ablation_table(comparison: Comparison) -> Table:
@@ -40,13 +42,26 @@ def ablation_table(comparison: Comparison) -> Table:
     table = Table(title="Test PPL with and without the parts, means over seeds")
     for title in _TITLES:
         table.add_column(title, justify="right")
-    for line in _texts(comparison):
+    texts = _texts(comparison)
+    for line in texts:
         table.add_row(*line)
+    table.caption, table.caption_justify = "\n".join(_notes(texts)) or None, "left"
     return table
 
 
 def _texts(comparison: Comparison) -> list[tuple[str, ...]]:
-    return [
-        (f"{sparsity:g}", *("–" if ppl is None else ppl_text(ppl) for ppl in parts_at(comparison, sparsity)))
-        for sparsity in target_sparsities(comparison)
-    ]
+    lines = []
+    for sparsity in target_sparsities(comparison):
+        rows = rows_at(comparison, sparsity)
+        # Of the four, the second and the last are calibrated.
+        fell_back = [(row := find(rows, name)) is not None and row.fell_back for name in ("uniform", "ppo")]
+        marks = (False, fell_back[0], False, fell_back[1])
+        texts = ["–" if ppl is None else ppl_text(ppl) for ppl in parts_at(comparison, sparsity)]
+        marked = (f"{x} {FELL_BACK_MARK}" if mark else x for x, mark in zip(texts, marks, strict=True))
+        lines.append((f"{sparsity:g}", *marked))
+    return lines
+
+
+def _notes(texts: list[tuple[str, ...]]) -> list[str]:
+    marked = any(text.endswith(FELL_BACK_MARK) for line in texts for text in line)
+    return [f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}."] if marked else []

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ffprune_env.comparison import Comparison
-from ffprune_env.report.rows import Row, Spread, change, code, find, ppl_text, rows_at, share_removed
+from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
+from ffprune_env.report.rows import Row, Spread, change, code, find, left_out, ppl_text, rows_at, share_removed
 
 NONE = "–"
 _MARK = " †"
@@ -94,7 +95,9 @@ def perplexity_grid(comparison: Comparison, sparsity: float) -> Grid:
         Column("search seconds", "search\nsecs"),
     ]
     none = Entry(NONE)
-    measured = [Entry(ppl_text(dense)), none, *_against(dense, uniform, dense)]
+    apart = left_out(rows)
+    base = None if uniform in apart else uniform  # nothing is compared across calibrations
+    measured = [Entry(ppl_text(dense)), none, *_against(dense, base, dense)]
     entries = [[Entry("dense"), none, none, none, *measured, none, none, none]]
     for row in rows:
         entries.append(
@@ -104,8 +107,8 @@ def perplexity_grid(comparison: Comparison, sparsity: float) -> Grid:
                 none if row.sparsity is None else Entry(f"{row.sparsity:.2%}"),
                 Entry(f"{row.total_sparsity:.2%}"),
                 _perplexity(row.plain),
-                none if row.calibrated is None else _perplexity(row.calibrated),
-                *_against(row.final.mean, uniform, dense),
+                none if row.calibrated is None else _perplexity(row.calibrated, row not in apart),
+                *_against(row.final.mean, None if row in apart else base, dense),
                 Entry(f"{row.evaluations:,.0f}" if row.evaluations >= 10 else f"{row.evaluations:.2g}"),
                 Entry(_tokens(row.tokens)),
                 Entry(f"{row.seconds:,.0f}" if row.seconds >= 10 else f"{row.seconds:.1f}"),
@@ -122,16 +125,22 @@ def zero_shot_grid(comparison: Comparison, sparsity: float) -> Grid | None:
     tested = sorted((row for row in rows if scores[row.method]), key=lambda row: -scores[row.method].get("average", 0))
     if not tested:
         return None
-    lines = [(Entry("dense"), comparison.dense_zero_shot or {}, comparison.dense_zero_shot_stderr or {})]
-    lines += [(_name(row), scores[row.method], errors[row.method]) for row in tested]
-    tasks = sorted(dict.fromkeys(task for _, one, _ in lines for task in one), key=lambda task: task == "average")
+    apart = left_out(rows)
+    dense = comparison.dense_zero_shot or {}
+    tasks = sorted(
+        {**dense, **{task: 0 for row in tested for task in scores[row.method]}}, key=lambda x: x == "average"
+    )
     columns = [Column("method", "method"), *(Column(task, task, best="max") for task in tasks)]
-    entries = [[name, *(_accuracy(one.get(task), error.get(task)) for task in tasks)] for name, one, error in lines]
+    errors_of_dense = comparison.dense_zero_shot_stderr or {}
+    entries = [[Entry("dense"), *(_accuracy(dense.get(task), errors_of_dense.get(task)) for task in tasks)]]
+    for row in tested:
+        one, error, compared = scores[row.method], errors[row.method], row not in apart
+        entries.append([_name(row), *(_accuracy(one.get(task), error.get(task), compared) for task in tasks)])
     notes = [
         "Zero-shot accuracy of the final models, ± standard error over questions, mean over seeds that were tested: "
         "acc of boolq and winogrande, acc_norm of others, as in the paper. Bold: best of its column."
     ]
-    return Grid(columns, entries, [*notes, *_rebuild_note(tested)])
+    return Grid(columns, entries, [*notes, *_rebuild_note(tested), *_fell_back_note(tested)])
 
 
 def settings_items(comparison: Comparison) -> list[tuple[str, str]]:
@@ -149,13 +158,13 @@ def command_line(comparison: Comparison) -> str | None:
 
 
 def _name(row: Row) -> Entry:
-    return Entry(row.method + _MARK * row.rebuilds)
+    return Entry(row.method + _MARK * row.rebuilds + f" {FELL_BACK_MARK}" * row.fell_back)
 
 
-def _perplexity(spread: Spread) -> Entry:
+def _perplexity(spread: Spread, compared: bool = True) -> Entry:
     one = spread.low == spread.high or math.isnan(spread.mean)
     detail = "" if one else f"{ppl_text(spread.low)}{NONE}{ppl_text(spread.high)}"
-    return Entry(ppl_text(spread.mean), detail, spread.mean)
+    return Entry(ppl_text(spread.mean), detail, spread.mean if compared else None)
 
 
 def _against(ppl: float, uniform: Row | None, dense: float) -> list[Entry]:
@@ -185,6 +194,7 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
         f"{order}.",
         f"{bootstrap} {shared}",
         *_rebuild_note(rows),
+        *_fell_back_note(rows),
     ]
 
 
@@ -193,10 +203,15 @@ def _rebuild_note(rows: Sequence[Row]) -> list[str]:
     return [note] if any(row.rebuilds for row in rows) else []
 
 
-def _accuracy(score: float | None, error: float | None) -> Entry:
+def _fell_back_note(rows: Sequence[Row]) -> list[str]:
+    return [f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}."] if any(row.fell_back for row in rows) else []
+
+
+def _accuracy(score: float | None, error: float | None, compared: bool = True) -> Entry:
     if score is None:
         return Entry(NONE)
-    return Entry(f"{score:.1%}", "" if error is None else f"± {100 * error:.1f}", score)
+    detail = "" if error is None else f"± {100 * error:.1f}"
+    return Entry(f"{score:.1%}", detail, score if compared else None)
 
 
 def _mean_scores(by_seed: Sequence[dict[str, float] | None]) -> dict[str, float]:

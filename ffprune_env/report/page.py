@@ -8,6 +8,7 @@ from html import escape
 from typing import TYPE_CHECKING
 
 from ffprune_env.comparison import Comparison
+from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK
 from ffprune_env.report.drawing import LOOK
 from ffprune_env.report.figures import perplexity_figure, retention_figure, search_figure
 from ffprune_env.report.grids import Grid, command_line, perplexity_grid, settings_items, zero_shot_grid
@@ -96,6 +97,10 @@ def _perplexity_sections(comparison: Comparison) -> list[str]:
         )
     if any(cell.kept is None for cell in comparison.cells):
         caption += " Hollow: rebuilds the weights instead of removing groups, shown as it is in every panel."
+    if fell_back := dict.fromkeys(cell.method for cell in comparison.cells if cell.fell_back):
+        caption += (
+            f" {', '.join(fell_back)}: not calibrated as asked for everywhere, see {FELL_BACK_MARK} in the tables."
+        )
     figure = _figure(perplexity_figure(comparison), "perplexity", caption)
     sections = [f"<section><h2>Test perplexity</h2>{figure}</section>"]
     for sparsity in target_sparsities(comparison):

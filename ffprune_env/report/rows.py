@@ -57,6 +57,11 @@ class Row:
         return not self.rebuilds and not self.heuristic
 
     @property
+    def fell_back(self) -> bool:
+        """Whether the final model of a seed is not calibrated as it was to be."""
+        return any(cell.fell_back for cell in self.cells)
+
+    @property
     def plain(self) -> Spread:
         """Test perplexity without calibration."""
         return _spread(cell.test_ppl for cell in self.cells)
@@ -141,6 +146,18 @@ def find(rows: Sequence[Row], method: str) -> Row | None:
     return next((row for row in rows if row.method == method), None)
 
 
+def left_out(rows: Sequence[Row]) -> list[Row]:
+    """The rows of one table that are not compared with the others, since their final models are calibrated otherwise.
+
+    Of those that were to be calibrated in sequence these are the ones where a seed was not, unless all of all were
+    calibrated in one other way. Methods with a calibration of their own, or none, are what was asked for.
+    """
+    fell_back = [row for row in rows if row.fell_back]
+    asked = {cell.calibration_asked for row in fell_back for cell in row.cells}
+    kinds = {cell.calibration for row in rows for cell in row.cells if cell.calibration_asked in asked}
+    return fell_back if len(kinds) > 1 else []
+
+
 def change(ppl: float, base: float) -> float:
     """PPL / base − 1; NaN where the base is infinite and nothing can be compared with it."""
     return ppl / base - 1 if math.isfinite(base) else math.nan
@@ -175,7 +192,20 @@ def ppl_text(ppl: float) -> str:
 
 
 def _finding(comparison: Comparison, sparsity: float) -> str:
-    rows = rows_at(comparison, sparsity)
+    every = rows_at(comparison, sparsity)
+    apart = left_out(every)
+    rows = [row for row in every if row not in apart]
+    sentences = [_best_of(comparison, sparsity, rows), *_search_against_heuristics(rows)] if rows else []
+    if apart:
+        names = ", ".join(code(row.method) for row in apart)
+        sentences.append(
+            f"At σ = {sparsity:g} not compared, since not calibrated in sequence as asked for, or not with every seed: "
+            f"{names}."
+        )
+    return " ".join(sentences)
+
+
+def _best_of(comparison: Comparison, sparsity: float, rows: Sequence[Row]) -> str:
     best, uniform = rows[0], find(rows, "uniform")
     verb = "is best, with" if len(rows) > 1 else "has"
     text = f"At σ = {sparsity:g} {code(best.method)} {verb} a test PPL of {ppl_text(best.final.mean)}"
@@ -183,7 +213,7 @@ def _finding(comparison: Comparison, sparsity: float) -> str:
     text += f"; dense has {ppl_text(comparison.dense_test_ppl)}"
     if uniform is not None and uniform is not best:
         text += f", {code('uniform')} {ppl_text(uniform.final.mean)}"
-    return " ".join([f"{text}.", *_search_against_heuristics(rows)])
+    return f"{text}."
 
 
 def _search_against_heuristics(rows: Sequence[Row]) -> list[str]:

@@ -1,0 +1,31 @@
+"""How a pruned model was calibrated, in a word that goes into files and tables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from ffprune_env.pruning.prunable import Calibration
+
+#: ``none``: only cut, or rebuilt; ``ridge``: Eqs. 6-7 alone; ``sequential``: after that in sequence; ``flap-bias``:
+#: FLAP's bias compensation.
+CalibrationKind = Literal["none", "ridge", "sequential", "flap-bias"]
+
+#: What every table says of results that were not calibrated as it was asked for; begins with their mark.
+FELL_BACK_MARK = "‡"
+FELL_BACK = (
+    "calibrated by Eqs. 6-7 alone, not in sequence as asked for: memory ran out, or the pruned model collapsed. "
+    "Not compared in % with models that were"
+)
+
+
+def calibration_kind(calibration: Calibration | None) -> CalibrationKind:
+    """The word for what the surviving weights were re-fitted with."""
+    from ffprune_env.pruning.flap_bias import FlapBias  # reports, which know the words alone, do without torch
+    from ffprune_env.pruning.sequential import SequentialCalibration
+
+    if calibration is None:
+        return "none"
+    if isinstance(calibration, FlapBias):
+        return "flap-bias"
+    return "sequential" if isinstance(calibration, SequentialCalibration) else "ridge"
