@@ -103,7 +103,7 @@ def test_whoever_reads_a_run_says_again_that_its_code_is_trusted(reader, saved, 
     assert run_main(load_script(script), words) == 2
     assert not forgotten()
     (line,) = capsys.readouterr().err.splitlines()
-    assert "custom code" in line
+    assert "say --trust-remote-code" in line
     told = [message for message in caplog.messages if "it is not taken from there, give the flag" in message]
     assert len(told) == 1
     caplog.clear()
