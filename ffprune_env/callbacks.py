@@ -60,10 +60,12 @@ class Sample:
 
 
 class Archive:
-    """The best samples of a search, by reward, among those made under nearly the final sparsity.
+    """The best samples of a search, by reward, among those that compare.
 
     Rewards at different sparsities do not compare: a lighter pruning always looks better. So a sample made at less
-    than ``nearly`` times the final sparsity, or at more than it, ranks behind all others, the later the better.
+    than ``nearly`` times the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
+    rewards on different windows, some of which are easy: a sample measured on fewer ranks behind all that were measured
+    on more.
 
     Args:
         final_sparsity: S_final.
@@ -78,7 +80,10 @@ class Archive:
 
     def __call__(self, sample: Sample) -> None:
         """Adds a sample, and drops the worst if there are too many."""
-        self._samples[sample.kept.tobytes()] = sample
+        key = sample.kept.tobytes()
+        if key in self._samples and self._rank(self._samples[key]) > self._rank(sample):
+            return
+        self._samples[key] = sample
         if len(self._samples) > self.size:
             worst = min(self._samples, key=lambda key: self._rank(self._samples[key]))
             del self._samples[worst]
@@ -87,9 +92,11 @@ class Archive:
         """The samples kept, best first."""
         return sorted(self._samples.values(), key=self._rank, reverse=True)
 
-    def _rank(self, sample: Sample) -> tuple[bool, float]:
-        comparable = self._comparable[0] <= sample.target_sparsity <= self._comparable[1]
-        return comparable, sample.reward if comparable else float(sample.step)
+    def _rank(self, sample: Sample) -> tuple[int, float]:
+        """Windows measured on, 0 of what does not compare at all; and the reward among those of as many."""
+        if not self._comparable[0] <= sample.target_sparsity <= self._comparable[1]:
+            return 0, float(sample.step)
+        return sample.n_samples, sample.reward
 
 
 class ProgressiveSchedulingCallback(BaseCallback):
@@ -133,9 +140,9 @@ class ProgressiveSchedulingCallback(BaseCallback):
 class SampleCallback(BaseCallback):
     """Makes a :class:`Sample` of every environment step, logs it, and hands it on.
 
-    Logs under ``search/``: reward, ppl, dense_ppl, sparsity, collapsed_rate, best_reward (so far), seconds; and at the
-    end of every rollout, under ``retention/``, the rates of its last sample as a histogram and as a plot over layers,
-    if TensorBoard is logged to.
+    Logs under ``search/``: reward, ppl, dense_ppl, sparsity, collapsed_rate, best_reward (so far, at the same σ_t and
+    n_t: others do not compare), seconds; and at the end of every rollout, under ``retention/``, the rates of its last
+    sample as a histogram and as a plot over layers, if TensorBoard is logged to.
 
     Args:
         units: the units of the model.
@@ -149,7 +156,7 @@ class SampleCallback(BaseCallback):
         self._clock = 0.0
         self._count = 0
         self._collapsed = 0
-        self._best = 0.0
+        self._best: dict[tuple[float, int], float] = {}
         self._last: Sample | None = None
 
     def _on_rollout_start(self) -> None:
@@ -177,12 +184,13 @@ class SampleCallback(BaseCallback):
         self._last = sample
         self._count += 1
         self._collapsed += sample.collapsed
-        self._best = max(self._best, sample.reward)
+        task = sample.target_sparsity, sample.n_samples
+        self._best[task] = max(self._best.get(task, 0.0), sample.reward)
         for key in ("reward", "ppl", "dense_ppl", "sparsity", "seconds"):
             value = getattr(sample, key)
             if np.isfinite(value):
                 self.logger.record(f"search/{key}", value)
-        self.logger.record("search/best_reward", self._best)
+        self.logger.record("search/best_reward", self._best[task])
         self.logger.record("search/collapsed_rate", self._collapsed / self._count)
 
     def _on_rollout_end(self) -> None:

@@ -28,11 +28,12 @@ def make_env():
     return ff.PruneBanditEnv(ff.SurrogateEvaluator.synthetic(n_layers=4))
 
 
-def make_sample(step, reward, target_sparsity=0.2, kept=None):
+def make_sample(step, reward, target_sparsity=0.2, kept=None, n_samples=1):
     kept = np.array([step + 1, 1]) if kept is None else np.array(kept)
     return Sample(
-        step=step, target_sparsity=target_sparsity, n_samples=1, scores=np.zeros(2), kept=kept, rates=kept / 100,
-        sparsity=target_sparsity, ppl=10 / reward, dense_ppl=10.0, reward=reward, collapsed=False, seconds=0.1,
+        step=step, target_sparsity=target_sparsity, n_samples=n_samples, scores=np.zeros(2), kept=kept,
+        rates=kept / 100, sparsity=target_sparsity, ppl=10 / reward, dense_ppl=10.0, reward=reward, collapsed=False,
+        seconds=0.1,
     )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_a_schedule_that_ends_beyond_the_environment_fails_before_the_first_step
 
 
 def test_everything_promised_is_logged(tmp_path):
-    schedule = ff.ProgressiveSchedule(0.3, 8, 16)
+    schedule = ff.ProgressiveSchedule(0.3, 8, 16, alpha_start=0.5, ramp_sparsity=False)
     policy = PPO("MlpPolicy", make_env(), n_steps=8, batch_size=8, device="cpu")
     policy.set_logger(configure(str(tmp_path), ["tensorboard"]))
     record = SampleCallback(make_env().evaluator.units)
@@ -96,7 +97,10 @@ def test_everything_promised_is_logged(tmp_path):
         assert f"search/{key}" in scalars
     best = [event.value for event in events.Scalars("search/best_reward")]
     rewards = [event.value for event in events.Scalars("search/reward")]
-    np.testing.assert_allclose(best, np.maximum.accumulate(rewards))
+    samples = [schedule.samples(t) for t in range(16)]
+    assert len(set(samples)) > 1
+    of_as_many = [max(rewards[i] for i in range(t + 1) if samples[i] == samples[t]) for t in range(16)]
+    np.testing.assert_allclose(best, of_as_many)
     assert events.Tags()["histograms"] == ["retention/rates"]
     assert events.Tags()["images"] == ["retention/layers"]
 
@@ -117,6 +121,26 @@ def test_the_archive_falls_back_on_the_latest_and_holds_no_twins():
     archive(make_sample(4, 0.3, kept=[7, 7]))
     archive(make_sample(5, 0.3, kept=[7, 7]))
     assert [sample.step for sample in archive.best()] == [5, 3]
+
+
+def test_one_easy_window_does_not_decide():
+    """On an easy window everything looks better than on two: what was measured on two comes first, by its reward."""
+    archive = Archive(0.2, size=2)
+    for step, (reward, n_samples) in enumerate([(0.95, 1), (0.94, 1), (0.80, 2), (0.93, 1), (0.85, 2), (0.96, 1)]):
+        archive(make_sample(step, reward, n_samples=n_samples))
+    assert [sample.reward for sample in archive.best()] == [0.85, 0.80]
+    archive = Archive(0.2, size=3)
+    for step, (reward, n_samples) in enumerate([(0.95, 1), (0.80, 2), (0.99, 1)]):
+        archive(make_sample(step, reward, n_samples=n_samples))
+    assert [sample.reward for sample in archive.best()] == [0.80, 0.99, 0.95]  # what is left to be filled, from fewer
+
+
+def test_a_sample_that_was_measured_on_more_windows_stays_so():
+    archive = Archive(0.2, size=2)
+    archive(make_sample(0, 0.7, kept=[7, 7], n_samples=2))
+    archive(make_sample(1, 0.9, kept=[7, 7], n_samples=1))
+    archive(make_sample(2, 0.9, kept=[7, 7], n_samples=2, target_sparsity=0.1))
+    assert [(sample.step, sample.reward) for sample in archive.best()] == [(0, 0.7)]
 
 
 def test_samples_say_what_the_environment_saw():
