@@ -340,9 +340,27 @@ def test_findings_say_what_the_numbers_say(finals, expected):
     assert text.endswith(expected)
 
 
-def test_a_method_that_evaluated_nothing_is_a_heuristic_and_one_that_rebuilds_is_neither():
+def test_what_was_read_is_told_from_what_was_charged(comparison):
+    """Of `fisher` 4,096 tokens are read and 12,288 charged; cells of before say nothing of the former."""
+    cells = [
+        replace(x, tokens_seen=4096, tokens=12288) if x.method == "flap" else replace(x, tokens_seen=None)
+        for x in comparison.cells
+    ]
+    header, _, *rows = markdown_tables(comparison_markdown(replace(comparison, cells=cells)))[1]
+    read, charged = header.index("search tokens read"), header.index("search tokens charged")
+    named = {row[0].strip("`"): row for row in rows}
+    assert (named["flap"][read], named["flap"][charged]) == ("4.1 k", "12.3 k")
+    assert (named["ppo"][read], named["ppo"][charged]) == ("–", "4.19 M")
+
+
+def test_the_figure_of_the_searches_says_what_it_was_measured_on(page):
+    assert "on the 16 windows of search text of an evaluation" in page
+    assert "all search text" not in page
+
+
+def test_a_method_that_only_looks_is_a_heuristic_and_one_that_rebuilds_is_neither():
     comparison = small({"uniform": [30], "fisher": [25], "ppo": [26, 26]})
-    cells = [replace(cell, evaluations=0.0) if cell.method == "fisher" else cell for cell in comparison.cells]
+    cells = [replace(x, evaluations=6.0, trace=[]) if x.method == "fisher" else x for x in comparison.cells]
     cells.append(replace(make_cell("svd-llm", 0.2, None, 2, zero_shot=False), test_ppl=24.0))
     (text,) = findings(replace(comparison, cells=cells))
     assert "`svd-llm` is best, with a test PPL of 24.00 (it rebuilds the weights)" in text

@@ -58,7 +58,10 @@ def perplexity_figure(comparison: Comparison) -> Figure:
 
 
 def search_figure(comparison: Comparison) -> Figure | None:
-    """Perplexity on search text of what every search would return, against tokens evaluated; None without searches."""
+    """Perplexity of what every search would return, on the windows of an evaluation, against tokens charged.
+
+    None without searches.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -190,7 +193,7 @@ def _search_panel(axes: Axes, rows: Sequence[Row], styles: Mapping[str, Style]) 
     for i, method in enumerate(beyond):
         draw_beyond(axes, max(ends, default=1) * (1 - 0.05 * i), f"{levels[method]}", styles[method])
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-    axes.set(xlabel="tokens of search text evaluated", ylabel="perplexity on search text")
+    axes.set(xlabel="tokens of search text charged", ylabel="perplexity on search text")
     return set(levels)
 
 
@@ -214,7 +217,7 @@ def mean_curve(traces: Sequence[Sequence[tuple[int, float]]]) -> tuple[FloatArra
     """Mean, lowest and highest of what several searches would return, from where all have something to return.
 
     Args:
-        traces: per seed, pairs of tokens evaluated and perplexity; each holds until the next, the last for good.
+        traces: per seed, pairs of tokens charged and perplexity; each holds until the next, the last for good.
 
     Returns:
         [n] tokens, n at most 200, and [3, n] perplexities.

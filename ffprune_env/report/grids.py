@@ -91,14 +91,15 @@ def perplexity_grid(comparison: Comparison, sparsity: float) -> Grid:
         Column(f"change against {reference}", "change", best="min"),
         Column(f"share of e({reference}) removed", best="max"),
         Column("search evaluations", "search\nevals"),
-        Column("search tokens"),
+        Column("search tokens read"),
+        Column("search tokens charged"),
         Column("search seconds", "search\nsecs"),
     ]
     none = Entry(NONE)
     apart = left_out(rows)
     base = None if uniform in apart else uniform  # nothing is compared across calibrations
     measured = [Entry(ppl_text(dense)), none, *_against(dense, base, dense)]
-    entries = [[Entry("dense"), none, none, none, *measured, none, none, none]]
+    entries = [[Entry("dense"), none, none, none, *measured, none, none, none, none]]
     for row in rows:
         entries.append(
             [
@@ -110,6 +111,7 @@ def perplexity_grid(comparison: Comparison, sparsity: float) -> Grid:
                 none if row.calibrated is None else _perplexity(row.calibrated, row not in apart),
                 *_against(row.final.mean, None if row in apart else base, dense),
                 Entry(f"{row.evaluations:,.0f}" if row.evaluations >= 10 else f"{row.evaluations:.2g}"),
+                none if row.tokens_seen is None else Entry(_tokens(row.tokens_seen)),
                 Entry(_tokens(row.tokens)),
                 Entry(f"{row.seconds:,.0f}" if row.seconds >= 10 else f"{row.seconds:.1f}"),
             ]
@@ -188,9 +190,12 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
     intervals = ", ".join(f"{code(name)} {ppl_text(low)} to {ppl_text(high)}" for name, (low, high) in known.items())
     bootstrap = f"95% intervals of that test PPL by bootstrap over test windows: {intervals}."
     shared = "All methods see the same windows, so differences between them are less uncertain than these intervals."
-    evaluations = "A search evaluation is a measurement on as many windows as --samples says."
+    samples = comparison.settings.get("samples")
+    evaluations = "A search evaluation is a measurement on "
+    evaluations += "as many windows as --samples says" if samples is None else f"{samples} windows of search text"
+    charged = "A token that gradients are taken on is read once and charged as three."
     return [
-        f"{means} Bold: best of its column. {evaluations}",
+        f"{means} Bold: best of its column. {evaluations}. {charged}",
         f"{order}.",
         f"{bootstrap} {shared}",
         *_rebuild_note(rows),

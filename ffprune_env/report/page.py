@@ -114,9 +114,11 @@ def _figure_sections(comparison: Comparison) -> list[str]:
     sections = []
     searches = search_figure(comparison)
     if searches is not None:
+        samples = comparison.settings.get("samples", "few")
         caption = (
-            "Perplexity on all search text of what each search would return, against tokens it has evaluated: means "
-            "over seeds, bands from the lowest to the highest seed. Horizontal lines: methods that do not search. "
+            f"Perplexity of what each search would return, on the {samples} windows of search text of an evaluation, "
+            "against tokens of search text that it was charged: means over seeds, bands from the lowest to the highest "
+            "seed. Horizontal lines: methods that do not search. "
             "Searches are drawn by the best they measured; ppo by its policy's mean, until it chooses at the end. "
             "Curves that begin higher come in from above."
         )

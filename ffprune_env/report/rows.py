@@ -11,7 +11,7 @@ import numpy as np
 
 from ffprune_env.comparison import Cell, Comparison
 
-#: Heuristics by name; so is every other method that removes groups and evaluates no search text.
+#: Heuristics by name; so is every other method that removes groups and does not search, whatever text it looks at.
 HEURISTICS = ("uniform", "ffn-only", "flap")
 
 
@@ -49,7 +49,7 @@ class Row:
     @property
     def heuristic(self) -> bool:
         """Whether the method removes groups without having searched."""
-        return not self.rebuilds and (self.method in HEURISTICS or self.evaluations == 0)
+        return not self.rebuilds and (self.method in HEURISTICS or not any(cell.trace for cell in self.cells))
 
     @property
     def search(self) -> bool:
@@ -96,13 +96,19 @@ class Row:
 
     @property
     def evaluations(self) -> float:
-        """Of the search, each on as many windows as --samples says, mean over seeds."""
+        """What the method was charged, in measurements on as many windows as --samples says, mean over seeds."""
         return fmean(cell.evaluations for cell in self.cells)
 
     @property
     def tokens(self) -> float:
-        """Tokens of search text, mean over seeds."""
+        """Tokens of search text that the method was charged, mean over seeds."""
         return fmean(cell.tokens for cell in self.cells)
+
+    @property
+    def tokens_seen(self) -> float | None:
+        """Tokens of search text that the model read, mean over seeds; None where that was not recorded."""
+        seen = [cell.tokens_seen for cell in self.cells if cell.tokens_seen is not None]
+        return fmean(seen) if len(seen) == len(self.cells) else None
 
     @property
     def seconds(self) -> float:
