@@ -47,7 +47,8 @@ from ffprune_env.report.page import comparison_page
 from ffprune_env.report.tables import comparison_markdown, comparison_table
 from ffprune_env.run_folder import provenance, strict_json
 from ffprune_env.settings import require_in_range
-from ffprune_env.texts import load_test_windows, load_windows
+from ffprune_env.texts import load_test_windows
+from ffprune_env.window_plan import counts, load_planned_windows
 from ffprune_env.zero_shot import score_tasks
 from ffprune_env.zero_shot_tasks import open_tasks
 
@@ -84,11 +85,11 @@ class Args:
     samples: int = 2
     """windows of search text per evaluation"""
     final_samples: int = 8
-    """windows of search text in all, for searches that look at their last candidates again"""
+    """further windows of search text, for searches that look at their last candidates again; nobody sees them before"""
     calibration_windows: int = 96
     """windows of calibration text, or all there are if those are fewer"""
     curve_windows: int = 16
-    """windows of search text that damage curves look at, a part at a time; one that is looked at is paid for as three
+    """further windows of search text, for damage curves, a part at a time; one that is looked at is paid for as three
     that are measured"""
     test_seq_len: int = 2048
     """tokens per window of test text"""
@@ -173,6 +174,9 @@ def check(args: Args) -> None:
     for flag, value, least in (
         ("--seeds", args.seeds, 1),
         ("--evaluations", args.evaluations, 1),
+        ("--samples", args.samples, 1),
+        ("--final-samples", args.final_samples, 1),
+        ("--curve-windows", args.curve_windows, 1),
         ("--test-windows", args.test_windows, 2),
         ("--batch-size", args.batch_size, 1),
         ("--limit", args.limit, 1),
@@ -251,7 +255,7 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
             else:
                 if cell is None:
                     method = _SEARCHED[name]
-                    found = search_and_measure(subject, name, method, sparsity, seed, args.evaluations, args.samples)
+                    found = search_and_measure(subject, name, method, sparsity, seed, args.evaluations)
                     cell = keep(folder, title, found)
                 if unasked:
                     folder.add(ask_final(subject, cell, _SEARCHED[name]))
@@ -278,17 +282,18 @@ def load(args: Args, folder: ComparisonFolder) -> Loaded:
     """Loads model and texts; ChangedError if the folder was filled with others."""
     model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
     folder.require_same_identity(identity_of_model(model), args.model)
-    samples = max(args.samples, args.final_samples)
-    texts = {
-        "search": load_windows(args.text, tokenizer, "search", args.seq_len, samples, model=model),
-        "curve": load_windows(args.text, tokenizer, "search", args.seq_len, args.curve_windows, model=model),
-        "calibration": load_windows(
-            args.text, tokenizer, "calibration", args.seq_len, args.calibration_windows, or_fewer=True, model=model
-        ),
-        "test": load_test_windows(
-            args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
-        ),
-    }
+    planned = load_planned_windows(
+        model,
+        tokenizer,
+        args.text,
+        seq_len=args.seq_len,
+        samples=args.samples,
+        final_samples=args.final_samples,
+        curve_windows=args.curve_windows,
+        calibration_windows=args.calibration_windows,
+    )
+    test = load_test_windows(args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
+    texts = {**planned.texts, "test": test}
     names = text_names(args.text, args.test_text, texts)
     folder.require_same_identity(identity_of_texts(texts), args.model, names)
     return Loaded(model, tokenizer, texts)
@@ -302,7 +307,9 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         tokenizer,
         args.text,
         seq_len=args.seq_len,
-        n_samples=max(args.samples, args.final_samples),
+        n_samples=args.samples,
+        final_samples=args.final_samples,
+        curve_windows=args.curve_windows,
         calibration_windows=args.calibration_windows,
         channels_per_group=args.channels_per_group,
         criterion=args.criterion,
@@ -312,18 +319,21 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         factor_storage=args.factor_storage,
         sequential=args.sequential,
     )
-    prunable, windows = evaluator.prunable, evaluator.windows
-    plain = LMEvaluator(prunable, windows, args.batch_size, evaluator.calibration, False, evaluator.statistics)
+    prunable, texts = evaluator.prunable, loaded.texts
+    plain = LMEvaluator(
+        prunable, evaluator.windows, args.batch_size, evaluator.calibration, False, evaluator.statistics, texts=texts
+    )
     subject = Subject(
         evaluator,
         plain,
-        loaded.texts["calibration"],
-        loaded.texts["curve"],
-        loaded.texts["test"],
+        texts["calibration"],
+        texts["curves"],
+        texts["test"],
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),
     )
     facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
+    facts["windows"] = counts(loaded.texts)
     before = folder.manifest
     if before is None:
         folder.write("manifest.json", {**provenance(), **facts})

@@ -52,7 +52,9 @@ console = Console()
 _RANKED_AND_FITTED = (
     "seq_len", "calibration_windows", "channels_per_group", "criterion", "ridge", "factor_storage", "sequential",
 )  # fmt: skip
-_SHARED = ("model", "dtype", "device", "text", "samples", *_RANKED_AND_FITTED)
+# What a search saw: of another plan of windows, what one run searched on may be what the other was not to see.
+_PLANNED = ("samples", "final_samples", "curve_windows")
+_SHARED = ("model", "dtype", "device", "text", *_PLANNED, *_RANKED_AND_FITTED)
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,6 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     parts = [part for path, config in configs.items() for part in parts_of(path, config).items()]
     first = next(iter(configs.values()))
     for path, config in configs.items():
-        if windows_of(config) != windows_of(first):
-            raise ValueError(
-                f"{path} has {windows_of(config)} windows of search text, {args.runs[0]} {windows_of(first)}"
-            )
         for name in _SHARED:
             if config.get(name) != first.get(name):
                 raise ValueError(f"{path} has {name} {config.get(name)!r}, {args.runs[0]} has {first.get(name)!r}")
@@ -126,8 +124,8 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     warn_of_versions(args.runs)
     split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
     test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows, model=model)
-    settings = {name: first[name] for name in _RANKED_AND_FITTED}
-    evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=windows_of(first), **settings)
+    settings = {name: first[name] for name in (*_PLANNED[1:], *_RANKED_AND_FITTED)}
+    evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=first["samples"], **settings)
     require_same_as_runs(args.runs, identity_of_texts(evaluator.texts), first)
     policies: dict[str, np.ndarray] = {}
     for sparsity, folder in parts:
@@ -140,7 +138,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
 
 def require_same_as_runs(paths: Sequence[Path], now: Identity, config: Mapping[str, Any]) -> None:
     """Raises ChangedError unless every run was made with the model and texts that there are now."""
-    names = text_names(config["text"], None, ("search", "calibration"))
+    names = text_names(config["text"], None, ("search", "finalists", "curves", "calibration"))
     for path in paths:
         RunFolder(path).require_same(now, config["model"], names, "search it again")
 
@@ -200,11 +198,6 @@ def table(
 def cells(result: PolicyResult | None) -> tuple[str, str]:
     """Search and test perplexity, or nothing."""
     return ("", "") if result is None else (f"{result.search_ppl:.2f}", f"{result.test_ppl:.2f}")
-
-
-def windows_of(config: Mapping[str, Any]) -> int:
-    """Windows of search text that a run chose its policy on; runs of earlier versions had --samples of them."""
-    return max(config["samples"], config.get("final_samples", 0))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -32,7 +32,6 @@ from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.surrogate import SurrogateEvaluator
-from ffprune_env.texts import load_windows
 
 console = Console()
 
@@ -140,9 +139,11 @@ def read_curves(args: Args) -> SurrogateEvaluator:
     """The model's damage curves, calibrated, from the file or measured and kept there."""
     if not args.curves.exists():
         model, tokenizer = load_model(args.model, args.dtype, args.device)
-        evaluator = build_evaluator(model, tokenizer, args.text, seq_len=1024, criterion="surgeon", ridge=0.01)
-        text = load_windows(args.text, tokenizer, "search", 1024, 16, model=model)
-        found = damage_curves(evaluator.prunable, spread_windows(text, CURVE_TOKENS), evaluator.calibration)
+        evaluator = build_evaluator(
+            model, tokenizer, args.text, seq_len=1024, curve_windows=16, criterion="surgeon", ridge=0.01
+        )
+        text = spread_windows(evaluator.texts["curves"], CURVE_TOKENS)
+        found = damage_curves(evaluator.prunable, text, evaluator.calibration)
         args.curves.parent.mkdir(parents=True, exist_ok=True)
         arrays = {f"curve_{i}": curve for i, curve in enumerate(found)}
         names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in evaluator.units]

@@ -34,7 +34,8 @@ from ffprune_env.models import load_model
 from ffprune_env.results import reference_policies
 from ffprune_env.run_folder import RunFolder, strict_json
 from ffprune_env.settings import BEFORE, require_folder_of, warn_of_trust
-from ffprune_env.texts import load_test_windows, load_windows
+from ffprune_env.texts import load_test_windows
+from ffprune_env.window_plan import load_planned_windows
 
 logger = logging.getLogger("ffprune")
 console = Console()
@@ -122,9 +123,9 @@ def load(args: Args, config: dict[str, Any]) -> tuple[LMEvaluator, object]:
     how = ("seq_len", "calibration_windows", "channels_per_group", "criterion", "calibrated", "ridge", "factor_storage")
     settings = {name: (BEFORE | config)[name] for name in how}
     evaluator = build_evaluator(model, tokenizer, text, n_samples=max(args.windows), **settings)
-    searched = max(int(config[name]) for name in ("samples", "final_samples") if name in config)
-    search = load_windows(text, tokenizer, "search", evaluator.windows.shape[1], searched, model=model)
-    texts = {**evaluator.texts, "search": search}
+    plan = ("seq_len", "samples", "final_samples", "curve_windows", "calibration_windows")
+    sizes = {name: int(config[name]) for name in plan if name in config}
+    texts = load_planned_windows(model, tokenizer, text, **sizes).texts
     run.require_same(identity_of_texts(texts), name, text_names(text, None, texts), "search it again")
     test = load_test_windows(text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
     return evaluator, test

@@ -21,7 +21,7 @@ from ffprune_env.pruning.layer_calls import require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, drain, gram_bytes, stream_grams
 from ffprune_env.pruning.units import find_units
-from ffprune_env.texts import load_windows
+from ffprune_env.window_plan import load_planned_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,6 +75,8 @@ def build_evaluator(
     *,
     seq_len: int = 512,
     n_samples: int = 4,
+    final_samples: int = 0,
+    curve_windows: int = 0,
     calibration_windows: int = 32,
     channels_per_group: int = 1,
     criterion: str = "wanda",
@@ -92,6 +94,8 @@ def build_evaluator(
         text: see :func:`ffprune_env.load_windows`.
         seq_len: tokens per window; a model whose context is shorter uses its own maximum.
         n_samples: N_max, windows of search text.
+        final_samples: further windows of search text, for a search to rank its last candidates on.
+        curve_windows: further windows of search text for methods that look at gradients: ``texts["curves"]``.
         calibration_windows: windows that the criterion and the calibration see, or all there are if those are fewer.
         channels_per_group: FFN channels that are removed at once, see :func:`ffprune_env.pruning.units.find_units`.
         criterion: how heads and channels are scored, a name of :data:`ffprune_env.pruning.criteria.CRITERIA`.
@@ -114,12 +118,18 @@ def build_evaluator(
         raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
     if ridge is not None or CRITERIA[criterion].gradients:
         require_resident(model, "calibration" if ridge is not None else f"the criterion {criterion}")
-    search = load_windows(text, tokenizer, "search", seq_len, n_samples, model=model)
-    seq_len = search.shape[1]
-    texts = {"search": search}
-    search = search[sorted(range(n_samples), key=_halving)]  # the first few are as far apart as all of them
-    seen = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True, model=model)
-    for windows in (search, seen):
+    texts = load_planned_windows(
+        model,
+        tokenizer,
+        text,
+        seq_len=seq_len,
+        samples=n_samples,
+        final_samples=final_samples,
+        curve_windows=curve_windows,
+        calibration_windows=calibration_windows,
+    ).texts
+    seen = texts["calibration"]
+    for windows in texts.values():
         check_tokens(model, windows)
     if sequential and ridge is not None:
         require_residual_layers(model, find_units(model), seen)
@@ -147,15 +157,14 @@ def build_evaluator(
                 "calibration may fit noise: %d tokens for units of up to %d columns; %d windows would do",
                 seen.numel(),
                 widest,
-                -(-_TOKENS_PER_COLUMN * widest // seq_len),
+                -(-_TOKENS_PER_COLUMN * widest // seen.shape[1]),
             )
         matrices = list(stats.grams or ())
         stats = replace(stats, grams=None)  # a matrix goes when its factors are made
         grams = drain(matrices) if at_once else stream_grams(prunable, seen, room, batch_size)
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
     again = seen if sequential and calibration is not None else None
-    texts["calibration"] = seen
-    return LMEvaluator(prunable, search, batch_size, calibration, calibrated, stats, again, texts)
+    return LMEvaluator(prunable, texts["search"], batch_size, calibration, calibrated, stats, again, texts)
 
 
 def _room_for_grams(prunable: PrunableModel) -> int:
@@ -163,8 +172,3 @@ def _room_for_grams(prunable: PrunableModel) -> int:
     room = int(_GRAMS_PER_MODEL * prunable.model.get_memory_footprint())
     gpus = {layout.device for layout in prunable.layouts if layout.device.type == "cuda"}
     return min(room, sum(torch.cuda.mem_get_info(gpu)[0] for gpu in gpus) // 2) if gpus else room
-
-
-def _halving(i: int) -> int:
-    """Sorts 0, 1, 2, ... so that every prefix is spread over the whole: the bits of i reversed (van der Corput)."""
-    return int(f"{i:032b}"[::-1], 2)

@@ -32,16 +32,16 @@ class Cell:
         sparsity: fraction of Σw removed; None as above.
         total_sparsity: fraction of all parameters of the model removed.
         params: parameters that stay.
-        search_ppl: perplexity on the windows of an evaluation, of the calibrated model if that is what the comparison
-            rewards; None for methods that have another calibration.
+        search_ppl: perplexity on the windows of an evaluation, those for finalists not included, of the calibrated
+            model if that is what the comparison rewards; None for methods that have another calibration.
         test_ppl: perplexity on test text without calibration, or as a method that rebuilds the weights left them.
         test_interval: bootstrap 95 % interval of it, over windows.
         calibrated_test_ppl: perplexity on test text with calibration; None for methods that rebuild the weights.
         calibrated_test_interval: its interval.
-        evaluations: what the search spent, in windows measured, divided by those of an evaluation.
-        tokens: of search text that it evaluated.
+        evaluations: what the method was charged, in windows, divided by those of an evaluation.
+        tokens: of search text that it was charged: those of a backward pass count as two forward passes more.
         seconds: that it took, without the measurements above.
-        trace: (tokens evaluated, search perplexity of what the method would have returned then), ascending; empty for
+        trace: (tokens charged, search perplexity of what the method would have returned then), ascending; empty for
             methods that do not search.
         zero_shot: accuracy by task, and their ``average``, of the final model.
         zero_shot_stderr: standard errors of these.
@@ -50,6 +50,7 @@ class Cell:
         calibration_asked: how it was to be.
         settings: what the method was told beside the settings of the comparison: its defaults.
         identity: what the figures depend on, see :mod:`ffprune_env.identity`.
+        tokens_seen: tokens of search text that the model read, each time that it did; None in cells of before.
     """
 
     method: str
@@ -79,6 +80,8 @@ class Cell:
     def fell_back(self) -> bool:
         """Whether the final model is not calibrated as it was to be, and so not to be compared with those that are."""
         return self.calibration != self.calibration_asked
+
+    tokens_seen: int | None = None
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,8 @@ class ComparisonFolder:
             raise ValueError(f"{self.path} holds no measurement of the dense model yet")
         dense["dense_interval"] = tuple(dense["dense_interval"])
         manifest = self.manifest or {}
-        where: dict[str, object] = {name: manifest[name] for name in ("device", "dtype", "threads") if name in manifest}
+        known = ("device", "dtype", "threads", "windows")
+        where: dict[str, object] = {name: manifest[name] for name in known if name in manifest}
         return Comparison(settings={**self.settings, **where, **settings}, cells=cells, **dense)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:

@@ -85,7 +85,6 @@ def search_and_measure(
     sparsity: float,
     seed: int | None,
     evaluations: int,
-    samples: int | None = None,
 ) -> Cell:
     """Lets one method answer, and measures its answer with and without calibration.
 
@@ -95,8 +94,7 @@ def search_and_measure(
         method: the method.
         sparsity: σ.
         seed: of what it draws; None for methods that draw nothing.
-        evaluations: its budget, in measurements on ``samples`` windows of search text.
-        samples: N_max; None takes all windows of search text.
+        evaluations: its budget, in measurements on N_max windows of search text.
 
     Raises:
         ValueError: the method cannot reach the sparsity, or not with this budget.
@@ -104,7 +102,7 @@ def search_and_measure(
     evaluator = subject.plain if method.plain_reward else subject.evaluator
     evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
     prunable = evaluator.prunable
-    meter = Meter(evaluator, evaluations if method.searches else 0, samples)
+    meter = Meter(evaluator, evaluations if method.searches else 0)
     started = time.perf_counter()
     rewarded = evaluator.calibration if evaluator.calibrated else None
     windows = subject.curve_windows
@@ -135,6 +133,7 @@ def search_and_measure(
         calibrated_test_interval=calibrated_interval,
         evaluations=meter.spent / meter.max_samples,
         tokens=meter.spent * tokens_per_window,
+        tokens_seen=meter.seen * tokens_per_window,
         seconds=seconds,
         trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter, subject.evaluator)],
         calibration=calibration_kind(calibration),
@@ -233,6 +232,7 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
         calibrated_test_interval=None,
         evaluations=0,
         tokens=0,
+        tokens_seen=0,
         seconds=seconds,
         trace=[],
     )

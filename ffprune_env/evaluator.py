@@ -57,6 +57,19 @@ class DivergenceEvaluator(Evaluator, Protocol):
         ...
 
 
+class SearchEvaluator(DivergenceEvaluator, Protocol):
+    """An evaluator that also has windows for the last look at few candidates, which no search sees before."""
+
+    @property
+    def max_final_samples(self) -> int:
+        """How many there are."""
+        ...
+
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` of these windows."""
+        ...
+
+
 class LMEvaluator:
     """Measures a real language model on windows of search text; the same question is answered once.
 
@@ -70,10 +83,11 @@ class LMEvaluator:
         statistics: what the groups were ranked by, for methods that look at it; its Gram matrices are not kept.
         sequential: int64 [n, seq_len], calibration text: the model that the user will get is calibrated once more, in
             sequence, on it. None leaves that out.
-        texts: further windows that figures depend on, such as what the groups were ranked on, by use.
+        texts: further windows, int64 [n, seq_len], by purpose, as :mod:`ffprune_env.window_plan` shares them out: on
+            ``finalists`` a search ranks its last candidates.
 
     Attributes:
-        texts: these, and the search text.
+        texts: these, and the windows that are measured on, as ``search``.
 
     Raises:
         ValueError: there is no window, the dense model's perplexity is not finite, or there is no calibration to use.
@@ -95,7 +109,7 @@ class LMEvaluator:
             raise ValueError(f"{asked} needs a calibration: RidgeCalibration(prunable, stats)")
         self.prunable = prunable
         self.windows = windows
-        self.texts = {"search": windows, **(texts or {})}
+        self.texts = {**(texts or {}), "search": windows}
         self.calibration = calibration
         self.calibrated = calibrated
         self.statistics = None if statistics is None else replace(statistics, grams=None)
@@ -122,6 +136,16 @@ class LMEvaluator:
     def max_samples(self) -> int:
         """Windows of search text."""
         return len(self.windows)
+
+    @property
+    def max_final_samples(self) -> int:
+        """Windows for finalists."""
+        return len(self.texts.get("finalists", ()))
+
+    @property
+    def chosen_on(self) -> torch.Tensor:
+        """All windows that policies were chosen by: int64 [n, seq_len], those of the search, then the finalists'."""
+        return torch.cat([self.windows, self.texts.get("finalists", self.windows[:0])])
 
     def measure(self, kept: IntArray, n_samples: int) -> float:
         """Prunes, measures, and leaves the model dense again."""
@@ -195,10 +219,12 @@ class LMEvaluator:
         logger.warning("out of memory: this model is calibrated by Eqs. 6-7 alone, not in sequence")
         return None
 
-    def measure_exactly(self, kept: IntArray, n_samples: int) -> float:
-        """What :meth:`measure` approximates: calibrated, if it is, in float32."""
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity on the first windows for finalists; calibrated, if :meth:`measure` is, but in float32."""
+        if not 1 <= n_samples <= self.max_final_samples:
+            raise ValueError(f"n_samples must be between 1 and {self.max_final_samples}, got {n_samples}")
         with self.prunable.pruned(kept, self.calibration if self.calibrated else None) as model:
-            return perplexity(model, self._first(n_samples), self._batch_size)
+            return perplexity(model, self.texts["finalists"][:n_samples], self._batch_size)
 
     def dense(self, n_samples: int) -> float:
         """Measured once per number of windows."""

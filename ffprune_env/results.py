@@ -31,7 +31,8 @@ class PolicyResult:
         params: parameters that stay.
         calibrated: whether the surviving weights were re-fitted.
         calibration: with what, as :func:`~ffprune_env.pruning.calibration_kind.calibration_kind` names it.
-        search_ppl: perplexity on all windows of search text.
+        search_ppl: perplexity on the windows of search text that policies were chosen by: those that the search
+            measured on, and those that its finalists were ranked on.
         test_ppl: perplexity on test text.
     """
 
@@ -75,7 +76,7 @@ def measure_policy(
     batch_size: int | None = 1,
     calibrated: bool = False,
 ) -> PolicyResult:
-    """Measures one policy on all windows of search text and on test text.
+    """Measures one policy on the search text that policies were chosen by, and on test text.
 
     Args:
         evaluator: the model, its search text and, where it is asked for, its calibration.
@@ -87,7 +88,7 @@ def measure_policy(
     prunable = evaluator.prunable
     calibration = evaluator.final_calibration(kept) if calibrated else None
     with prunable.pruned(kept, calibration) as model:
-        search_ppl = perplexity(model, evaluator.windows, batch_size)
+        search_ppl = perplexity(model, evaluator.chosen_on, batch_size)
         test_ppl = perplexity(model, test_windows, batch_size)
     return PolicyResult(
         kept=kept,
@@ -112,7 +113,7 @@ def measure_policies(
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass; None chooses.
     """
-    size = f"{windows_size(tuple(evaluator.windows.shape))} and {windows_size(tuple(test_windows.shape))}"
+    size = f"{windows_size(tuple(evaluator.chosen_on.shape))} and {windows_size(tuple(test_windows.shape))}"
     plain, calibrated = {}, {}
     for name, x in policies.items():
         with phase(f"measuring {label(name)}", size):
@@ -160,14 +161,18 @@ def best_policy(evaluator: LMEvaluator, results: Measured, scores: FloatArray, c
     return content
 
 
-def results_table(results: Measured, test_windows: torch.Tensor) -> Table:
+def results_table(results: Measured, texts: Mapping[str, torch.Tensor]) -> Table:
     """The table a person reads at the end of a run.
 
     Args:
         results: what was measured.
-        test_windows: int64 [n, seq_len], what it was measured on.
+        texts: int64 [n, seq_len] by purpose, what it was measured on: ``search``, ``finalists`` and ``test``.
     """
-    table = Table(title=f"Perplexity (test text: {len(test_windows)} windows of {test_windows.shape[1]} tokens)")
+    n = {purpose: len(texts.get(purpose, ())) for purpose in ("search", "finalists", "test")}
+    table = Table(
+        title=f"Perplexity (test text: {n['test']} windows of {texts['test'].shape[1]} tokens; search text: "
+        f"{n['search']} of the search and {n['finalists']} of its finalists, of {texts['search'].shape[1]} tokens)"
+    )
     table.add_column("policy")
     for column in (
         "removed\nof Σw",

@@ -29,7 +29,7 @@ class SurrogateEvaluator:
         self, units: Sequence[PruneUnit], curves: Sequence[npt.ArrayLike], dense_ppl: float = 15.0, max_samples: int = 8
     ) -> None:
         self.units = tuple(units)
-        self.max_samples = max_samples
+        self.max_samples = self.max_final_samples = max_samples
         self.curves: tuple[FloatArray, ...] = tuple(np.asarray(curve, dtype=np.float64) for curve in curves)
         self._dense_ppl = dense_ppl
         for unit, curve in zip(self.units, self.curves, strict=True):
@@ -67,6 +67,10 @@ class SurrogateEvaluator:
         """The perplexity, and Σ damage_i(kept_i): what pruning adds to the loss, as a small divergence does."""
         damage = sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
         return self._dense_ppl * math.exp(min(damage, 700.0)), damage
+
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """The same as :meth:`measure`: curves know no windows."""
+        return self.measure(kept, n_samples)
 
     def dense(self, n_samples: int) -> float:
         """The given perplexity."""

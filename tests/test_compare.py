@@ -38,8 +38,9 @@ def subject_of(model, windows: torch.Tensor) -> Subject:
     prunable = PrunableModel(model)
     stats = collect_statistics(prunable, windows)
     prunable.rank(wanda_scores(prunable, stats))
-    evaluator = LMEvaluator(prunable, windows, 1, ff.RidgeCalibration(prunable, stats), True, stats)
-    plain = LMEvaluator(prunable, windows, 1, evaluator.calibration, False, stats)
+    texts = {"finalists": windows.flip(1)}
+    evaluator = LMEvaluator(prunable, windows, 1, ff.RidgeCalibration(prunable, stats), True, stats, texts=texts)
+    plain = LMEvaluator(prunable, windows, 1, evaluator.calibration, False, stats, texts=texts)
     return Subject(evaluator, plain, windows, windows, windows)
 
 
@@ -116,13 +117,19 @@ def test_a_search_pays_for_its_tokens_alone(windows):
     subject = subject_of(tiny_model("llama-gqa"), windows)
     cell = search_and_measure(subject, "evolution", METHODS["evolution"], 0.3, 1, 20)
     assert cell.evaluations == 20
-    assert cell.tokens == 20 * windows.numel()
+    assert cell.tokens == cell.tokens_seen == 20 * windows.numel()
     tokens = [at for at, _ in cell.trace]
     assert tokens == sorted(tokens)
     assert tokens[-1] == cell.tokens
     subject.evaluator.forget()
     assert cell.trace[-1][1] == cell.search_ppl == subject.evaluator.measure(np.array(cell.kept), 3)
     assert cell.calibrated_test_ppl != cell.test_ppl
+
+
+def test_a_backward_pass_sees_tokens_once_and_is_charged_three_times(windows):
+    cell = search_and_measure(subject_of(tiny_model("llama-gqa"), windows), "fisher", METHODS["fisher"], 0.3, None, 20)
+    assert (cell.tokens_seen, cell.tokens) == (windows.numel(), 3 * windows.numel())
+    assert cell.evaluations == 3
 
 
 @pytest.mark.parametrize("model_type", ["opt", "llama-gqa"])

@@ -12,6 +12,7 @@ import torch
 from conftest import tiny_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ffprune_env import evaluator as evaluator_module
 from ffprune_env.allocation import group_bounds, settle
 from ffprune_env.budget import allocate, allocate_rates
 from ffprune_env.callbacks import Archive, Sample
@@ -24,7 +25,7 @@ from ffprune_env.methods.evopress import draw_children, swap_levels
 from ffprune_env.methods.fisher import least_damage
 from ffprune_env.methods.fisher_iterated import iterate, step_windows
 from ffprune_env.methods.flap import flap, threshold
-from ffprune_env.methods.ppo import choose, loss_beyond, make_policy, ppo, start_means
+from ffprune_env.methods.ppo import choose, make_policy, ppo, start_means
 from ffprune_env.methods.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.methods.search_settings import SearchSettings, affordable
@@ -51,7 +52,8 @@ def on_model(windows: torch.Tensor) -> Problem:
     prunable = PrunableModel(tiny_model("llama-gqa"))
     stats = collect_statistics(prunable, windows)
     prunable.rank(wanda_scores(prunable, stats))
-    return Problem(prunable, stats, Meter(LMEvaluator(prunable, windows), 40), 0.3, 0, windows=windows)
+    evaluator = LMEvaluator(prunable, windows, texts={"finalists": windows.flip(1)})
+    return Problem(prunable, stats, Meter(evaluator, 40), 0.3, 0, windows=windows)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -373,7 +375,7 @@ def test_ppo_never_ends_behind_ffn_only_on_search_text():
     """A start from nothing and eight evaluations find little; the simple answer is a finalist."""
     for seed in range(3):
         problem = on_curves(40, seed=seed)
-        found = ppo(problem, SearchSettings(init="none", samples=1, final_samples=1))
+        found = ppo(problem, SearchSettings(init="none", samples=1))
         assert CURVES.measure(found.kept, 1) <= CURVES.measure(ffn_only(0.3, CURVES.units).kept, 1) * (1 + 1e-3)
 
 
@@ -385,24 +387,57 @@ def test_finalists_are_halved_while_their_text_doubles():
 
 
 def test_luck_on_the_windows_of_the_search_does_not_count():
-    """A sample that is best on the windows it was found on, and so on all of them, is worse than the start beyond."""
+    """A sample of a reward that nothing comes near is only as good as it is on the windows for finalists."""
     settings = SearchSettings(sparsity=0.3, samples=2, final_samples=8, init="ffn-only")
     start, lucky = np.zeros(len(CURVES.units)), np.linspace(-1, 1, len(CURVES.units))
     policy = make_policy(settings, PruneBanditEnv(CURVES, 0.3, 2), {0.3: start})
-    kept = allocate(lucky, 0.3, CURVES.units, mapping="waterfill").kept
-    losses = {"lucky": np.array([1.0, 1.0, *[3.1] * 6]), "start": np.full(8, 3.0), "other": np.full(8, 4.0)}
+    kept, uniform_kept = (allocate(x, 0.3, CURVES.units, mapping="waterfill").kept for x in (lucky, start))
+    known, asked = {kept.tobytes(): 3.1, uniform_kept.tobytes(): 3.0}, []
 
-    def measure(asked, n):
-        known = {kept.tobytes(): "lucky", uniform_kept.tobytes(): "start"}
-        return float(np.exp(losses[known.get(asked.tobytes(), "other")][:n].mean()))
+    def measure_final(some, n):
+        asked.append(n)
+        return math.exp(known.get(some.tobytes(), 4.0))
 
-    uniform_kept = allocate(start, 0.3, CURVES.units, mapping="waterfill").kept
     archive = Archive(0.3)
     archive(Sample(0, 0.3, 2, lucky, kept, kept / 1.0, 0.3, 2.7, 2.0, 0.9, False, 0.1))
-    assert measure(kept, 8) < measure(uniform_kept, 8)
-    _, chosen = choose(settings, CURVES.units, start, policy, archive, measure)
+    _, chosen = choose(settings, CURVES.units, start, policy, archive, measure_final)
     np.testing.assert_array_equal(chosen.kept, uniform_kept)
-    assert loss_beyond(2, 1.0, 8, math.inf) == math.inf
+    assert asked == [4, 4, 4, 8, 8]  # the start, which is the policy's mean, ffn-only, the sample; then the best two
+
+
+@pytest.mark.parametrize("name", [*METHODS, "ppo-fisher-start"])
+def test_nobody_sees_the_windows_of_the_finalists_before_they_are_ranked(name, on_model, monkeypatch):
+    finalists, read = {tuple(x) for x in on_model.meter.evaluator.texts["finalists"].tolist()}, []
+    measures = [(evaluator_module, name) for name in ("perplexity", "compare_with_dense", "final_hidden_states")]
+    for module, function in (*measures, (damage_module, "back_propagate")):
+        real = getattr(module, function)
+
+        def record(model, windows, *arguments, real=real):
+            read.extend(tuple(x) in finalists for x in windows.tolist())
+            return real(model, windows, *arguments)
+
+        monkeypatch.setattr(module, function, record)
+    ALL[name].answer(on_model)
+    assert sorted(read) == read  # first what they may see, then the finalists' alone
+    assert any(read) == name.startswith("ppo")
+    assert bool(read) == (name not in ("uniform", "ffn-only", "flap", "flap-bias"))
+
+
+def test_an_evaluator_without_windows_for_finalists_is_refused(on_model):
+    evaluator = LMEvaluator(on_model.prunable, on_model.windows)
+    with pytest.raises(ValueError, match="windows that no search saw: the evaluator needs finalists"):
+        ppo(replace(on_model, meter=Meter(evaluator, 40)))
+
+
+def test_what_is_looked_at_is_charged_more_than_it_is_seen(on_model):
+    """A backward pass costs two forward passes: windows are seen once and charged as three."""
+    for name, looks in (("fisher", 1), ("fisher-iterated", 9)):
+        problem = replace(on_model, meter=Meter(on_model.meter.evaluator, 0))
+        METHODS[name].answer(problem)
+        assert (problem.meter.seen, problem.meter.spent) == (3 * looks, 9 * looks)
+    problem = replace(on_model, meter=Meter(on_model.meter.evaluator, 40))
+    ALL["ppo-fisher-start"].answer(problem)
+    assert problem.meter.spent - problem.meter.seen == 2 * 3
 
 
 def test_a_start_that_the_budget_does_not_cover_gives_way(on_model):

@@ -20,6 +20,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 
 import ffprune_env as ff
 from ffprune_env.settings import parse_settings
+from ffprune_env.window_plan import load_planned_windows
 
 SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
 
@@ -87,6 +88,8 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
         str(flags["--text"]),
         seq_len=64,
         n_samples=2,
+        final_samples=2,
+        curve_windows=2,
         calibration_windows=2,
         calibrated=True,
         criterion="surgeon",
@@ -100,7 +103,7 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
         for result, calibration in ((best[name], None), (best["calibration"][name], final)):
             assert result["kept"] == best[name]["kept"]
             with evaluator.prunable.pruned(kept, calibration) as model:
-                assert result["search_ppl"] == pytest.approx(ff.perplexity(model, evaluator.windows), rel=1e-6)
+                assert result["search_ppl"] == pytest.approx(ff.perplexity(model, evaluator.chosen_on), rel=1e-6)
                 assert result["test_ppl"] == pytest.approx(ff.perplexity(model, test), rel=1e-6)
                 assert result["params"] == sum(p.numel() for p in model.parameters())
             assert result["sparsity"] == evaluator.prunable.sparsity(kept)
@@ -110,11 +113,15 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
     assert all(best[name]["sparsity"] >= 0.2 for name in ("uniform", "ffn-only", "chosen"))
     again = ff.allocate(best["chosen"]["scores"], 0.2, evaluator.units, mapping="waterfill")
     np.testing.assert_array_equal(again.kept, best["chosen"]["kept"])
-    # The chosen policy is the best of its finalists, the last samples among them, calibrated by Eqs. 6-7.
-    late = [sample["scores"] for sample in read_samples(flags["--run"]) if sample["target_sparsity"] > 0.19]
-    for scores in late:
-        kept = ff.allocate(scores, 0.2, evaluator.units, mapping="waterfill").kept
-        assert evaluator.measure_exactly(again.kept, 2) <= evaluator.measure_exactly(kept, 2) * (1 + 1e-6)
+    # The chosen policy is the best of its finalists on text of their own, calibrated by Eqs. 6-7; among them are the
+    # start and the two best samples of those measured on most windows.
+    best_samples = sorted(read_samples(flags["--run"]), key=lambda x: (-x["n_samples"], -x["reward"]))[:2]
+    start = json.loads((flags["--run"] / "start.json").read_text())["0.2"]
+    rivals = [ff.allocate(start, 0.2, evaluator.units, mapping="waterfill").kept]
+    rivals += [np.array(sample["kept"]) for sample in best_samples] + [np.array(best["ffn-only"]["kept"])]
+    for kept in rivals:
+        assert evaluator.measure_final(again.kept, 2) <= evaluator.measure_final(kept, 2) * (1 + 1e-6)
+    assert best["windows"] == {"search": 2, "finalists": 2, "curves": 2, "calibration": 2, "test": 2}
 
 
 def test_the_model_is_written_and_measured_from_disk(ppo, monkeypatch, flags, caplog):
@@ -145,9 +152,10 @@ def test_the_start_looks_at_search_text_alone(ppo, monkeypatch, flags):
 
         monkeypatch.setattr(module, "damage_curves", look)
     assert run_main(ppo, monkeypatch, [*argv(flags), "--no-save-model"]) == 0
-    _, tokenizer = ff.load_model(str(flags["--model"]))
-    search = {tuple(x.tolist()) for x in ff.load_windows(str(flags["--text"]), tokenizer, "search", 64, 2)}
-    assert {tuple(x.tolist()) for windows in seen for x in windows} == search
+    model, tokenizer = ff.load_model(str(flags["--model"]))
+    sizes = {"samples": 2, "final_samples": 2, "curve_windows": 2, "calibration_windows": 2}
+    curves = load_planned_windows(model, tokenizer, str(flags["--text"]), seq_len=64, **sizes).texts["curves"]
+    assert {tuple(x.tolist()) for windows in seen for x in windows} == {tuple(x) for x in curves.tolist()}
 
 
 def test_a_model_that_cannot_be_written_costs_nothing_else(ppo, monkeypatch, flags, capsys):
@@ -187,6 +195,8 @@ def test_the_reward_is_that_of_the_calibrated_model_if_asked_for(ppo, monkeypatc
         str(flags["--text"]),
         seq_len=64,
         n_samples=2,
+        final_samples=2,
+        curve_windows=2,
         calibration_windows=2,
         ridge=0.01,
         criterion="surgeon",

@@ -228,7 +228,9 @@ def test_results_say_how_they_were_calibrated_and_are_compared_with_none_that_we
     assert best["calibration"]["uniform"]["calibrated"] is True
     assert best["sequential"] is True
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(results_table(replace(results, saved=results.calibrated["chosen"]), windows))
+    console.print(
+        results_table(replace(results, saved=results.calibrated["chosen"]), evaluator.texts | {"test": windows})
+    )
     text = console.export_text()
     rows = {cells[0].strip(): cells[-1].strip() for line in text.splitlines() if len(cells := line.split("│")[1:-1])}
     assert rows["uniform, calibrated ‡"] == "+0.0%"
@@ -241,7 +243,8 @@ def test_without_a_fallback_nothing_is_marked(in_sequence, windows):
     evaluator, _ = in_sequence
     policies = {"uniform": ff.uniform(0.3, evaluator.units), "chosen": ff.ffn_only(0.2, evaluator.units)}
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(results_table(measure_policies(evaluator, policies, windows), windows))
+    results = measure_policies(evaluator, policies, windows)
+    console.print(results_table(results, evaluator.texts | {"test": windows}))
     text = console.export_text()
     assert "‡" not in text
     assert text.count("%") == 4 * 3

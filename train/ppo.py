@@ -75,7 +75,7 @@ from ffprune_env.sample_log import DifferentSearchError, SampleLog
 from ffprune_env.saved_policy import copy_policy, require_policy, save_policy
 from ffprune_env.schedule import ProgressiveSchedule
 from ffprune_env.settings import parse_settings, require_in_range, resumes
-from ffprune_env.texts import load_test_windows, load_windows
+from ffprune_env.texts import load_test_windows
 from ffprune_env.workers import Workers, WorkersVecEnv, require_same_rollouts
 
 logger = logging.getLogger("ffprune")
@@ -117,7 +117,8 @@ class Args(SearchSettings):
     """windows of calibration text that the pruning criterion and the calibration see, or all there are if those are
     fewer"""
     curve_windows: int = 16
-    """windows of search text that the damage curves of the start look at, if --init asks for them"""
+    """further windows of search text that the damage curves of the start look at, if --init asks for them; fewer where
+    the text is short"""
     test_seq_len: int = 2048
     """tokens per window of test text"""
     test_windows: int | None = 8
@@ -291,17 +292,13 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
         args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
     )
     evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
-    looked_at = evaluator.windows
-    if args.looks:
-        seq_len = evaluator.windows.shape[1]
-        looked_at = load_windows(args.text, tokenizer, "search", seq_len, args.curve_windows, model=model)
-    texts = {**evaluator.texts, "curve": looked_at, "test": test_windows}
+    texts = {**evaluator.texts, "test": test_windows}
     identity |= identity_of_texts(texts)
     if resume:
         run.require_same(identity, args.model, text_names(args.text, args.test_text, texts))
     env = make_env(args, evaluator)
     kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
-    starts = kept_starts or find_starts(args, evaluator, looked_at)
+    starts = kept_starts or find_starts(args, evaluator)
     device = evaluator.prunable.device
     workers = start_workers(args, device.type) if args.workers else None
     facts = {"device": str(device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
@@ -329,6 +326,7 @@ def check(args: Args) -> None:
         ("--batch-size", args.batch_size, 1),
         ("--workers", args.workers, 0),
         ("--calibration-windows", args.calibration_windows, 1),
+        ("--curve-windows", args.curve_windows, 1),
         ("--channels-per-group", args.channels_per_group, 1),
         ("--test-windows", args.test_windows, 1),
     ):
@@ -356,9 +354,10 @@ def check(args: Args) -> None:
 
 def measuring(args: Args) -> dict[str, Any]:
     """How the model is ranked, calibrated and measured: arguments of build_evaluator."""
-    same = ("seq_len", "calibration_windows", "channels_per_group", "criterion", "batch_size")
+    same = ("seq_len", "final_samples", "curve_windows", "calibration_windows")
+    same += ("channels_per_group", "criterion", "batch_size")
     named = {name: getattr(args, name) for name in (*same, "calibrated", "ridge", "factor_storage", "sequential")}
-    return {"n_samples": max(args.samples, args.final_samples), **named}
+    return {"n_samples": args.samples, **named}
 
 
 def start_workers(args: Args, device: str) -> Workers:
@@ -368,7 +367,7 @@ def start_workers(args: Args, device: str) -> Workers:
     return Workers(args.workers, named, args.ray_address, device == "cuda")
 
 
-def find_starts(args: Args, evaluator: LMEvaluator, looked_at: torch.Tensor) -> dict[float, FloatArray]:
+def find_starts(args: Args, evaluator: LMEvaluator) -> dict[float, FloatArray]:
     """The scores that the policy's mean starts from, by target; of a single one also around it."""
     problem = Problem(
         evaluator.prunable,
@@ -379,7 +378,7 @@ def find_starts(args: Args, evaluator: LMEvaluator, looked_at: torch.Tensor) -> 
         args.a_min,
         args.a_max,
         evaluator.calibration if args.calibrated else None,
-        looked_at,
+        evaluator.texts["curves"],
     )
     return start_scores(args, problem)
 
@@ -433,7 +432,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
             job.starts[args.target],
             outcome.policy,
             outcome.archives[args.target],
-            evaluator.measure_exactly,
+            evaluator.measure_final,
         )
     policies = {**reference_policies(args.target, evaluator), "chosen": chosen}
     results = measure_policies(evaluator, policies, test_windows, args.batch_size)
@@ -443,6 +442,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
         "test_text": args.test_text or args.text,
         "seq_len": evaluator.windows.shape[1],
         "test_seq_len": test_windows.shape[1],
+        "windows": {purpose: len(x) for purpose, x in evaluator.texts.items()} | {"test": len(test_windows)},
         "ridge": args.ridge,
         "evaluations": len(samples),
         "seconds": outcome.seconds,
@@ -458,7 +458,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
             failure = f"the model could not be written and read back: {error}"
         else:
             failure = difference(job, results)
-    console.print(results_table(results, test_windows))
+    console.print(results_table(results, evaluator.texts | {"test": test_windows}))
     summary = f"{len(samples)} evaluations in {outcome.seconds:.0f} s; files in {escape(str(run.path))}"
     console.print(summary, highlight=False)
     if failure is not None:
@@ -507,7 +507,7 @@ def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:
         model = load_pruned(folder, device="cpu" if args.device_map else str(evaluator.prunable.device))
         return replace(
             chosen,
-            search_ppl=perplexity(model, evaluator.windows, args.batch_size),
+            search_ppl=perplexity(model, evaluator.chosen_on, args.batch_size),
             test_ppl=perplexity(model, job.test_windows, args.batch_size),
         )
 

@@ -31,8 +31,8 @@ def fisher(problem: Problem) -> Allocation:
     """Minimizes the sum of the units' damage under the budget, as :func:`damage_curves` estimates it.
 
     Args:
-        problem: what to answer; nothing is measured. The curves are of the calibrated model if that is what the
-            evaluator rewards.
+        problem: what to answer; nothing is measured, and what is looked at is counted. The curves are of the
+            calibrated model if that is what the evaluator rewards.
 
     Raises:
         ValueError: the problem has no model or no search text, or the sparsity is out of the range of the bounds.
@@ -43,7 +43,9 @@ def fisher(problem: Problem) -> Allocation:
 def dense_curves(problem: Problem) -> list[FloatArray]:
     """The damage curves of the dense model, on search text."""
     prunable, windows = problem.look_inside("fisher")
-    return damage_curves(prunable, spread_windows(windows, CURVE_TOKENS), problem.calibration)
+    seen = spread_windows(windows, CURVE_TOKENS)
+    problem.meter.look(len(seen))
+    return damage_curves(prunable, seen, problem.calibration)
 
 
 def cheapest(

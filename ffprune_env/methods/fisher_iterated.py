@@ -51,8 +51,9 @@ def iterate(problem: Problem, steps: int, start: Allocation | None = None) -> tu
     reach = np.maximum(1, np.floor(trust * np.array([unit.n_groups for unit in problem.meter.units]))).astype(np.int64)
     found, looks = [start or fisher(problem)], []
     for step in range(steps):
-        kept = found[-1].kept
-        looks.append(damage_curves(prunable, step_windows(windows, step), problem.calibration, kept))
+        kept, seen = found[-1].kept, step_windows(windows, step)
+        problem.meter.look(len(seen))
+        looks.append(damage_curves(prunable, seen, problem.calibration, kept))
         found.append(cheapest(problem, looks[-1], (kept - reach, kept + reach)))
     good = found if start is not None else found[min(2, steps) :]
     mean = problem.allocate(np.mean([allocation.rates for allocation in good], axis=0))

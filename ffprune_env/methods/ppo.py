@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -42,26 +41,27 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
         ValueError: the budget does not cover two evaluations and the finalists, or the sparsity is out of range.
     """
     meter = problem.meter
+    if not meter.max_final_samples:
+        raise ValueError("ppo ranks its last candidates on windows that no search saw: the evaluator needs finalists")
     settings = cheap_enough(settings or SearchSettings(), problem)
-    meter.spend(start_cost(settings, problem))
     settings = affordable(
         replace(
             settings,
             sparsity=problem.sparsity,
             samples=meter.max_samples,
-            final_samples=meter.all_samples,
+            final_samples=meter.max_final_samples,
             a_min=problem.a_min,
             a_max=problem.a_max,
             seed=problem.seed,
         ),
-        meter.budget - meter.spent,
+        meter.budget - meter.spent - start_cost(settings, problem),
     )
     start = start_scores(settings, problem)
     policy = make_policy(settings, make_env(settings, meter), start)
     archive = Archive(settings.target, settings.finalists)
     schedule, record = ProgressiveSchedulingCallback(settings.schedule()), SampleCallback(meter.units, archive)
     policy.learn(settings.evaluations, [schedule, record, _NoteMean(settings, meter)])
-    _, chosen = choose(settings, meter.units, start[problem.sparsity], policy, archive, meter.measure)
+    _, chosen = choose(settings, meter.units, start[problem.sparsity], policy, archive, meter.measure_final)
     meter.note(chosen)
     return chosen
 
@@ -187,9 +187,9 @@ def choose(
 ) -> tuple[FloatArray, Allocation]:
     """The best of the start, `ffn-only`, the policy's mean and the archive at S_final: its scores and its allocation.
 
-    All are measured on twice N_max windows, the better half on twice as many again, and so on (successive halving).
-    Samples that were the best of many are lucky on the N_max windows that they were found on: their loss there does not
-    count.
+    All are measured on twice N_max windows, the better half on twice as many, and so on (successive halving). Samples
+    that were the best of many are lucky on the windows that they were found on, and so is the start on those of its
+    curves: what they are ranked by is text that neither saw.
 
     Args:
         settings: of the search.
@@ -197,7 +197,7 @@ def choose(
         start: the scores that the search started from.
         policy: as it was trained.
         archive: the best samples of the search.
-        measure: perplexity with ``kept[i]`` groups of unit i, on so many windows.
+        measure: perplexity with ``kept[i]`` groups of unit i, on so many windows for finalists.
     """
     scores = {"the start": start, "the policy's mean": mean_allocation(settings, units, policy)[0]}
     if settings.mapping == "waterfill":
@@ -210,22 +210,13 @@ def choose(
     # What comes first wins ties; candidates that keep the same are one.
     distinct = {x[1].kept.tobytes(): name for name, x in reversed(candidates.items())}
     ranked = [name for name in candidates if name in distinct.values()]
-    seen = settings.samples if settings.looks_again else 0
-    before = {name: measure(candidates[name][1].kept, seen) if seen else 1.0 for name in ranked}
     for rivals, n_samples in settings.rounds(len(ranked)):
-        logger.info("measuring %d finalists at sparsity %g on %d windows", rivals, settings.target, n_samples)
+        text = f"{n_samples} window{'s' if n_samples > 1 else ''} that neither start nor search saw"
+        logger.info("measuring %d finalists at sparsity %g on %s", rivals, settings.target, text)
         ppls = {name: measure(candidates[name][1].kept, n_samples) for name in ranked[:rivals]}
-        losses = {name: loss_beyond(seen, before[name], n_samples, ppl) for name, ppl in ppls.items()}
-        ranked = sorted(losses, key=lambda name: losses[name])
+        ranked = sorted(ppls, key=lambda name: ppls[name])
     logger.info("the best is %s", ranked[0])
     return candidates[ranked[0]]
-
-
-def loss_beyond(seen: int, ppl_seen: float, n_samples: int, ppl: float) -> float:
-    """Mean loss on the windows from ``seen`` to ``n_samples``, from the perplexity on the first and on all of them."""
-    if not math.isfinite(ppl_seen) or not math.isfinite(ppl):
-        return math.inf
-    return (n_samples * math.log(ppl) - seen * math.log(ppl_seen)) / (n_samples - seen)
 
 
 def _allocate(settings: SearchSettings, units: Sequence[PruneUnit], scores: FloatArray) -> Allocation:

@@ -9,12 +9,15 @@ import torch
 
 from ffprune_env.allocation import Allocation, FloatArray, IntArray
 from ffprune_env.budget import allocate_rates
-from ffprune_env.evaluator import DivergenceEvaluator
+from ffprune_env.evaluator import SearchEvaluator
 from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.units import PruneUnit
+
+#: What a forward and a backward pass cost, in forward passes.
+LOOK_COST = 3
 
 
 class BudgetSpentError(RuntimeError):
@@ -26,39 +29,32 @@ class Meter:
 
     Args:
         evaluator: what is measured with.
-        evaluations: the budget, in measurements on ``max_samples`` windows.
-        max_samples: N_max, windows of one measurement of a search; None takes all that the evaluator has. What is left
-            of them is for a last look at few candidates.
+        evaluations: the budget, in measurements on N_max windows.
 
     Attributes:
-        max_samples: N_max.
-        spent: windows measured so far.
+        max_samples: N_max, windows of search text for one measurement of a search.
+        max_final_samples: windows for a last look at few candidates, which no search sees before.
+        spent: windows charged so far.
+        seen: windows that the model read so far, each time that it did. A backward pass is charged as two more.
         trace: (windows spent, kept) at every :meth:`note`.
 
     Raises:
-        ValueError: the budget is negative, or the evaluator has fewer windows.
+        ValueError: the budget is negative.
     """
 
-    def __init__(self, evaluator: DivergenceEvaluator, evaluations: int, max_samples: int | None = None) -> None:
+    def __init__(self, evaluator: SearchEvaluator, evaluations: int) -> None:
         if evaluations < 0:
             raise ValueError(f"a budget of evaluations must be at least 0, got {evaluations}")
-        self.max_samples = evaluator.max_samples if max_samples is None else max_samples
-        if not 1 <= self.max_samples <= evaluator.max_samples:
-            raise ValueError(f"max_samples must be between 1 and {evaluator.max_samples}, got {max_samples}")
+        self.max_samples, self.max_final_samples = evaluator.max_samples, evaluator.max_final_samples
         self.evaluator = evaluator
         self.budget = evaluations * self.max_samples
-        self.spent = 0
+        self.spent = self.seen = 0
         self.trace: list[tuple[int, IntArray]] = []
 
     @property
     def units(self) -> tuple[PruneUnit, ...]:
         """The N units."""
         return self.evaluator.units
-
-    @property
-    def all_samples(self) -> int:
-        """Windows of search text that there are in all."""
-        return self.evaluator.max_samples
 
     def affords(self, n_samples: int) -> bool:
         """Whether ``n_samples`` more windows can be measured."""
@@ -74,6 +70,11 @@ class Meter:
         self.spend(n_samples)
         return self.evaluator.compare(kept, n_samples)
 
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity on windows for finalists, counted."""
+        self.spend(n_samples)
+        return self.evaluator.measure_final(kept, n_samples)
+
     def dense(self, n_samples: int) -> float:
         """Perplexity of the dense model: measured once for everybody, and free."""
         return self.evaluator.dense(n_samples)
@@ -83,7 +84,7 @@ class Meter:
         self.trace.append((self.spent, allocation.kept))
 
     def spend(self, n_samples: int) -> None:
-        """Counts windows: those of a measurement, or what something else costs in windows.
+        """Counts windows that are measured.
 
         Raises:
             BudgetSpentError: the budget does not cover them.
@@ -92,6 +93,15 @@ class Meter:
             left = f"{self.budget - self.spent} of {self.budget}"
             raise BudgetSpentError(f"{n_samples} windows asked for, {left} are left")
         self.spent += n_samples
+        self.seen += n_samples
+
+    def look(self, n_samples: int) -> None:
+        """Counts windows that gradients are taken on: seen once, and charged as LOOK_COST, whatever the budget is.
+
+        Methods that do not search have none; those that do ask for what a look costs before they begin.
+        """
+        self.spent += LOOK_COST * n_samples
+        self.seen += n_samples
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class SearchSettings:
     samples: int = 2
     """windows of search text per evaluation at the end of the schedule (N_max)"""
     final_samples: int = 8
-    """windows of search text that the last candidates are compared on, if more than --samples"""
+    """further windows of search text that the last candidates are compared on; neither start nor search sees them"""
     mapping: Mapping = "waterfill"
     """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
     a_min: float = 0.2
@@ -72,9 +72,9 @@ class SearchSettings:
     seed: int = 0
     """of the policy and its exploration"""
     finalists: int = 2
-    """best samples that are measured again at the final sparsity, beside ffn-only, the start and the policy's mean; the
-    better half of them on twice the windows, and so on up to --final-samples. What they are ranked by is the windows
-    that the search did not see"""
+    """best samples that are measured again at the final sparsity, beside ffn-only, the start and the policy's mean, all
+    on windows that neither start nor search saw; the better half of them on twice as many, and so on up to
+    --final-samples"""
 
     @property
     def steps(self) -> int:
@@ -154,18 +154,11 @@ class SearchSettings:
         schedule = self.schedule()
         candidates = 3 + self.finalists
         finals = sum(rivals * n for rivals, n in self.rounds(candidates))
-        if self.looks_again:
-            finals += candidates * self.samples
         return sum(schedule.samples(t) for t in range(self.evaluations)) + finals
-
-    @property
-    def looks_again(self) -> bool:
-        """Whether finalists are compared on windows that the search did not see."""
-        return self.final_samples > self.samples
 
     def rounds(self, candidates: int) -> list[tuple[int, int]]:
         """Successive halving of the finalists: how many are measured, on how many windows, round after round."""
-        plan = [(candidates, min(2 * self.samples, self.final_samples) if self.looks_again else self.samples)]
+        plan = [(candidates, min(2 * self.samples, self.final_samples))]
         while plan[-1][1] < self.final_samples and plan[-1][0] > 1:
             rivals, n = plan[-1]
             plan.append((max(2, rivals // 2) if rivals > 2 else rivals, min(2 * n, self.final_samples)))
@@ -185,8 +178,8 @@ def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
         rollouts, too_many = (middle, too_many) if fits else (rollouts, middle)
     if rollouts:
         return replace(settings, timesteps=rollouts * settings.n_steps)
-    if settings.final_samples > settings.samples:  # rather a search than a second look at what it found
-        return affordable(replace(settings, final_samples=settings.samples), windows)
+    if settings.final_samples > 1:  # rather a search than a closer look at what it found
+        return affordable(replace(settings, final_samples=settings.final_samples // 2), windows)
     shorter = [replace(settings, timesteps=timesteps) for timesteps in range(settings.n_steps, 1, -1)]
     for candidate in shorter:
         if candidate.windows() <= windows:

@@ -16,7 +16,7 @@ from ffprune_env.budget import allocate, waterfill_scores
 from ffprune_env.methods.even import ffn_only
 from ffprune_env.methods.fisher import CURVE_TOKENS, cheapest, dense_curves, fisher
 from ffprune_env.methods.fisher_iterated import iterate, step_windows
-from ffprune_env.methods.problem import Problem
+from ffprune_env.methods.problem import LOOK_COST, Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.saved_policy import SavedPolicy, read_policy
@@ -144,11 +144,11 @@ def read_starts(file: Path, targets: Sequence[float], n_units: int) -> dict[floa
 
 
 def start_cost(settings: SearchSettings, problem: Problem) -> int:
-    """What the start costs at the most, in windows of search text: a backward pass is counted as two forward passes."""
+    """What the start costs at the most, in windows of search text that are charged."""
     if problem.windows is None or not settings.looks:
         return 0
     steps = settings.steps * len(step_windows(problem.windows, 0))
-    return 3 * (len(spread_windows(problem.windows, CURVE_TOKENS)) + steps)
+    return LOOK_COST * (len(spread_windows(problem.windows, CURVE_TOKENS)) + steps)
 
 
 def cheap_enough(settings: SearchSettings, problem: Problem) -> SearchSettings:
