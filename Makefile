@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: run test test-slow bench lint setup clean
+.PHONY: run test test-slow bench families lint setup clean
 
 run: setup  ## search smollm2-135m at σ = 0.2; ARGS="--sparsity 0.3" and the like are passed on
 	$(BIN)/python train/ppo.py $(ARGS)
@@ -18,6 +18,9 @@ test-slow: setup  ## tests that need minutes of compute each
 
 bench: setup  ## what an environment step costs, and what it should
 	$(BIN)/python evaluate/bench.py $(ARGS)
+
+families: setup  ## every causal family of transformers, tiny: right or refused; writes docs/models.md
+	$(BIN)/python evaluate/families.py --markdown docs/models.md $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -79,6 +79,17 @@ def head_of(model: PreTrainedModel) -> Head:
     return head
 
 
+def decoder_of(model: PreTrainedModel) -> nn.Module:
+    """The part of a model that makes the final hidden states from tokens: what holds the embeddings, but no head."""
+    decoder: nn.Module = model.get_decoder()
+    embeddings: nn.Module = model.get_input_embeddings()
+    if id(decoder) != id(model):
+        return decoder
+    # Some families have not told transformers where theirs is.
+    holders = [child for child in decoder.children() if any(module is embeddings for module in child.modules())]
+    return holders[0] if holders and holders[0] is not embeddings else decoder
+
+
 def decoder_outputs(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
     """Final hidden states of a batch, without the vocabulary projection.
 
@@ -193,7 +204,8 @@ def _find_head(model: PreTrainedModel) -> Head:
     broken = bool(torch.isnan(logits).any())  # nothing can be compared; whoever measures says what is wrong
     if relative_error(logits[1, :-1], logits[0, :-1]) > limit:
         raise ValueError(
-            f"{_name(model)} cannot be measured: a token changes the logits of those before it (is_decoder)"
+            f"{_name(model)} cannot be measured: a token changes the logits of those before it, so that it knows what "
+            "it is to predict; an encoder must have is_decoder=True in its config"
         )
     try:
         hidden, output = _own_states(model, _placed(model, tokens))
@@ -230,8 +242,7 @@ def _is_projection(
 
 
 def _states(model: PreTrainedModel, tokens: torch.Tensor) -> torch.Tensor:
-    decoder = model.get_decoder()
-    hidden: torch.Tensor = decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    hidden: torch.Tensor = decoder_of(model)(input_ids=tokens, use_cache=False).last_hidden_state
     return hidden
 
 
@@ -248,7 +259,7 @@ def _own_states(model: PreTrainedModel, tokens: torch.Tensor) -> tuple[torch.Ten
         found.append(output)
         raise _Reached
 
-    hook = model.get_decoder().register_forward_hook(note)
+    hook = decoder_of(model).register_forward_hook(note)
     try:
         model(input_ids=tokens, **_without_cache(model))
     except _Reached:
@@ -269,7 +280,7 @@ def _own_head(model: PreTrainedModel, output: type, hidden: torch.Tensor) -> tor
         return (states,) if output is tuple else output(last_hidden_state=states)
 
     tokens = torch.zeros(states.shape[:2], dtype=torch.int64)
-    with replaced_forward(model.get_decoder(), give):
+    with replaced_forward(decoder_of(model), give):
         return own_logits(model, tokens)[0]
 
 

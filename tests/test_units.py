@@ -96,3 +96,10 @@ def test_state_of_single_heads_is_refused():
         find_units(small("cohere", use_qk_norm=True))
     with pytest.raises(ValueError, match=r"self_attn has modules for single heads"):
         find_units(small("stablelm", qk_layernorm=True, num_key_value_heads=4))
+
+
+def test_several_lists_of_layers_are_refused():
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 24}
+    model = small("hrm_text", num_layers_per_stack=2, head_dim=8, **sizes)
+    with pytest.raises(ValueError, match=r"several lists of layers with attention \(model\.L_module\."):
+        find_units(model)

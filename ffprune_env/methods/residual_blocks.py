@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ffprune_env.head import decoder_outputs
+from ffprune_env.head import decoder_of, decoder_outputs
 from ffprune_env.methods.projections import SharedInput, shared_inputs
 from ffprune_env.pruning.layer_calls import probe_text
 from ffprune_env.pruning.units import find_layers
@@ -176,7 +176,7 @@ def find_residual_model(model: PreTrainedModel, windows: torch.Tensor) -> Residu
     Raises:
         ValueError: the architecture is another; the message says where.
     """
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    decoder, head = decoder_of(model), model.get_output_embeddings()
     layers = find_layers(model)[1]
     last = [name for name, module in decoder.named_children() if _is_norm(module)]
     if len(last) != 1 or type(head) is not nn.Linear:

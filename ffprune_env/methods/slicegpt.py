@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ffprune_env.head import decoder_of
 from ffprune_env.methods.principal_components import entry_of, measure_bases
 from ffprune_env.methods.projections import linear_of
 from ffprune_env.methods.residual_blocks import (
@@ -189,7 +190,7 @@ def _slice_embeddings(model: PreTrainedModel, parts: ResidualModel, entry: torch
         there = entry.to(table.weight.device)
         if _is_tied(model, table):
             narrowed = SlicedEmbedding(table, linear_of(there.T.contiguous().to(table.weight.dtype)))
-            setattr(model.get_decoder(), name, narrowed.eval())
+            setattr(decoder_of(model), name, narrowed.eval())
         else:
             table.weight = nn.Parameter((table.weight.double() @ there).to(table.weight.dtype))
             table.embedding_dim = entry.shape[1]

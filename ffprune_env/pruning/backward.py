@@ -30,7 +30,7 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
 
     def cut(module: nn.Module, inputs: tuple[torch.Tensor], output: torch.Tensor) -> torch.Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
+        return embedded[-1].clone()  # some models write into their embeddings
 
     with ExitStack() as hook:
         hook.callback(model.get_input_embeddings().register_forward_hook(cut).remove)

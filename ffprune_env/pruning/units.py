@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ffprune_env.devices import running_device
+from ffprune_env.head import decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,12 +125,16 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         ValueError: there is none whose layers hold an attention as :func:`find_units` needs it.
     """
     # A model may hold a vision tower or an encoder with layers of the same kind beside its decoder, or before it.
-    inside = set(model.get_decoder().modules())
+    inside = set(decoder_of(model).modules())
     lists = [(name, x) for name, x in model.named_modules() if isinstance(x, nn.ModuleList) and x in inside]
+    attending = [(x, y) for x, y in lists if len(y) and any(hasattr(z, _ATTENTION_INPUTS[0]) for z in y[0].modules())]
     # Lists nested in a layer (experts, for one) come after the list of layers and are left to the layer's own checks.
-    for name, module in lists:
-        if len(module) and any(hasattr(sub, _ATTENTION_INPUTS[0]) for sub in module[0].modules()):
-            return name, module
+    tops = [(name, x) for name, x in attending if not any(name.startswith(f"{other}.") for other, _ in attending)]
+    if len(tops) == 1:
+        return tops[0]
+    if tops:
+        several = ", ".join(name for name, _ in tops)
+        raise _unsupported(model, f"its decoder has several lists of layers with attention ({several}), not one")
     found = ", ".join(name for name, _ in lists) or "none"
     raise ValueError(
         f"{type(model).__name__} cannot be pruned: no list of decoder layers whose attention has a q_proj "
