@@ -41,6 +41,7 @@ from ffprune_env.identity import (
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS, settings_of
 from ffprune_env.models import load_model
+from ffprune_env.overlap import require_unseen
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.report.ablation import ablation_markdown, ablation_table
 from ffprune_env.report.page import comparison_page
@@ -293,6 +294,7 @@ def load(args: Args, folder: ComparisonFolder) -> Loaded:
         calibration_windows=args.calibration_windows,
     )
     test = load_test_windows(args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
+    require_unseen(test, *planned.texts.values())
     texts = {**planned.texts, "test": test}
     names = text_names(args.text, args.test_text, texts)
     folder.require_same_identity(identity_of_texts(texts), args.model, names)

@@ -40,6 +40,7 @@ from ffprune_env.identity import (
 )
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.models import load_model
+from ffprune_env.overlap import require_unseen
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
 from ffprune_env.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.run_folder import RunFolder, part_of, strict_json
@@ -127,6 +128,7 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     settings = {name: first[name] for name in (*_PLANNED[1:], *_RANKED_AND_FITTED)}
     evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=first["samples"], **settings)
     require_same_as_runs(args.runs, identity_of_texts(evaluator.texts), first)
+    require_unseen(test_windows, *evaluator.texts.values())
     policies: dict[str, np.ndarray] = {}
     for sparsity, folder in parts:
         for name, allocation in reference_policies(sparsity, evaluator).items():

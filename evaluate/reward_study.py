@@ -31,6 +31,7 @@ from ffprune_env.flags import read_flags
 from ffprune_env.identity import identity_of_model, identity_of_texts, text_names
 from ffprune_env.loss import perplexity
 from ffprune_env.models import load_model
+from ffprune_env.overlap import require_unseen
 from ffprune_env.results import reference_policies
 from ffprune_env.run_folder import RunFolder, strict_json
 from ffprune_env.settings import BEFORE, require_folder_of, warn_of_trust
@@ -128,6 +129,7 @@ def load(args: Args, config: dict[str, Any]) -> tuple[LMEvaluator, object]:
     texts = load_planned_windows(model, tokenizer, text, **sizes).texts
     run.require_same(identity_of_texts(texts), name, text_names(text, None, texts), "search it again")
     test = load_test_windows(text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
+    require_unseen(test, *texts.values(), *evaluator.texts.values())
     return evaluator, test
 
 

@@ -53,6 +53,7 @@ from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.search_settings import SearchSettings
 from ffprune_env.methods.starts import STARTS, read_starts, start_scores
 from ffprune_env.models import DeviceMap, load_model
+from ffprune_env.overlap import require_unseen
 from ffprune_env.phases import phase
 from ffprune_env.plots import learning_curve_plot, retention_plot
 from ffprune_env.pruning.calibration import Storage
@@ -292,6 +293,7 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
         args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
     )
     evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
+    require_unseen(test_windows, *evaluator.texts.values())
     texts = {**evaluator.texts, "test": test_windows}
     identity |= identity_of_texts(texts)
     if resume:
