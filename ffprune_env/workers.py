@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,14 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from ffprune_env.allocation import IntArray
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
+from ffprune_env.identity import (
+    Identity,
+    identity_of_model,
+    identity_of_texts,
+    identity_of_versions,
+    require_same,
+    text_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +56,21 @@ class Workers:
         evaluator: arguments of :func:`ffprune_env.load_evaluator`.
         address: of a running Ray cluster to join; None starts one on this machine.
         on_gpu: whether every worker needs a GPU.
+        identity: what their answers must depend on, see :mod:`ffprune_env.identity`: on another machine the same names
+            may stand for another model or text. None does not compare it.
 
     Raises:
         ValueError: there are no such workers, or Ray is not installed.
     """
 
-    def __init__(self, count: int, evaluator: Mapping[str, Any], address: str | None = None, on_gpu: bool = False):
+    def __init__(
+        self,
+        count: int,
+        evaluator: Mapping[str, Any],
+        address: str | None = None,
+        on_gpu: bool = False,
+        identity: Identity | None = None,
+    ) -> None:
         if count < 1:
             raise ValueError(f"workers must be at least 1, got {count}")
         try:
@@ -77,8 +95,8 @@ class Workers:
             )
         resources = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
         self._make = ray.remote(**resources)(_Worker).remote
-        self._arguments = dict(evaluator)
-        self.actors = [self._make(self._arguments) for _ in range(count)]
+        self._arguments, self._identity = dict(evaluator), identity
+        self.actors = [self._make(self._arguments, self._identity) for _ in range(count)]
 
     def ask(
         self, questions: Sequence[Question], heard: Callable[[Question, float, float | None], None] | None = None
@@ -112,7 +130,7 @@ class Workers:
                 if attempts[i] == _ATTEMPTS:
                     raise RuntimeError(f"a candidate brought down {_ATTEMPTS} workers: {_line(error)}") from error
                 logger.warning("worker %d died: it is replaced, and its candidate measured again", actor)
-                self.actors[actor] = self._make(self._arguments)
+                self.actors[actor] = self._make(self._arguments, self._identity)
                 waiting.insert(0, (i, questions[i]))
             except ray.exceptions.RayError as error:
                 raise RuntimeError(f"worker {actor} failed: {_line(error)}") from error
@@ -189,15 +207,26 @@ def _giving(env: PruneBanditEnv) -> Callable[[], PruneBanditEnv]:
 class _Worker:
     """What runs in an actor."""
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
+    def __init__(self, arguments: Mapping[str, Any], identity: Identity | None = None) -> None:
         import torch
 
-        from ffprune_env.build_evaluator import load_evaluator
+        from ffprune_env.build_evaluator import build_evaluator
+        from ffprune_env.models import load_model
 
         torch.set_num_threads(1)
-        self.evaluator = load_evaluator(**arguments)
+        of_model = {name: arguments[name] for name in inspect.signature(load_model).parameters if name in arguments}
+        model, tokenizer = load_model(str(arguments["model"]), **of_model)
+        self.identity = {**identity_of_versions(), **identity_of_model(model)}
+        others = {name: value for name, value in arguments.items() if name != "model" and name not in of_model}
+        self.evaluator = build_evaluator(model, tokenizer, **others)
+        self.identity |= identity_of_texts(self.evaluator.texts)
+        self.expected = identity
+        self.names = (str(arguments["model"]), text_names(str(arguments["text"]), None, self.evaluator.texts))
 
     def measure(self, question: Question) -> tuple[float, float | None]:
+        if self.expected is not None:
+            since, advice = "the run was begun elsewhere", "give its machine the same"
+            require_same(self.expected, self.identity, since, advice, *self.names)
         kept: IntArray = np.array(question.kept, dtype=np.int64)
         if question.kl:
             return self.evaluator.compare(kept, question.n_samples)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tiny_runs import best_of, run_main, samples_of, settings
 
-from ffprune_env.workers import Question, Workers
+from ffprune_env.workers import Question, Workers, _Worker
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 
@@ -26,6 +26,20 @@ def cluster():
 @pytest.fixture
 def arguments(tiny_folder, text_file):
     return {"model": str(tiny_folder), "text": str(text_file), "seq_len": 64, "n_samples": 2, "calibration_windows": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("weights", "the weights of .* have changed since the run was begun elsewhere"), ("search text", "words.txt has")],
+)
+def test_a_worker_with_another_model_or_text_of_that_name_does_not_answer(arguments, name, says):
+    known = _Worker(arguments).identity
+    question = Question((3,) * 6, 1, kl=False)
+    assert np.isfinite(_Worker(arguments, known).measure(question)[0])
+    workers = Workers(1, arguments, identity=known | {name: "another"})
+    with pytest.raises(RuntimeError, match=says):
+        workers.ask([question])
+    workers.close()
 
 
 def search(ppo_script, tiny_folder, text_file, run, workers):

@@ -46,7 +46,7 @@ from ffprune_env.devices import require_resident
 from ffprune_env.env import PruneBanditEnv, measure_reward
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.final_events import log_final
-from ffprune_env.identity import identity_of_model, identity_of_texts, identity_of_versions, text_names
+from ffprune_env.identity import Identity, identity_of_model, identity_of_texts, identity_of_versions, text_names
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy, start_means
 from ffprune_env.methods.problem import Meter, Problem
@@ -302,7 +302,7 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
     kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
     starts = kept_starts or find_starts(args, evaluator)
     device = evaluator.prunable.device
-    workers = start_workers(args, device.type) if args.workers else None
+    workers = start_workers(args, device.type, identity) if args.workers else None
     facts = {"device": str(device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     facts["python"] = platform.python_version()  # its language reference is a text
     facts["hardware"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -362,11 +362,11 @@ def measuring(args: Args) -> dict[str, Any]:
     return {"n_samples": args.samples, **named}
 
 
-def start_workers(args: Args, device: str) -> Workers:
+def start_workers(args: Args, device: str, identity: Identity) -> Workers:
     """Workers that measure what this process would."""
     where = {"dtype": args.dtype, "device": device, "trust_remote_code": args.trust_remote_code}
     named = {"model": args.model, "text": args.text, **where, **measuring(args)}
-    return Workers(args.workers, named, args.ray_address, device == "cuda")
+    return Workers(args.workers, named, args.ray_address, device == "cuda", identity)
 
 
 def find_starts(args: Args, evaluator: LMEvaluator) -> dict[float, FloatArray]:
