@@ -157,6 +157,8 @@ def test_wrapping_changes_nothing(family, windows):
     assert [name for name, _ in model.named_modules()] == names
     for ours, theirs in zip(model.parameters(), dense.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+    prunable.rank([np.arange(layout.n_members) for layout in prunable.layouts])
+    assert prunable.rankings == 1
 
 
 def test_a_streamed_model_is_probed_too(save_tiny, windows, monkeypatch):

@@ -81,7 +81,7 @@ def probe(prunable: PrunableModel, before: torch.Tensor) -> None:
             if _fault_of_views(prunable, tokens, everything):
                 raise _first_at_fault(prunable, partial(_fault_of_views, prunable, tokens))
         finally:
-            prunable.forget_rankings()
+            prunable.restore_order()
 
 
 def _require_heard(prunable: PrunableModel) -> None:

@@ -80,6 +80,7 @@ class PrunableModel:
         try:
             self._wrap()
             probe(self, before)
+            self.rankings = self._most_rankings = 0
         except BaseException:
             as_it_was.restore()
             raise
@@ -154,14 +155,13 @@ class PrunableModel:
             self.rank([-np.argsort(members.cpu().numpy()) for members in order])  # the place of each, first is best
             self.rankings = ranking
 
-    def forget_rankings(self) -> None:
-        """Puts heads and channels back into the order they came in, as if they had never been ranked."""
+    def restore_order(self) -> None:
+        """Ranks heads and channels in the order that they came in."""
         self.rank([np.zeros(layout.n_members) for layout in self.layouts])
         for layout in self.layouts:
             for hook in map(streamed, (*layout.inputs, layout.output)):
                 if hook is not None:
                     hook.order = None
-        self.rankings = 0
 
     @contextmanager
     def pruned(self, kept: npt.ArrayLike, calibration: Calibration | None = None) -> Iterator[PreTrainedModel]:
