@@ -140,7 +140,9 @@ def load_planned_windows(
             *(text, len(pool), seq_len, asked, got["curves"], curve_windows, got["finalists"], final_samples),
         )
     texts = {purpose: pool[list(indices)] for purpose, indices in vars(shares).items() if indices}
-    texts["calibration"] = load_windows(text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True)
+    texts["calibration"] = load_windows(
+        text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True, model=model
+    )
     return PlannedWindows(text, len(pool), shares, texts)
 
 
