@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ffprune_env as ff
 from ffprune_env.methods.principal_components import measure_bases, principal_components
 from ffprune_env.methods.residual_blocks import SlicedEmbedding, find_residual_model
-from ffprune_env.methods.slicegpt import slice_to, slicegpt
+from ffprune_env.methods.slicegpt import ParameterCount, slice_to, slicegpt
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 
@@ -214,6 +214,25 @@ def test_the_head_and_the_shortcuts_are_counted(tied, windows):
     assert largest_difference(logits(rotated, windows), logits(model, windows)) < 1e-5
     opt = build("opt")  # tied, with a bias of every layer and norm
     assert count(slicegpt(opt, windows, removed=0)) - count(opt) == 6 * 32 * 32 - 6 * 64 + 32 * 32
+
+
+def test_opt_125m_has_as_many_parameters_as_its_authors_count():
+    """Their own test (tests/test_experiments.py) expects 147,250,880 at a slicing of 20 %, 608 of 768 dimensions.
+
+    They fold the bias of the final norm into the head, one number per token. Here that norm stays, with scale and bias.
+    Their head and embedding are not tied.
+    """
+    config = AutoConfig.for_model(
+        "opt", vocab_size=50272, hidden_size=768, ffn_dim=3072, word_embed_proj_dim=768, num_hidden_layers=12,
+        num_attention_heads=12, max_position_embeddings=2048, tie_word_embeddings=False,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.detach().zero_()
+    parts = find_residual_model(model, torch.ones(1, 4, dtype=torch.int64))
+    assert ParameterCount.of(model, parts).at(608) == 147_250_880 - 50_272 + 2 * 768
 
 
 @pytest.mark.parametrize("settings", [{"layer_norm_elementwise_affine": False}, {"enable_bias": False}])
