@@ -38,7 +38,8 @@ def test_a_copy_of_the_text_is_no_other_text(ppo_script, tiny_folder, text_file,
     copy = tmp_path / "other.txt"
     copy.write_text(f"A line before it.\n{text_file.read_text()}")
     run = tmp_path / "run"
-    flags = settings(tiny_folder, text_file, run, **{"test-text": copy, "test-windows": 400, "calibration-windows": 100})
+    changes = {"test-text": copy, "test-windows": 400, "calibration-windows": 100}
+    flags = settings(tiny_folder, text_file, run, **changes)
     assert run_main(ppo_script, flags) == 2
     assert "of the test text is also search or calibration text" in " ".join(capsys.readouterr().err.split())
     assert not run.exists()
