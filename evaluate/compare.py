@@ -95,7 +95,7 @@ class Args:
     test_seq_len: int = 2048
     """tokens per window of test text"""
     test_windows: int | None = 8
-    """windows of test text, at least 2; None takes all"""
+    """windows of test text, from its beginning; None takes all. Of fewer than 4 there is no interval"""
     batch_size: int | None = None
     """windows per forward pass; None: by device and window length. Halved where memory runs out"""
 
@@ -178,7 +178,7 @@ def check(args: Args) -> None:
         ("--samples", args.samples, 1),
         ("--final-samples", args.final_samples, 1),
         ("--curve-windows", args.curve_windows, 1),
-        ("--test-windows", args.test_windows, 2),
+        ("--test-windows", args.test_windows, 1),
         ("--batch-size", args.batch_size, 1),
         ("--limit", args.limit, 1),
         ("--channels-per-group", args.channels_per_group, 1),

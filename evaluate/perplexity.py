@@ -3,7 +3,8 @@
     python evaluate/perplexity.py smollm2-135m --text wikitext2
     python evaluate/perplexity.py runs/<name>/model --text wiki.test.raw
 
-The interval is a percentile bootstrap over windows. What was removed is read from the config of a pruned model.
+The interval is Student's t over the losses of windows, if there are at least 4 of them. What was removed is read from
+the config of a pruned model.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from rich.progress import track
 from rich.table import Table
 
 from ffprune_env.flags import read_flags
-from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
+from ffprune_env.intervals import perplexity_interval
+from ffprune_env.loss import perplexity_of, window_losses
 from ffprune_env.models import load_model
 from ffprune_env.pruning.config_names import PREFIX
 from ffprune_env.pruning.units import find_units
@@ -141,7 +143,7 @@ def measure(args: Args) -> Result:
         sparsity=sparsity,
         total_sparsity=total_sparsity,
         ppl=perplexity_of(losses),
-        interval=bootstrap_interval(losses) if len(losses) > 1 and bool(torch.isfinite(losses).all()) else None,
+        interval=perplexity_interval(losses),
         losses=losses.tolist(),
     )
 

@@ -35,7 +35,7 @@ class Cell:
         search_ppl: perplexity on the windows of an evaluation, those for finalists not included, of the calibrated
             model if that is what the comparison rewards; None for methods that have another calibration.
         test_ppl: perplexity on test text without calibration, or as a method that rebuilds the weights left them.
-        test_interval: bootstrap 95 % interval of it, over windows.
+        test_interval: 95 % interval of it (:mod:`ffprune_env.intervals`); None where windows are few or not finite.
         calibrated_test_ppl: perplexity on test text with calibration; None for methods that rebuild the weights.
         calibrated_test_interval: its interval.
         evaluations: what the method was charged, in windows, divided by those of an evaluation.
@@ -62,7 +62,7 @@ class Cell:
     params: int
     search_ppl: float | None
     test_ppl: float
-    test_interval: tuple[float, float]
+    test_interval: tuple[float, float] | None
     calibrated_test_ppl: float | None
     calibrated_test_interval: tuple[float, float] | None
     evaluations: float
@@ -93,7 +93,7 @@ class Comparison:
         units: name, kind, layer and n_groups of every unit.
         n_params: parameters of the dense model.
         dense_test_ppl: its perplexity on test text.
-        dense_interval: bootstrap 95 % interval of it.
+        dense_interval: 95 % interval of it; None as of a cell.
         cells: what was measured.
         dense_zero_shot: accuracies of the dense model.
         dense_zero_shot_stderr: standard errors of these.
@@ -103,7 +103,7 @@ class Comparison:
     units: list[dict[str, object]]
     n_params: int
     dense_test_ppl: float
-    dense_interval: tuple[float, float]
+    dense_interval: tuple[float, float] | None
     cells: list[Cell]
     dense_zero_shot: dict[str, float] | None = None
     dense_zero_shot_stderr: dict[str, float] | None = None
@@ -236,7 +236,8 @@ class ComparisonFolder:
         dense = self.dense
         if dense is None:
             raise ValueError(f"{self.path} holds no measurement of the dense model yet")
-        dense["dense_interval"] = tuple(dense["dense_interval"])
+        interval = dense["dense_interval"]
+        dense["dense_interval"] = None if interval is None else tuple(interval)
         manifest = self.manifest or {}
         known = ("device", "dtype", "threads", "windows")
         where: dict[str, object] = {name: manifest[name] for name in known if name in manifest}

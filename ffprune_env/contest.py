@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -14,7 +13,8 @@ import torch
 from ffprune_env.allocation import IntArray
 from ffprune_env.comparison import Cell
 from ffprune_env.evaluator import LMEvaluator
-from ffprune_env.loss import bootstrap_interval, perplexity_of, window_losses
+from ffprune_env.intervals import perplexity_interval
+from ffprune_env.loss import perplexity_of, window_losses
 from ffprune_env.methods.problem import Meter, Problem
 from ffprune_env.methods.registry import Method, settings_of
 from ffprune_env.methods.slicegpt import slicegpt
@@ -61,11 +61,10 @@ class Subject:
     batch_size: int | None = None
     zero_shot: ZeroShotTest | None = None
 
-    def test(self, model: PreTrainedModel) -> tuple[float, tuple[float, float]]:
-        """Perplexity of a model on test text, with its bootstrap interval over windows."""
+    def test(self, model: PreTrainedModel) -> tuple[float, tuple[float, float] | None]:
+        """Perplexity of a model on test text, with its interval if there is one."""
         losses = window_losses(model, self.test_windows, self.batch_size)
-        ppl = perplexity_of(losses)
-        return ppl, bootstrap_interval(losses) if math.isfinite(ppl) else (ppl, ppl)
+        return perplexity_of(losses), perplexity_interval(losses)
 
     def ask(self, model: PreTrainedModel) -> tuple[dict[str, float] | None, dict[str, float] | None]:
         """Accuracies of a model on the zero-shot tasks and of their average, and standard errors; None if not asked."""

@@ -6,8 +6,6 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
@@ -57,35 +55,6 @@ def perplexity_of(losses: torch.Tensor) -> float:
         return math.exp(losses.double().mean().item())
     except OverflowError:
         return math.inf
-
-
-def bootstrap_interval(losses: npt.ArrayLike, resamples: int = 10_000, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of a perplexity: percentile bootstrap of the mean loss over windows, then exp.
-
-    Windows are resampled as if they were independent; how they depend on each other within one text is not seen.
-
-    Args:
-        losses: [n ≥ 2] finite, mean loss of every window (see :func:`window_losses`).
-        resamples: how many times n windows are drawn with replacement.
-        seed: of the draws.
-
-    Returns:
-        The lower and the upper bound.
-
-    Raises:
-        ValueError: a loss is not finite, or there are too few losses or resamples.
-    """
-    values = np.asarray(losses, dtype=np.float64)
-    if values.ndim != 1 or len(values) < 2 or not np.isfinite(values).all():
-        finite = int(np.isfinite(values).sum())
-        raise ValueError(f"an interval needs finite losses of at least 2 windows, got {finite} of shape {values.shape}")
-    if resamples < 1:
-        raise ValueError(f"resamples must be at least 1, got {resamples}")
-    rng = np.random.default_rng(seed)
-    means = [rng.choice(values, len(values)).mean() for _ in range(resamples)]
-    with np.errstate(over="ignore"):  # too large for exp is inf, as in perplexity
-        low, high = np.exp(np.percentile(means, (2.5, 97.5)))
-    return float(low), float(high)
 
 
 @torch.inference_mode()

@@ -93,8 +93,10 @@ def pruned_by_hand(model, windows, sparsity: float):
 
 
 def test_uniform_equals_uniform_by_hand(family, windows):
-    cell = search_and_measure(subject_of(tiny_model(family), windows), "uniform", METHODS["uniform"], 0.3, None, 0)
-    by_hand = perplexity(pruned_by_hand(tiny_model(family), windows, 0.3), windows)
+    test = torch.cat([windows, windows.flip(1)])
+    subject = replace(subject_of(tiny_model(family), windows), test_windows=test)
+    cell = search_and_measure(subject, "uniform", METHODS["uniform"], 0.3, None, 0)
+    by_hand = perplexity(pruned_by_hand(tiny_model(family), windows, 0.3), test)
     assert cell.test_ppl == pytest.approx(by_hand, rel=1e-6)  # losses are float32
     assert cell.evaluations == cell.tokens == 0
     assert cell.trace == []
@@ -180,7 +182,7 @@ CELL = Cell(
 def test_cells_come_back_as_they_were(tmp_path):
     folder = ComparisonFolder(tmp_path / "x", {"model": "m", "seeds": (1, 2), "ridge": 0.01})
     heuristic = replace(CELL, method="svd-llm", seed=None, kept=None, sparsity=None, calibrated_test_ppl=None,
-                        calibrated_test_interval=None, trace=[], zero_shot=None)  # fmt: skip
+                        calibrated_test_interval=None, test_interval=None, trace=[], zero_shot=None)  # fmt: skip
     for cell in (CELL, heuristic):
         assert folder.cell(cell.method, cell.target_sparsity, cell.seed) is None
         folder.add(cell)
@@ -380,6 +382,8 @@ def test_a_dense_model_without_a_finite_perplexity_is_reported(tmp_path):
     comparison = folder.comparison([CELL], {})
     assert comparison.dense_test_ppl == math.inf
     assert comparison.dense_interval == (math.inf, math.inf)
+    folder.dense = {**folder.dense, "dense_interval": None}  # as it is of few test windows
+    assert folder.comparison([CELL], {}).dense_interval is None
     folder.write("dense.json", {"units": []})
     with pytest.raises(ValueError, match=r"dense\.json is damaged"):
         folder.comparison([CELL], {})
@@ -391,7 +395,7 @@ def test_a_dense_model_without_a_finite_perplexity_is_reported(tmp_path):
         ({"methods": "pppo"}, "unknown method 'pppo'; allowed are uniform, ffn-only,"),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"evaluations": 0}, "--evaluations must be at least 1, got 0"),
-        ({"test_windows": 1}, "--test-windows must be at least 2, got 1"),
+        ({"test_windows": 0}, "--test-windows must be at least 1, got 0"),
         ({"sparsity": 1.5}, "--sparsity takes numbers between 0 and 1, got 1.5"),
         ({"model": "nowhere/at-all"}, "nowhere/at-all"),
         ({"criterion": "luck"}, "unknown criterion 'luck'; allowed are wanda, wifv"),

@@ -12,7 +12,8 @@ import torch
 from conftest import byte_tokenizer, load_script, tiny_model
 
 import ffprune_env as ff
-from ffprune_env.loss import bootstrap_interval, window_losses
+from ffprune_env.intervals import perplexity_interval
+from ffprune_env.loss import window_losses
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
@@ -55,7 +56,7 @@ def test_a_dense_model_is_measured_on_all_of_a_file(run, tiny_folder, text_file)
     windows = ff.load_windows(str(text_file), tokenizer, "all", 64, 5)
     assert result["ppl"] == pytest.approx(ff.perplexity(model, windows), rel=1e-6)
     assert result["losses"] == pytest.approx(window_losses(model, windows).tolist(), rel=1e-5)
-    assert result["interval"] == list(bootstrap_interval(result["losses"]))
+    assert result["interval"] == list(perplexity_interval(result["losses"]))
     assert (result["split"], result["windows"], result["tokens"]) == ("all", 5, 320)
     assert (result["sparsity"], result["total_sparsity"]) == (0, 0)
     row = next(line for line in out.splitlines() if line.startswith("│"))
@@ -148,49 +149,3 @@ def test_a_file_that_cannot_be_written_is_found_out_first(tmp_path):
     script = load_script("evaluate/perplexity.py")
     with pytest.raises(OSError, match="there is no folder"):
         script.measure(script.Args("absent", json=tmp_path / "no" / "x.json"))
-
-
-def test_the_interval_of_equal_losses_is_a_point():
-    assert bootstrap_interval([2.0, 2.0, 2.0]) == pytest.approx((math.exp(2), math.exp(2)))
-
-
-def test_the_interval_of_two_losses_is_known():
-    """Their mean over a resample is 0, 1/2 or 1, the outer ones with probability 1/4 each."""
-    assert bootstrap_interval([0.0, 1.0]) == pytest.approx((1.0, math.e))
-
-
-def test_the_interval_of_many_losses_is_the_normal_one():
-    losses = torch.from_numpy(np.random.default_rng(0).normal(3.0, 0.2, 400))
-    half = 1.96 * float(losses.std(correction=0)) / math.sqrt(len(losses))
-    low, high = bootstrap_interval(losses.float())
-    assert math.log(high) - float(losses.mean()) == pytest.approx(half, rel=0.05)
-    assert float(losses.mean()) - math.log(low) == pytest.approx(half, rel=0.05)
-    assert bootstrap_interval(losses.float()) == (low, high)
-    assert bootstrap_interval(losses.float(), seed=1) != (low, high)
-
-
-def test_the_interval_holds_the_truth_as_often_as_it_says():
-    rng = np.random.default_rng(0)
-    held = []
-    for seed in range(300):
-        low, high = bootstrap_interval(rng.normal(1.0, 0.5, 40), resamples=200, seed=seed)
-        held.append(low <= math.e <= high)
-    assert 0.90 <= np.mean(held) <= 0.98  # percentile intervals of 40 windows are a little narrow
-
-
-def test_a_loss_too_large_for_exp_has_an_infinite_bound():
-    assert bootstrap_interval([0.0, 1e6]) == (1.0, math.inf)
-
-
-@pytest.mark.parametrize(
-    ("losses", "resamples", "message"),
-    [
-        ([1.0], 10, "at least 2 windows, got 1"),
-        ([1.0, math.nan, math.inf], 10, "at least 2 windows, got 1"),
-        ([[1.0, 2.0]], 10, "of shape"),
-        ([1.0, 2.0], 0, "resamples must be at least 1, got 0"),
-    ],
-)
-def test_no_interval_of_nothing(losses, resamples, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_interval(losses, resamples)

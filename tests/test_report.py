@@ -340,6 +340,20 @@ def test_findings_say_what_the_numbers_say(finals, expected):
     assert text.endswith(expected)
 
 
+def test_few_test_windows_have_no_interval_and_the_report_says_so(comparison):
+    text = comparison_markdown(comparison)
+    assert "95% intervals of that test PPL, by Student's t over the losses of test windows: `dense` 19.60 to" in text
+    assert "bootstrap" not in text
+    cells = [replace(cell, test_interval=None, calibrated_test_interval=None) for cell in comparison.cells]
+    text = comparison_markdown(replace(comparison, cells=cells, dense_interval=None))
+    assert "No intervals: they need 4 test windows, and finite losses." in text
+    assert "None" not in text
+    (row,) = [row for row in rows_at(comparison, 0.2) if row.method == "ppo"]
+    assert row.final_interval is not None
+    unknown = replace(row, cells=(*row.cells, replace(row.cells[0], calibrated_test_interval=None)))
+    assert unknown.final_interval is None  # not that of the model without calibration
+
+
 def test_what_was_read_is_told_from_what_was_charged(comparison):
     """Of `fisher` 4,096 tokens are read and 12,288 charged; cells of before say nothing of the former."""
     cells = [

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from ffprune_env.comparison import Comparison
+from ffprune_env.intervals import LEAST_WINDOWS
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 from ffprune_env.report.rows import Row, Spread, change, code, find, left_out, ppl_text, rows_at, share_removed
 
@@ -185,11 +186,15 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
     if uniform is not None:
         order += f", from whose mean the change against {code('uniform')} and its share of e removed are made: "
         order += "e(x) = ln PPL(x) - ln PPL(dense)"
-    known = {"dense": comparison.dense_interval}
-    known |= {row.method: row.final_interval for row in rows if row is rows[0] or row is uniform}
+    asked = {"dense": comparison.dense_interval}
+    asked |= {row.method: row.final_interval for row in rows if row is rows[0] or row is uniform}
+    known = {name: interval for name, interval in asked.items() if interval is not None}
     intervals = ", ".join(f"{code(name)} {ppl_text(low)} to {ppl_text(high)}" for name, (low, high) in known.items())
-    bootstrap = f"95% intervals of that test PPL by bootstrap over test windows: {intervals}."
-    shared = "All methods see the same windows, so differences between them are less uncertain than these intervals."
+    if known:
+        uncertain = f"95% intervals of that test PPL, by Student's t over the losses of test windows: {intervals}. "
+        uncertain += "All methods see the same windows, so differences between them are less uncertain than these."
+    else:
+        uncertain = f"No intervals: they need {LEAST_WINDOWS} test windows, and finite losses."
     samples = comparison.settings.get("samples")
     evaluations = "A search evaluation is a measurement on "
     evaluations += "as many windows as --samples says" if samples is None else f"{samples} windows of search text"
@@ -197,7 +202,7 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
     return [
         f"{means} Bold: best of its column. {evaluations}. {charged}",
         f"{order}.",
-        f"{bootstrap} {shared}",
+        uncertain,
         *_rebuild_note(rows),
         *_fell_back_note(rows),
     ]

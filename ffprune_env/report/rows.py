@@ -78,10 +78,14 @@ class Row:
         return self.calibrated or self.plain
 
     @property
-    def final_interval(self) -> tuple[float, float]:
-        """Bootstrap 95 % interval of the final perplexity, widened to cover the intervals of all seeds."""
-        both = [cell.calibrated_test_interval or cell.test_interval for cell in self.cells]
-        return float(np.min(both)), float(np.max(both))
+    def final_interval(self) -> tuple[float, float] | None:
+        """95 % interval of the final perplexity, widened to cover those of all seeds; None where a seed has none."""
+        of_all = [
+            cell.test_interval if cell.calibrated_test_ppl is None else cell.calibrated_test_interval
+            for cell in self.cells
+        ]
+        known = [interval for interval in of_all if interval is not None]
+        return (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(of_all) else None
 
     @property
     def sparsity(self) -> float | None:
