@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
 import torch
 
 from ffprune_env.devices import require_resident
@@ -85,6 +87,7 @@ def build_evaluator(
     ridge: float | None = None,
     factor_storage: Storage = "device",
     sequential: bool = False,
+    order: Sequence[npt.ArrayLike] | None = None,
 ) -> LMEvaluator:
     """Ranks heads and channels of a model on calibration text and returns an evaluator over search text.
 
@@ -105,6 +108,8 @@ def build_evaluator(
             ``calibrated`` asks for one, which then takes 0.01.
         factor_storage: where the calibration keeps its factors, ``"device"`` or ``"cpu"``.
         sequential: calibrate the model that the user will get once more, in sequence, if there is a calibration.
+        order: of heads and channels, as :attr:`~ffprune_env.pruning.prunable.PrunableModel.order` of another process
+            has it: the criterion is not asked, whose scores, in another number of threads, may order them otherwise.
 
     Raises:
         ValueError: the model cannot be pruned, an unknown name, a setting out of range, or a text too short.
@@ -136,7 +141,7 @@ def build_evaluator(
     prunable = PrunableModel(model, channels_per_group)
     chosen = CRITERIA[criterion]
     gradients = None
-    if chosen.gradients:
+    if chosen.gradients and order is None:
         gradients = collect_gradients(prunable, spread_windows(seen, _GRADIENT_TOKENS), outputs=chosen.outputs)
     room = _room_for_grams(prunable)
     at_once = ridge is not None and gram_bytes(prunable) <= room
@@ -147,7 +152,10 @@ def build_evaluator(
         grams=lambda: stats.grams or stream_grams(prunable, seen, room, batch_size),
         ridge=DEFAULT_RIDGE if ridge is None else ridge,
     )
-    prunable.rank(chosen.score(prunable, evidence))
+    if order is None:
+        prunable.rank(chosen.score(prunable, evidence))
+    else:
+        prunable.rank_as(order)
     del evidence, gradients
     calibration = None
     if ridge is not None:

@@ -23,6 +23,7 @@ from ffprune_env.identity import (
     require_same,
     text_names,
 )
+from ffprune_env.places import give_back, reserve_places
 
 logger = logging.getLogger(__name__)
 
@@ -53,14 +54,16 @@ class Workers:
 
     Args:
         count: how many, at least 1.
-        evaluator: arguments of :func:`ffprune_env.load_evaluator`.
+        evaluator: arguments of :func:`ffprune_env.load_evaluator`. With ``order`` among them, that of the model here,
+            they prune what is pruned here: their own ranking, in one thread, might differ in the last digits. Their
+            calibration is their own, and differs by rounding alone.
         address: of a running Ray cluster to join; None starts one on this machine.
         on_gpu: whether every worker needs a GPU.
         identity: what their answers must depend on, see :mod:`ffprune_env.identity`: on another machine the same names
             may stand for another model or text. None does not compare it.
 
     Raises:
-        ValueError: there are no such workers, or Ray is not installed.
+        ValueError: there are no such workers, the cluster has no room for them, or Ray is not installed.
     """
 
     def __init__(
@@ -75,26 +78,27 @@ class Workers:
             raise ValueError(f"workers must be at least 1, got {count}")
         try:
             import ray
+            from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
         except ImportError as error:
             raise ValueError("--workers needs Ray: pip install -e '.[ray]'") from error
         self._ray = ray
         self._started = not ray.is_initialized()
         self.actors: list[Any] = []
+        self._places: Any = None
         if self._started:
             try:
                 local = {} if address else {"num_cpus": count, "include_dashboard": False}
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
             except (ConnectionError, OSError, RuntimeError) as error:
                 raise ValueError(f"no Ray cluster at {address}: {' '.join(str(error).split())}") from error
-        needs = "GPU" if on_gpu else "CPU"
-        there = int(ray.cluster_resources().get(needs, 0))
-        if there < count:  # Ray would wait for the others for ever
+        try:
+            self._places = reserve_places(count, "GPU" if on_gpu else "CPU")  # or Ray would wait for them for ever
+        except BaseException:
             self.close()
-            raise ValueError(
-                f"{count} workers need a {needs} each, and there are {there}: ask for fewer with --workers"
-            )
-        resources = {"num_gpus": 1} if on_gpu else {"num_cpus": 1}
-        self._make = ray.remote(**resources)(_Worker).remote
+            raise
+        there = PlacementGroupSchedulingStrategy(self._places)
+        resources = {"num_cpus": 0, "num_gpus": 1} if on_gpu else {"num_cpus": 1}
+        self._make = ray.remote(**resources, scheduling_strategy=there)(_Worker).remote
         self._arguments, self._identity = dict(evaluator), identity
         self.actors = [self._make(self._arguments, self._identity) for _ in range(count)]
 
@@ -142,6 +146,9 @@ class Workers:
         for actor in self.actors:
             self._ray.kill(actor)
         self.actors = []
+        if self._places is not None:
+            give_back(self._places)
+            self._places = None
         if self._started:
             self._ray.shutdown()
 

@@ -240,3 +240,29 @@ def test_flash_attention_is_refused_where_keys_are_shared(monkeypatch):
         PrunableModel(model)
     model.config._attn_implementation_internal = "sdpa"
     PrunableModel(model)
+
+
+def test_an_order_is_taken_over_as_it_is(family, windows):
+    """Two models of the same weights, one ranked by scores and one by the order that came of it, prune alike."""
+    by_scores, by_order = (PrunableModel(tiny_model(family)) for _ in range(2))
+    rng = np.random.default_rng(0)
+    by_order.rank([rng.permutation(layout.n_members) for layout in by_order.layouts])  # whatever it was before
+    by_scores.rank([rng.permutation(layout.n_members) for layout in by_scores.layouts])
+    by_order.rank_as([members.numpy() for members in by_scores.order])
+    for one, other in zip(by_scores.order, by_order.order, strict=True):
+        assert torch.equal(one, other)
+    kept = [max(1, unit.n_groups // 2) for unit in by_scores.units]
+    with by_scores.pruned(kept) as one, by_order.pruned(kept) as other:
+        assert torch.equal(one(windows).logits, other(windows).logits)
+
+
+@pytest.mark.parametrize("wrong", [[0, 0], [0, 1], "fewer units"])
+def test_what_is_no_order_is_refused(wrong):
+    prunable = PrunableModel(tiny_model("llama"))
+    order = [members.numpy() for members in prunable.order]
+    asked = order[:-1] if wrong == "fewer units" else [np.array(wrong), *order[1:]]
+    with pytest.raises(
+        ValueError, match=r"an order holds each of 0 to 3 once|for 5 units, expected one array for each"
+    ):
+        prunable.rank_as(asked)
+    assert all(np.array_equal(x, y.numpy()) for x, y in zip(order, prunable.order, strict=True))

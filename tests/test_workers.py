@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_runs import best_of, run_main, samples_of, settings
 
+from ffprune_env import places
 from ffprune_env.workers import Question, Workers, _Worker
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
@@ -99,6 +101,50 @@ def test_answers_of_a_rollout_that_was_cut_off_are_kept(
     capsys.readouterr()
     assert run_main(ppo_script, ["--resume", tmp_path / "run", "--workers", "0"]) == 2
     assert "only with any number of workers above 0, got --workers 0" in capsys.readouterr().err
+
+
+def test_workers_prune_in_the_order_of_the_run_whatever_their_own_scores_say(
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch
+):
+    """The scores are turned round in this process alone: the workers', of another process, would order otherwise."""
+    build, criteria = sys.modules["ffprune_env.build_evaluator"], sys.modules["ffprune_env.pruning.criteria"].CRITERIA
+    real = criteria["surgeon"]
+
+    def turned_round(*evidence):
+        return [-scores for scores in real.score(*evidence)]
+
+    monkeypatch.setitem(criteria, "surgeon", dataclasses.replace(real, score=turned_round))
+    made = []
+    monkeypatch.setattr(
+        ppo_script, "build_evaluator", lambda *a, **s: made.append(build.build_evaluator(*a, **s)) or made[0]
+    )
+    samples, _ = search(ppo_script, tiny_folder, text_file, tmp_path / "run", 1)
+    evaluator = made[0]
+    evaluator.forget()
+    for sample in samples:
+        assert evaluator.measure(np.array(sample["kept"]), sample["n_samples"]) == pytest.approx(
+            sample["ppl"], rel=1e-5
+        )
+
+
+def test_a_cluster_whose_places_are_taken_is_not_waited_for_in_silence(arguments, monkeypatch, caplog):
+    monkeypatch.setattr(places, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(places, "_LIMIT_S", 1.2)
+
+    @ray.remote(num_cpus=2)
+    class Other:
+        def here(self):
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+    with pytest.raises(ValueError, match=r"2 workers need a CPU each, and after \d s 1 of 3 in the cluster are free"):
+        Workers(2, arguments)
+    assert "waiting for the Ray cluster: 2 workers need a CPU each, and 1 of 3 are free" in caplog.text
+    monkeypatch.setattr(places, "_LIMIT_S", 60.0)
+    ray.kill(other)  # what is given back is taken
+    workers = Workers(2, arguments)
+    workers.close()
 
 
 def test_workers_that_have_no_place_are_refused(arguments):

@@ -302,7 +302,7 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
     kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
     starts = kept_starts or find_starts(args, evaluator)
     device = evaluator.prunable.device
-    workers = start_workers(args, device.type, identity) if args.workers else None
+    workers = start_workers(args, evaluator, identity) if args.workers else None
     facts = {"device": str(device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
     facts["python"] = platform.python_version()  # its language reference is a text
     facts["hardware"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
@@ -362,10 +362,12 @@ def measuring(args: Args) -> dict[str, Any]:
     return {"n_samples": args.samples, **named}
 
 
-def start_workers(args: Args, device: str, identity: Identity) -> Workers:
-    """Workers that measure what this process would."""
+def start_workers(args: Args, evaluator: LMEvaluator, identity: Identity) -> Workers:
+    """Workers that measure what this process would, of the same heads and channels in the same order."""
+    device = evaluator.prunable.device.type
     where = {"dtype": args.dtype, "device": device, "trust_remote_code": args.trust_remote_code}
-    named = {"model": args.model, "text": args.text, **where, **measuring(args)}
+    order = [members.cpu().numpy() for members in evaluator.prunable.order]
+    named = {"model": args.model, "text": args.text, **where, **measuring(args), "order": order}
     return Workers(args.workers, named, args.ray_address, device == "cuda", identity)
 
 

@@ -135,6 +135,25 @@ class PrunableModel:
         self._most_rankings += 1
         self.rankings = self._most_rankings
 
+    def rank_as(self, order: Sequence[npt.ArrayLike]) -> None:
+        """Puts heads and channels in an order that is known: the one of another process, or of before.
+
+        Scores that are computed with another number of threads may order them otherwise.
+
+        Args:
+            order: per unit, int [n_members], the original index of the head or channel for each place, as
+                :attr:`order` has it.
+
+        Raises:
+            ValueError: it is not an order of the members of every unit; the model is unchanged.
+            RuntimeError: called inside :meth:`pruned`.
+        """
+        arrays = [np.asarray(members) for members in order]
+        for layout, members in zip(self.layouts, arrays, strict=False):
+            if not np.array_equal(np.sort(members), np.arange(layout.n_members)):
+                raise ValueError(f"{layout.unit.name}: an order holds each of 0 to {layout.n_members - 1} once")
+        self.rank([-np.argsort(members) for members in arrays])  # the place of each, first is best
+
     @contextmanager
     def ranked(self, scores: Sequence[npt.ArrayLike]) -> Iterator[None]:
         """Inside the context the groups are in another order; outside in the one before, whose calibrations then hold.
@@ -152,7 +171,7 @@ class PrunableModel:
         try:
             yield
         finally:
-            self.rank([-np.argsort(members.cpu().numpy()) for members in order])  # the place of each, first is best
+            self.rank_as([members.cpu().numpy() for members in order])
             self.rankings = ranking
 
     def restore_order(self) -> None:
