@@ -27,6 +27,7 @@ OF_MODEL = ("dtype", "config", "code", "weights")
 OF_VERSIONS = ("ffprune", "source", "torch", "transformers")
 _READABLE = ("dtype", "ffprune", "torch", "transformers")
 _PLURAL = ("weights",)
+_TEXTS = {"finalists text": "text for finalists", "curves text": "text for damage curves"}
 # Of a config, what says where it came from and not what the model computes; the dtype has a name of its own.
 _NOT_COMPUTED = {"_name_or_path", "_model_name_or_path", "_commit_hash", "transformers_version", "auto_map"}
 _NOT_COMPUTED |= {"architectures", "dtype", "torch_dtype"}
@@ -122,6 +123,7 @@ def change(name: str, before: str | None, now: str, model: str, texts: Mapping[s
     """A difference in words, such as ``the weights of opt-125m have changed``."""
     where = f" of {model}" if model and name in OF_MODEL else ""
     use = name.removesuffix(" text")
+    name = _TEXTS.get(name, name)
     if use in texts:
         where = f" {texts[use]}"
     elif name == "source":

@@ -87,7 +87,7 @@ def test_a_default_name_that_is_taken_gets_a_number(
 ):
     """Taken by a run that is only loading, and by one that was finished."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ppo_script.time, "strftime", lambda form: "now")
+    monkeypatch.setattr(ppo_script.time, "strftime", lambda *_: "now")
     caplog.set_level("INFO")
     name = f"{tiny_folder.name}-{text_file.stem}-s20-now"
     loading, finished = (RunFolder(Path("runs") / x) for x in (name, f"{name}-2"))
