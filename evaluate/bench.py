@@ -40,6 +40,7 @@ from torch import nn
 from ffprune_env.allocation import IntArray
 from ffprune_env.batches import in_fitting_batches
 from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.consoles import wide_console
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
@@ -127,7 +128,7 @@ def main() -> int:
         peaks[sparsity] = {name: peak_memory(runs[name], evaluator.prunable.device) for name in ("step", "usual")}
         peaks[sparsity]["usual"] += sum(x.numel() * x.element_size() for x in masked.parameters())
     tokens, dtype = args.samples * evaluator.windows.shape[1], str(evaluator.prunable.model.dtype)
-    Console().print(table(seconds, peaks, operations, tokens, dtype))
+    wide_console().print(table(seconds, peaks, operations, tokens, dtype))
     if args.json is not None:
         args.json.write_text(json.dumps({"seconds": seconds, "peak_bytes": peaks}, indent=2) + "\n", encoding="utf-8")
     return 0

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.comparison import Cell, ComparisonFolder
+from ffprune_env.consoles import wide_console
 from ffprune_env.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
@@ -51,10 +53,10 @@ from ffprune_env.settings import require_in_range
 from ffprune_env.texts import load_test_windows
 from ffprune_env.window_plan import counts, load_planned_windows
 from ffprune_env.zero_shot import score_tasks
-from ffprune_env.zero_shot_tasks import open_tasks
+from ffprune_env.zero_shot_tasks import digest_of_files, open_tasks
 
 logger = logging.getLogger("ffprune")
-console = Console()
+console = wide_console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -260,6 +262,8 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
                     cell = keep(folder, title, found)
                 if unasked:
                     folder.add(ask_final(subject, cell, _SEARCHED[name]))
+        except ChangedError:  # another process has begun to fill the folder with something else: nothing will fit
+            raise
         except (ValueError, RuntimeError) as error:  # one method that cannot do it is no reason to lose the others
             failures += 1
             errors.print(f"[bold red]{escape(title)}:[/]", escape(" ".join(str(error).split())))
@@ -276,7 +280,8 @@ def keep(folder: ComparisonFolder, title: str, cell: Cell) -> Cell:
 
 def questions(args: Args) -> dict[str, Any]:
     """What zero-shot accuracies depend on."""
-    return {"data_dir": args.data_dir and str(args.data_dir.resolve()), "limit": args.limit}
+    data = None if args.data_dir is None else digest_of_files(args.data_dir)
+    return {"data": data, "limit": args.limit, "lm_eval": metadata.version("lm_eval")}
 
 
 def load(args: Args, folder: ComparisonFolder) -> Loaded:

@@ -28,12 +28,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.consoles import wide_console
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
 from ffprune_env.identity import (
     ChangedError,
     Identity,
     identity_of_model,
+    identity_of_settings,
     identity_of_texts,
     identity_of_versions,
     text_names,
@@ -48,7 +50,7 @@ from ffprune_env.settings import BEFORE, require_folder_of, warn_of_trust
 from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
 
 logger = logging.getLogger("ffprune")
-console = Console()
+console = wide_console()
 # What decides which groups go and how the rest is re-fitted; without it two runs cannot be compared policy by policy.
 _RANKED_AND_FITTED = (
     "seq_len", "calibration_windows", "channels_per_group", "criterion", "ridge", "factor_storage", "sequential",
@@ -114,6 +116,8 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
         for name in _SHARED:
             if config.get(name) != first.get(name):
                 raise ValueError(f"{path} has {name} {config.get(name)!r}, {args.runs[0]} has {first.get(name)!r}")
+        # A config that was edited since would rank or calibrate another way than the run did.
+        require_same_as_runs([path], identity_of_settings({name: config[name] for name in _SHARED}), config)
     if args.test_text not in NAMED_TEXTS and Path(args.test_text).resolve() == Path(first["text"]).resolve():
         raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
     if not args.trust_remote_code:
@@ -185,7 +189,8 @@ def table(
     """A row per policy, with gaps for what was not measured, and a mark where it was not calibrated as asked for."""
     report = Table()
     for column in ("policy", "removed\nof Σw", "search\nPPL", "test\nPPL", "search,\ncalibrated", "test,\ncalibrated"):
-        report.add_column(column, justify="left" if column == "policy" else "right")
+        # The ends of long names tell runs apart.
+        report.add_column(column, justify="left" if column == "policy" else "right", overflow="fold")
     for name in policies:
         measured = [results.get((name, calibrated)) for calibrated in (False, True)]
         removed = next((f"{x.sparsity:.2%}" for x in measured if x is not None), "")

@@ -28,6 +28,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import ffprune_env as ff
+from ffprune_env.consoles import wide_console
 from ffprune_env.devices import pick_device
 from ffprune_env.flags import read_flags
 from ffprune_env.models import context_length
@@ -91,7 +92,7 @@ def main() -> int:
         Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
         return 2
     title = f"{dtype} on {device}, {torch.get_num_threads()} threads, medians of {args.rounds}"
-    Console().print(table(title, args, measured, sizes))
+    wide_console().print(table(title, args, measured, sizes))
     return 0
 
 

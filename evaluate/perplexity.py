@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from ffprune_env.consoles import wide_console
 from ffprune_env.flags import read_flags
 from ffprune_env.intervals import perplexity_interval
 from ffprune_env.loss import perplexity_of, window_losses
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 logger = logging.getLogger("ffprune")
-console = Console()
+console = wide_console()
 
 
 @dataclass(frozen=True)

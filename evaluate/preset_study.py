@@ -22,6 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.consoles import wide_console
 from ffprune_env.flags import read_flags
 from ffprune_env.methods.fisher import CURVE_TOKENS, least_damage
 from ffprune_env.methods.ppo import ppo
@@ -33,7 +34,7 @@ from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.surrogate import SurrogateEvaluator
 
-console = Console()
+console = wide_console()
 
 #: What is tried beside the default, one change at a time.
 CHANGES: tuple[dict[str, object], ...] = (

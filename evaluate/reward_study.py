@@ -26,6 +26,7 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.consoles import wide_console
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.flags import read_flags
 from ffprune_env.identity import identity_of_model, identity_of_texts, text_names
@@ -39,7 +40,7 @@ from ffprune_env.texts import load_test_windows
 from ffprune_env.window_plan import load_planned_windows
 
 logger = logging.getLogger("ffprune")
-console = Console()
+console = wide_console()
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from ffprune_env.consoles import wide_console
 from ffprune_env.flags import read_flags
 
 _GIB = 2**30
@@ -95,7 +96,7 @@ def main() -> int:
         report.add_column(column, justify="right" if column else "left", no_wrap=True)
     for name, shape in SHAPES.items():
         report.add_row(name, *row(shape, args))
-    Console().print(report)
+    wide_console().print(report)
     return 0
 
 

@@ -23,6 +23,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ffprune_env.consoles import wide_console
 from ffprune_env.flags import read_flags
 from ffprune_env.models import load_model
 from ffprune_env.run_folder import strict_json
@@ -30,7 +31,7 @@ from ffprune_env.settings import require_folder_of
 from ffprune_env.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks
 from ffprune_env.zero_shot_tasks import TASKS, open_tasks
 
-console = Console()
+console = wide_console()
 
 
 @dataclass(frozen=True)

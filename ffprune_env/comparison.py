@@ -11,7 +11,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ffprune_env.identity import OF_VERSIONS, ChangedError, Identity, require_same
+import filelock
+
+from ffprune_env.identity import OF_VERSIONS, ChangedError, Identity, identity_of_settings, require_same
 from ffprune_env.run_folder import strict_json
 from ffprune_env.settings import BEFORE
 
@@ -113,14 +115,16 @@ class ComparisonFolder:
     """What a comparison has measured so far, safe from Ctrl-C: ``settings.json``, ``dense.json`` and ``cells/``.
 
     Nothing is written before there is something to keep. Two processes may fill one folder if they do not work on the
-    same cells. ``identity.json`` says what model, texts and code all of it was measured with, and so does every cell.
+    same cells and measure with the same; that is looked at again whenever something is written, since both may have
+    begun while the folder was empty. ``identity.json`` says what model, texts, settings and code all of it was measured
+    with, and so do the dense model's measurements and every cell.
 
     Args:
         path: the folder; made if there is none.
         settings: what all cells have in common.
 
     Raises:
-        ValueError: the folder was made with other settings; the message names one that differs.
+        ChangedError: the folder was made with other settings; the message names one that differs.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -130,12 +134,12 @@ class ComparisonFolder:
         self.identity: dict[str, str] = self._read(_IDENTITY) or {}
 
     def require_same(self, name: str, settings: Mapping[str, Any]) -> None:
-        """Raises ValueError if a file of settings is there and differs."""
+        """Raises ChangedError if a file of settings is there and differs."""
         made_with = self._read(name)
         for key in settings.keys() | (made_with or settings).keys():
             there, asked = (made_with or settings).get(key, BEFORE.get(key)), settings.get(key)
             if there != asked:
-                raise ValueError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
+                raise ChangedError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
 
     def require_same_identity(
         self, now: Identity, model: str = "", texts: Mapping[str, str] | None = None, adds: bool = True
@@ -156,7 +160,7 @@ class ComparisonFolder:
                     f"{self.path} holds no {_IDENTITY}, and so does not say what model and texts it was measured with: "
                     f"nothing can be added to it, give another --out"
                 )
-            self.identity |= now
+            self.identity |= {**identity_of_settings(self.settings), **now}
             return
         since, advice = f"{self.path} was begun", "give another --out"
         try:
@@ -178,7 +182,8 @@ class ComparisonFolder:
             settings: what the method is told now beside the settings of the comparison; None does not compare that.
 
         Raises:
-            ChangedError: it was measured with other settings, or with another model, text or code than the folder.
+            ChangedError: it was measured with other settings, or with another model, text or code than the folder, or
+                is another cell.
             ValueError: it cannot be read.
         """
         name = cell_name(method, sparsity, seed)
@@ -190,6 +195,9 @@ class ComparisonFolder:
         if cell is None:
             return None
         remedy = "remove it to measure it again, or give another --out"
+        holds = cell_name(cell.method, cell.target_sparsity, cell.seed)
+        if holds != name:  # copied or renamed by hand
+            raise ChangedError(f"{self.path / name} holds what belongs to {holds}: {remedy}")
         if self.identity:
             require_same(cell.identity or {}, self.identity, f"{self.path / name} was measured", remedy)
         now = {} if settings is None else json.loads(strict_json(settings))
@@ -206,17 +214,26 @@ class ComparisonFolder:
 
     @property
     def dense(self) -> dict[str, Any] | None:
-        """The fields of a :class:`Comparison` that are about the dense model, if it was measured."""
+        """The fields of a :class:`Comparison` that are about the dense model, if it was measured.
+
+        Raises:
+            ChangedError: it was measured with another model, text, setting or code than the folder.
+            ValueError: it cannot be read.
+        """
         found = self._read("dense.json")
         if found is not None:
             _restore_inf(found)
             if not {"units", "n_params", "dense_test_ppl", "dense_interval"} <= found.keys():
                 raise self._damaged("dense.json", "measurements are missing")
+            identity = found.pop("identity", None)
+            if self.identity:
+                since, advice = f"{self.path / 'dense.json'} was measured", "give another --out"
+                require_same(identity or {}, self.identity, since, advice)
         return found
 
     @dense.setter
     def dense(self, fields: Mapping[str, Any]) -> None:
-        self.write("dense.json", fields)
+        self.write("dense.json", {**fields, **({"identity": self.identity} if self.identity else {})})
 
     @property
     def manifest(self) -> dict[str, Any] | None:
@@ -244,8 +261,20 @@ class ComparisonFolder:
         return Comparison(settings={**self.settings, **where, **settings}, cells=cells, **dense)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:
-        """Replaces a file by strict JSON, in one move; the first brings along what is the same for all."""
+        """Replaces a file by strict JSON, in one move; the first brings along what is the same for all.
+
+        Raises:
+            ChangedError: another process has begun to fill the folder with something else meanwhile.
+        """
         (self.path / "cells").mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.path / ".lock"):
+            self.require_same("settings.json", self.settings)
+            begun = self._read(_IDENTITY)
+            if begun is not None and self.identity:
+                require_same(begun, self.identity, f"{self.path} was begun", "give another --out")
+            self._replace(name, content)
+
+    def _replace(self, name: str, content: Mapping[str, Any]) -> None:
         files = {name: content}
         if self.identity and not (self.path / _IDENTITY).exists():
             files = {_IDENTITY: self.identity, **files}

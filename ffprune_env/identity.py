@@ -33,6 +33,9 @@ _NOT_COMPUTED = {"_name_or_path", "_model_name_or_path", "_commit_hash", "transf
 _NOT_COMPUTED |= {"architectures", "dtype", "torch_dtype"}
 # Code whose version is a name of its own, or that no model brings along.
 _COVERED = ("torch", "transformers", "ffprune_env", "accelerate", "builtins")
+# Settings with an identity of another name, and those that figures do not depend on beyond rounding.
+_NOT_MEASURED = {"model", "text", "test_text", "dtype", "preset", "run", "save_model", "trust_remote_code"}
+_NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch_size", "workers", "ray_address"}
 # What is shown of figures, which they do not depend on.
 _SHOWN_ONLY = "report"
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
@@ -100,6 +103,19 @@ def text_names(text: str, test_text: str | None, uses: Iterable[str]) -> dict[st
     return {use: test_text or text if use == "test" else text for use in uses}
 
 
+def identity_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings that figures depend on, by flag; not where a model or text lies, nor what hardware is to be used.
+
+    Args:
+        settings: plain values by name.
+
+    Returns:
+        By ``--<flag>``, in JSON.
+    """
+    asked = {name: value for name, value in settings.items() if name not in _NOT_MEASURED}
+    return {f"--{name.replace('_', '-')}": json.dumps(value) for name, value in asked.items()}
+
+
 def require_same(
     before: Identity, now: Identity, since: str, advice: str, model: str = "", texts: Mapping[str, str] | None = None
 ) -> None:
@@ -130,7 +146,7 @@ def change(name: str, before: str | None, now: str, model: str, texts: Mapping[s
         where = " of ffprune"
     if before is None:
         return f"nothing is known of the {name}{where}"
-    if name in _READABLE:
+    if name in _READABLE or name.startswith("--"):
         return f"{name}{where} has changed from {before} to {now}"
     return f"the {name}{where} {'have' if name in _PLURAL else 'has'} changed"
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Collection, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 BEFORE: dict[str, Any] = {"sequential": False, "channels_per_group": 1}
 # A run folder may come from elsewhere: what code is trusted is said by who starts the program, every time.
 TRUST = "trust_remote_code"
-_NOT_REPLAYED = ("run", TRUST)
+_NOT_REPLAYED = ("run", TRUST, "ray_address")  # a cluster runs code in this process's name
 # What a run may go on with another value of.
 _FREE = ("--workers", "--ray-address")
 _TRUST_SWITCHES = ("--trust-remote-code", "--no-trust-remote-code")
@@ -31,8 +31,8 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
     """Reads the flags of a script.
 
     ``--preset`` picks the defaults, the settings of ``--config`` replace them, and flags on the command line win. The
-    folder of a replayed run is not replayed, nor is ``--trust-remote-code``. ``--resume folder`` takes everything else
-    from the run in that folder, the folder included, but for what results do not depend on.
+    folder of a replayed run is not replayed, nor are ``--trust-remote-code`` and ``--ray-address``. ``--resume folder``
+    takes everything else from the run in that folder, the folder included, but for what results do not depend on.
 
     Args:
         argv: the words after the script's name.
@@ -60,7 +60,8 @@ def parse_settings(argv: list[str], presets: Mapping[str, T], description: str |
     preset, _ = _take_flag(argv, "--preset")
     before = {name: value for name, value in BEFORE.items() if hasattr(presets["default"], name)}
     told = any(word.replace("_", "-") in _TRUST_SWITCHES for word in argv)
-    saved = [] if config is None else _as_flags(Path(config), before, told)
+    allowed = {field.name for field in fields(cast("Any", presets["default"]))}
+    saved = [] if config is None else _as_flags(Path(config), before, told, allowed)
     preset = preset or _take_flag(saved, "--preset")[0] or "default"
     default = presets.get(preset, presets["default"])
     settings = read_flags(type(default), description, [*saved, *argv], default)
@@ -95,13 +96,14 @@ def warn_of_trust(settings: Mapping[str, Any], where: Path) -> None:
         logger.warning("%s says %s: it is not taken from there, give the flag if the model needs it", where, TRUST)
 
 
-def _as_flags(path: Path, before: Mapping[str, Any], told: bool) -> list[str]:
+def _as_flags(path: Path, before: Mapping[str, Any], told: bool, allowed: Collection[str]) -> list[str]:
     """Turns a saved config into flags, so that it is checked like flags.
 
     Args:
         path: the config.
         before: what it may lack.
         told: whether the command line says itself if remote code is trusted.
+        allowed: names of settings.
     """
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -113,9 +115,16 @@ def _as_flags(path: Path, before: Mapping[str, Any], told: bool) -> list[str]:
         )
     if not told:
         warn_of_trust(settings, path)
+    if settings.get("ray_address") is not None:
+        logger.warning("%s says ray_address: it is not taken from there, give the flag to join that cluster", path)
     flags = []
     for name, value in {**before, **settings}.items():
         flag = str(name).replace("_", "-")
+        if flag.replace("-", "_") not in allowed:
+            raise ValueError(f"--config {path} names {name!r}, which is no setting: take it out")
+        for word in value if isinstance(value, list) else [value]:
+            if str(word).startswith("--"):  # it would be read as a flag of its own
+                raise ValueError(f"--config {path} has {name} {value!r}, and {word!r} is no value")
         if flag.replace("-", "_") in _NOT_REPLAYED:
             continue
         if isinstance(value, bool):

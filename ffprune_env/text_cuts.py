@@ -15,6 +15,8 @@ _SENTENCE_END = re.compile(r"[。｡！？．…؟۔।॥။።។៕.!?][」�
 _ZERO_WIDTH_JOINER = "\u200d"
 # Thai and Lao AM are letters by their category, but are drawn over what comes before them.
 _AM = "\u0e33\u0eb3"
+# Khmer COENG, which writes the consonant after it below the one before it.
+_COENG = "\u17d2"
 
 
 def part(text: str, cut: tuple[float, float]) -> str:
@@ -57,12 +59,17 @@ def boundary(text: str, fraction: float) -> int:
 
 
 def _joined(before: str, after: str) -> bool:
-    """Whether two characters are one to the reader: accents, vowel signs, jamo of Hangul, emoji of several parts."""
+    """Whether two characters are one to the reader: accents, vowel signs, jamo of Hangul, emoji of several parts.
+
+    A row of flags counts as one: which letters make a pair is only known from its beginning.
+    """
     return (
         unicodedata.category(after).startswith("M")
         or after == _ZERO_WIDTH_JOINER
         or (before == _ZERO_WIDTH_JOINER and not after.isspace())
         or after in _AM
+        or (before == _COENG and not after.isspace())
+        or ("\U0001f1e6" <= before <= "\U0001f1ff" and "\U0001f1e6" <= after <= "\U0001f1ff")
         or "\u1160" <= after <= "\u11ff"
         or "\U0001f3fb" <= after <= "\U0001f3ff"
     )

@@ -23,6 +23,8 @@ _PARQUET = ".parquet"
 SUFFIXES = (*_PLAIN, *_WIKITEXT, *_RECORDS, _PARQUET)
 
 _JSON_SPACE = re.compile(r"[ \t\r\n]*")
+# How Japanese, Korean and Chinese mail and old web pages change over to two bytes per character.
+_ISO_2022 = re.compile(rb"\x1b\$[@AB()]")
 
 
 def kind_of(path: Path) -> str | None:
@@ -92,7 +94,9 @@ def _decoded(path: Path) -> str:
     if path.suffix.lower() == ".gz":
         data = gzip.decompress(data)
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError("it is in UTF-16: save it in UTF-8")
+        raise ValueError("it is in UTF-16 or UTF-32: save it in UTF-8")
+    if escape := _ISO_2022.search(data):  # bytes below 128 that are no letters, and so would pass for UTF-8
+        raise ValueError(f"byte {escape.start()} begins a text in ISO-2022: save it in UTF-8")
     if b"\0" in data:
         raise ValueError(f"byte {data.index(0)} is NUL, so it is binary or in UTF-16: text in UTF-8 is needed")
     try:
@@ -144,13 +148,21 @@ def _field(value: object, row: int) -> object:
 def _csv_column(text: str) -> list[object]:
     before = csv.field_size_limit(sys.maxsize)  # a field may be a whole book
     try:
-        rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-        names = rows.fieldnames
-        if names is not None and "text" not in names:
-            raise ValueError(f"it has no column text; its first line names {reprlib.repr(list(names))}")
-        return [row["text"] for row in rows]
+        # Line ends inside quotes are those of the file: what Windows has saved is the same text.
+        rows = csv.DictReader(io.StringIO(text, newline=None), strict=True)
+        names = list(rows.fieldnames or ())
+        if names and names.count("text") != 1:
+            found = "two columns" if "text" in names else "no column"
+            raise ValueError(f"it has {found} text; its first line names {reprlib.repr(names)}")
+        return [_csv_field(row, i) for i, row in enumerate(rows, start=1)]
     finally:
         csv.field_size_limit(before)
+
+
+def _csv_field(row: dict[str | None, Any], number: int) -> object:
+    if None in row:  # a comma of the text itself, most likely: what follows it would be lost
+        raise ValueError(f"row {number} has {len(row[None])} more fields than the first line: quote what holds a comma")
+    return row["text"]
 
 
 def _parquet_column(path: Path) -> list[object]:
@@ -159,8 +171,10 @@ def _parquet_column(path: Path) -> list[object]:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                raise ValueError(f"it has no column text; its columns are {reprlib.repr(file.schema_arrow.names)}")
+            names = file.schema_arrow.names
+            if names.count("text") != 1:
+                found = "two columns" if "text" in names else "no column"
+                raise ValueError(f"it has {found} text; its columns are {reprlib.repr(names)}")
             return list(file.read(columns=["text"])["text"].to_pylist())
     except pyarrow.ArrowException as error:
         raise ValueError(str(error)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -64,6 +65,19 @@ def open_tasks(tasks: Sequence[str] = TASKS, data_dir: str | Path | None = None)
                 for name in tasks
             }
         yield opened
+
+
+def digest_of_files(folder: Path, tasks: Sequence[str] = TASKS) -> str:
+    """Digest of the questions of a folder, which may change where it lies.
+
+    Args:
+        folder: with a file ``<task>.jsonl`` for each task.
+        tasks: names among :data:`TASKS`.
+    """
+    digest = hashlib.sha256()
+    for name in tasks:
+        digest.update(f"{name}\0{hashlib.sha256((folder / f'{name}.jsonl').read_bytes()).hexdigest()}\0".encode())
+    return digest.hexdigest()[:32]
 
 
 def _require_files(folder: Path, tasks: Sequence[str]) -> None:

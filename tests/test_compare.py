@@ -31,6 +31,7 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores, wifv_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.zero_shot import TaskResult, ZeroShot
+from ffprune_env.zero_shot_tasks import TASKS
 
 
 def subject_of(model, windows: torch.Tensor) -> Subject:
@@ -494,6 +495,58 @@ def test_a_cell_of_another_folder_or_other_defaults_is_refused_by_name(compare, 
     assert "ppo-s20-seed0.json was measured with learning_rate 0.001, not 0.0003: remove it" in line
     assert "PPL" not in out
     assert json.loads(file.read_text()) == cell
+
+
+def test_what_was_copied_into_a_folder_is_refused_by_name(compare):
+    """A cell under another name, and a cell and the dense model of a comparison with another setting."""
+    other = compare.out.with_name("other")
+    assert compare("--methods", "uniform")[0] == 0
+    assert compare("--methods", "uniform", "ffn-only", out=other, evaluations=24)[0] == 0
+
+    def refused(name, source, says):
+        before = (compare.out / name).read_bytes() if (compare.out / name).exists() else None
+        shutil.copy(source, compare.out / name)
+        code, out, err = compare("--methods", "uniform", "ffn-only")
+        assert (code, "PPL" in out) == (2, False)
+        (line,) = err.splitlines()
+        assert re.search(says, line), line
+        (compare.out / name).unlink() if before is None else (compare.out / name).write_bytes(before)
+
+    cells = compare.out / "cells"
+    renamed = "ffn-only-s20.json holds what belongs to cells/uniform-s20.json: remove"
+    refused("cells/ffn-only-s20.json", cells / "uniform-s20.json", renamed)
+    changed = "--evaluations has changed from 24 to 12 since .*{} was measured"
+    refused("cells/ffn-only-s20.json", other / "cells" / "ffn-only-s20.json", changed.format("ffn-only-s20.json"))
+    refused("dense.json", other / "dense.json", changed.format("dense.json"))
+
+
+def test_two_comparisons_that_begin_at_once_with_other_settings_do_not_share_a_folder(compare, monkeypatch):
+    """Both have found the folder empty; the one that writes later is refused, and the other's table is its own."""
+    prepare, flags = compare.module.prepare, ("--methods", "uniform")
+
+    def after_the_other(args, folder, *rest):
+        monkeypatch.setattr(compare.module, "prepare", prepare)
+        words = list(sys.argv)
+        assert compare(*flags, evaluations=24)[0] == 0
+        sys.argv = words
+        return prepare(args, folder, *rest)
+
+    monkeypatch.setattr(compare.module, "prepare", after_the_other)
+    code, out, err = compare(*flags)
+    assert (code, "PPL" in out) == (2, False)
+    (line,) = err.splitlines()
+    assert re.search("--evaluations has changed from 24 to 12 since .*: give another --out", line)
+    assert compare(*flags, evaluations=24)[0] == 0
+
+
+def test_questions_are_told_apart_by_what_they_are(compare, tmp_path):
+    args = compare.module.Args(data_dir=tmp_path, limit=7)
+    digests = []
+    for answer in ("yes", "no"):
+        for task in TASKS:
+            (tmp_path / f"{task}.jsonl").write_text(f"{task}: {answer}\n")
+        digests.append(compare.module.questions(args))
+    assert {name for name in digests[0] if digests[0][name] != digests[1][name]} == {"data"}
 
 
 def test_a_cell_says_how_it_was_calibrated_and_is_marked_where_that_is_not_as_asked(compare, monkeypatch, caplog):

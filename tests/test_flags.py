@@ -84,9 +84,47 @@ def test_scripts_say_what_is_missing_in_one_line(monkeypatch, capsys):
 @pytest.mark.parametrize("content", ["sparsity: much", "no_such_setting: 1"])
 def test_a_config_with_wrong_settings_exits_with_2(ppo_script, tmp_path, content):
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(SystemExit) as stop:
-        run_main(ppo_script, ["--config", str(tmp_path / "config.yaml")])
-    assert stop.value.code == 2
+    try:
+        code = run_main(ppo_script, ["--config", str(tmp_path / "config.yaml")])
+    except SystemExit as stop:
+        code = stop.code
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('"run=../../x": true', "names 'run=../../x', which is no setting"),
+        ("sparsity: [0.2, --run, ../../x]", "has sparsity \\[0.2, '--run', '../../x'\\], and '--run' is no value"),
+        ("text: --run=../x", "'--run=../x' is no value"),
+        ("help: true", "names 'help', which is no setting"),
+        ("resume: ../x", "names 'resume', which is no setting"),
+        ("a: &x [*x]", "names 'a', which is no setting"),
+        ("5: 3", "names 5, which is no setting"),
+        ('!!python/object/apply:os.mkdir ["ran"]', "could not determine a constructor for the tag"),
+        ('seed: !!python/object/apply:os.mkdir ["ran"]', "could not determine a constructor for the tag"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("flag", ["--config", "--resume"])
+def test_a_config_from_elsewhere_holds_settings_and_nothing_else(
+    ppo_script, tmp_path, flag, content, says, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    assert run_main(ppo_script, [flag, tmp_path / "config.yaml" if flag == "--config" else tmp_path]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(says, line), line
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
+def test_a_config_does_not_say_where_a_run_goes_nor_which_cluster_runs_its_code(ppo_script, tmp_path, caplog):
+    config = tmp_path / "config.yaml"
+    config.write_text("run: ../../x\nworkers: 2\nray_address: ray://elsewhere:10001\n")
+    read = parse_settings(["--config", str(config)], ppo_script.PRESETS)
+    assert (read.run, read.workers, read.ray_address) == (None, 2, None)
+    assert "says ray_address: it is not taken from there" in caplog.text
+    for flags in (["--config", str(config)], ["--resume", str(tmp_path)]):
+        assert parse_settings([*flags, "--ray-address", "mine"], ppo_script.PRESETS).ray_address == "mine"
 
 
 @pytest.mark.parametrize("content", ["just text", "{", "- a\n- b", None])

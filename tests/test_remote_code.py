@@ -115,13 +115,26 @@ def test_whoever_reads_a_run_says_again_that_its_code_is_trusted(reader, saved, 
         assert "trust_remote_code" not in yaml.safe_load((tmp_path / "again" / "config.yaml").read_text())
 
 
+def test_code_in_a_pruned_folder_from_elsewhere_does_not_run(ppo_script, whole, text_file, tmp_path):
+    """Neither its own three files, which are ours by name alone, nor a tokenizer of its own."""
+    folder, mark = tmp_path / "model", tmp_path / "it_ran"
+    shutil.copytree(whole / "model", folder)
+    code = f"import pathlib; pathlib.Path({str(mark)!r}).touch()\n"
+    for file in (*folder.glob("*.py"), folder / "evil.py"):
+        file.write_text(code)
+    settings_file = folder / "tokenizer_config.json"
+    autos = {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
+    settings_file.write_text(json.dumps(json.loads(settings_file.read_text()) | autos))
+    flags = [*settings(folder, text_file, tmp_path / "run"), "--no-save-model"]
+    assert run_main(ppo_script, flags) == 0
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize(
     "config",
     [
         {"trust_remote_code": True},
         {"trust-remote-code": True},
-        {"sparsity": [0.2, "--trust-remote-code"]},
-        {"sparsity": [0.2, "--trust_remote_code"]},
     ],
 )
 def test_nothing_that_a_config_holds_is_taken_for_trust(ppo_script, tmp_path, config):

@@ -15,6 +15,7 @@ import time
 import numpy as np
 import pytest
 import yaml
+from conftest import byte_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny_runs import SCRIPT, assert_same, best_of, cut_off, run_main, samples_of, settings
 
@@ -112,6 +113,22 @@ def change_text(part):
     return change
 
 
+def change_setting(name, value):
+    """As by hand, between two parts of one search."""
+
+    def change(run):
+        file = run / "config.yaml"
+        config = yaml.safe_load(file.read_text())
+        assert config[name] != value
+        file.write_text(yaml.safe_dump(config | {name: value}))
+
+    return change
+
+
+def change_tokenizer(run):
+    byte_tokenizer([("i", "n")]).save_pretrained(run.parent / "model")
+
+
 def change_record(name, value):
     """As if the run was begun by another version."""
 
@@ -127,6 +144,14 @@ def change_record(name, value):
     [
         (change_weights, "the weights of .*/model have changed since .*/run was begun: start a new run"),
         (change_config, "the config of .*/model has changed since"),
+        (change_tokenizer, "the search text .*/words.txt has changed since"),
+        (change_setting("ridge", 0.9), "--ridge has changed from 0.01 to 0.9 since .*/run was begun: start a new run"),
+        (change_setting("samples", 1), "--samples has changed from 2 to 1 since"),
+        (change_setting("timesteps", 20), "--timesteps has changed from 12 to 20 since"),
+        (change_setting("calibrated", False), "--calibrated has changed from true to false since"),
+        (change_setting("criterion", "wanda"), '--criterion has changed from "surgeon" to "wanda" since'),
+        (change_setting("sequential", False), "--sequential has changed from true to false since"),
+        (change_setting("test_windows", 1), "--test-windows has changed from 2 to 1 since"),
         (change_text((0.0, 0.2)), "the search text .*/words.txt has changed since"),
         (change_text((0.3, 0.6)), "the calibration text .*/words.txt has changed since"),
         (change_text((0.62, 0.9)), "the test text .*/words.txt has changed since"),
@@ -148,6 +173,8 @@ def test_a_run_does_not_go_on_with_something_else(ppo_script, movable, capsys, c
 
 
 def test_a_run_goes_on_with_the_same_somewhere_else(ppo_script, movable, whole):
+    change_setting("device", "cpu")(movable)  # what is found is the same
+    change_setting("batch_size", 2)(movable)
     assert run_main(ppo_script, ["--resume", movable]) == 0
     assert samples_of(movable) == samples_of(whole)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
@@ -22,6 +23,12 @@ TEXTS = {
     "Thai": THAI,
     "Thai without spaces": THAI.replace(" ", ""),
     "one word": "a",
+    "Khmer": "ភាសាខ្មែរជាភាសាផ្លូវការរបស់ប្រទេសកម្ពុជា។",
+    "Khmer without marks": "ស្ត្រីខ្មែរ",
+    "Tibetan": "བོད་ཀྱི་སྐད་ཡིག་ནི་བོད་མི་རིགས་ཀྱི་སྐད་ཡིག་ཡིན།",
+    "Arabic without spaces": "اللغةالعربيةجميلةجدًّا",
+    "Hebrew": "הַשָּׂפָה הָעִבְרִית׃ ",
+    "skin and flags": "\U0001f44d\U0001f3fd\U0001f1e9\U0001f1ea\U0001f1eb\U0001f1f7!",
     "accents": "e\u0301\u0323",
     "families": "\U0001f469\u200d\U0001f469\u200d\U0001f467",
 }
@@ -41,6 +48,9 @@ def test_parts_have_their_share_of_a_text_without_spaces(name, length, tmp_path)
     for found in parts[1:]:
         assert not unicodedata.category(found[0]).startswith("M")
         assert "\u200d" not in (found[0], parts[0][-1])
+    for before in parts[:-1]:
+        assert before[-1] != "\u17d2"
+        assert len(re.split("[^\U0001f1e6-\U0001f1ff]", before)[-1]) % 2 == 0
 
 
 def test_a_text_without_spaces_ends_its_parts_at_sentences():

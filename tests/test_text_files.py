@@ -136,11 +136,22 @@ def test_real_wikitext_is_that_of_the_hub(shared_data, tmp_path):
         ("a.csv", "id,body\n1,b\n", r"no column text; its first line names \['id', 'body'\]"),
         ("a.csv", "id;text\n1;b\n", r"no column text"),
         ("a.csv", "id,text\n1,a\n2\n", r"row 2 is None, a string is needed"),
+        ("a.csv", "id,text\n1,a\n2,b, lost\n", r"row 2 has 1 more fields than the first line: quote what holds a"),
+        ("a.csv", "text\nHello, world\n", r"row 1 has 1 more fields"),
+        ("a.csv", "text,text\na,lost\n", r"it has two columns text; its first line names \['text', 'text'\]"),
+        ("a.csv", 'id, text\n1, "a, b"\n', r"it has no column text; its first line names \['id', ' text'\]"),
+        ("a.jsonl", '{"text": ["a", "b"]}\n', r"row 1 is \['a', 'b'\], a string is needed"),
+        ("a.jsonl", '{"text": "a"},\n{"text": "b"}\n', r"Expecting value: line 1 column 14"),
+        ("a.jsonl", '[{"text": "a"}]\n[{"text": "b"}]\n', r"something follows the array"),
+        ("a.txt", "日本語".encode("iso2022_jp"), r"byte 0 begins a text in ISO-2022: save it in UTF-8"),
+        ("a.csv", "text\n한국어".encode("iso2022_kr"), r"byte 5 begins a text in ISO-2022"),
+        ("a.txt", "text".encode("utf-32"), r"is in UTF-16 or UTF-32: save it in UTF-8"),
+        ("a.txt", gzip.compress(b"words", mtime=0), r"byte \d is (NUL|0x8b)"),
         ("a.csv", 'id,text\n1,"a"b\n', r"expected after"),
         ("a.parquet", b"PAR1 no table", r"a\.parquet is not read as \.parquet: "),
         ("a.txt", b"caf\xe9 ", r"byte 3 is 0xe9, which is not UTF-8"),
         ("a.txt", b"\xef\xbb\xbfcaf\xe9 ", r"byte 6 is 0xe9, which is not UTF-8"),
-        ("a.txt", "text".encode("utf-16"), r"is in UTF-16: save it in UTF-8"),
+        ("a.txt", "text".encode("utf-16"), r"is in UTF-16 or UTF-32: save it in UTF-8"),
         ("a.csv", "text\na".encode("utf-16-be"), r"byte 0 is NUL, so it is binary or in UTF-16"),
         ("a.raw", b" words \0\0\0", r"byte 7 is NUL"),
         ("a.txt", "", r"it is empty"),
@@ -177,6 +188,40 @@ def test_a_column_of_parquet_holds_strings(column, tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": column}), path)
     with pytest.raises(ValueError, match=r"no column text; its columns are \['body'\]"):
         read_rows(path)
+
+
+@pytest.mark.parametrize("kind", ["dictionary", "large_string"])
+def test_strings_of_parquet_are_read_however_they_are_stored(kind, tmp_path):
+    column = pyarrow.array(["one", "two", "one"])
+    stored = column.dictionary_encode() if kind == "dictionary" else column.cast(pyarrow.large_string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": stored, "text.old": stored}), tmp_path / "a.parquet")
+    assert read_rows(tmp_path / "a.parquet") == ["one", "two", "one"]
+
+
+@pytest.mark.parametrize(
+    ("names", "column", "says"),
+    [
+        (["text", "text"], ["a"], r"it has two columns text; its columns are \['text', 'text'\]"),
+        (["text", "id"], [["a", "b"]], r"row 1 is \['a', 'b'\], a string is needed"),
+        (["text", "id"], [{"en": "a"}], r"row 1 is {'en': 'a'}, a string is needed"),
+    ],
+)
+def test_a_column_of_parquet_is_one_and_flat(names, column, says, tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table([pyarrow.array(column)] * 2, names=names), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=says):
+        read_rows(tmp_path / "a.parquet")
+
+
+def test_a_table_that_windows_has_saved_is_the_same_text(tmp_path):
+    content = b'\xef\xbb\xbf"id","text"\n1,"two\nlines, ""quoted"""\n2,last\n'
+    for ends in (b"\n", b"\r\n", b"\r"):
+        assert read_rows(write(tmp_path, "a.csv", content.replace(b"\n", ends))) == ['two\nlines, "quoted"', "last"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.raw"])
+def test_no_other_character_ends_a_line(name, tmp_path):
+    line = "a\x85b\u2028c\x0cd\x1ce\u2029f \n"
+    assert "".join(read_rows(write(tmp_path, name, line * 2))) == (line * 2 if name == "a.raw" else (line * 2)[:-1])
 
 
 def test_what_is_no_file(tmp_path, tokenizer):

@@ -42,11 +42,19 @@ from ffprune_env.callbacks import (
     Sample,
     SampleCallback,
 )
+from ffprune_env.consoles import wide_console
 from ffprune_env.devices import require_resident
 from ffprune_env.env import PruneBanditEnv, measure_reward
 from ffprune_env.evaluator import LMEvaluator
 from ffprune_env.final_events import log_final
-from ffprune_env.identity import Identity, identity_of_model, identity_of_texts, identity_of_versions, text_names
+from ffprune_env.identity import (
+    Identity,
+    identity_of_model,
+    identity_of_settings,
+    identity_of_texts,
+    identity_of_versions,
+    text_names,
+)
 from ffprune_env.loss import perplexity
 from ffprune_env.methods.ppo import choose, make_env, make_policy, start_means
 from ffprune_env.methods.problem import Meter, Problem
@@ -80,7 +88,7 @@ from ffprune_env.texts import load_test_windows
 from ffprune_env.workers import Workers, WorkersVecEnv, require_same_rollouts
 
 logger = logging.getLogger("ffprune")
-console = Console()
+console = wide_console()
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
@@ -260,7 +268,7 @@ def open_folder(args: Args, resume: bool) -> RunFolder:
         run.reopen()
         try:
             require_same_rollouts(run.read_config().get("workers", 0), args.workers)
-            run.require_same(identity_of_versions())
+            run.require_same({**identity_of_versions(), **identity_of_settings(what_was_asked(args))})
             check(args)
         except BaseException:
             run.give_up()
@@ -282,7 +290,7 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
     model, tokenizer = load_model(
         args.model, args.dtype, args.device, args.trust_remote_code, args.device_map, args.max_memory
     )
-    identity = {**identity_of_versions(), **identity_of_model(model)}
+    identity = {**identity_of_versions(), **identity_of_settings(what_was_asked(args)), **identity_of_model(model)}
     if resume:  # before the model is ranked, which takes longer
         run.require_same(identity, args.model)
     if args.save_model or args.looks:
@@ -352,6 +360,11 @@ def check(args: Args) -> None:
         require_policy(args.init)
     if args.save_model:
         require_writable_folder(args.model)
+
+
+def what_was_asked(args: Args) -> dict[str, Any]:
+    """All settings by name; a policy to start from is copied, so that of it no more than that there is one counts."""
+    return asdict(args) | ({} if args.init in ("none", *STARTS) else {"init": "a run"})
 
 
 def measuring(args: Args) -> dict[str, Any]:
