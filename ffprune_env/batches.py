@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -26,8 +27,8 @@ _limits: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int | None, work: Callable[[int], T]) -> T:
     """Calls ``work`` with a number of windows per forward pass that fits into memory.
 
-    Where memory runs out the number is halved, which is logged, and the work begins again. What a model was found to
-    be too large for is not tried with it again.
+    The model neither drops out nor skips layers meanwhile. Where memory runs out the number is halved, which is logged,
+    and the work begins again. What a model was found to be too large for is not tried with it again.
 
     Args:
         model: the model that the windows go through.
@@ -41,7 +42,8 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
     while True:
         size = fitting_size(model, windows, batch_size)
         try:
-            return work(size)
+            with evaluating(model):
+                return work(size)
         except RuntimeError as error:
             if size == 1 or not is_out_of_memory(error):
                 raise
@@ -49,6 +51,19 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
         _limits[model] = size // 2
         release_memory()
         logger.warning("out of memory with %d windows at once: going on with %d", size, size // 2)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No dropout and no skipped layers inside, whatever mode the model is in; afterwards modules train that did."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def fitting_size(model: nn.Module, windows: torch.Tensor, batch_size: int | None) -> int:

@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from ffprune_env.batches import is_out_of_memory
+from ffprune_env.batches import evaluating, is_out_of_memory
 from ffprune_env.devices import running_device
 
 if TYPE_CHECKING:
@@ -155,16 +155,9 @@ def probe_tokens(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor
 @contextmanager
 def calm(model: nn.Module) -> Iterator[None]:
     """No dropout and no gradients inside; afterwards modules train that did, and random numbers go on as they would."""
-    training = [module for module in model.modules() if module.training]
     devices = sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.is_cuda})
-    with torch.random.fork_rng(devices), torch.no_grad():
-        for module in training:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
+    with torch.random.fork_rng(devices), torch.no_grad(), evaluating(model):
+        yield
 
 
 @contextmanager

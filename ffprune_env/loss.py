@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from ffprune_env.batches import in_fitting_batches
+from ffprune_env.batches import evaluating, in_fitting_batches
 from ffprune_env.context import context_length
 from ffprune_env.head import decoder_outputs, head_of, native_logits, own_logits, rows_at_once
 
@@ -80,7 +80,8 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
         raise ValueError(f"windows have {windows.shape[1]} tokens, the model takes at most {longest}: cut them shorter")
     check_tokens(model, windows)
     if head_of(model).route == "whole":
-        return torch.stack([_losses_of(own_logits(model, x[None])[0, :-1], x[1:]).mean() for x in windows]).cpu()
+        with evaluating(model):
+            return torch.stack([_losses_of(own_logits(model, x[None])[0, :-1], x[1:]).mean() for x in windows]).cpu()
 
     def lose(size: int) -> torch.Tensor:
         losses = []

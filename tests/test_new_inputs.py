@@ -17,11 +17,13 @@ from test_context import one_layer
 from test_head import own_losses, tiny
 from test_pruned_again import masked
 from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
 
 import ffprune_env as ff
 from ffprune_env.head import head_of
 from ffprune_env.loss import window_losses
 from ffprune_env.models import context_length, load_model
+from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.prunable import PrunableModel
 
 ON_DISK = {"device_map": "auto", "max_memory": "1KB"}
@@ -176,3 +178,21 @@ def test_pruned_five_times_in_groups_that_do_not_divide_what_is_left(tmp_path, w
         torch.testing.assert_close(own_losses(model, windows), expected, rtol=0, atol=1e-9)
         assert sum(x.numel() for x in model.parameters()) == prunable.params(kept)
     assert max(model.config.intermediate_size_per_layer) < LLAMA_LIKE["intermediate_size"] // 3
+
+
+def test_a_model_in_training_mode_is_measured_as_it_will_be_used(windows):
+    """Dropout and layerdrop made every figure of a model that was left in training mode another one."""
+    config = AutoConfig.for_model("opt", **{**LLAMA_LIKE, "ffn_dim": 24, "word_embed_proj_dim": 32})
+    config.update({"layerdrop": 0.5, "dropout": 0.3})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+    prunable = PrunableModel(model)
+    prunable.rank([np.arange(layout.n_members) for layout in prunable.layouts])
+    expected = window_losses(model, windows)
+    statistics = ff.collect_statistics(prunable, windows)
+    curves = damage_curves(prunable, windows)
+    model.train()
+    assert torch.equal(window_losses(model, windows), expected)
+    assert all(map(torch.equal, ff.collect_statistics(prunable, windows).grams, statistics.grams))
+    assert all(map(np.array_equal, damage_curves(prunable, windows), curves))
+    assert all(module.training for module in model.modules())

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from ffprune_env.batches import evaluating
 from ffprune_env.devices import require_resident
 from ffprune_env.head import decoder_outputs, head_of
 from ffprune_env.loss import hidden_chunks, token_losses
@@ -49,13 +50,14 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter asks for a gradient inside; ValueError for a model whose weights are not all in memory."""
+    """No parameter asks for a gradient and nothing drops out inside; ValueError if weights are not all in memory."""
     require_resident(model, "a backward pass")
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in wanted:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter in wanted:
             parameter.requires_grad_(True)

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ffprune_env.batches import fitting_size
+from ffprune_env.batches import evaluating, fitting_size
 from ffprune_env.phases import phase, windows_size
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.gram import add_products
@@ -77,7 +77,7 @@ class SequentialCalibration:
         self._rankings = self.prunable.rankings
         self.prior_tokens = prior_tokens
         self._weights = [first.weight(i, int(k)) for i, k in enumerate(self.kept)]
-        with phase("calibration in sequence", windows_size(tuple(windows.shape))):
+        with phase("calibration in sequence", windows_size(tuple(windows.shape))), evaluating(self.prunable.model):
             self._fit(torch.split(windows, fitting_size(self.prunable.model, windows, batch_size)))
 
     def weight(self, i: int, k: int) -> torch.Tensor:
