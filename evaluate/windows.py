@@ -19,13 +19,14 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
+from ffprune_env.consoles import wide_console
 from ffprune_env.flags import read_flags
 from ffprune_env.models import load_model
 from ffprune_env.settings import require_in_range
 from ffprune_env.texts import NAMED_TEXTS, load_test_windows
 from ffprune_env.window_plan import PlanRow, load_planned_windows, plan_rows
 
-console = Console()
+console = wide_console()
 
 
 @dataclass(frozen=True)
