@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ import torch
 
 from ffprune_env.devices import require_resident
 from ffprune_env.evaluator import LMEvaluator
-from ffprune_env.loss import check_tokens
+from ffprune_env.loss import check_tokens, perplexity
 from ffprune_env.models import DeviceMap, load_model
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE, RidgeCalibration, Storage, check_ridge
@@ -23,6 +24,7 @@ from ffprune_env.pruning.layer_calls import require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, drain, gram_bytes, stream_grams
 from ffprune_env.pruning.units import find_units
+from ffprune_env.same_model import rounding_tolerance
 from ffprune_env.window_plan import load_planned_windows
 
 if TYPE_CHECKING:
@@ -138,6 +140,8 @@ def build_evaluator(
         check_tokens(model, windows)
     if sequential and ridge is not None:
         require_residual_layers(model, find_units(model), seen)
+    first = texts["search"][:1]
+    before = perplexity(model, first)
     prunable = PrunableModel(model, channels_per_group)
     chosen = CRITERIA[criterion]
     gradients = None
@@ -157,6 +161,7 @@ def build_evaluator(
     else:
         prunable.rank_as(order)
     del evidence, gradients
+    _require_same_order(model, first, before)
     calibration = None
     if ridge is not None:
         widest = max(layout.output.in_features for layout in prunable.layouts)
@@ -173,6 +178,16 @@ def build_evaluator(
         calibration = RidgeCalibration(prunable, grams, ridge, factor_storage)
     again = seen if sequential and calibration is not None else None
     return LMEvaluator(prunable, texts["search"], batch_size, calibration, calibrated, stats, again, texts)
+
+
+def _require_same_order(model: PreTrainedModel, window: torch.Tensor, before: float) -> None:
+    """Refuses a model that ranking changed: what was tried on a few tokens can be otherwise far into a window."""
+    after = perplexity(model, window)
+    if not abs(math.log(after / before)) <= rounding_tolerance(model.dtype) and math.isfinite(before):
+        raise ValueError(
+            f"{type(model).__name__} cannot be pruned: on {window.shape[1]} tokens of text its perplexity is "
+            f"{before:.4f}, and {after:.4f} with heads and channels in another order"
+        )
 
 
 def _room_for_grams(prunable: PrunableModel) -> int:

@@ -75,8 +75,14 @@ def head_of(model: PreTrainedModel) -> Head:
     if head.route == "own head":
         logger.info("%s: logits are more than a vocabulary projection; its own code makes them", _name(model))
     if head.route == "whole":
-        logger.warning("%s: logits are made by its own forward pass, a window at a time", _name(model))
+        _say_whole(model)
     return head
+
+
+def distrust_head(model: PreTrainedModel) -> None:
+    """From now on the logits of a model are those of its own forward pass: on text others were found wrong."""
+    _heads[model] = Head("whole", head_of(model).vocabulary, None)
+    _say_whole(model)
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
@@ -178,6 +184,10 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     finite = torch.isfinite(expected)
     wanted = expected[finite].double()
     return float((got.to(expected.device)[finite].double() - wanted).norm() / wanted.norm().clamp(min=1e-300))
+
+
+def _say_whole(model: PreTrainedModel) -> None:
+    logger.warning("%s: logits are made by its own forward pass, a window at a time", _name(model))
 
 
 def _find_head(model: PreTrainedModel) -> Head:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,10 @@ from ffprune_env.stored_tensors import StoredTensor, stored_tensors
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 _SHOWN = 3
+_ZEROS = "nothing but zeros"
 #: The fill value of attention masks, a constant that old versions of transformers stored with the weights.
 _MASK_VALUE = "masked_bias"
 
@@ -36,7 +40,7 @@ def load_whole(model_class: Any, source: str | Path, **options: Any) -> PreTrain
 
     Raises:
         OSError: tensors are missing, have no place in the model or another shape, are stored in a format that needs a
-            scale which nothing tells, or hold numbers that are not finite.
+            scale which nothing tells, hold numbers that are not finite, or zeros where a copy was cut off.
     """
     here = Path(source) if "gguf_file" not in options and Path(source).is_dir() else None
     stored = stored_tensors(here) if here else {}
@@ -53,7 +57,7 @@ def load_whole(model_class: Any, source: str | Path, **options: Any) -> PreTrain
         stored = stored_tensors(_snapshot(str(source)))
     _refuse_unscaled(model, stored)
     _refuse_differences(model, info, stored)
-    _refuse_not_finite(model)
+    _look_at_numbers(model)
     return model
 
 
@@ -130,11 +134,15 @@ def _harmless(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> Callab
     # A buffer that another version of the code kept elsewhere: its own name tells, unless weights are called so too.
     names = {name.rpartition(".")[2] for name in computed} - {name.rpartition(".")[2] for name in kept}
 
+    prefix = f"{model.base_model_prefix}."
+    weights = tuple({x for name, _ in model.named_parameters() for x in (name, name.removeprefix(prefix))})
+
     def harmless(name: str) -> bool:
         own = name.rpartition(".")[2]
         tensor = stored.get(name)
-        is_integer = tensor is not None and tensor.is_integer  # an index or a mask; weights of integers were refused
-        return place(name) is not None or own in names or own == _MASK_VALUE or is_integer
+        # An index or a mask of attention, unless it is called after a weight and says how to read that.
+        is_index = tensor is not None and tensor.is_integer and not name.startswith(weights)
+        return place(name) is not None or own in names or own == _MASK_VALUE or is_index
 
     return harmless
 
@@ -149,28 +157,42 @@ def _places(model: PreTrainedModel, names: Iterable[str]) -> Callable[[str], str
     return place
 
 
-def _refuse_not_finite(model: PreTrainedModel) -> None:
+def _look_at_numbers(model: PreTrainedModel) -> None:
     """One pass over the weights in memory, with no copy and one wait per device; those on disk are not read."""
     tensors = {name: x for name, x in model.named_parameters() if x.is_floating_point() and x.device.type != "meta"}
-    sums: dict[torch.device, dict[str, torch.Tensor]] = {}
+    found: dict[torch.device, dict[str, torch.Tensor]] = {}
     with torch.no_grad():
         for name, tensor in tensors.items():
-            sums.setdefault(tensor.device, {})[name] = (
-                tensor.sum().isfinite()
-            )  # the fastest of all passes, and NaN stays
-        suspects = [
-            name
-            for found in sums.values()
-            for name, finite in zip(found, torch.stack(list(found.values())).tolist(), strict=True)
-            if not finite
-        ]
-        odd = [name for name in suspects if not tensors[name].isfinite().all()]  # a sum can also grow too large
+            # The fastest of all passes, and NaN stays.
+            found.setdefault(tensor.device, {})[name] = tensor.sum().float()
+        sums = {
+            name: total
+            for on_device in found.values()
+            for name, total in zip(on_device, torch.stack(list(on_device.values())).tolist(), strict=True)
+        }
+        # A sum can also grow too large, or be zero by chance.
+        odd = [name for name, x in sums.items() if not math.isfinite(x) and not tensors[name].isfinite().all()]
+        empty = [name for name, x in sums.items() if x == 0 and not tensors[name].any()]
     if odd:
         kind = f"not finite as {str(tensors[odd[0]].dtype).removeprefix('torch.')}"
         raise OSError(
             f"{_some(odd, f'is {kind}|are {kind}')}; give a sound checkpoint, or another dtype if the numbers are too "
             f"large for this one"
         )
+    _refuse_holes({name: tensors[name] for name in empty})
+
+
+def _refuse_holes(empty: dict[str, torch.Tensor]) -> None:
+    """Refuses what a download leaves that reserved its space and was cut off: zeros, in norms as in matrices.
+
+    Matrices of zeros alone may be meant: blocks that were masked, or are new and not trained yet.
+    """
+    matrices = [name for name, tensor in empty.items() if tensor.ndim > 1]
+    if not matrices:
+        return
+    if any(tensor.ndim == 1 and name.endswith("weight") for name, tensor in empty.items()):
+        raise OSError(f"{_some(empty, f'holds {_ZEROS}|hold {_ZEROS}')}, as a copy that was cut off; copy it again")
+    logger.warning("%s; if they are not meant, the copy was cut off", _some(matrices, f"holds {_ZEROS}|hold {_ZEROS}"))
 
 
 def _some(names: Iterable[str], what: str, show: Callable[[str], str] = lambda name: name) -> str:

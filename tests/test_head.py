@@ -12,7 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LLAMA_LIKE, tiny_model
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ffprune_env import loss
 from ffprune_env.divergence import compare_with_dense, final_hidden_states
@@ -93,6 +95,55 @@ def test_logits_made_of_more_than_hidden_states_are_measured_and_not_pruned(wind
         final_hidden_states(model, windows)
     with pytest.raises(ValueError, match="Odd cannot be pruned: its logits are made of more than the output"):
         PrunableModel(model)
+
+
+class Recalls(type(tiny_model("llama"))):
+    """Adds the logits of twelve tokens before, where there are any."""
+
+    def forward(self, input_ids, **kwargs):
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.logits = output.logits + F.pad(output.logits, (0, 0, 12, 0))[:, : output.logits.shape[1]]
+        return output
+
+
+class Sharpens(type(tiny_model("llama"))):
+    """Multiplies logits by the logarithm of their place, from the twelfth on."""
+
+    def forward(self, input_ids, **kwargs):
+        output = super().forward(input_ids=input_ids, **kwargs)
+        place = torch.arange(1, output.logits.shape[1] + 1).clamp(min=12)
+        output.logits = output.logits * place.log()[:, None]
+        return output
+
+
+@pytest.mark.parametrize("kind", [Recalls, Sharpens])
+def test_what_happens_far_inside_a_window_only_is_seen_on_the_first_one(kind, windows, caplog):
+    model = kind(tiny_model("llama").config).double().eval()
+    assert head_of(model).route != "whole"
+    torch.testing.assert_close(window_losses(model, windows, 3), own_losses(model, windows).float())
+    assert f"{kind.__name__}: logits are made by its own forward pass, a window at a time" in caplog.text
+    with pytest.raises(ValueError, match=f"{kind.__name__} cannot be pruned: its logits are made of more than the out"):
+        PrunableModel(model)
+
+
+class Scaled(type(tiny_model("llama"))):
+    """Scales what comes out of its embedding, and what goes into its head, in its own forward pass."""
+
+    def forward(self, input_ids, **kwargs):
+        hidden = self.model(inputs_embeds=self.model.embed_tokens(input_ids) * 7, **kwargs).last_hidden_state
+        return CausalLMOutputWithPast(logits=self.lm_head(hidden / 3).clamp(-2, 2))
+
+
+def test_embeddings_that_the_model_scales_before_its_decoder(windows):
+    model = Scaled(tiny_model("llama").config).double().eval()
+    model.lm_head = nn.Linear(32, 256, dtype=torch.float64)  # tied, and with a bias
+    model.lm_head.weight = model.model.embed_tokens.weight
+    assert head_of(model).route == "own head"
+    torch.testing.assert_close(window_losses(model, windows, 2), own_losses(model, windows).float())
+    prunable = PrunableModel(model)
+    prunable.rank([np.arange(unit.n_groups) for unit in prunable.units])
+    with prunable.pruned([2, 10] * 3):
+        torch.testing.assert_close(window_losses(model, windows, 2), own_losses(model, windows).float())
 
 
 def test_soft_caps_of_large_logits_are_seen_where_the_probe_makes_small_ones(windows):

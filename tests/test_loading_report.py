@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_model
+from conftest import LLAMA_LIKE, byte_tokenizer, tiny_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
@@ -143,6 +144,67 @@ def test_a_model_with_another_head_or_none(folder, auto, extra):
         assert model.lm_head.weight is model.model.embed_tokens.weight
     else:
         assert f": 1 tensor has no place in it ({extra});" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda weights: {name: torch.empty(0) if x.ndim == 2 else x for name, x in weights.items()},
+            "23 tensors have another shape (lm_head.weight: got (0,), expected (256, 32), ",
+        ),
+        (lambda weights: {f"module.{name}": x for name, x in weights.items()}, "(module.lm_head.weight, "),
+        (
+            lambda weights: {name.replace("q_proj.", "q_proj.base_layer."): x for name, x in weights.items()},
+            "6 tensors are missing (model.layers.0.self_attn.q_proj.bias, ",
+        ),
+        (with_these(**{f"{UP}_mask": torch.zeros(24, 32).bool()}), f"1 tensor has no place in it ({UP}_mask);"),
+        (
+            with_these(**{f"{UP}_zero_point".removeprefix("model."): torch.zeros(1, dtype=torch.int8)}),
+            "1 tensor has no place in it (layers.1.mlp.up_proj.weight_zero_point);",
+        ),
+        (replaced(lambda x: x > 0, UP), f"1 tensor is stored as BOOL ({UP}), "),
+        (replaced(lambda x: x.to(torch.complex64), UP), f"1 tensor is stored as C64 ({UP}), "),
+    ],
+    ids=["zero3", "ddp", "lora", "mask", "zero-point", "boolean", "complex"],
+)
+def test_what_training_leaves_in_the_place_of_weights(folder, change, says):
+    edit_weights(folder, change)
+    assert says in refused(folder)
+
+
+@pytest.mark.parametrize(("lost", "says"), [("2.w1", "cannot be converted"), ("3.w", "got (3, 48, 32), expected (4, ")])
+def test_an_expert_that_is_not_whole_or_not_there(tmp_path, lost, says):
+    """Transformers makes one tensor of all experts of a layer."""
+    config = AutoConfig.for_model("mixtral", **{**LLAMA_LIKE, "num_local_experts": 4, "num_key_value_heads": 2})
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    load_model(str(tmp_path), "float32")
+    expert = f"layers.1.block_sparse_moe.experts.{lost}"
+    edit_weights(tmp_path, lambda weights: {name: x for name, x in weights.items() if expert not in name})
+    assert says in refused(tmp_path)
+
+
+@pytest.mark.parametrize(("sound", "of"), [(0.5, 49), (0.93, 5)])
+def test_a_download_that_reserved_its_space_and_was_cut_off(folder, sound, of):
+    file = folder / "model.safetensors"
+    content = file.read_bytes()
+    whole = int(sound * len(content))
+    file.write_bytes(content[:whole] + bytes(len(content) - whole))
+    assert re.search(rf"{of} tensors hold nothing but zeros \(model\..*, as a copy that was cut off", refused(folder))
+
+
+def test_a_block_that_was_masked_is_loaded_and_said(folder, caplog):
+    names = ("model.layers.1.mlp.down_proj.weight", "model.layers.1.self_attn.o_proj.weight")
+    edit_weights(folder, lambda weights: weights | {name: torch.zeros_like(weights[name]) for name in names})
+    model, _ = load_model(str(folder), "float32")
+    assert not model.get_parameter(names[0]).any()
+    assert f"2 tensors hold nothing but zeros ({', '.join(names)}); if they are not meant" in caplog.text
+    caplog.clear()
+    edit_weights(folder, lambda weights: weights | {"model.layers.1.mlp.down_proj.bias": torch.zeros(32)})
+    edit_weights(folder, lambda weights: weights | {name: torch.ones_like(weights[name]) for name in names})
+    load_model(str(folder), "float32")
+    assert "zeros" not in caplog.text
 
 
 def test_an_index_that_lists_fewer_tensors(folder):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+from conftest import byte_tokenizer
 from transformers import GenerationConfig
 
 from ffprune_env import hub, model_names
@@ -132,6 +134,33 @@ def test_a_tokenizer_without_a_vocabulary_is_none(tiny_folder, tmp_path, kind):
     ) as caught:
         load_model(str(folder))
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_tokenizer_that_is_not_the_one_of_its_file_is_said(save_tiny, tmp_path, caplog):
+    """Of some model types transformers knows how they split text, whatever tokenizer.json says."""
+    folder = save_tiny("qwen2", with_tokenizer=False)
+    byte_tokenizer([("e", "n")]).save_pretrained(folder)
+    load_model(str(folder), "float32")
+    assert "splits text unlike" not in caplog.text
+    described = json.loads((folder / "tokenizer.json").read_text())
+    described["normalizer"] = {"type": "Lowercase"}
+    described["truncation"] = {"direction": "Right", "max_length": 3, "strategy": "LongestFirst", "stride": 0}
+    (folder / "tokenizer.json").write_text(json.dumps(described))
+    load_model(str(folder), "float32")
+    assert "Qwen2Tokenizer, which transformers makes for this model, splits text unlike" in caplog.text
+
+
+def test_a_folder_is_found_whatever_its_name_and_where_it_lies(tiny_folder, tmp_path, monkeypatch, windows):
+    expected = load_model(str(tiny_folder), "float32")[0](windows).logits
+    odd = Path(shutil.copytree(tiny_folder, tmp_path / "models [v2]" / "tiny ünï 模"))
+    (tmp_path / "link").symlink_to(odd)
+    monkeypatch.chdir(odd)
+    for name in (str(odd), f"{tmp_path}/link/", "."):
+        torch.testing.assert_close(load_model(name, "float32")[0](windows).logits, expected, rtol=0, atol=0)
+    monkeypatch.chdir(tmp_path)
+    for name, message in (("models [v2]/tiny ünI", "near ones are .*tiny ünï"), ("~/tiny", "there is no folder ~;")):
+        with pytest.raises(ValueError, match=message):
+            load_model(name)
 
 
 def test_code_of_a_checkpoint_is_neither_run_nor_asked_about(tiny_folder, tmp_path, monkeypatch, capfd):

@@ -17,9 +17,10 @@ from test_context import one_layer
 from test_head import own_losses, tiny
 from test_pruned_again import masked
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 import ffprune_env as ff
+from ffprune_env.build_evaluator import build_evaluator
 from ffprune_env.head import head_of
 from ffprune_env.loss import window_losses
 from ffprune_env.models import context_length, load_model
@@ -196,3 +197,26 @@ def test_a_model_in_training_mode_is_measured_as_it_will_be_used(windows):
     assert all(map(torch.equal, ff.collect_statistics(prunable, windows).grams, statistics.grams))
     assert all(map(np.array_equal, damage_curves(prunable, windows), curves))
     assert all(module.training for module in model.modules())
+
+
+def attend_in_two_ways(module, query, key, value, mask, **kwargs):
+    """The first two heads see no farther than twelve tokens back, as some models save memory."""
+    places = torch.arange(query.shape[2])
+    hidden = places[:, None] < places
+    far = (places[:, None] - places >= 12) & (torch.arange(query.shape[1]) < 2)[:, None, None]
+    scores = ((query @ key.mT) * module.scaling).masked_fill(hidden | far, -1e9)
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+def test_heads_that_differ_far_inside_a_window_only(text_file):
+    """A few tokens cannot tell them apart, and the search would begin with another model than it was given."""
+    AttentionInterface.register("two_ways", attend_in_two_ways)
+    model = tiny_model("llama")
+    model.set_attn_implementation("two_ways")
+    options = {"seq_len": 64, "n_samples": 2, "calibration_windows": 2}
+    with pytest.raises(
+        ValueError, match=r"LlamaForCausalLM cannot be pruned: on 64 tokens of text its perplexity is 2\d+\.\d+, and 2"
+    ) as caught:
+        build_evaluator(model, byte_tokenizer(), str(text_file), **options)
+    assert "\n" not in str(caught.value)
+    build_evaluator(tiny_model("llama"), byte_tokenizer(), str(text_file), **options)

@@ -84,6 +84,20 @@ def test_a_projection_that_is_no_linear_is_refused():
         find_units(model)
 
 
+@pytest.mark.parametrize("names", [["gate_proj"], ["gate_proj", "up_proj", "down_proj"]])
+@pytest.mark.parametrize("by_name", [True, False])
+def test_layers_that_share_their_weights_are_refused(names, by_name):
+    """Of all three the order is free, but cutting the one layer would cut the other, without an error of shapes."""
+    model = tiny_model("llama")
+    first, second = (model.model.layers[i].mlp for i in (0, 2))
+    for name in names:
+        weight = getattr(first, name).weight
+        getattr(second, name).weight = weight if by_name else nn.Parameter(weight.data)
+    shared = r"layers\.0\.mlp\.gate_proj\.weight and model\.layers\.2\.mlp\.gate_proj\.weight are one tensor"
+    with pytest.raises(ValueError, match=shared):
+        find_units(model)
+
+
 def test_a_missing_projection_is_named():
     model = tiny_model("opt")
     del model.model.decoder.layers[2].self_attn.v_proj

@@ -152,6 +152,26 @@ def add_parameter(model):
     model.model.layers[2].scale = nn.Parameter(torch.ones(1, dtype=torch.float64))
 
 
+def set_epsilon(model):
+    model.model.norm.variance_epsilon = 0.5
+
+
+def scale_one_attention(model):
+    model.model.layers[0].self_attn.scaling *= 2
+
+
+def edit_config_late(model):
+    model.config.rope_parameters["rope_theta"] = 100.0
+
+
+def slow_rotations(model):
+    model.model.rotary_emb.inv_freq *= 0.5
+
+
+def double_by_hook(model):
+    model.model.layers[0].mlp.register_forward_hook(lambda module, inputs, output: output * 2)
+
+
 def mix_dtypes(model):
     model.model.norm.half()
 
@@ -162,6 +182,13 @@ def mix_dtypes(model):
         (add_module, r"model\.layers\.1\.mlp\.adapter is a torch\S+Linear, where a pruned model has absent"),
         (swap_activation, r"model\.layers\.0\.mlp\.act_fn is a torch\S+GELU, where a pruned model has a transformers"),
         (add_parameter, r"no place for 1 of its tensors, .* such as model\.layers\.2\.scale"),
+        *(
+            (
+                change,
+                r"what would be written is not the model in memory, its logits are off by \d\S* of their size: a ",
+            )
+            for change in (set_epsilon, scale_one_attention, edit_config_late, slow_rotations, double_by_hook)
+        ),
         (mix_dtypes, r"parameters of 2 dtypes, float64 \(lm_head\.weight\), float16 \(model\.norm\.weight\)"),
     ],
 )

@@ -176,14 +176,24 @@ def _stored_shapes(folder: Path, config: Any) -> dict[str, tuple[int, ...]]:
     for name, tensor in stored.items():
         if name.endswith("kv_index"):
             with safe_open(tensor.file, framework="numpy") as file:
-                _check_key_index(tensor.file, name, file.get_tensor(name), config.num_key_value_heads)
+                _check_key_index(tensor.file, name, file.get_tensor(name), config)
     return {name: tensor.shape for name, tensor in stored.items()}
 
 
-def _check_key_index(file: Path, name: str, index: npt.NDArray[Any], heads: int) -> None:
-    in_range = index.ndim == 1 and index.size > 0 and index.min() >= 0 and index.max() < heads
-    if not in_range or (np.diff(index) < 0).any():
-        raise ValueError(f"{file}: {name} must hold key/value heads 0 to {heads - 1} in order, got {index.tolist()}")
+def _check_key_index(file: Path, name: str, index: npt.NDArray[Any], config: Any) -> None:
+    heads = config.num_key_value_heads
+    shared = config.num_attention_heads // heads
+    is_index = index.dtype == np.int64 and index.ndim == 1 and index.size > 0
+    if (
+        not is_index
+        or not 0 <= index.min() <= index.max() < heads
+        or (np.diff(index) < 0).any()
+        or np.bincount(index).max() > shared
+    ):
+        raise ValueError(
+            f"{file}: {name} must hold int64 key/value heads 0 to {heads - 1} in order, each at most {shared} times; "
+            f"got {index.dtype} {index.tolist()}"
+        )
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ffprune_env.context import context_length
+from ffprune_env.head import ROUNDING, calm, own_logits, probe_tokens, relative_error
 from ffprune_env.pruning.auto_classes import pruned_model_class
 from ffprune_env.pruning.config_names import CHANNELS_KEY, HEADS_KEY
 from ffprune_env.pruning.units import member_columns
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
     from ffprune_env.pruning.prunable import Calibration, PrunableModel
 
+# Enough for positions to count, and done in seconds whatever the model.
+_TOKENS = 32
 # A configuration says these of itself; they are those of the class and of the library that write it.
 _OF_THE_CLASS = ("model_type", "architectures", "auto_map", "transformers_version")
 
@@ -39,8 +43,8 @@ def smaller_model(
         calibration: re-fits the output projections.
 
     Raises:
-        ValueError: the model in memory has modules or tensors that its family does not have, or parameters of several
-            dtypes, so that what would be read back is another model.
+        ValueError: the model in memory has modules or tensors that its family does not have, parameters of several
+            dtypes, or other logits, so that what would be read back is another model.
     """
     model = prunable.model
     _require_one_dtype(model)
@@ -51,11 +55,13 @@ def smaller_model(
     with torch.device("meta"):
         smaller: PreTrainedModel = model_class(_smaller_config(model, model_class.config_class, sizes, tied))
     _require_same_modules(model, smaller)
-    tensors = _smaller_tensors(prunable, counts, sizes, calibration)
+    tensors, logits = _smaller_tensors(prunable, counts, sizes, calibration)
     _require_same_names(smaller, tensors, calibration)
     smaller.load_state_dict(tensors, assign=True)
     if tied:
         smaller.tie_weights()
+    _compute_constants(smaller)
+    _require_same_logits(smaller.eval(), logits)
     if model.generation_config is not None:
         smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller
@@ -88,8 +94,8 @@ def _is_tied(model: PreTrainedModel) -> bool:
 @torch.no_grad()
 def _smaller_tensors(
     prunable: PrunableModel, counts: npt.NDArray[Any], sizes: list[int], calibration: Calibration | None
-) -> dict[str, torch.Tensor]:
-    """All tensors of the pruned model, on the CPU, by name."""
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """All tensors of the pruned model, on the CPU, by name; and its logits of a few tokens."""
     with prunable.pruned(counts, calibration) as pruned:
         tensors = pruned.state_dict()
         names = {module: name for name, module in pruned.named_modules()}
@@ -103,7 +109,34 @@ def _smaller_tensors(
             tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
             if layout.key_heads is not None and size < pruned.config.num_attention_heads:
                 tensors[f"{names[layout.owner]}.kv_index"] = layout.key_heads[members].cpu()
-    return {name: tensor.cpu() for name, tensor in tensors.items()}
+        with calm(pruned):
+            logits = own_logits(pruned, _tokens(pruned)).cpu()
+    return {name: tensor.cpu() for name, tensor in tensors.items()}, logits
+
+
+def _tokens(model: PreTrainedModel) -> torch.Tensor:
+    # Rotations that grow with the window become what they were in one that is shorter than the longest.
+    return probe_tokens(model, (1, max(2, min(_TOKENS, context_length(model) - 1))))
+
+
+def _compute_constants(model: PreTrainedModel) -> None:
+    """Gives a model that was built without memory what it does not store: the frequencies of its rotations."""
+    for module in model.modules():
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            for name, buffer in type(module)(model.config).named_buffers(recurse=False):
+                module.register_buffer(name, buffer, persistent=False)
+
+
+def _require_same_logits(smaller: PreTrainedModel, expected: torch.Tensor) -> None:
+    """Refuses a model that does more than modules, weights and config say: a hook, a setting, a config edited late."""
+    with calm(smaller):
+        off = relative_error(own_logits(smaller, _tokens(smaller)), expected)
+    if off > ROUNDING[expected.dtype]:
+        raise ValueError(
+            f"what would be written is not the model in memory, its logits are off by {off:.2g} of their size: a hook, "
+            f"a setting of a module or the config was changed after the model was built; save it dense and load it "
+            f"again first"
+        )
 
 
 def _require_one_dtype(model: nn.Module) -> None:

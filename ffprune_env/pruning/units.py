@@ -115,6 +115,7 @@ def find_units(model: PreTrainedModel, channels_per_group: int = 1) -> tuple[Uni
         name = f"{prefix}.{index}"
         attention, ffn = _attention_layout(model, layer, name, index), _ffn_layout(model, layer, name, index)
         layouts += [attention, _in_blocks(ffn, channels_per_group, attention.unit.group_params)]
+    _refuse_shared_weights(model, layouts)
     return tuple(layouts)
 
 
@@ -177,6 +178,21 @@ def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: 
             raise _unsupported(model, f"{where}.{name} spans the heads and cannot be cut with them")
     if any(isinstance(module, nn.ModuleList) for module in attention.modules()):
         raise _unsupported(model, f"{where} has modules for single heads, which cannot be cut with them")
+
+
+def _refuse_shared_weights(model: PreTrainedModel, layouts: list[UnitLayout]) -> None:
+    """Refuses weights that two modules share: each unit has an order and a number of groups of its own."""
+    weights = {_place(p) for x in layouts for m in (*x.inputs, x.output) for p in m.parameters(recurse=False)}
+    first: dict[object, str] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        other = first.setdefault(_place(parameter), name)
+        if other != name and _place(parameter) in weights:
+            raise _unsupported(model, f"{other} and {name} are one tensor, which cannot be cut for each by itself")
+
+
+def _place(tensor: torch.Tensor) -> object:
+    """What two tensors have in common that start at the same place in memory; those without memory are themselves."""
+    return id(tensor) if tensor.is_meta or not tensor.numel() else (tensor.device, tensor.data_ptr())
 
 
 def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
