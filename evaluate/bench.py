@@ -37,17 +37,17 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from ffprune_env.allocation import IntArray
-from ffprune_env.batches import in_fitting_batches
-from ffprune_env.build_evaluator import build_evaluator
-from ffprune_env.consoles import wide_console
+from ffprune_env.budget.allocation import IntArray
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import require_folder_of, require_in_range
 from ffprune_env.env import PruneBanditEnv
-from ffprune_env.evaluator import LMEvaluator
-from ffprune_env.flags import read_flags
-from ffprune_env.loss import perplexity
-from ffprune_env.models import load_model
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.lm.batches import in_fitting_batches
+from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.units import member_columns
-from ffprune_env.settings import require_folder_of, require_in_range
 
 Seconds = dict[str, list[float]]
 

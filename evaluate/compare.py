@@ -27,33 +27,33 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ffprune_env.build_evaluator import build_evaluator
-from ffprune_env.comparison import Cell, ComparisonFolder
-from ffprune_env.consoles import wide_console
-from ffprune_env.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
-from ffprune_env.evaluator import LMEvaluator
-from ffprune_env.flags import read_flags
-from ffprune_env.identity import (
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import require_in_range
+from ffprune_env.comparison.cells import Cell, ComparisonFolder
+from ffprune_env.comparison.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
+from ffprune_env.comparison.report.ablation import ablation_markdown, ablation_table
+from ffprune_env.comparison.report.page import comparison_page
+from ffprune_env.comparison.report.tables import comparison_markdown, comparison_table
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.zero_shot import score_tasks
+from ffprune_env.evaluators.zero_shot_tasks import digest_of_files, open_tasks
+from ffprune_env.lm.identity import (
     ChangedError,
     identity_of_model,
     identity_of_texts,
     identity_of_versions,
     text_names,
 )
+from ffprune_env.lm.models import load_model
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS, settings_of
-from ffprune_env.models import load_model
-from ffprune_env.overlap import require_unseen
 from ffprune_env.pruning.calibration import Storage
-from ffprune_env.report.ablation import ablation_markdown, ablation_table
-from ffprune_env.report.page import comparison_page
-from ffprune_env.report.tables import comparison_markdown, comparison_table
-from ffprune_env.run_folder import provenance, strict_json
-from ffprune_env.settings import require_in_range
-from ffprune_env.texts import load_test_windows
-from ffprune_env.window_plan import counts, load_planned_windows
-from ffprune_env.zero_shot import score_tasks
-from ffprune_env.zero_shot_tasks import digest_of_files, open_tasks
+from ffprune_env.run.folder import provenance, strict_json
+from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.window_plan import counts, load_planned_windows
+from ffprune_env.texts.windows import load_test_windows
 
 logger = logging.getLogger("ffprune")
 console = wide_console()

@@ -27,11 +27,12 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from ffprune_env.build_evaluator import build_evaluator
-from ffprune_env.consoles import wide_console
-from ffprune_env.evaluator import LMEvaluator
-from ffprune_env.flags import read_flags
-from ffprune_env.identity import (
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import BEFORE, require_folder_of, warn_of_trust
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.lm.identity import (
     ChangedError,
     Identity,
     identity_of_model,
@@ -40,14 +41,13 @@ from ffprune_env.identity import (
     identity_of_versions,
     text_names,
 )
-from ffprune_env.methods.search_settings import SearchSettings
-from ffprune_env.models import load_model
-from ffprune_env.overlap import require_unseen
+from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
-from ffprune_env.results import PolicyResult, measure_policy, reference_policies
-from ffprune_env.run_folder import RunFolder, part_of, strict_json
-from ffprune_env.settings import BEFORE, require_folder_of, warn_of_trust
-from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
+from ffprune_env.run.folder import RunFolder, part_of, strict_json
+from ffprune_env.run.results import PolicyResult, measure_policy, reference_policies
+from ffprune_env.search.settings import SearchSettings
+from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.windows import NAMED_TEXTS, Split, load_windows
 
 logger = logging.getLogger("ffprune")
 console = wide_console()

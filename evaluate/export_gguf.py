@@ -22,12 +22,12 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
-from ffprune_env.flags import read_flags
-from ffprune_env.loss import window_losses
-from ffprune_env.models import load_model
-from ffprune_env.pruning.export_gguf import GgufType, export_gguf
-from ffprune_env.same_model import require_same_model, rounding_tolerance
-from ffprune_env.texts import NAMED_TEXTS, Split, load_windows
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.export.gguf_file import GgufType, export_gguf
+from ffprune_env.lm.loss import window_losses
+from ffprune_env.lm.models import load_model
+from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
+from ffprune_env.texts.windows import NAMED_TEXTS, Split, load_windows
 
 console = Console(highlight=False)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -44,7 +44,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PretrainedConfig,
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 import ffprune_env as ff
-from ffprune_env.flags import read_flags
+from ffprune_env.cli.flags import read_flags
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.gradients import collect_gradients

@@ -28,13 +28,13 @@ from rich.markup import escape
 from rich.table import Table
 
 import ffprune_env as ff
-from ffprune_env.consoles import wide_console
-from ffprune_env.devices import pick_device
-from ffprune_env.flags import read_flags
-from ffprune_env.models import context_length
-from ffprune_env.pruning.auto_classes import pruned_model_class
-from ffprune_env.pruning.config_names import PREFIX
-from ffprune_env.settings import require_in_range
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import require_in_range
+from ffprune_env.lm.devices import pick_device
+from ffprune_env.lm.models import context_length
+from ffprune_env.modeling.auto_classes import pruned_model_class
+from ffprune_env.modeling.config_names import PREFIX
 
 # What pruning leaves as it is.
 _SAME = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")

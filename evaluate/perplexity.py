@@ -23,16 +23,16 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from ffprune_env.consoles import wide_console
-from ffprune_env.flags import read_flags
-from ffprune_env.intervals import perplexity_interval
-from ffprune_env.loss import perplexity_of, window_losses
-from ffprune_env.models import load_model
-from ffprune_env.pruning.config_names import PREFIX
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import require_folder_of, require_in_range
+from ffprune_env.lm.intervals import perplexity_interval
+from ffprune_env.lm.loss import perplexity_of, window_losses
+from ffprune_env.lm.models import load_model
+from ffprune_env.modeling.config_names import PREFIX
 from ffprune_env.pruning.units import find_units
-from ffprune_env.run_folder import strict_json
-from ffprune_env.settings import require_folder_of, require_in_range
-from ffprune_env.texts import NAMED_TEXTS, load_windows
+from ffprune_env.run.folder import strict_json
+from ffprune_env.texts.windows import NAMED_TEXTS, load_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -169,7 +169,7 @@ def removed(model: PreTrainedModel) -> tuple[float, float]:
         return 0.0, 0.0
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from ffprune_env.pruning.modeling_ffprune import CHANNELS_KEY, HEADS_KEY
+    from ffprune_env.modeling.modeling_ffprune import CHANNELS_KEY, HEADS_KEY
 
     own = ("model_type", "architectures", "auto_map", HEADS_KEY, CHANNELS_KEY)
     settings: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in own}

@@ -25,19 +25,19 @@ from rich.markup import escape
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from ffprune_env.build_evaluator import build_evaluator
-from ffprune_env.consoles import wide_console
-from ffprune_env.evaluator import LMEvaluator
-from ffprune_env.flags import read_flags
-from ffprune_env.identity import identity_of_model, identity_of_texts, text_names
-from ffprune_env.loss import perplexity
-from ffprune_env.models import load_model
-from ffprune_env.overlap import require_unseen
-from ffprune_env.results import reference_policies
-from ffprune_env.run_folder import RunFolder, strict_json
-from ffprune_env.settings import BEFORE, require_folder_of, warn_of_trust
-from ffprune_env.texts import load_test_windows
-from ffprune_env.window_plan import load_planned_windows
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import BEFORE, require_folder_of, warn_of_trust
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
+from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.models import load_model
+from ffprune_env.run.folder import RunFolder, strict_json
+from ffprune_env.run.results import reference_policies
+from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.window_plan import load_planned_windows
+from ffprune_env.texts.windows import load_test_windows
 
 logger = logging.getLogger("ffprune")
 console = wide_console()

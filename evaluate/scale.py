@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from ffprune_env.consoles import wide_console
-from ffprune_env.flags import read_flags
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
 
 _GIB = 2**30
 # GiB for chunks of logits, hidden states of a batch, and what CUDA keeps for itself.

@@ -19,12 +19,12 @@ from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from ffprune_env.consoles import wide_console
-from ffprune_env.flags import read_flags
-from ffprune_env.models import load_model
-from ffprune_env.settings import require_in_range
-from ffprune_env.texts import NAMED_TEXTS, load_test_windows
-from ffprune_env.window_plan import PlanRow, load_planned_windows, plan_rows
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import require_in_range
+from ffprune_env.lm.models import load_model
+from ffprune_env.texts.window_plan import PlanRow, load_planned_windows, plan_rows
+from ffprune_env.texts.windows import NAMED_TEXTS, load_test_windows
 
 console = wide_console()
 

@@ -23,13 +23,13 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ffprune_env.consoles import wide_console
-from ffprune_env.flags import read_flags
-from ffprune_env.models import load_model
-from ffprune_env.run_folder import strict_json
-from ffprune_env.settings import require_folder_of
-from ffprune_env.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks
-from ffprune_env.zero_shot_tasks import TASKS, open_tasks
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import require_folder_of
+from ffprune_env.evaluators.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks
+from ffprune_env.evaluators.zero_shot_tasks import TASKS, open_tasks
+from ffprune_env.lm.models import load_model
+from ffprune_env.run.folder import strict_json
 
 console = wide_console()
 

@@ -12,55 +12,55 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 
-from ffprune_env.pruning.auto_classes import register_when_imported
+from ffprune_env.modeling.auto_classes import register_when_imported
 
 if TYPE_CHECKING:
-    from ffprune_env.allocation import Allocation
-    from ffprune_env.budget import allocate
-    from ffprune_env.build_evaluator import load_evaluator
-    from ffprune_env.callbacks import ProgressiveSchedulingCallback
+    from ffprune_env.budget.allocation import Allocation
+    from ffprune_env.budget.even import ffn_only, uniform
+    from ffprune_env.budget.mapping import allocate
     from ffprune_env.env import PruneBanditEnv
-    from ffprune_env.evaluator import Evaluator, LMEvaluator
-    from ffprune_env.loss import perplexity
-    from ffprune_env.methods.even import ffn_only, uniform
-    from ffprune_env.models import load_model
+    from ffprune_env.evaluators.build import load_evaluator
+    from ffprune_env.evaluators.language_model import Evaluator, LMEvaluator
+    from ffprune_env.evaluators.surrogate import SurrogateEvaluator
+    from ffprune_env.evaluators.zero_shot import evaluate_zero_shot
+    from ffprune_env.export.folder import load_pruned, save_pruned
+    from ffprune_env.export.model_card import CardFacts
+    from ffprune_env.lm.loss import perplexity
+    from ffprune_env.lm.models import load_model
     from ffprune_env.pruning.calibration import RidgeCalibration
-    from ffprune_env.pruning.export import load_pruned, save_pruned
-    from ffprune_env.pruning.model_card import CardFacts
     from ffprune_env.pruning.prunable import PrunableModel
     from ffprune_env.pruning.saliency import Statistics, collect_statistics, wanda_scores
     from ffprune_env.pruning.sequential import SequentialCalibration
     from ffprune_env.pruning.units import PruneUnit
-    from ffprune_env.schedule import ProgressiveSchedule
-    from ffprune_env.surrogate import SurrogateEvaluator
-    from ffprune_env.texts import load_windows
-    from ffprune_env.zero_shot import evaluate_zero_shot
+    from ffprune_env.search.callbacks import ProgressiveSchedulingCallback
+    from ffprune_env.search.schedule import ProgressiveSchedule
+    from ffprune_env.texts.windows import load_windows
 
 _HOME = {
-    "Allocation": "allocation",
-    "CardFacts": "pruning.model_card",
-    "Evaluator": "evaluator",
-    "LMEvaluator": "evaluator",
-    "ProgressiveSchedule": "schedule",
-    "ProgressiveSchedulingCallback": "callbacks",
+    "Allocation": "budget.allocation",
+    "CardFacts": "export.model_card",
+    "Evaluator": "evaluators.language_model",
+    "LMEvaluator": "evaluators.language_model",
+    "ProgressiveSchedule": "search.schedule",
+    "ProgressiveSchedulingCallback": "search.callbacks",
     "PrunableModel": "pruning.prunable",
     "PruneBanditEnv": "env",
     "PruneUnit": "pruning.units",
     "RidgeCalibration": "pruning.calibration",
     "SequentialCalibration": "pruning.sequential",
     "Statistics": "pruning.saliency",
-    "SurrogateEvaluator": "surrogate",
-    "allocate": "budget",
+    "SurrogateEvaluator": "evaluators.surrogate",
+    "allocate": "budget.mapping",
     "collect_statistics": "pruning.saliency",
-    "evaluate_zero_shot": "zero_shot",
-    "ffn_only": "methods.even",
-    "load_evaluator": "build_evaluator",
-    "load_model": "models",
-    "load_pruned": "pruning.export",
-    "load_windows": "texts",
-    "perplexity": "loss",
-    "save_pruned": "pruning.export",
-    "uniform": "methods.even",
+    "evaluate_zero_shot": "evaluators.zero_shot",
+    "ffn_only": "budget.even",
+    "load_evaluator": "evaluators.build",
+    "load_model": "lm.models",
+    "load_pruned": "export.folder",
+    "load_windows": "texts.windows",
+    "perplexity": "lm.loss",
+    "save_pruned": "export.folder",
+    "uniform": "budget.even",
     "wanda_scores": "pruning.saliency",
 }
 

@@ -12,11 +12,11 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from ffprune_env.allocation import Allocation, FloatArray, IntArray, check_sparsity, group_bounds
-from ffprune_env.budget import Mapping, allocate
+from ffprune_env.budget.allocation import Allocation, FloatArray, IntArray, check_sparsity, group_bounds
+from ffprune_env.budget.mapping import Mapping, allocate
 
 if TYPE_CHECKING:
-    from ffprune_env.evaluator import DivergenceEvaluator, Evaluator
+    from ffprune_env.evaluators.language_model import DivergenceEvaluator, Evaluator
 
 Reward = Literal["ppl", "kl"]
 Observation = npt.NDArray[np.float32]
@@ -252,7 +252,7 @@ def make_prune_bandit(
         n_samples: windows of search text, all of which every step uses until ``set_task`` asks for fewer.
         **arguments: further arguments of :class:`PruneBanditEnv` and :func:`ffprune_env.load_evaluator`.
     """
-    from ffprune_env.build_evaluator import load_evaluator
+    from ffprune_env.evaluators.build import load_evaluator
 
     of_env = {name: arguments.pop(name) for name in _ENV_ARGUMENTS if name in arguments}
     key = (("model", model), ("text", text), ("n_samples", n_samples), *sorted(arguments.items()))

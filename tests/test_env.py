@@ -18,8 +18,8 @@ from gymnasium.utils.env_checker import check_env as gym_check_env
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import ffprune_env as ff
-from ffprune_env.budget import allocate
-from ffprune_env.build_evaluator import build_evaluator
+from ffprune_env.budget.mapping import allocate
+from ffprune_env.evaluators.build import build_evaluator
 
 
 @pytest.fixture

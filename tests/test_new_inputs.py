@@ -20,10 +20,10 @@ from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 import ffprune_env as ff
-from ffprune_env.build_evaluator import build_evaluator
-from ffprune_env.head import head_of
-from ffprune_env.loss import window_losses
-from ffprune_env.models import context_length, load_model
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.lm.head import head_of
+from ffprune_env.lm.loss import window_losses
+from ffprune_env.lm.models import context_length, load_model
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.prunable import PrunableModel
 

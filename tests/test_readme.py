@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import load_script
 
-from ffprune_env.settings import parse_settings
+from ffprune_env.cli.settings import parse_settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -34,7 +34,7 @@ def test_every_flag_named_exists():
     files = [
         *(ROOT / "train").glob("*.py"),
         *(ROOT / "evaluate").glob("*.py"),
-        ROOT / "ffprune_env/methods/search_settings.py",
+        ROOT / "ffprune_env/search/settings.py",
     ]
     sources = "".join(file.read_text(encoding="utf-8") for file in files)
     for flag in set(re.findall(r"`?--([a-z][a-z-]+)", README)) - {"help", "logdir", "config", "resume", "no-deps"}:

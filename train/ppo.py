@@ -32,22 +32,17 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from transformers import PreTrainedTokenizerBase
 
-from ffprune_env.allocation import Allocation, FloatArray
-from ffprune_env.build_evaluator import build_evaluator
-from ffprune_env.callbacks import (
-    Archive,
-    CheckpointCallback,
-    InterruptCallback,
-    ProgressiveSchedulingCallback,
-    Sample,
-    SampleCallback,
-)
-from ffprune_env.consoles import wide_console
-from ffprune_env.devices import require_resident
+from ffprune_env.budget.allocation import Allocation, FloatArray
+from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.settings import parse_settings, require_in_range, resumes
 from ffprune_env.env import PruneBanditEnv, measure_reward
-from ffprune_env.evaluator import LMEvaluator
-from ffprune_env.final_events import log_final
-from ffprune_env.identity import (
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.export.folder import load_pruned, save_pruned
+from ffprune_env.export.model_card import CardFacts
+from ffprune_env.export.writable import require_writable, require_writable_folder
+from ffprune_env.lm.devices import require_resident
+from ffprune_env.lm.identity import (
     Identity,
     identity_of_model,
     identity_of_settings,
@@ -55,21 +50,16 @@ from ffprune_env.identity import (
     identity_of_versions,
     text_names,
 )
-from ffprune_env.loss import perplexity
-from ffprune_env.methods.ppo import choose, make_env, make_policy, start_means
-from ffprune_env.methods.problem import Meter, Problem
-from ffprune_env.methods.search_settings import SearchSettings
-from ffprune_env.methods.starts import STARTS, read_starts, start_scores
-from ffprune_env.models import DeviceMap, load_model
-from ffprune_env.overlap import require_unseen
-from ffprune_env.phases import phase
-from ffprune_env.plots import learning_curve_plot, retention_plot
+from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.models import DeviceMap, load_model
+from ffprune_env.lm.phases import phase
+from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.pruning.criteria import CRITERIA
-from ffprune_env.pruning.export import load_pruned, save_pruned
-from ffprune_env.pruning.model_card import CardFacts
-from ffprune_env.pruning.writable import require_writable, require_writable_folder
-from ffprune_env.results import (
+from ffprune_env.run.final_events import log_final
+from ffprune_env.run.folder import RunFolder
+from ffprune_env.run.plots import learning_curve_plot, retention_plot
+from ffprune_env.run.results import (
     Measured,
     PolicyResult,
     best_policy,
@@ -78,14 +68,24 @@ from ffprune_env.results import (
     reference_policies,
     results_table,
 )
-from ffprune_env.run_folder import RunFolder
-from ffprune_env.same_model import require_same_model, rounding_tolerance
-from ffprune_env.sample_log import DifferentSearchError, SampleLog
-from ffprune_env.saved_policy import copy_policy, require_policy, save_policy
-from ffprune_env.schedule import ProgressiveSchedule
-from ffprune_env.settings import parse_settings, require_in_range, resumes
-from ffprune_env.texts import load_test_windows
-from ffprune_env.workers import Workers, WorkersVecEnv, require_same_rollouts
+from ffprune_env.run.sample_log import DifferentSearchError, SampleLog
+from ffprune_env.search.callbacks import (
+    Archive,
+    CheckpointCallback,
+    InterruptCallback,
+    ProgressiveSchedulingCallback,
+    Sample,
+    SampleCallback,
+)
+from ffprune_env.search.ppo import choose, make_env, make_policy, start_means
+from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.saved_policy import copy_policy, require_policy, save_policy
+from ffprune_env.search.schedule import ProgressiveSchedule
+from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.start import STARTS, read_starts, start_scores
+from ffprune_env.search.workers import Workers, WorkersVecEnv, require_same_rollouts
+from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.windows import load_test_windows
 
 logger = logging.getLogger("ffprune")
 console = wide_console()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.registry import METHODS, Method
-from ffprune_env.methods.search_settings import SearchSettings
+from ffprune_env.search.ppo import ppo
+from ffprune_env.search.settings import SearchSettings
 
 
 def _ppo(settings: SearchSettings, plain_reward: bool = False) -> Method:

@@ -7,8 +7,8 @@ import math
 import cma
 import numpy as np
 
-from ffprune_env.allocation import Allocation
-from ffprune_env.methods.problem import Problem
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.search.problem import Problem
 
 _STEP = 0.1  # standard deviation of the rates at the start
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.allocation import Allocation, FloatArray
-from ffprune_env.methods.problem import Problem
+from ffprune_env.budget.allocation import Allocation, FloatArray
+from ffprune_env.search.problem import Problem
 
 _POPULATION = 16
 _TOURNAMENT = 3
@@ -16,7 +16,7 @@ _STEP = 0.1  # standard deviation of a change
 def evolution(problem: Problem) -> Allocation:
     """Evolves rates: parents by tournament, uniform crossover, Gaussian mutation, and the best of old and new survive.
 
-    The population starts as :meth:`~ffprune_env.methods.problem.Problem.start` and mutants of it. Every child is moved
+    The population starts as :meth:`~ffprune_env.search.problem.Problem.start` and mutants of it. Every child is moved
     to the budget and measured on all windows.
 
     Args:

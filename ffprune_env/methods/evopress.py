@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.allocation import Allocation, IntArray, group_bounds, settle
-from ffprune_env.methods.problem import Problem
+from ffprune_env.budget.allocation import Allocation, IntArray, group_bounds, settle
+from ffprune_env.search.problem import Problem
 
 _CHILDREN = 8
 _MOST_SWAPS = 3

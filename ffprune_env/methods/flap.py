@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.allocation import Allocation, parameter_budget, settle
-from ffprune_env.methods.problem import Problem
+from ffprune_env.budget.allocation import Allocation, parameter_budget, settle
 from ffprune_env.pruning.saliency import fluctuations
 from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.search.problem import Problem
 
 
 def flap(problem: Problem) -> Allocation:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.allocation import Allocation
-from ffprune_env.methods.problem import Problem
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.search.problem import Problem
 
 
 def random_search(problem: Problem) -> Allocation:

@@ -1,8 +1,8 @@
 """The methods by name.
 
-Each takes a :class:`~ffprune_env.methods.problem.Problem` and returns an
-:class:`~ffprune_env.allocation.Allocation`, so two rows of a comparison differ in the policy alone. ``svd_llm`` and
-``slicegpt`` are of another kind: they rebuild the weights of a copy of the model.
+Each takes a :class:`~ffprune_env.search.problem.Problem` and returns an
+:class:`~ffprune_env.budget.allocation.Allocation`, so two rows of a comparison differ in the policy alone.
+``svd_llm`` and ``slicegpt`` are of another kind: they rebuild the weights of a copy of the model.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from typing import Any
 
-from ffprune_env.allocation import Allocation
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.methods.cma_es import cma_es
-from ffprune_env.methods.even import ffn_only, uniform
 from ffprune_env.methods.evolution import evolution
 from ffprune_env.methods.evopress import evopress
-from ffprune_env.methods.fisher import fisher
-from ffprune_env.methods.fisher_iterated import fisher_iterated
 from ffprune_env.methods.flap import flap
-from ffprune_env.methods.ppo import ppo
-from ffprune_env.methods.problem import Problem
 from ffprune_env.methods.random_search import random_search
-from ffprune_env.methods.search_settings import SearchSettings
+from ffprune_env.search.ppo import ppo
+from ffprune_env.search.problem import Problem
+from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.fisher import fisher
+from ffprune_env.search.starts.fisher_iterated import fisher_iterated
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from ffprune_env.batches import evaluating
-from ffprune_env.devices import require_resident
-from ffprune_env.head import decoder_outputs, head_of
-from ffprune_env.loss import hidden_chunks, token_losses
+from ffprune_env.lm.batches import evaluating
+from ffprune_env.lm.devices import require_resident
+from ffprune_env.lm.head import decoder_outputs, head_of
+from ffprune_env.lm.loss import hidden_chunks, token_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

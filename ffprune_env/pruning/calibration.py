@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ffprune_env.devices import require_resident
-from ffprune_env.phases import phase
+from ffprune_env.lm.devices import require_resident
+from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.units import member_columns

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ffprune_env.phases import phase, windows_size
+from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel

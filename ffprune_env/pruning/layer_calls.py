@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ffprune_env.head import decoder_outputs, head_of, replaced_forward
+from ffprune_env.lm.head import decoder_outputs, head_of, replaced_forward
 from ffprune_env.pruning.units import UnitLayout, find_layers
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ffprune_env.batches import is_out_of_memory
-from ffprune_env.head import ROUNDING, calm, decoder_outputs, head_of, own_logits, probe_tokens, relative_error
+from ffprune_env.lm.batches import is_out_of_memory
+from ffprune_env.lm.head import ROUNDING, calm, decoder_outputs, head_of, own_logits, probe_tokens, relative_error
 from ffprune_env.pruning.units import UnitLayout
 
 if TYPE_CHECKING:

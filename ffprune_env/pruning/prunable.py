@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ffprune_env.devices import running_device
-from ffprune_env.pruning.attention import index_keys, require_indexable, use_indexed_attention
+from ffprune_env.lm.devices import running_device
+from ffprune_env.modeling.attention import index_keys, require_indexable, use_indexed_attention
 from ffprune_env.pruning.probe import logits_before, probe
 from ffprune_env.pruning.streaming import stream, streamed, unstream
 from ffprune_env.pruning.tiled_attention import use_tiled_attention

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from ffprune_env.batches import in_fitting_batches
-from ffprune_env.head import decoder_outputs
-from ffprune_env.phases import phase, windows_size
+from ffprune_env.lm.batches import in_fitting_batches
+from ffprune_env.lm.head import decoder_outputs
+from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.streaming import weight_of

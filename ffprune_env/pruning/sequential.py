@@ -8,8 +8,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ffprune_env.batches import evaluating, fitting_size
-from ffprune_env.phases import phase, windows_size
+from ffprune_env.lm.batches import evaluating, fitting_size
+from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.layer_calls import layer_calls, require_residual_layers

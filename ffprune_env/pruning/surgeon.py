@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ffprune_env.phases import phase
+from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import to_original_order

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import nn
 
-from ffprune_env.devices import running_device
-from ffprune_env.head import decoder_of
+from ffprune_env.lm.devices import running_device
+from ffprune_env.lm.head import decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

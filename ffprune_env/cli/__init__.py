@@ -1,0 +1,1 @@
+"""Flags, saved configs and consoles of the scripts."""

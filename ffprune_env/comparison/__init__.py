@@ -1,0 +1,1 @@
+"""A comparison of methods: who answers, what is kept, what is drawn."""

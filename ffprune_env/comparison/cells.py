@@ -1,0 +1,326 @@
+"""What a comparison of pruning methods measured, and the folder that it is kept in, one file per cell."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from ffprune_env.cli.settings import BEFORE
+from ffprune_env.lm.identity import OF_VERSIONS, ChangedError, Identity, identity_of_settings, require_same
+from ffprune_env.run.folder import strict_json
+
+logger = logging.getLogger(__name__)
+
+_IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one sparsity with one seed, searched and measured.
+
+    Attributes:
+        method: its name.
+        target_sparsity: σ asked for.
+        seed: of what the method drew; None if it draws nothing, and one cell stands for all seeds.
+        kept: groups kept per unit; None for methods that rebuild the weights and remove no groups.
+        sparsity: fraction of Σw removed; None as above.
+        total_sparsity: fraction of all parameters of the model removed.
+        params: parameters that stay.
+        search_ppl: perplexity on the windows of an evaluation, those for finalists not included, of the calibrated
+            model if that is what the comparison rewards; None for methods that have another calibration.
+        test_ppl: perplexity on test text without calibration, or as a method that rebuilds the weights left them.
+        test_interval: 95 % interval of it (:mod:`ffprune_env.lm.intervals`); None where windows are few or not finite.
+        calibrated_test_ppl: perplexity on test text with calibration; None for methods that rebuild the weights.
+        calibrated_test_interval: its interval.
+        evaluations: what the method was charged, in windows, divided by those of an evaluation.
+        tokens: of search text that it was charged: those of a backward pass count as two forward passes more.
+        seconds: that it took, without the measurements above.
+        trace: (tokens charged, search perplexity of what the method would have returned then), ascending; empty for
+            methods that do not search.
+        zero_shot: accuracy by task, and their ``average``, of the final model.
+        zero_shot_stderr: standard errors of these.
+        calibration: how the final model was calibrated, as
+            :func:`~ffprune_env.pruning.calibration_kind.calibration_kind` names it.
+        calibration_asked: how it was to be.
+        settings: what the method was told beside the settings of the comparison: its defaults.
+        identity: what the figures depend on, see :mod:`ffprune_env.lm.identity`.
+        tokens_seen: tokens of search text that the model read, each time that it did; None in cells of before.
+    """
+
+    method: str
+    target_sparsity: float
+    seed: int | None
+    kept: list[int] | None
+    sparsity: float | None
+    total_sparsity: float
+    params: int
+    search_ppl: float | None
+    test_ppl: float
+    test_interval: tuple[float, float] | None
+    calibrated_test_ppl: float | None
+    calibrated_test_interval: tuple[float, float] | None
+    evaluations: float
+    tokens: int
+    seconds: float
+    trace: list[tuple[int, float]]
+    zero_shot: dict[str, float] | None = None
+    zero_shot_stderr: dict[str, float] | None = None
+    calibration: str = "none"
+    calibration_asked: str = "none"
+    settings: dict[str, Any] = field(default_factory=dict)
+    identity: dict[str, str] | None = None
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the final model is not calibrated as it was to be, and so not to be compared with those that are."""
+        return self.calibration != self.calibration_asked
+
+    tokens_seen: int | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a report shows.
+
+    Attributes:
+        settings: what was compared on what.
+        units: name, kind, layer and n_groups of every unit.
+        n_params: parameters of the dense model.
+        dense_test_ppl: its perplexity on test text.
+        dense_interval: 95 % interval of it; None as of a cell.
+        cells: what was measured.
+        dense_zero_shot: accuracies of the dense model.
+        dense_zero_shot_stderr: standard errors of these.
+    """
+
+    settings: dict[str, object]
+    units: list[dict[str, object]]
+    n_params: int
+    dense_test_ppl: float
+    dense_interval: tuple[float, float] | None
+    cells: list[Cell]
+    dense_zero_shot: dict[str, float] | None = None
+    dense_zero_shot_stderr: dict[str, float] | None = None
+
+
+class ComparisonFolder:
+    """What a comparison has measured so far, safe from Ctrl-C: ``settings.json``, ``dense.json`` and ``cells/``.
+
+    Nothing is written before there is something to keep. Two processes may fill one folder if they do not work on the
+    same cells and measure with the same; that is looked at again whenever something is written, since both may have
+    begun while the folder was empty. ``identity.json`` says what model, texts, settings and code all of it was measured
+    with, and so do the dense model's measurements and every cell.
+
+    Args:
+        path: the folder; made if there is none.
+        settings: what all cells have in common.
+
+    Raises:
+        ChangedError: the folder was made with other settings; the message names one that differs.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.settings = json.loads(strict_json(settings))
+        self.require_same("settings.json", self.settings)
+        self.identity: dict[str, str] = self._read(_IDENTITY) or {}
+
+    def require_same(self, name: str, settings: Mapping[str, Any]) -> None:
+        """Raises ChangedError if a file of settings is there and differs."""
+        made_with = self._read(name)
+        for key in settings.keys() | (made_with or settings).keys():
+            there, asked = (made_with or settings).get(key, BEFORE.get(key)), settings.get(key)
+            if there != asked:
+                raise ChangedError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
+
+    def require_same_identity(
+        self, now: Identity, model: str = "", texts: Mapping[str, str] | None = None, adds: bool = True
+    ) -> None:
+        """Raises ChangedError, in one line, if the folder was filled with something else than there is now.
+
+        In a new folder what there is now becomes what the folder is filled with.
+
+        Args:
+            now: all that figures depend on, or a part of it.
+            model: name of the model, for the message.
+            texts: names of the texts by use, for the message.
+            adds: whether anything will be measured. Where nothing is, other versions are no error, and only said.
+        """
+        if not (self.path / _IDENTITY).exists():
+            if (self.path / "settings.json").exists():
+                raise ChangedError(
+                    f"{self.path} holds no {_IDENTITY}, and so does not say what model and texts it was measured with: "
+                    f"nothing can be added to it, give another --out"
+                )
+            self.identity |= {**identity_of_settings(self.settings), **now}
+            return
+        since, advice = f"{self.path} was begun", "give another --out"
+        try:
+            require_same(self.identity, now, since, advice, model, texts)
+        except ChangedError as error:
+            if adds or any(name not in OF_VERSIONS for name in now):
+                raise
+            logger.warning("nothing is measured, and what is there is of another version: %s", error)
+
+    def cell(
+        self, method: str, sparsity: float, seed: int | None, settings: Mapping[str, Any] | None = None
+    ) -> Cell | None:
+        """A cell that was measured before, if it was.
+
+        Args:
+            method: its name.
+            sparsity: σ.
+            seed: of what it drew, if anything.
+            settings: what the method is told now beside the settings of the comparison; None does not compare that.
+
+        Raises:
+            ChangedError: it was measured with other settings, or with another model, text or code than the folder, or
+                is another cell.
+            ValueError: it cannot be read.
+        """
+        name = cell_name(method, sparsity, seed)
+        found = self._read(name)
+        try:
+            cell = None if found is None else _as_cell(found)
+        except (KeyError, TypeError) as error:
+            raise self._damaged(name, error) from error
+        if cell is None:
+            return None
+        remedy = "remove it to measure it again, or give another --out"
+        holds = cell_name(cell.method, cell.target_sparsity, cell.seed)
+        if holds != name:  # copied or renamed by hand
+            raise ChangedError(f"{self.path / name} holds what belongs to {holds}: {remedy}")
+        if self.identity:
+            require_same(cell.identity or {}, self.identity, f"{self.path / name} was measured", remedy)
+        now = {} if settings is None else json.loads(strict_json(settings))
+        for key in now.keys() | (cell.settings.keys() if now else ()):
+            if cell.settings.get(key) != now.get(key):
+                was = f"{key} {cell.settings.get(key)!r}, not {now.get(key)!r}"
+                raise ChangedError(f"{self.path / name} was measured with {was}: {remedy}")
+        return cell
+
+    def add(self, cell: Cell) -> None:
+        """Keeps a cell, with what the figures of the folder depend on."""
+        identified = replace(cell, identity=self.identity or None)
+        self.write(cell_name(cell.method, cell.target_sparsity, cell.seed), asdict(identified))
+
+    @property
+    def dense(self) -> dict[str, Any] | None:
+        """The fields of a :class:`Comparison` that are about the dense model, if it was measured.
+
+        Raises:
+            ChangedError: it was measured with another model, text, setting or code than the folder.
+            ValueError: it cannot be read.
+        """
+        found = self._read("dense.json")
+        if found is not None:
+            _restore_inf(found)
+            if not {"units", "n_params", "dense_test_ppl", "dense_interval"} <= found.keys():
+                raise self._damaged("dense.json", "measurements are missing")
+            identity = found.pop("identity", None)
+            if self.identity:
+                since, advice = f"{self.path / 'dense.json'} was measured", "give another --out"
+                require_same(identity or {}, self.identity, since, advice)
+        return found
+
+    @dense.setter
+    def dense(self, fields: Mapping[str, Any]) -> None:
+        self.write("dense.json", {**fields, **({"identity": self.identity} if self.identity else {})})
+
+    @property
+    def manifest(self) -> dict[str, Any] | None:
+        """Where the cells were measured, if that was recorded: device, dtype, threads, versions."""
+        return self._read("manifest.json")
+
+    def comparison(self, cells: list[Cell], settings: Mapping[str, Any]) -> Comparison:
+        """All of it, for a report.
+
+        Args:
+            cells: those to show.
+            settings: to show beside those of the folder.
+
+        Raises:
+            ValueError: the dense model was not measured yet.
+        """
+        dense = self.dense
+        if dense is None:
+            raise ValueError(f"{self.path} holds no measurement of the dense model yet")
+        interval = dense["dense_interval"]
+        dense["dense_interval"] = None if interval is None else tuple(interval)
+        manifest = self.manifest or {}
+        known = ("device", "dtype", "threads", "windows")
+        where: dict[str, object] = {name: manifest[name] for name in known if name in manifest}
+        return Comparison(settings={**self.settings, **where, **settings}, cells=cells, **dense)
+
+    def write(self, name: str, content: Mapping[str, Any]) -> None:
+        """Replaces a file by strict JSON, in one move; the first brings along what is the same for all.
+
+        Raises:
+            ChangedError: another process has begun to fill the folder with something else meanwhile.
+        """
+        (self.path / "cells").mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.path / ".lock"):
+            self.require_same("settings.json", self.settings)
+            begun = self._read(_IDENTITY)
+            if begun is not None and self.identity:
+                require_same(begun, self.identity, f"{self.path} was begun", "give another --out")
+            self._replace(name, content)
+
+    def _replace(self, name: str, content: Mapping[str, Any]) -> None:
+        files = {name: content}
+        if self.identity and not (self.path / _IDENTITY).exists():
+            files = {_IDENTITY: self.identity, **files}
+        if not (self.path / "settings.json").exists():
+            files["settings.json"] = self.settings
+        for file, text in files.items():
+            scratch = self.path / f"{file}.writing-{os.getpid()}"
+            scratch.write_text(strict_json(text, indent=1) + "\n", encoding="utf-8")
+            scratch.replace(self.path / file)
+
+    def _read(self, name: str) -> dict[str, Any] | None:
+        try:
+            content = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise self._damaged(name, error) from error
+        if not isinstance(content, dict):
+            raise self._damaged(name, "an object expected")
+        return content
+
+    def _damaged(self, name: str, reason: object) -> ValueError:
+        return ValueError(f"{self.path / name} is damaged, remove it to measure it again: {reason}")
+
+
+def cell_name(method: str, sparsity: float, seed: int | None) -> str:
+    """The file of a cell, inside the folder."""
+    return f"cells/{method}-s{100 * sparsity:g}{'' if seed is None else f'-seed{seed}'}.json"
+
+
+def _as_cell(content: dict[str, Any]) -> Cell:
+    _restore_inf(content)
+    for name in ("test_interval", "calibrated_test_interval"):
+        if content[name] is not None:
+            content[name] = tuple(content[name])
+    content["trace"] = [tuple(point) for point in content["trace"]]
+    return Cell(**content)
+
+
+def _restore_inf(content: dict[str, Any]) -> None:
+    """Undoes what strict JSON does to infinite numbers: they were written as null, and named."""
+    for name in content.pop("non_finite", []):
+        content[name] = _with_inf(content[name])
+
+
+def _with_inf(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_inf(item) for item in value]
+    return math.inf if value is None else value

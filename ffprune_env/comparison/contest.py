@@ -1,0 +1,238 @@
+"""Methods against each other on one model: each answers the same problem, and its answer is measured the same way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ffprune_env.budget.allocation import IntArray
+from ffprune_env.comparison.cells import Cell
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.lm.intervals import perplexity_interval
+from ffprune_env.lm.loss import perplexity_of, window_losses
+from ffprune_env.methods.rebuilding.slicegpt import slicegpt
+from ffprune_env.methods.rebuilding.svd_llm import svd_llm
+from ffprune_env.methods.registry import Method, settings_of
+from ffprune_env.pruning.calibration_kind import calibration_kind
+from ffprune_env.pruning.flap_bias import FlapBias
+from ffprune_env.pruning.prunable import Calibration
+from ffprune_env.pruning.saliency import wifv_scores
+from ffprune_env.search.problem import Meter, Problem
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ffprune_env.evaluators.zero_shot import ZeroShot
+
+#: Parts of the budget after which what a search would return is measured on search text, for its trace.
+_MARKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+
+Rebuilder = Callable[["PreTrainedModel", torch.Tensor, int, int], "PreTrainedModel"]
+#: Methods that rebuild the weights of a copy: (model, calibration windows, parameters to remove, batch size) to it.
+REBUILDERS: dict[str, Rebuilder] = {"svd-llm": svd_llm, "slicegpt": slicegpt}
+ZeroShotTest = Callable[["PreTrainedModel"], "ZeroShot"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that methods are compared on, and all that is the same for every one of them.
+
+    Attributes:
+        evaluator: the model, its search text, calibration and statistics; its reward is what searches see.
+        plain: the same with the model that is only cut as reward.
+        calibration_windows: int64 [n, seq_len], what statistics and calibration were made from.
+        curve_windows: int64 [n, seq_len], search text for methods that look at gradients.
+        test_windows: int64 [n, seq_len].
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses. Methods that rebuild weights
+            take it as it is, and one window where it is None.
+        zero_shot: what to ask the final models, if anything.
+    """
+
+    evaluator: LMEvaluator
+    plain: LMEvaluator
+    calibration_windows: torch.Tensor
+    curve_windows: torch.Tensor
+    test_windows: torch.Tensor
+    batch_size: int | None = None
+    zero_shot: ZeroShotTest | None = None
+
+    def test(self, model: PreTrainedModel) -> tuple[float, tuple[float, float] | None]:
+        """Perplexity of a model on test text, with its interval if there is one."""
+        losses = window_losses(model, self.test_windows, self.batch_size)
+        return perplexity_of(losses), perplexity_interval(losses)
+
+    def ask(self, model: PreTrainedModel) -> tuple[dict[str, float] | None, dict[str, float] | None]:
+        """Accuracies of a model on the zero-shot tasks and of their average, and standard errors; None if not asked."""
+        if self.zero_shot is None:
+            return None, None
+        asked = self.zero_shot(model)
+        scores = {name: result.score for name, result in asked.tasks.items()} | {"average": asked.average}
+        stderrs = {name: result.score_stderr for name, result in asked.tasks.items()}
+        known = {name: x for name, x in (stderrs | {"average": asked.average_stderr}).items() if x is not None}
+        return scores, known
+
+
+def search_and_measure(
+    subject: Subject,
+    name: str,
+    method: Method,
+    sparsity: float,
+    seed: int | None,
+    evaluations: int,
+) -> Cell:
+    """Lets one method answer, and measures its answer with and without calibration.
+
+    Args:
+        subject: the model and its texts.
+        name: of the method, for the cell.
+        method: the method.
+        sparsity: σ.
+        seed: of what it draws; None for methods that draw nothing.
+        evaluations: its budget, in measurements on N_max windows of search text.
+
+    Raises:
+        ValueError: the method cannot reach the sparsity, or not with this budget.
+    """
+    evaluator = subject.plain if method.plain_reward else subject.evaluator
+    evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
+    prunable = evaluator.prunable
+    meter = Meter(evaluator, evaluations if method.searches else 0)
+    started = time.perf_counter()
+    rewarded = evaluator.calibration if evaluator.calibrated else None
+    windows = subject.curve_windows
+    problem = Problem(prunable, evaluator.statistics, meter, sparsity, seed or 0, calibration=rewarded, windows=windows)
+    kept = method.answer(problem).kept
+    seconds = time.perf_counter() - started
+    with ranking_of(subject, method):
+        with prunable.pruned(kept) as model:
+            test_ppl, interval = subject.test(model)
+        calibration = calibration_of(subject, method, kept)
+        calibrated_ppl = calibrated_interval = None
+        if calibration is not None:
+            with prunable.pruned(kept, calibration) as model:
+                calibrated_ppl, calibrated_interval = subject.test(model)
+    tokens_per_window = evaluator.windows.shape[1]
+    return Cell(
+        method=name,
+        target_sparsity=sparsity,
+        seed=seed,
+        kept=kept.tolist(),
+        sparsity=prunable.sparsity(kept),
+        total_sparsity=prunable.total_sparsity(kept),
+        params=prunable.params(kept),
+        search_ppl=None if method.flap_bias else subject.evaluator.measure(kept, meter.max_samples),
+        test_ppl=test_ppl,
+        test_interval=interval,
+        calibrated_test_ppl=calibrated_ppl,
+        calibrated_test_interval=calibrated_interval,
+        evaluations=meter.spent / meter.max_samples,
+        tokens=meter.spent * tokens_per_window,
+        tokens_seen=meter.seen * tokens_per_window,
+        seconds=seconds,
+        trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter, subject.evaluator)],
+        calibration=calibration_kind(calibration),
+        calibration_asked="flap-bias" if method.flap_bias else subject.evaluator.calibration_asked,
+        settings=settings_of(method),
+    )
+
+
+def ranking_of(subject: Subject, method: Method) -> AbstractContextManager[None]:
+    """Inside, the heads and channels of the model are in the order that the method itself goes by."""
+    prunable, statistics = subject.evaluator.prunable, subject.evaluator.statistics
+    if method.flap_bias and statistics is not None:
+        return prunable.ranked(wifv_scores(prunable, statistics))
+    return nullcontext()
+
+
+def calibration_of(subject: Subject, method: Method, kept: IntArray) -> Calibration | None:
+    """What stands in for what a method removes: its own compensation or, like for all others, the evaluator's."""
+    statistics = subject.evaluator.statistics
+    if method.flap_bias and statistics is not None:
+        return FlapBias(subject.evaluator.prunable, statistics)
+    return subject.evaluator.final_calibration(kept)
+
+
+def ask_final(subject: Subject, cell: Cell, method: Method) -> Cell:
+    """The cell with the zero-shot accuracies of the model that it ends with, calibrated.
+
+    Raises:
+        RuntimeError: that model cannot be made again, because memory does not do for its calibration now.
+    """
+    if cell.kept is None:
+        raise ValueError(f"{cell.method} removes no groups: ask the model that it made")
+    evaluator = subject.evaluator
+    kept = evaluator.prunable.check_kept(cell.kept)
+    with ranking_of(subject, method):
+        # What was calibrated by Eqs. 6-7 alone for want of memory stays so: what is asked is what was measured.
+        made = evaluator.calibration if cell.calibration == "ridge" else calibration_of(subject, method, kept)
+        if calibration_kind(made) != cell.calibration:
+            raise RuntimeError(f"its perplexity is of a model calibrated as {cell.calibration}, and that fails now")
+        with evaluator.prunable.pruned(kept, made) as model:
+            return ask(subject, cell, model)
+
+
+def ask(subject: Subject, cell: Cell, model: PreTrainedModel) -> Cell:
+    """The cell with the zero-shot accuracies of a model."""
+    scores, stderrs = subject.ask(model)
+    return replace(cell, zero_shot=scores, zero_shot_stderr=stderrs)
+
+
+def progress(meter: Meter, evaluator: LMEvaluator) -> list[tuple[int, float]]:
+    """What the method would have returned after parts of its budget: (windows spent, perplexity on N_max windows).
+
+    Args:
+        meter: what the method was given, with its notes.
+        evaluator: measures, the same for all methods, whatever they were rewarded for.
+    """
+    points = []
+    for mark in _MARKS:
+        noted = [kept for spent, kept in meter.trace if spent <= mark * meter.budget]
+        if noted:
+            ppl = evaluator.measure(noted[-1], meter.max_samples)
+            points.append((min(round(mark * meter.budget), meter.spent), ppl))
+    return points
+
+
+def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[Cell, PreTrainedModel]:
+    """Lets a method of :data:`REBUILDERS` remove what pruning at σ removes, from a copy; measures that, and returns it.
+
+    Args:
+        subject: the model and its texts.
+        name: of the method.
+        sparsity: σ; as many parameters of the whole model go as it takes from Σw.
+
+    Raises:
+        ValueError: the method cannot remove as much.
+    """
+    prunable = subject.evaluator.prunable
+    wanted = round(sparsity * sum(unit.n_params for unit in prunable.units))
+    started = time.perf_counter()
+    model = REBUILDERS[name](prunable.model, subject.calibration_windows, wanted, subject.batch_size or 1)
+    seconds = time.perf_counter() - started
+    params = sum(parameter.numel() for parameter in model.parameters())
+    test_ppl, interval = subject.test(model)
+    cell = Cell(
+        method=name,
+        target_sparsity=sparsity,
+        seed=None,
+        kept=None,
+        sparsity=None,
+        total_sparsity=1 - params / prunable.n_params,
+        params=params,
+        search_ppl=None,
+        test_ppl=test_ppl,
+        test_interval=interval,
+        calibrated_test_ppl=None,
+        calibrated_test_interval=None,
+        evaluations=0,
+        tokens=0,
+        tokens_seen=0,
+        seconds=seconds,
+        trace=[],
+    )
+    return cell, model

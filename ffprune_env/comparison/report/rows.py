@@ -1,0 +1,277 @@
+"""Rows of a report: one method at one sparsity over its seeds, and what the rows say in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+import numpy as np
+
+from ffprune_env.comparison.cells import Cell, Comparison
+
+#: Heuristics by name; so is every other method that removes groups and does not search, whatever text it looks at.
+HEURISTICS = ("uniform", "ffn-only", "flap")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean, lowest and highest value over seeds; not finite where one of the seeds is not."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one sparsity.
+
+    Attributes:
+        method: its name.
+        cells: one per seed.
+    """
+
+    method: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def seeds(self) -> int | None:
+        """How many seeds were run; None if the method draws nothing."""
+        return None if self.cells[0].seed is None else len(self.cells)
+
+    @property
+    def rebuilds(self) -> bool:
+        """Whether the method removes no groups but rebuilds the weights."""
+        return all(cell.kept is None for cell in self.cells)
+
+    @property
+    def heuristic(self) -> bool:
+        """Whether the method removes groups without having searched."""
+        return not self.rebuilds and (self.method in HEURISTICS or not any(cell.trace for cell in self.cells))
+
+    @property
+    def search(self) -> bool:
+        """Whether the method searched for the groups it removes."""
+        return not self.rebuilds and not self.heuristic
+
+    @property
+    def fell_back(self) -> bool:
+        """Whether the final model of a seed is not calibrated as it was to be."""
+        return any(cell.fell_back for cell in self.cells)
+
+    @property
+    def plain(self) -> Spread:
+        """Test perplexity without calibration."""
+        return _spread(cell.test_ppl for cell in self.cells)
+
+    @property
+    def calibrated(self) -> Spread | None:
+        """Test perplexity with calibration, of the seeds that have one."""
+        values = [cell.calibrated_test_ppl for cell in self.cells if cell.calibrated_test_ppl is not None]
+        return _spread(values) if values else None
+
+    @property
+    def final(self) -> Spread:
+        """Test perplexity of what the user gets: calibrated, if there is a calibration."""
+        return self.calibrated or self.plain
+
+    @property
+    def final_interval(self) -> tuple[float, float] | None:
+        """95 % interval of the final perplexity, widened to cover those of all seeds; None where a seed has none."""
+        of_all = [
+            cell.test_interval if cell.calibrated_test_ppl is None else cell.calibrated_test_interval
+            for cell in self.cells
+        ]
+        known = [interval for interval in of_all if interval is not None]
+        return (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(of_all) else None
+
+    @property
+    def sparsity(self) -> float | None:
+        """Fraction of Σw removed, mean over seeds; None for methods that remove no groups."""
+        values = [cell.sparsity for cell in self.cells if cell.sparsity is not None]
+        return fmean(values) if values else None
+
+    @property
+    def total_sparsity(self) -> float:
+        """Fraction of all parameters of the model removed, mean over seeds."""
+        return fmean(cell.total_sparsity for cell in self.cells)
+
+    @property
+    def evaluations(self) -> float:
+        """What the method was charged, in measurements on as many windows as --samples says, mean over seeds."""
+        return fmean(cell.evaluations for cell in self.cells)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens of search text that the method was charged, mean over seeds."""
+        return fmean(cell.tokens for cell in self.cells)
+
+    @property
+    def tokens_seen(self) -> float | None:
+        """Tokens of search text that the model read, mean over seeds; None where that was not recorded."""
+        seen = [cell.tokens_seen for cell in self.cells if cell.tokens_seen is not None]
+        return fmean(seen) if len(seen) == len(self.cells) else None
+
+    @property
+    def seconds(self) -> float:
+        """Duration of the search, mean over seeds."""
+        return fmean(cell.seconds for cell in self.cells)
+
+
+def target_sparsities(comparison: Comparison) -> list[float]:
+    """The sparsities that were asked for, ascending."""
+    return sorted({cell.target_sparsity for cell in comparison.cells})
+
+
+def methods(comparison: Comparison) -> list[str]:
+    """All methods, in the order of the comparison."""
+    return list(dict.fromkeys(cell.method for cell in comparison.cells))
+
+
+def rows_at(comparison: Comparison, sparsity: float) -> list[Row]:
+    """The methods at one sparsity, best final test perplexity first.
+
+    Args:
+        comparison: what was measured.
+        sparsity: σ that was asked for, one of the comparison's.
+
+    Raises:
+        ValueError: nothing was measured at that sparsity.
+    """
+    cells = [cell for cell in comparison.cells if cell.target_sparsity == sparsity]
+    if not cells:
+        known = ", ".join(f"{x:g}" for x in target_sparsities(comparison)) or "none"
+        raise ValueError(f"nothing was measured at sparsity {sparsity:g}; measured were {known}")
+    groups: dict[str, list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(cell.method, []).append(cell)
+    rows = [Row(method, tuple(group)) for method, group in groups.items()]
+    return sorted(rows, key=lambda row: _rank(row.final.mean))
+
+
+def find(rows: Sequence[Row], method: str) -> Row | None:
+    """The row of a method, if there is one."""
+    return next((row for row in rows if row.method == method), None)
+
+
+def left_out(rows: Sequence[Row]) -> list[Row]:
+    """The rows of one table that are not compared with the others, since their final models are calibrated otherwise.
+
+    Of those that were to be calibrated in sequence these are the ones where a seed was not, unless all of all were
+    calibrated in one other way. Methods with a calibration of their own, or none, are what was asked for.
+    """
+    fell_back = [row for row in rows if row.fell_back]
+    asked = {cell.calibration_asked for row in fell_back for cell in row.cells}
+    kinds = {cell.calibration for row in rows for cell in row.cells if cell.calibration_asked in asked}
+    return fell_back if len(kinds) > 1 else []
+
+
+def change(ppl: float, base: float) -> float:
+    """PPL / base − 1; NaN where the base is infinite and nothing can be compared with it."""
+    return ppl / base - 1 if math.isfinite(base) else math.nan
+
+
+def share_removed(ppl: float, base: float, dense: float) -> float:
+    """Share of the excess e(base) that is gone, with e(x) = ln PPL(x) − ln PPL(dense).
+
+    Returns:
+        1 − e(ppl) / e(base): 0 for the base, 1 for the dense model, below 0 for what is worse than the base. NaN where
+        e(base) is infinite, or where the base is no worse than the dense model.
+    """
+    excess = math.log(base) - math.log(dense)
+    return 1 - (math.log(ppl) - math.log(dense)) / excess if 0 < excess < math.inf else math.nan
+
+
+def findings(comparison: Comparison) -> list[str]:
+    """What the numbers say, one paragraph per sparsity, with names of methods in backticks."""
+    return [_finding(comparison, sparsity) for sparsity in target_sparsities(comparison)]
+
+
+def code(name: object) -> str:
+    """A name from outside in backticks, which itself holds none and is one line."""
+    return f"`{' '.join(str(name).replace('`', chr(39)).split())}`"
+
+
+def ppl_text(ppl: float) -> str:
+    """A perplexity for people; ``inf`` and ``nan`` are printed as such."""
+    if not math.isfinite(ppl):
+        return f"{ppl}"
+    return f"{ppl:.2f}" if ppl < 1000 else f"{ppl:,.0f}" if ppl < 1e6 else f"{ppl:.2e}"
+
+
+def _finding(comparison: Comparison, sparsity: float) -> str:
+    every = rows_at(comparison, sparsity)
+    apart = left_out(every)
+    rows = [row for row in every if row not in apart]
+    sentences = [_best_of(comparison, sparsity, rows), *_search_against_heuristics(rows)] if rows else []
+    if apart:
+        names = ", ".join(code(row.method) for row in apart)
+        sentences.append(
+            f"At σ = {sparsity:g} not compared, since not calibrated in sequence as asked for, or not with every seed: "
+            f"{names}."
+        )
+    return " ".join(sentences)
+
+
+def _best_of(comparison: Comparison, sparsity: float, rows: Sequence[Row]) -> str:
+    best, uniform = rows[0], find(rows, "uniform")
+    verb = "is best, with" if len(rows) > 1 else "has"
+    text = f"At σ = {sparsity:g} {code(best.method)} {verb} a test PPL of {ppl_text(best.final.mean)}"
+    text += " (calibrated)" if best.calibrated else " (it rebuilds the weights)" if best.rebuilds else ""
+    text += f"; dense has {ppl_text(comparison.dense_test_ppl)}"
+    if uniform is not None and uniform is not best:
+        text += f", {code('uniform')} {ppl_text(uniform.final.mean)}"
+    return f"{text}."
+
+
+def _search_against_heuristics(rows: Sequence[Row]) -> list[str]:
+    """Sentences on the best search and the best heuristic, and on what does better than `ppo` without a search."""
+    search = next((row for row in rows if row.search), None)
+    heuristic = next((row for row in rows if row.heuristic), None)
+    if search is None or heuristic is None:
+        return []
+    ours, theirs = _rank(search.final.mean), _rank(heuristic.final.mean)
+    if ours < theirs:
+        text = (
+            f"The best search, {_named(search)}, beats the best heuristic, {_named(heuristic)}{_margin(theirs, ours)}"
+        )
+        worst = _rank(search.final.high)
+        text += f", but not with every seed: its worst has {ppl_text(worst)}." if worst >= theirs else "."
+    elif ours > theirs:
+        text = f"No search beats the best heuristic: {_named(heuristic)} is better than the best search, "
+        text += f"{_named(search)}{_margin(ours, theirs)}."
+    else:
+        text = f"The best search, {_named(search)}, and the best heuristic, {_named(heuristic)}, are equal."
+    sentences = [text]
+    ppo = find(rows, "ppo")
+    better = [row for row in rows if row.heuristic and ppo and _rank(row.final.mean) < _rank(ppo.final.mean)]
+    if ppo and better and not (ours > theirs and search is ppo and len(better) == 1):  # else it was just said
+        verb = "beats" if len(better) == 1 else "beat"
+        sentences.append(f"Without any search {' and '.join(_named(row) for row in better)} {verb} {_named(ppo)}.")
+    ahead = [row for row in rows if row.search and ppo and _rank(row.final.mean) < _rank(ppo.final.mean)]
+    if ppo and ahead:
+        verb = "does" if len(ahead) == 1 else "do"
+        names = [_named(row) for row in ahead]
+        listed = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        sentences.append(f"Of the searches, {listed} {verb} better than {_named(ppo)}.")
+    return sentences
+
+
+def _named(row: Row) -> str:
+    return f"{code(row.method)} ({ppl_text(row.final.mean)})"
+
+
+def _margin(worse: float, better: float) -> str:
+    return f", by {1 - better / worse:.1%}" if math.isfinite(worse) else ""
+
+
+def _rank(ppl: float) -> float:
+    """A perplexity to sort by: what is not a number is as bad as infinite."""
+    return math.inf if math.isnan(ppl) else ppl
+
+
+def _spread(values: Iterable[float]) -> Spread:
+    array = np.array(list(values), dtype=np.float64)
+    return Spread(float(array.mean()), float(array.min()), float(array.max()))

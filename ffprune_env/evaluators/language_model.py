@@ -1,0 +1,261 @@
+"""What the environment measures with: the protocol, and a real model that follows it (4.8)."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from ffprune_env.budget.allocation import IntArray
+from ffprune_env.lm.batches import is_out_of_memory, release_memory
+from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
+from ffprune_env.lm.loss import perplexity
+from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.calibration_kind import CalibrationKind
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import Statistics
+from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
+from ffprune_env.pruning.units import PruneUnit
+
+logger = logging.getLogger(__name__)
+
+
+class Evaluator(Protocol):
+    """Anything that can say how good a pruned model would be."""
+
+    @property
+    def units(self) -> tuple[PruneUnit, ...]:
+        """The N units, in order."""
+        ...
+
+    @property
+    def max_samples(self) -> int:
+        """N_max, the most windows a measurement can use."""
+        ...
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` windows; inf if not finite."""
+        ...
+
+    def dense(self, n_samples: int) -> float:
+        """Perplexity of the dense model on the same windows."""
+        ...
+
+
+class DivergenceEvaluator(Evaluator, Protocol):
+    """An evaluator that can also say how far the pruned model's predictions are from the dense model's."""
+
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """Perplexity on the first windows as :meth:`measure` gives it, and mean KL(dense ‖ pruned) there, in nats.
+
+        One forward pass gives both; a KL that is not finite is inf.
+        """
+        ...
+
+
+class SearchEvaluator(DivergenceEvaluator, Protocol):
+    """An evaluator that also has windows for the last look at few candidates, which no search sees before."""
+
+    @property
+    def max_final_samples(self) -> int:
+        """How many there are."""
+        ...
+
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` of these windows."""
+        ...
+
+
+class LMEvaluator:
+    """Measures a real language model on windows of search text; the same question is answered once.
+
+    Args:
+        prunable: a ranked model.
+        windows: int64 [N_max, seq_len], search text.
+        batch_size: windows per forward pass, fewer where memory runs out; None chooses.
+        calibration: what the surviving weights are re-fitted with in the model that the user will get, if at all.
+        calibrated: measure that model, not the one that is only cut. The product that re-fits the weights is then
+            taken in the dtype of the weights, which is exact enough for a reward.
+        statistics: what the groups were ranked by, for methods that look at it; its Gram matrices are not kept.
+        sequential: int64 [n, seq_len], calibration text: the model that the user will get is calibrated once more, in
+            sequence, on it. None leaves that out.
+        texts: further windows, int64 [n, seq_len], by purpose, as :mod:`ffprune_env.texts.window_plan` shares them
+            out: on ``finalists`` a search ranks its last candidates.
+
+    Attributes:
+        texts: these, and the windows that are measured on, as ``search``.
+
+    Raises:
+        ValueError: there is no window, the dense model's perplexity is not finite, or there is no calibration to use.
+    """
+
+    def __init__(
+        self,
+        prunable: PrunableModel,
+        windows: torch.Tensor,
+        batch_size: int | None = 1,
+        calibration: RidgeCalibration | None = None,
+        calibrated: bool = False,
+        statistics: Statistics | None = None,
+        sequential: torch.Tensor | None = None,
+        texts: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        if (calibrated or sequential is not None) and calibration is None:
+            asked = "calibrated=True" if calibrated else "calibration in sequence"
+            raise ValueError(f"{asked} needs a calibration: RidgeCalibration(prunable, stats)")
+        self.prunable = prunable
+        self.windows = windows
+        self.texts = {**(texts or {}), "search": windows}
+        self.calibration = calibration
+        self.calibrated = calibrated
+        self.statistics = None if statistics is None else replace(statistics, grams=None)
+        self._fast = calibration.approximate() if calibration is not None and calibrated else None
+        self._batch_size = batch_size
+        self._sequential = sequential
+        # The last that was asked for, with the ranking and the groups kept that it is for.
+        self._final: tuple[tuple[int, bytes], WeightCalibration] | None = None
+        # What could not be calibrated in sequence once is not tried again: what is written is what was reported.
+        self._fell_back: set[tuple[int, bytes]] = set()
+        self._measured: dict[tuple[int, int, bytes], float] = {}
+        self._dense: dict[tuple[int, int], float] = {}
+        self._divergences: dict[tuple[int, int, bytes], float] = {}
+        self._dense_states: tuple[int, list[torch.Tensor]] = (-1, [])  # of the ranking that they were made under
+        if not math.isfinite(self.dense(len(windows))):
+            raise ValueError("the dense model's perplexity on the search text is not finite: check weights and dtype")
+
+    @property
+    def units(self) -> tuple[PruneUnit, ...]:
+        """The units of the model."""
+        return self.prunable.units
+
+    @property
+    def max_samples(self) -> int:
+        """Windows of search text."""
+        return len(self.windows)
+
+    @property
+    def max_final_samples(self) -> int:
+        """Windows for finalists."""
+        return len(self.texts.get("finalists", ()))
+
+    @property
+    def chosen_on(self) -> torch.Tensor:
+        """All windows that policies were chosen by: int64 [n, seq_len], those of the search, then the finalists'."""
+        return torch.cat([self.windows, self.texts.get("finalists", self.windows[:0])])
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """Prunes, measures, and leaves the model dense again."""
+        counts = self.prunable.check_kept(kept)
+        key = (self.prunable.rankings, n_samples, counts.tobytes())
+        if key not in self._measured:
+            with self.prunable.pruned(counts, self._fast) as model:
+                self._measured[key] = perplexity(model, self._first(n_samples), self._batch_size)
+        return self._measured[key]
+
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """Perplexity and mean KL(dense ‖ pruned) on the first windows, from one forward pass."""
+        counts = self.prunable.check_kept(kept)
+        self.prunable.require_dense("measure")
+        rankings = self.prunable.rankings
+        key = (rankings, n_samples, counts.tobytes())
+        if key not in self._divergences:
+            if self._dense_states[0] != rankings:
+                self._dense_states = (
+                    rankings,
+                    final_hidden_states(self.prunable.model, self.windows, self._batch_size),
+                )
+            windows, dense = self._first(n_samples), self._dense_states[1][:n_samples]
+            with self.prunable.pruned(counts, self._fast) as model:
+                self._measured[key], self._divergences[key] = compare_with_dense(
+                    model, windows, dense, self._batch_size
+                )
+        return self._measured[key], self._divergences[key]
+
+    def final_calibration(self, kept: IntArray) -> WeightCalibration | None:
+        """What the model that the user will get is re-fitted with: in sequence, by Eqs. 6-7 alone, or not at all.
+
+        In sequence it is made for this allocation, which takes a minute where a measurement takes a second; the last
+        one is remembered. Where memory does not do for that, or the pruned model collapses, which is logged, it is
+        Eqs. 6-7 alone, for this allocation and from then on; the next one is tried again.
+        """
+        if self.calibration is None or self._sequential is None:
+            return self.calibration
+        key = (self.prunable.rankings, self.prunable.check_kept(kept).tobytes())
+        if key in self._fell_back:
+            return self.calibration
+        if self._final is None or self._final[0] != key:
+            self._final = None  # there may be no room for two
+            made = self._calibrate_in_sequence(self.calibration, self._sequential, kept)
+            if made is None:
+                self._fell_back.add(key)
+                return self.calibration
+            self._final = key, made
+        return self._final[1]
+
+    @property
+    def calibration_asked(self) -> CalibrationKind:
+        """How :meth:`final_calibration` calibrates where nothing comes in between."""
+        if self.calibration is None:
+            return "none"
+        return "ridge" if self._sequential is None else "sequential"
+
+    def _calibrate_in_sequence(
+        self, calibration: RidgeCalibration, windows: torch.Tensor, kept: IntArray
+    ) -> SequentialCalibration | None:
+        try:
+            return SequentialCalibration(calibration, kept, windows, batch_size=self._batch_size)
+        except CollapsedError as error:
+            logger.warning("%s: calibrated by Eqs. 6-7 alone", error)
+            return None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+        # Out of the handler, so that nothing holds on to what was made.
+        release_memory()
+        logger.warning("out of memory: this model is calibrated by Eqs. 6-7 alone, not in sequence")
+        return None
+
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity on the first windows for finalists; calibrated, if :meth:`measure` is, but in float32."""
+        if not 1 <= n_samples <= self.max_final_samples:
+            raise ValueError(f"n_samples must be between 1 and {self.max_final_samples}, got {n_samples}")
+        with self.prunable.pruned(kept, self.calibration if self.calibrated else None) as model:
+            return perplexity(model, self.texts["finalists"][:n_samples], self._batch_size)
+
+    def dense(self, n_samples: int) -> float:
+        """Measured once per number of windows."""
+        self.prunable.require_dense("measure as dense")
+        key = (self.prunable.rankings, n_samples)  # ranking moves bfloat16 results in the last digits
+        if key not in self._dense:
+            self._dense[key] = perplexity(self.prunable.model, self._first(n_samples), self._batch_size)
+        return self._dense[key]
+
+    def remember(
+        self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None, dense_ppl: float | None = None
+    ) -> None:
+        """Takes answers that were measured before, of this model under this ranking, for its own."""
+        key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
+        self._measured[key] = ppl
+        if kl is not None:
+            self._divergences[key] = kl
+        if dense_ppl is not None:
+            self._dense[self.prunable.rankings, n_samples] = dense_ppl
+
+    def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
+        """Whether :meth:`measure`, or with ``kl`` :meth:`compare`, would answer at once."""
+        key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
+        return key in (self._divergences if kl else self._measured)
+
+    def forget(self) -> None:
+        """Drops what was measured of pruned models, so that the same question costs a measurement again."""
+        self._measured.clear()
+        self._divergences.clear()
+
+    def _first(self, n_samples: int) -> torch.Tensor:
+        if not 1 <= n_samples <= len(self.windows):
+            raise ValueError(f"n_samples must be between 1 and {len(self.windows)}, got {n_samples}")
+        return self.windows[:n_samples]

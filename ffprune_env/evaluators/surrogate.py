@@ -1,0 +1,77 @@
+"""Curves that stand in for a language model, so that a search can be tested against a known optimum (4.8)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ffprune_env.budget.allocation import FloatArray, IntArray
+from ffprune_env.pruning.units import PruneUnit
+
+
+class SurrogateEvaluator:
+    """Answers from damage curves in microseconds, so that a search can be tested against a known optimum.
+
+    Args:
+        units: the N units.
+        curves: N arrays; ``curves[i][k]`` is the loss in nats that keeping k groups of unit i adds, k in 0..n_groups.
+        dense_ppl: perplexity of the dense model.
+        max_samples: N_max that is claimed; measurements do not depend on the number of samples.
+
+    Raises:
+        ValueError: a curve has the wrong length.
+    """
+
+    def __init__(
+        self, units: Sequence[PruneUnit], curves: Sequence[npt.ArrayLike], dense_ppl: float = 15.0, max_samples: int = 8
+    ) -> None:
+        self.units = tuple(units)
+        self.max_samples = self.max_final_samples = max_samples
+        self.curves: tuple[FloatArray, ...] = tuple(np.asarray(curve, dtype=np.float64) for curve in curves)
+        self._dense_ppl = dense_ppl
+        for unit, curve in zip(self.units, self.curves, strict=True):
+            if curve.shape != (unit.n_groups + 1,):
+                raise ValueError(f"{unit.name}: got a curve of shape {curve.shape}, expected ({unit.n_groups + 1},)")
+
+    @classmethod
+    def synthetic(cls, n_layers: int = 12, heads: int = 8, channels: int = 256, seed: int = 0) -> SurrogateEvaluator:
+        """An invented model whose units differ a hundredfold in how much their groups matter.
+
+        The curve of unit i is s_i · (1 - k/n)², convex, with log s_i normal.
+
+        Args:
+            n_layers: decoder layers; N is twice that.
+            heads: groups of every attention unit.
+            channels: groups of every FFN unit.
+            seed: of the sensitivities.
+        """
+        rng = np.random.default_rng(seed)
+        units, curves = [], []
+        for layer in range(n_layers):
+            attention = PruneUnit(f"layers.{layer}.attention", "attention", layer, heads, heads * 2 * channels)
+            ffn = PruneUnit(f"layers.{layer}.ffn", "ffn", layer, channels, channels * 6 * heads)
+            for unit in (attention, ffn):
+                removed = 1 - np.arange(unit.n_groups + 1) / unit.n_groups
+                units.append(unit)
+                curves.append(np.exp(rng.normal(-1.5, 1.2)) * removed**2)
+        return cls(units, curves)
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """PPL_dense · exp(Σ damage_i(kept_i))."""
+        return self.compare(kept, n_samples)[0]
+
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """The perplexity, and Σ damage_i(kept_i): what pruning adds to the loss, as a small divergence does."""
+        damage = sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
+        return self._dense_ppl * math.exp(min(damage, 700.0)), damage
+
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """The same as :meth:`measure`: curves know no windows."""
+        return self.measure(kept, n_samples)
+
+    def dense(self, n_samples: int) -> float:
+        """The given perplexity."""
+        return self._dense_ppl

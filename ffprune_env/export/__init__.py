@@ -1,0 +1,1 @@
+"""Pruned models on disk: what is written, the code and card in the folder, GGUF."""

@@ -1,0 +1,137 @@
+"""The README.md of a pruned model: where it comes from, what is left of it, how well it does, how to load it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from ffprune_env.modeling.config_names import PREFIX
+from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.calibration_kind import CalibrationKind, calibration_kind
+from ffprune_env.pruning.sequential import SequentialCalibration
+
+if TYPE_CHECKING:
+    from ffprune_env.pruning.prunable import Calibration, PrunableModel
+    from ffprune_env.pruning.units import UnitLayout
+
+_BAR = 20  # characters for a whole unit
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What a model card tells and the model itself does not know; what is None is left out.
+
+    Attributes:
+        base_model: name of the model that was pruned.
+        target_sparsity: fraction of Σ w that was asked for.
+        dense_ppl: perplexity of that model.
+        pruned_ppl: perplexity of the pruned model.
+        protocol: what both were measured on, such as "wikitext2 test, 141 windows of 2048 tokens".
+        calibration_asked: how the model was to be calibrated, which the card says where it was not.
+    """
+
+    base_model: str | None = None
+    target_sparsity: float | None = None
+    dense_ppl: float | None = None
+    pruned_ppl: float | None = None
+    protocol: str | None = None
+    calibration_asked: CalibrationKind | None = None
+
+
+def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibration | None, facts: CardFacts) -> str:
+    """Writes the card in Markdown.
+
+    Args:
+        prunable: the model that it was made from, dense or pruned before.
+        kept: int [N], groups kept per unit.
+        calibration: what the weights were re-fitted with, if they were.
+        facts: the rest.
+    """
+    counts, model_type = prunable.check_kept(kept), prunable.model.config.model_type
+    name, before = facts.base_model or model_type.removeprefix(PREFIX), "dense"
+    given = name if facts.base_model else f"a {name}"
+    if model_type.startswith(PREFIX):
+        given, before = f"{given}, pruned before: all figures here are relative to what that had left", "before"
+    asked = "" if facts.target_sparsity is None else f" ({facts.target_sparsity:.2%} asked for)"
+    rows = {
+        "base model": given,
+        "sparsity σ, of the prunable parameters": f"{prunable.sparsity(counts):.2%}{asked}",
+        "sparsity, of all parameters": f"{prunable.total_sparsity(counts):.2%}",
+        "parameters before": f"{prunable.n_params:,}",
+        "parameters after": f"{prunable.params(counts):,}",
+        "calibration": "no" if calibration is None else _describe(calibration),
+    }
+    if facts.calibration_asked not in (None, calibration_kind(calibration)):
+        rows["calibration"] += f"; {facts.calibration_asked} was asked for and could not be made"
+    if facts.dense_ppl is not None:
+        rows[f"perplexity, {before}"] = f"{facts.dense_ppl:.2f}"
+    if facts.pruned_ppl is not None:
+        rows["perplexity, pruned"] = f"{facts.pruned_ppl:.2f}"
+    if facts.protocol is not None:
+        rows["perplexity measured on"] = facts.protocol
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [ffprune, pruned]
+---
+
+# {name}, pruned
+
+Whole attention heads and FFN channels were removed with `ffprune`, an implementation of FastForward Pruning
+([arXiv 2511.18977](https://arxiv.org/abs/2511.18977)); what every layer keeps is listed below.
+
+| | |
+|---|---|
+{table}
+
+## Load it
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+`trust_remote_code=True` runs the three Python files in this folder, which build the dense architecture with smaller
+matrices; without it transformers builds the dense architecture, and ends with an error because the sizes differ. Where
+`ffprune` is installed no code needs to be trusted: after `import ffprune_env` leave the argument out, or call
+`ffprune_env.load_pruned(folder)`.
+
+## What every layer keeps
+
+```text
+{_bars(prunable.layouts, counts)}
+```
+"""
+
+
+def _describe(calibration: Calibration) -> str:
+    if isinstance(calibration, SequentialCalibration):
+        return f"{_describe(calibration.first)}; then in sequence, λ = {calibration.prior_tokens:g} tokens"
+    if isinstance(calibration, RidgeCalibration):
+        return f"ridge, λ = {_span(calibration.ridge)} of the mean diagonal of G"
+    return type(calibration).__name__
+
+
+def _bars(layouts: Sequence[UnitLayout], counts: npt.NDArray[np.int64]) -> str:
+    """One line per layer, with a bar for the attention and one for the FFN."""
+    lines = [f"layer  {'attention heads':<{_BAR + 12}}FFN channels"]
+    for layer in range(len(layouts) // 2):
+        cells = []
+        for i in (2 * layer, 2 * layer + 1):
+            kept, of = layouts[i].members(int(counts[i])), layouts[i].n_members
+            cells.append(f"{'█' * max(1, round(_BAR * kept / of)):<{_BAR}} {f'{kept}/{of}':<11}")
+        lines.append(f"{layer:5}  {''.join(cells)}".rstrip())
+    return "\n".join(lines)
+
+
+def _span(values: npt.NDArray[np.float64]) -> str:
+    low, high = values.min(), values.max()
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

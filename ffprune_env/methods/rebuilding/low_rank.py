@@ -1,0 +1,102 @@
+"""A linear layer as a product of two thin ones, the best for the inputs that it sees."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+from ffprune_env.methods.rebuilding.projections import linear_of
+
+logger = logging.getLogger(__name__)
+
+# What is added to G, as a fraction of its mean diagonal, and how far it is raised where G has no Cholesky factor.
+_RIDGE, _RAISE, _MOST_RIDGE = 1e-8, 10.0, 1e6
+
+
+class LowRankLinear(nn.Module):
+    """Two linear layers in sequence that stand in for one.
+
+    Args:
+        first: in_features to rank, without bias.
+        second: rank to out_features, with the bias.
+    """
+
+    def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.in_features, self.out_features = first.in_features, second.out_features
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[..., in_features] to [..., out_features]."""
+        y: torch.Tensor = self.second(self.first(x))
+        return y
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """[out_features, in_features], the product, for code that reads the weight of a projection."""
+        return self.second.weight @ self.first.weight
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """[out_features]."""
+        return self.second.bias
+
+
+def whitening_root(gram: torch.Tensor) -> torch.Tensor:
+    """The lower triangular S with S Sᵀ = G + λI, λ as small as it can be.
+
+    Args:
+        gram: [n, n], G = XᵀX.
+
+    Returns:
+        float64 [n, n].
+    """
+    matrix = gram.double()
+    mean = float(matrix.diagonal().mean())
+    scale = mean if mean > 0 else 1.0  # an input that is always zero: any weights will do
+    root: torch.Tensor
+    ridge = _RIDGE
+    while ridge <= _MOST_RIDGE:
+        shift = torch.full_like(matrix.diagonal(), ridge * scale)
+        root, failed = torch.linalg.cholesky_ex(matrix + torch.diag(shift))
+        if not int(failed):
+            return root
+        logger.debug("G + λI has no Cholesky factor with λ = %g of the mean diagonal", ridge)
+        ridge *= _RAISE
+    raise ValueError("the second moments of an input have no Cholesky factor: they are no Gram matrix")
+
+
+def low_rank_factors(weight: torch.Tensor, root: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors of the matrix W' of a given rank that minimizes ‖(W - W') S‖, which is ‖X Wᵀ - X W'ᵀ‖.
+
+    With W S = U Σ Vᵀ the paper's W' is U_r Σ_r V_rᵀ S⁻¹. Since U_rᵀ (W S) = Σ_r V_rᵀ, that is U_r (U_rᵀ W): the same
+    matrix without an inverse, which an S near singular would spoil.
+
+    Args:
+        weight: [m, n].
+        root: float64 [n, n], S.
+        rank: 1 to min(m, n).
+
+    Returns:
+        float64 [m, rank] and [rank, n].
+    """
+    exact = weight.double()
+    directions = torch.linalg.svd(exact @ root, full_matrices=False).U[:, :rank]
+    return directions, directions.T @ exact
+
+
+def factored(linear: nn.Linear, root: torch.Tensor, rank: int) -> LowRankLinear:
+    """A linear layer in two, with the bias at the end.
+
+    Args:
+        linear: the layer.
+        root: float64 [in_features, in_features], S with S Sᵀ = XᵀX of its input.
+        rank: 1 to the smaller of its sizes.
+    """
+    weight = linear.weight
+    second, first = low_rank_factors(weight, root.to(weight.device), rank)
+    return LowRankLinear(
+        linear_of(first.to(weight.dtype)), linear_of(second.contiguous().to(weight.dtype), linear.bias)
+    )

@@ -1,0 +1,77 @@
+"""Figures of a search: its learning curve, and what it keeps of every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from ffprune_env.env import Reward
+    from ffprune_env.pruning.units import PruneUnit
+    from ffprune_env.search.callbacks import Sample
+
+_MARKERS = "os^Dv"
+
+
+def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, float], reward: Reward) -> Figure:
+    """Reward of every evaluation with its running mean, and σ_t below it.
+
+    Args:
+        samples: of one target, in order.
+        references: named rewards at the final sparsity on all windows, drawn as lines.
+        reward: what a reward is, for the axis.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    rewards = [sample.reward for sample in samples]
+    steps = np.arange(1, len(rewards) + 1)
+    top.plot(steps, rewards, ".", color="tab:blue", alpha=0.35, label="evaluation")
+    top.plot(steps, _running_mean(rewards, window=max(1, len(rewards) // 20)), color="tab:blue", label="running mean")
+    for color, (name, value) in zip(("tab:green", "tab:red", "tab:purple"), references.items(), strict=False):
+        top.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name} at the final sparsity")
+    top.set_ylabel(f"reward: {'PPL dense / PPL' if reward == 'ppl' else 'exp(-KL to the dense model)'}")
+    top.legend(loc="lower right", fontsize="small")
+    bottom.plot(steps, [sample.target_sparsity for sample in samples], color="tab:orange")
+    bottom.set(xlabel="evaluation", ylabel="target sparsity σ", ylim=(0, None))
+    for axes in (top, bottom):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def retention_plot(units: Sequence[PruneUnit], policies: Mapping[str, npt.ArrayLike]) -> Figure:
+    """Fraction of its groups that every layer keeps, attention and FFN apart.
+
+    Args:
+        units: the N units.
+        policies: a name for each array of [N] rates.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    for axes, kind in zip(figure.subplots(2, 1, sharex=True), ("attention", "ffn"), strict=True):
+        chosen = [i for i, unit in enumerate(units) if unit.kind == kind]
+        layers = [units[i].layer for i in chosen]
+        for marker, (name, rates) in zip(_MARKERS, policies.items(), strict=False):
+            axes.plot(layers, np.asarray(rates)[chosen], marker=marker, markersize=4, label=name)
+        axes.set(title="attention heads kept" if kind == "attention" else "FFN channels kept", ylabel="retention rate")
+        axes.set_ylim(0, 1.05)
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize="small")
+    axes.set_xlabel("decoder layer")
+    return figure
+
+
+def _running_mean(values: Sequence[float], window: int) -> npt.NDArray[np.float64]:
+    """Mean of the last ``window`` values at each place, of fewer at the beginning."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(ends - window, 0)
+    means: npt.NDArray[np.float64] = (sums[ends] - sums[starts]) / (ends - starts)
+    return means

@@ -1,0 +1,215 @@
+"""What is reported about a policy: its size and its perplexity on search and on test text."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from rich.table import Table
+
+from ffprune_env.budget.allocation import Allocation, FloatArray, IntArray, whole
+from ffprune_env.budget.even import BASELINES
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.phases import phase, windows_size
+from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind, calibration_kind
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PolicyResult:
+    """One policy, measured; the objects of ``best.json``.
+
+    Attributes:
+        kept: int64 [N], groups kept per unit.
+        sparsity: fraction of Σ w removed.
+        total_sparsity: fraction of all parameters of the model removed.
+        params: parameters that stay.
+        calibrated: whether the surviving weights were re-fitted.
+        calibration: with what, as :func:`~ffprune_env.pruning.calibration_kind.calibration_kind` names it.
+        search_ppl: perplexity on the windows of search text that policies were chosen by: those that the search
+            measured on, and those that its finalists were ranked on.
+        test_ppl: perplexity on test text.
+    """
+
+    kept: IntArray
+    sparsity: float
+    total_sparsity: float
+    params: int
+    calibrated: bool
+    calibration: CalibrationKind
+    search_ppl: float
+    test_ppl: float
+
+
+@dataclass(frozen=True)
+class Measured:
+    """All policies of a run.
+
+    Attributes:
+        plain: results by name, as the models were cut; one named ``chosen`` is called searched.
+        calibrated: the same with the surviving weights re-fitted; empty without calibration.
+        asked: how those were to be calibrated; some may not be, see
+            :meth:`~ffprune_env.evaluators.language_model.LMEvaluator.final_calibration`.
+        saved: the chosen policy measured again on the model that was read back from disk, if it was written.
+    """
+
+    plain: dict[str, PolicyResult]
+    calibrated: dict[str, PolicyResult]
+    asked: CalibrationKind
+    saved: PolicyResult | None = None
+
+    @property
+    def final(self) -> dict[str, PolicyResult]:
+        """What the user gets: calibrated, if there is a calibration."""
+        return self.calibrated or self.plain
+
+
+def measure_policy(
+    evaluator: LMEvaluator,
+    kept: IntArray,
+    test_windows: torch.Tensor,
+    batch_size: int | None = 1,
+    calibrated: bool = False,
+) -> PolicyResult:
+    """Measures one policy on the search text that policies were chosen by, and on test text.
+
+    Args:
+        evaluator: the model, its search text and, where it is asked for, its calibration.
+        kept: int64 [N], groups kept per unit.
+        test_windows: int64 [n, seq_len].
+        batch_size: windows per forward pass; None chooses.
+        calibrated: re-fit the surviving weights first, whatever the evaluator's reward does.
+    """
+    prunable = evaluator.prunable
+    calibration = evaluator.final_calibration(kept) if calibrated else None
+    with prunable.pruned(kept, calibration) as model:
+        search_ppl = perplexity(model, evaluator.chosen_on, batch_size)
+        test_ppl = perplexity(model, test_windows, batch_size)
+    return PolicyResult(
+        kept=kept,
+        sparsity=prunable.sparsity(kept),
+        total_sparsity=prunable.total_sparsity(kept),
+        params=prunable.params(kept),
+        calibrated=calibrated,
+        calibration=calibration_kind(calibration),
+        search_ppl=search_ppl,
+        test_ppl=test_ppl,
+    )
+
+
+def measure_policies(
+    evaluator: LMEvaluator, policies: Mapping[str, Allocation], test_windows: torch.Tensor, batch_size: int | None = 1
+) -> Measured:
+    """Measures every policy as it is cut and, if the evaluator has a calibration, calibrated.
+
+    Args:
+        evaluator: as for :func:`measure_policy`, like the two arguments after ``policies``.
+        policies: what to keep, by name.
+        test_windows: int64 [n, seq_len].
+        batch_size: windows per forward pass; None chooses.
+    """
+    size = f"{windows_size(tuple(evaluator.chosen_on.shape))} and {windows_size(tuple(test_windows.shape))}"
+    plain, calibrated = {}, {}
+    for name, x in policies.items():
+        with phase(f"measuring {label(name)}", size):
+            plain[name] = measure_policy(evaluator, x.kept, test_windows, batch_size)
+    for name, x in policies.items() if evaluator.calibration is not None else ():
+        if all(x.rates == 1):  # there is nothing to stand in for
+            calibrated[name] = replace(plain[name], calibrated=True, calibration=evaluator.calibration_asked)
+            continue
+        with phase(f"measuring {label(name)}, calibrated", size):
+            calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, calibrated=True)
+    return Measured(plain, calibrated, evaluator.calibration_asked)
+
+
+def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, Allocation]:
+    """What every search is compared with: `dense`, `uniform` and `ffn-only`, as far as they reach the sparsity."""
+    policies = {"dense": whole(evaluator.units)}
+    for name, baseline in BASELINES.items():
+        try:
+            policies[name] = baseline(sparsity, evaluator.units)
+        except ValueError as error:
+            logger.warning("no %s to compare with: %s", name, error)
+    return policies
+
+
+def best_policy(evaluator: LMEvaluator, results: Measured, scores: FloatArray, chosen: Allocation) -> dict[str, Any]:
+    """What ``best.json`` holds of a search: every policy, cut and calibrated, and how the chosen one came about.
+
+    Args:
+        evaluator: what the policies were measured with.
+        results: of the policies; one is named ``chosen``.
+        scores: float64 [N], the chosen policy's.
+        chosen: what they were mapped to.
+
+    Returns:
+        Results by name, and once more under ``calibration`` if there is one; ``saved`` if the model was written.
+    """
+    content: dict[str, Any] = {name: asdict(result) for name, result in results.plain.items()}
+    content["chosen"] |= {"scores": scores, "rates": chosen.rates}
+    if evaluator.calibration is not None:
+        content["calibration"] = {name: asdict(result) for name, result in results.calibrated.items()}
+        content["ridge_raised"] = evaluator.calibration.raised()
+        content["sequential"] = results.calibrated["chosen"].calibration == "sequential"
+    if results.saved is not None:
+        content["saved"] = asdict(results.saved)
+    return content
+
+
+def results_table(results: Measured, texts: Mapping[str, torch.Tensor]) -> Table:
+    """The table a person reads at the end of a run.
+
+    Args:
+        results: what was measured.
+        texts: int64 [n, seq_len] by purpose, what it was measured on: ``search``, ``finalists`` and ``test``.
+    """
+    n = {purpose: len(texts.get(purpose, ())) for purpose in ("search", "finalists", "test")}
+    table = Table(
+        title=f"Perplexity (test text: {n['test']} windows of {texts['test'].shape[1]} tokens; search text: "
+        f"{n['search']} of the search and {n['finalists']} of its finalists, of {texts['search'].shape[1]} tokens)"
+    )
+    table.add_column("policy")
+    for column in (
+        "removed\nof Σw",
+        "removed\nof model",
+        "params\nleft",
+        "search\nPPL",
+        "test\nPPL",
+        "against\nuniform",
+    ):
+        table.add_column(column, justify="right")
+    sections = [
+        {label(name): result for name, result in results.plain.items()},
+        {f"{label(name)}, calibrated": x for name, x in results.calibrated.items() if x.sparsity > 0},
+        {} if results.saved is None else {"searched, from disk": results.saved},
+    ]
+    fell_back = False
+    bases = [results.plain.get("uniform"), results.calibrated.get("uniform"), results.final.get("uniform")]
+    for section, uniform in zip(sections, bases, strict=True):
+        for name, result in section.items():
+            marked = result.calibrated and result.calibration != results.asked
+            fell_back |= marked
+            comparable = uniform is not None and uniform.calibration == result.calibration
+            table.add_row(
+                f"{name} {FELL_BACK_MARK}" if marked else name,
+                f"{result.sparsity:.2%}",
+                f"{result.total_sparsity:.2%}",
+                f"{result.params / 1e6:.1f} M",
+                f"{result.search_ppl:.2f}",
+                f"{result.test_ppl:.2f}",
+                f"{result.test_ppl / uniform.test_ppl - 1:+.1%}" if uniform is not None and comparable else "",
+            )
+        table.add_section()
+    if fell_back:
+        table.caption, table.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"
+    return table
+
+
+def label(name: str) -> str:
+    """What people call a policy of ``best.json``."""
+    return "searched" if name == "chosen" else name

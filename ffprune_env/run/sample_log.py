@@ -1,0 +1,145 @@
+"""``samples.jsonl``: what a search has measured, written as it goes, and all that is needed to go on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from ffprune_env.budget.allocation import IntArray
+from ffprune_env.run.folder import strict_json
+from ffprune_env.search.callbacks import Sample
+
+logger = logging.getLogger(__name__)
+
+# Everything that a search with the same seed must find again.
+_REPEATED = tuple(field.name for field in dataclasses.fields(Sample) if field.name != "seconds")
+
+
+class DifferentSearchError(ValueError):
+    """A run cannot go on: its samples are not what its settings lead to here."""
+
+
+class Remembering(Protocol):
+    """An evaluator that can be told what it measured before."""
+
+    def remember(
+        self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None, dense_ppl: float | None = None
+    ) -> None:
+        """From now on answers these questions so."""
+        ...
+
+
+class SampleLog:
+    """Keeps every sample of a search; a search that was cut off is made again up to there, from what was kept.
+
+    A search is a function of its seed and of what its evaluator answers. So nothing of the policy, of its optimizer
+    or of any random state has to be saved for a search to go on: an evaluator that remembers the samples answers the
+    first part of the search at once, and the log checks that the policy asks what it asked before.
+
+    Args:
+        path: the file; it may not exist yet. A last line that was cut off is dropped, and said. Beside it may lie
+            ``measured.jsonl``: what workers measured of a rollout before all of it was known.
+
+    Attributes:
+        recorded: the samples that were in the file.
+
+    Raises:
+        ValueError: another line is not a sample, or the steps do not count up from 0.
+        OSError: a file cannot be read or mended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ahead = path.with_name("measured.jsonl")
+        self.recorded = _read(path)
+
+    def remind(self, evaluator: Remembering) -> None:
+        """Tells the evaluator what was measured."""
+        for line in self.ahead.read_bytes().splitlines() if self.ahead.exists() else []:
+            try:
+                kept, n_samples, ppl, kl = json.loads(line)
+                evaluator.remember(np.array(kept), n_samples, ppl, kl)
+            except (ValueError, TypeError):  # cut off: it is measured again
+                continue
+        for sample in self.recorded:
+            evaluator.remember(sample.kept, sample.n_samples, sample.ppl, sample.kl, sample.dense_ppl)
+
+    def note(self, kept: IntArray, n_samples: int, ppl: float, kl: float | None) -> None:
+        """Keeps an answer whose sample is still to come; one that is not finite is measured again after a kill."""
+        if math.isfinite(ppl) and (kl is None or math.isfinite(kl)):
+            with self.ahead.open("a", encoding="utf-8") as file:
+                file.write(json.dumps([kept.tolist(), n_samples, ppl, kl]) + "\n")
+
+    def __call__(self, sample: Sample) -> None:
+        """Adds a sample, or checks that it is the one that was recorded.
+
+        Raises:
+            DifferentSearchError: it is another one.
+            OSError: it cannot be written.
+        """
+        if sample.step >= len(self.recorded):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(strict_json(dataclasses.asdict(sample)) + "\n")
+            return
+        before = self.recorded[sample.step]
+        for name in _REPEATED:
+            if not np.array_equal(getattr(before, name), getattr(sample, name)):
+                raise DifferentSearchError(
+                    f"{self.path} is not of this search: {name} of step {sample.step} is {getattr(before, name)} there "
+                    f"and {getattr(sample, name)} now. It was edited, or made by other versions or another number of "
+                    f"threads (see manifest.json): start a new run"
+                )
+
+    @property
+    def seconds(self) -> float:
+        """What the recorded samples took."""
+        return sum(sample.seconds for sample in self.recorded)
+
+
+def _read(path: Path) -> list[Sample]:
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    samples = []
+    lines = whole.splitlines()
+    for i, line in enumerate(lines):
+        try:
+            sample = _as_sample(json.loads(line))
+            if sample.step != i:
+                raise ValueError(f"step {sample.step} where {i} is due")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if i < len(lines) - 1:
+                reason = " ".join(str(error).split())
+                raise ValueError(f"line {i + 1} of {path} is not sample {i} of a search: {reason}") from error
+            whole = b"".join(line + b"\n" for line in lines[:i])
+        else:
+            samples.append(sample)
+    if len(whole) < len(content):
+        logger.warning("the last line of %s is broken, as a run leaves it that is cut off; it is dropped", path)
+        scratch = path.with_name(f".writing-{path.name}")
+        scratch.write_bytes(whole)
+        scratch.replace(path)
+    return samples
+
+
+def _as_sample(line: dict[str, Any]) -> Sample:
+    for name in line.pop("non_finite", []):
+        line[name] = math.inf
+    arrays = {"scores": np.float64, "kept": np.int64, "rates": np.float64}
+    for name, dtype in arrays.items():
+        line[name] = np.array(line[name], dtype=dtype)
+    sample = Sample(**line)
+    for name in ("step", "n_samples"):
+        if not isinstance(getattr(sample, name), int):
+            raise ValueError(f"{name} is {getattr(sample, name)!r}, an integer is needed")
+    for name in ("ppl", "dense_ppl", "reward", "seconds", "target_sparsity", "sparsity"):
+        if not isinstance(getattr(sample, name), float):
+            raise ValueError(f"{name} is {getattr(sample, name)!r}, a number is needed")
+    return sample

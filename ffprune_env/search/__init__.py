@@ -1,0 +1,1 @@
+"""The search: its settings, starts, schedule, callbacks, policies and workers."""

@@ -1,0 +1,263 @@
+"""Stable-Baselines3 callbacks of a search: its schedule, what it records and keeps, and how it stops."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
+
+from ffprune_env.budget.allocation import FloatArray, IntArray
+from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.run.plots import retention_plot
+from ffprune_env.search.schedule import ProgressiveSchedule
+
+# Histograms and images make sense to TensorBoard alone.
+_NOT_TENSORBOARD = ("stdout", "log", "json", "csv")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One evaluation of a search.
+
+    Attributes:
+        step: environment steps done before it.
+        target_sparsity: σ_t.
+        n_samples: n_t.
+        scores: [N] scores, as the mapping saw them.
+        kept: [N] groups kept.
+        rates: [N] fraction of groups kept.
+        sparsity: fraction of Σ w removed.
+        ppl: perplexity on the first n_t windows of search text.
+        dense_ppl: of the dense model on the same windows.
+        reward: PPL_dense / PPL or exp(-KL), 0 if collapsed.
+        collapsed: whether it was.
+        seconds: wall time of the environment step, divided by the number of environments that made it together.
+        kl: divergence from the dense model, if that is what was rewarded.
+    """
+
+    step: int
+    target_sparsity: float
+    n_samples: int
+    scores: FloatArray
+    kept: IntArray
+    rates: FloatArray
+    sparsity: float
+    ppl: float
+    dense_ppl: float
+    reward: float
+    collapsed: bool
+    seconds: float
+    kl: float | None = None
+
+
+class Archive:
+    """The best samples of a search, by reward, among those that compare.
+
+    Rewards at different sparsities do not compare: a lighter pruning always looks better. So a sample made at less
+    than ``nearly`` times the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
+    rewards on different windows, some of which are easy: a sample measured on fewer ranks behind all that were measured
+    on more.
+
+    Args:
+        final_sparsity: S_final.
+        size: samples kept; each differs from the others in ``kept``.
+        nearly: fraction of S_final from which rewards count as comparable.
+    """
+
+    def __init__(self, final_sparsity: float, size: int = 8, nearly: float = 0.95) -> None:
+        self.size = size
+        self._comparable = (final_sparsity * nearly, final_sparsity * (1 + 1e-6))
+        self._samples: dict[bytes, Sample] = {}
+
+    def __call__(self, sample: Sample) -> None:
+        """Adds a sample, and drops the worst if there are too many."""
+        key = sample.kept.tobytes()
+        if key in self._samples and self._rank(self._samples[key]) > self._rank(sample):
+            return
+        self._samples[key] = sample
+        if len(self._samples) > self.size:
+            worst = min(self._samples, key=lambda key: self._rank(self._samples[key]))
+            del self._samples[worst]
+
+    def best(self) -> list[Sample]:
+        """The samples kept, best first."""
+        return sorted(self._samples.values(), key=self._rank, reverse=True)
+
+    def _rank(self, sample: Sample) -> tuple[int, float]:
+        """Windows measured on, 0 of what does not compare at all; and the reward among those of as many."""
+        if not self._comparable[0] <= sample.target_sparsity <= self._comparable[1]:
+            return 0, float(sample.step)
+        return sample.n_samples, sample.reward
+
+
+class ProgressiveSchedulingCallback(BaseCallback):
+    """Drives σ_t and n_t of every environment from α(t), where t counts environment steps (Eqs. 3-5).
+
+    A task takes effect at the reset that follows, and vectorized environments reset inside ``step``; so every task is
+    set one step ahead. Logs ``schedule/alpha``, ``schedule/sparsity`` and ``schedule/n_samples``.
+
+    Args:
+        schedule: the curve.
+
+    Raises:
+        ValueError: at the start of training, if the environments cannot follow the schedule to its end.
+    """
+
+    def __init__(self, schedule: ProgressiveSchedule) -> None:
+        super().__init__()
+        self.schedule = schedule
+
+    def _on_training_start(self) -> None:
+        # What the schedule leads to must be feasible, or the search would fail on its way.
+        self.training_env.env_method("set_task", self.schedule.final_sparsity, self.schedule.max_samples)
+        self._set_task(self.num_timesteps)
+        # learn() has reset the environments already, to whatever task they had before.
+        self.model._last_obs = self.training_env.reset()  # type: ignore[assignment]
+        self._set_task(self.num_timesteps + self.training_env.num_envs)
+
+    def _on_step(self) -> bool:
+        t = self.num_timesteps - self.training_env.num_envs  # of the step just made
+        self.logger.record("schedule/alpha", self.schedule.alpha(t))
+        self.logger.record("schedule/sparsity", self.schedule.sparsity(t))
+        self.logger.record("schedule/n_samples", self.schedule.samples(t))
+        # The observation of the next step is out already; this task is for the one after it.
+        self._set_task(self.num_timesteps + self.training_env.num_envs)
+        return True
+
+    def _set_task(self, t: int) -> None:
+        self.training_env.env_method("set_task", self.schedule.sparsity(t), self.schedule.samples(t))
+
+
+class SampleCallback(BaseCallback):
+    """Makes a :class:`Sample` of every environment step, logs it, and hands it on.
+
+    Logs under ``search/``: reward, ppl, dense_ppl, sparsity, collapsed_rate, best_reward (so far, at the same σ_t and
+    n_t: others do not compare), seconds; and at the end of every rollout, under ``retention/``, the rates of its last
+    sample as a histogram and as a plot over layers, if TensorBoard is logged to.
+
+    Args:
+        units: the units of the model.
+        listeners: called with each sample in turn: an archive, a log file, a progress bar.
+    """
+
+    def __init__(self, units: tuple[PruneUnit, ...], *listeners: Callable[[Sample], None]) -> None:
+        super().__init__()
+        self.units = units
+        self.listeners = listeners
+        self._clock = 0.0
+        self._count = 0
+        self._collapsed = 0
+        self._best: dict[tuple[float, int], float] = {}
+        self._last: Sample | None = None
+
+    def _on_rollout_start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def _on_step(self) -> bool:
+        infos: list[dict[str, Any]] = self.locals["infos"]
+        seconds = (time.perf_counter() - self._clock) / len(infos)
+        for i, info in enumerate(infos):
+            sample = Sample(
+                step=self.num_timesteps - len(infos) + i,
+                reward=float(self.locals["rewards"][i]),
+                seconds=seconds,
+                kl=info.get("kl"),
+                **{key: info[key] for key in _FROM_INFO},
+            )
+            self._log(sample)
+            for listener in self.listeners:
+                listener(sample)
+        self.logger.dump(self.num_timesteps)
+        self._clock = time.perf_counter()
+        return True
+
+    def _log(self, sample: Sample) -> None:
+        self._last = sample
+        self._count += 1
+        self._collapsed += sample.collapsed
+        task = sample.target_sparsity, sample.n_samples
+        self._best[task] = max(self._best.get(task, 0.0), sample.reward)
+        for key in ("reward", "ppl", "dense_ppl", "sparsity", "seconds"):
+            value = getattr(sample, key)
+            if np.isfinite(value):
+                self.logger.record(f"search/{key}", value)
+        self.logger.record("search/best_reward", self._best[task])
+        self.logger.record("search/collapsed_rate", self._collapsed / self._count)
+
+    def _on_rollout_end(self) -> None:
+        # Drawing takes a tenth of a second, in which a surrogate answers a thousand times: only where it is looked at.
+        drawn = any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats)
+        if self._last is None or not drawn:
+            return
+        self.logger.record("retention/rates", torch.from_numpy(self._last.rates), exclude=_NOT_TENSORBOARD)
+        figure = retention_plot(self.units, {"last sample": self._last.rates})
+        self.logger.record("retention/layers", Figure(figure, close=False), exclude=_NOT_TENSORBOARD)
+
+
+_FROM_INFO = (
+    "target_sparsity", "n_samples", "scores", "kept", "rates", "sparsity", "ppl", "dense_ppl", "collapsed",
+)  # fmt: skip
+
+
+class CheckpointCallback(BaseCallback):
+    """Saves the algorithm at the start of every rollout, where its buffer is empty, and when asked to.
+
+    Args:
+        path: the .zip file, replaced in one move each time; its folder must exist.
+        after: steps that are made again, from samples, and have left a checkpoint before.
+    """
+
+    def __init__(self, path: Path, after: int = 0) -> None:
+        super().__init__()
+        self.path, self.after = path, after
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_start(self) -> None:
+        if self.num_timesteps >= self.after:
+            self.save()
+
+    def save(self) -> None:
+        """Writes the checkpoint now."""
+        scratch = self.path.with_name(f".writing-{self.path.name}")
+        self.model.save(scratch)
+        scratch.replace(self.path)
+
+
+class InterruptCallback(BaseCallback):
+    """Ctrl-C ends the search after the evaluation under way; a second Ctrl-C interrupts at once.
+
+    Attributes:
+        interrupted: whether Ctrl-C was pressed.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.interrupted = False
+        self._previous: Any = None
+
+    def __enter__(self) -> InterruptCallback:
+        """Takes over Ctrl-C."""
+        self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Gives it back."""
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
+        self.interrupted = True
+        signal.signal(signal.SIGINT, self._previous)
+
+    def _on_step(self) -> bool:
+        return not self.interrupted

@@ -1,0 +1,149 @@
+"""What a method is asked, and the meter that its measurements run through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy.typing as npt
+import torch
+
+from ffprune_env.budget.allocation import Allocation, FloatArray, IntArray
+from ffprune_env.budget.even import ffn_only, uniform
+from ffprune_env.budget.mapping import allocate_rates
+from ffprune_env.evaluators.language_model import SearchEvaluator
+from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import Statistics
+from ffprune_env.pruning.units import PruneUnit
+
+#: What a forward and a backward pass cost, in forward passes.
+LOOK_COST = 3
+
+
+class BudgetSpentError(RuntimeError):
+    """A method asked for a measurement that its budget does not cover."""
+
+
+class Meter:
+    """An evaluator with a budget: every window measured is counted, answered from memory or not, and none beyond it.
+
+    Args:
+        evaluator: what is measured with.
+        evaluations: the budget, in measurements on N_max windows.
+
+    Attributes:
+        max_samples: N_max, windows of search text for one measurement of a search.
+        max_final_samples: windows for a last look at few candidates, which no search sees before.
+        spent: windows charged so far.
+        seen: windows that the model read so far, each time that it did. A backward pass is charged as two more.
+        trace: (windows spent, kept) at every :meth:`note`.
+
+    Raises:
+        ValueError: the budget is negative.
+    """
+
+    def __init__(self, evaluator: SearchEvaluator, evaluations: int) -> None:
+        if evaluations < 0:
+            raise ValueError(f"a budget of evaluations must be at least 0, got {evaluations}")
+        self.max_samples, self.max_final_samples = evaluator.max_samples, evaluator.max_final_samples
+        self.evaluator = evaluator
+        self.budget = evaluations * self.max_samples
+        self.spent = self.seen = 0
+        self.trace: list[tuple[int, IntArray]] = []
+
+    @property
+    def units(self) -> tuple[PruneUnit, ...]:
+        """The N units."""
+        return self.evaluator.units
+
+    def affords(self, n_samples: int) -> bool:
+        """Whether ``n_samples`` more windows can be measured."""
+        return self.spent + n_samples <= self.budget
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity, counted."""
+        self.spend(n_samples)
+        return self.evaluator.measure(kept, n_samples)
+
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """Perplexity and divergence from the dense model, counted once."""
+        self.spend(n_samples)
+        return self.evaluator.compare(kept, n_samples)
+
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity on windows for finalists, counted."""
+        self.spend(n_samples)
+        return self.evaluator.measure_final(kept, n_samples)
+
+    def dense(self, n_samples: int) -> float:
+        """Perplexity of the dense model: measured once for everybody, and free."""
+        return self.evaluator.dense(n_samples)
+
+    def note(self, allocation: Allocation) -> None:
+        """Records what the method would return if it were stopped now."""
+        self.trace.append((self.spent, allocation.kept))
+
+    def spend(self, n_samples: int) -> None:
+        """Counts windows that are measured.
+
+        Raises:
+            BudgetSpentError: the budget does not cover them.
+        """
+        if not self.affords(n_samples):
+            left = f"{self.budget - self.spent} of {self.budget}"
+            raise BudgetSpentError(f"{n_samples} windows asked for, {left} are left")
+        self.spent += n_samples
+        self.seen += n_samples
+
+    def look(self, n_samples: int) -> None:
+        """Counts windows that gradients are taken on: seen once, and charged as LOOK_COST, whatever the budget is.
+
+        Methods that do not search have none; those that do ask for what a look costs before they begin.
+        """
+        self.spent += LOOK_COST * n_samples
+        self.seen += n_samples
+
+
+@dataclass(frozen=True)
+class Problem:
+    """How much of every unit to keep: the question that every method answers.
+
+    Attributes:
+        prunable: the ranked model, dense now; None where the evaluator stands for one.
+        stats: its statistics; None as above.
+        meter: what to measure with, and how much.
+        sparsity: σ, the fraction of Σ w to remove.
+        seed: of everything that is drawn.
+        a_min: lowest retention rate that a search may give a unit.
+        a_max: highest.
+        calibration: what re-fits the model that is rewarded; None if it is only cut.
+        windows: int64 [n, seq_len], search text for methods that look at gradients; None as for ``prunable``. Not
+            calibration text, on which the calibrated model is better than it is.
+    """
+
+    prunable: PrunableModel | None
+    stats: Statistics | None
+    meter: Meter
+    sparsity: float
+    seed: int
+    a_min: float = 0.2
+    a_max: float = 1.0
+    calibration: RidgeCalibration | None = None
+    windows: torch.Tensor | None = None
+
+    def allocate(self, rates: npt.ArrayLike) -> Allocation:
+        """Rates moved by one constant to meet the budget: see :func:`~ffprune_env.budget.mapping.allocate_rates`."""
+        return allocate_rates(rates, self.sparsity, self.meter.units, a_min=self.a_min, a_max=self.a_max)
+
+    def look_inside(self, method: str) -> tuple[PrunableModel, torch.Tensor]:
+        """The model, and text to look at it with; ValueError if there is none, naming the method that looked."""
+        if self.prunable is None or self.windows is None:
+            raise ValueError(f"{method} looks at gradients: it needs a model and search text")
+        return self.prunable, self.windows
+
+    def start(self) -> FloatArray:
+        """The rates that searches start from: `ffn-only` where it reaches the sparsity, else `uniform`."""
+        try:
+            return ffn_only(self.sparsity, self.meter.units).rates
+        except ValueError:
+            return uniform(self.sparsity, self.meter.units).rates

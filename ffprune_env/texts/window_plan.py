@@ -1,0 +1,216 @@
+"""Which windows of text serve which purpose: one plan, in which no token of text is seen for two of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from ffprune_env.texts.windows import load_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# Every purpose, the windows that serve it, and who looks at them: the plan in one place.
+_SEEN_BY = (
+    ("ranking", "calibration", "the criterion that orders heads and channels"),
+    ("calibration", "calibration", "the ridge fit of the surviving weights, and the one in sequence"),
+    ("curves", "curves", "the start (fisher, fisher-iterated, steps after another run), and methods of these names"),
+    ("search", "search", "every evaluation of a search: the reward"),
+    ("finalists", "finalists", "the choice among a search's last candidates, once it is over"),
+    ("test", "test", "nobody but the figures that are reported"),
+)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Who gets which windows of the search part of a text, by index; no window has two owners.
+
+    Attributes:
+        search: what candidates are measured on. The first few are as far apart as all of them.
+        finalists: what the last candidates are ranked on, in such an order too; neither start nor search sees them.
+        curves: what the start makes its damage curves from, in the order of the text.
+    """
+
+    search: tuple[int, ...]
+    finalists: tuple[int, ...]
+    curves: tuple[int, ...]
+
+
+def share_out(there: int, samples: int, final_samples: int = 0, curve_windows: int = 0) -> Shares:
+    """Shares windows out, every purpose spread over the whole text.
+
+    Where there are fewer than asked for, the search has its own in full; the curves get fewer, down to as many as the
+    finalists have, and then both get fewer.
+
+    Args:
+        there: windows that there are.
+        samples: windows to search on, at least 1.
+        final_samples: windows for finalists.
+        curve_windows: windows for damage curves.
+
+    Raises:
+        ValueError: somebody would get none of what was asked for; the message says what is needed.
+    """
+    if min(samples - 1, final_samples, curve_windows) < 0:
+        raise ValueError(f"{samples}, {final_samples} and {curve_windows} were asked for, 1, 0 and 0 are the fewest")
+    left = there - samples
+    finals = max(0, min(final_samples, max(left - curve_windows, left // 2)))
+    curves = max(0, min(curve_windows, left - finals))
+    if left < 0 or finals < min(final_samples, 1) or curves < min(curve_windows, 1):
+        others = min(final_samples, 1) + min(curve_windows, 1)
+        more = f" to search on, and {others} more are needed for finalists and damage curves" if others else ""
+        raise ValueError(f"{samples} were asked for{more}")
+    free = list(range(there))
+    chosen = []
+    for n in (finals, samples, curves):
+        mine = _spread(free, n)
+        free = [i for i in free if i not in mine]
+        chosen.append(mine)
+    finalists, search, looked_at = chosen
+    return Shares(_far_apart_first(search), _far_apart_first(finalists), tuple(looked_at))
+
+
+@dataclass(frozen=True)
+class PlannedWindows:
+    """Windows of a text, shared out.
+
+    Attributes:
+        text: its name.
+        there: windows of the search part that were shared out, at equal distances, or all that it has.
+        shares: who got which of them.
+        texts: int64 [n, seq_len] by purpose: ``search``, ``finalists`` and ``curves``, if asked for, and
+            ``calibration``, from the calibration part, which is what the ranking sees too.
+    """
+
+    text: str
+    there: int
+    shares: Shares
+    texts: dict[str, torch.Tensor]
+
+
+def load_planned_windows(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    *,
+    seq_len: int,
+    samples: int,
+    final_samples: int = 0,
+    curve_windows: int = 0,
+    calibration_windows: int,
+) -> PlannedWindows:
+    """All windows that a search looks at; test text is another part, or another text.
+
+    Args:
+        model: what the windows are for: one whose context is shorter uses its own maximum.
+        tokenizer: its tokenizer.
+        text: see :func:`ffprune_env.load_windows`.
+        seq_len: tokens per window.
+        samples: windows of search text that a search measures on.
+        final_samples: windows that its last candidates are ranked on; fewer where the text is short, which is logged.
+        curve_windows: windows for damage curves; fewer likewise.
+        calibration_windows: windows that ranking and calibration see, or all there are if those are fewer.
+
+    Raises:
+        ValueError: an unknown name, or a text too short.
+        OSError: the text cannot be read.
+    """
+    asked = samples + final_samples + curve_windows
+    pool = load_windows(text, tokenizer, "search", seq_len, asked, or_fewer=True, model=model)
+    seq_len = pool.shape[1]
+    try:
+        shares = share_out(len(pool), samples, final_samples, curve_windows)
+    except ValueError as error:
+        raise ValueError(
+            f"text {text} (search part) has {len(pool)} windows of {seq_len} tokens, {error}: ask for fewer or shorter "
+            f"windows, or give a longer text"
+        ) from error
+    got = {"curves": len(shares.curves), "finalists": len(shares.finalists)}
+    if got != {"curves": curve_windows, "finalists": final_samples}:
+        logger.warning(
+            "text %s (search part) has %d windows of %d tokens, %d were asked for: damage curves get %d of %d, "
+            "finalists %d of %d",
+            *(text, len(pool), seq_len, asked, got["curves"], curve_windows, got["finalists"], final_samples),
+        )
+    texts = {purpose: pool[list(indices)] for purpose, indices in vars(shares).items() if indices}
+    texts["calibration"] = load_windows(
+        text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True, model=model
+    )
+    return PlannedWindows(text, len(pool), shares, texts)
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One purpose, as it is shown to people.
+
+    Attributes:
+        purpose: what windows are for.
+        text: where they come from, and which part of it.
+        windows: how many.
+        tokens: in all of them.
+        which: their indices, among how many.
+        seen_by: who looks at them.
+    """
+
+    purpose: str
+    text: str
+    windows: int
+    tokens: int
+    which: str
+    seen_by: str
+
+
+def plan_rows(planned: PlannedWindows, test: torch.Tensor, test_text: str) -> list[PlanRow]:
+    """The whole plan as a table.
+
+    Args:
+        planned: what a search looks at.
+        test: int64 [n, seq_len], test text.
+        test_text: where that comes from.
+    """
+    texts, shares = planned.texts, planned.shares
+    rows = []
+    for purpose, key, seen_by in _SEEN_BY:
+        windows = test if key == "test" else texts.get(key)
+        if windows is None:
+            continue
+        if key in ("test", "calibration"):
+            text = test_text if key == "test" else f"{planned.text}, calibration part"
+            which = f"{ranges(range(len(windows)))} of {len(windows)}"
+        else:
+            text, which = f"{planned.text}, search part", f"{ranges(getattr(shares, key))} of {planned.there}"
+        rows.append(PlanRow(purpose, text, len(windows), windows.numel(), which, seen_by))
+    return rows
+
+
+def counts(texts: Mapping[str, torch.Tensor]) -> str:
+    """How many windows every purpose has, in words; fewer than asked for where a text is short."""
+    return ", ".join(f"{purpose} {len(windows)}" for purpose, windows in texts.items())
+
+
+def ranges(indices: Sequence[int]) -> str:
+    """Indices in ascending order, neighbours as a range: 0-3, 5, 7-8."""
+    runs = [[i for _, i in run] for _, run in groupby(enumerate(sorted(indices)), lambda pair: pair[1] - pair[0])]
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _spread(free: list[int], n: int) -> list[int]:
+    """The free indices in the middles of n equal stretches of them."""
+    return [free[(2 * i + 1) * len(free) // (2 * n)] for i in range(n)]
+
+
+def _far_apart_first(indices: list[int]) -> tuple[int, ...]:
+    """The indices in an order in which every prefix is spread over the whole (van der Corput)."""
+    return tuple(indices[i] for i in sorted(range(len(indices)), key=_halving))
+
+
+def _halving(i: int) -> int:
+    """Sorts 0, 1, 2, ... as wanted above: the bits of i reversed."""
+    return int(f"{i:032b}"[::-1], 2)

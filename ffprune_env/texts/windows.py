@@ -1,0 +1,202 @@
+"""A name to windows of tokens; search, calibration and test text never overlap."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from ffprune_env.lm.hub import is_offline, require_hub
+from ffprune_env.lm.models import context_length
+from ffprune_env.texts.cuts import part, pieces
+from ffprune_env.texts.files import SUFFIXES, kind_of, read_rows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+Split = Literal["search", "calibration", "test", "all"]
+
+DEFAULT_TEXT = "python-docs"
+#: Texts that have a name, with where they come from.
+NAMED_TEXTS = (DEFAULT_TEXT, "wikitext2", "c4")
+
+# Where one text serves all three purposes it is cut at these fractions of its characters. A search measures on few
+# windows many times; the ridge fit gets better with every window it sees.
+_CUTS: dict[Split, tuple[float, float]] = {
+    "search": (0.0, 0.25), "calibration": (0.25, 0.7), "test": (0.7, 1.0), "all": (0.0, 1.0)
+}  # fmt: skip
+# Hub data sets have a test split of their own, so the rest is shared by search and calibration.
+_TRAIN_CUTS: dict[Split, tuple[float, float]] = {"search": (0.0, 0.5), "calibration": (0.5, 1.0), "all": (0.0, 1.0)}
+_SEPARATOR = "\n\n"
+# What WikiText's tokenized variant has in place of rare words. No other text has it: models must not be fitted to it.
+_UNKNOWN = " <unk>"
+_C4_ROWS = 20_000  # rows of the shard that are looked at: some 9 million tokens
+# Of a text of which only the first windows are wanted, so many characters per token are tokenized at first. How a
+# text goes on changes the tokens before its cut, but never so many: where fewer are over, all of it is tokenized.
+_CHARS_PER_TOKEN = 16
+_MARGIN = 64
+
+
+def load_windows(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split = "test",
+    seq_len: int = 2048,
+    n_windows: int | None = None,
+    *,
+    or_fewer: bool = False,
+    model: PreTrainedModel | None = None,
+) -> torch.Tensor:
+    """Cuts a text into non-overlapping windows of tokens.
+
+    Test text is tokenized in one call and cut from its beginning; the tail is dropped (protocol P2048). A few windows
+    of search or calibration text are taken at equal distances instead, so that they see as much of it as they can.
+
+    Args:
+        name: ``python-docs``, ``wikitext2``, ``c4``, or a path to a .txt or .md file, a .json, .jsonl, .csv or .parquet
+            file with a field or column ``text``, or a WikiText .raw or .tokens file, of the latter of which search and
+            calibration text lose the ``<unk>``; all but .parquet may be packed, such as ``x.jsonl.gz``.
+        tokenizer: the model's; special tokens are what it adds.
+        split: ``search``, ``calibration`` and ``test`` never share text; ``all`` is the whole of a file.
+        seq_len: tokens per window, at least 2.
+        n_windows: how many windows; None takes all, from the beginning.
+        or_fewer: take all windows of a text that has fewer than asked for, instead of refusing it.
+        model: what the windows are for; they are no longer than its context, which is logged where it matters.
+
+    Returns:
+        int64 [n, seq_len], or of fewer columns if the model takes no more.
+
+    Raises:
+        ValueError: unknown name or split, or a text too short for the windows asked for.
+        OSError: a file is missing or unreadable, or the hub is needed and out of reach.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"unknown split {split!r}; allowed are {', '.join(get_args(Split))}")
+    if seq_len < 2 or (n_windows is not None and n_windows < 1):
+        raise ValueError(f"windows need seq_len ≥ 2 and n_windows ≥ 1, got seq_len={seq_len}, n_windows={n_windows}")
+    if model is not None:
+        seq_len = _within_context(seq_len, model)
+    text = _text(name, split)
+    if n_windows is not None:  # millions of tokens need not be made for a handful of windows
+        if split in ("test", "all"):
+            windows = _first(text, tokenizer, seq_len, n_windows)
+        else:
+            windows = torch.cat([_first(piece, tokenizer, seq_len, 1) for piece in pieces(text, n_windows)])
+        if len(windows) == n_windows:
+            return windows
+    windows = _cut(text, tokenizer, seq_len)
+    if len(windows) < (n_windows if n_windows is not None and not or_fewer else 1):
+        raise ValueError(
+            f"text {name} ({split} part) has {len(windows)} windows of {seq_len} tokens, {n_windows or 1} were asked "
+            f"for: ask for fewer or shorter windows, or give a longer text"
+        )
+    return windows[:n_windows]
+
+
+def load_test_windows(
+    text: str,
+    test_text: str | None,
+    tokenizer: PreTrainedTokenizerBase,
+    seq_len: int,
+    n_windows: int | None,
+    *,
+    model: PreTrainedModel | None = None,
+) -> torch.Tensor:
+    """Test text of a search on ``text``: another text, or the part of the same one that the search never sees.
+
+    Args:
+        text: what is searched and calibrated on.
+        test_text: what to test on; None or the same file stands for the test part of ``text``.
+        tokenizer: as for :func:`load_windows`, like the arguments after it, its errors and what it returns.
+        seq_len: tokens per window.
+        n_windows: how many windows; None takes all.
+        model: what the windows are for.
+    """
+    if test_text is None or Path(test_text).resolve() == Path(text).resolve():
+        return load_windows(text, tokenizer, "test", seq_len, n_windows, model=model)
+    return load_windows(
+        test_text, tokenizer, "test" if test_text in NAMED_TEXTS else "all", seq_len, n_windows, model=model
+    )
+
+
+def _within_context(seq_len: int, model: PreTrainedModel) -> int:
+    context = context_length(model)
+    if seq_len > context:
+        logger.warning("the model takes %d tokens: windows have as many, not %d", context, seq_len)
+    return min(seq_len, context)
+
+
+def _first(text: str, tokenizer: PreTrainedTokenizerBase, seq_len: int, n_windows: int) -> torch.Tensor:
+    """The first windows of a text, or all if it has fewer, exactly as if all of it were tokenized."""
+    head = text[: n_windows * seq_len * _CHARS_PER_TOKEN]
+    if len(head) < len(text):
+        tokens = _tokens(head, tokenizer)
+        if len(tokens) >= n_windows * seq_len + _MARGIN:
+            return tokens[: n_windows * seq_len].view(n_windows, seq_len)
+    return _cut(text, tokenizer, seq_len)[:n_windows]
+
+
+def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+
+
+def _cut(text: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> torch.Tensor:
+    tokens = _tokens(text, tokenizer)
+    n = len(tokens) // seq_len
+    return tokens[: n * seq_len].view(n, seq_len)
+
+
+def _text(name: str, split: Split) -> str:
+    if name == DEFAULT_TEXT:
+        return part(_SEPARATOR.join(_python_docs()), _CUTS[split])
+    if name in NAMED_TEXTS:
+        if split == "test":
+            return _SEPARATOR.join(_hub_rows(name, test=True))
+        return part(_SEPARATOR.join(_hub_rows(name, test=False)), _TRAIN_CUTS[split])
+    path = Path(name)
+    kind = kind_of(path)
+    if kind is not None or path.exists():
+        cut = part(_SEPARATOR.join(read_rows(path)), _CUTS[split])
+        return cut.replace(_UNKNOWN, "") if kind == ".tokens" and split in ("search", "calibration") else cut
+    near = difflib.get_close_matches(name, NAMED_TEXTS, n=3) or NAMED_TEXTS
+    kinds = ", ".join(SUFFIXES)
+    raise ValueError(f"unknown text {name!r}: neither a known name nor a {kinds} file; near names: {', '.join(near)}")
+
+
+def _python_docs() -> Iterator[str]:
+    """The paragraphs of CPython's language reference, each once: topics repeat each other's sections."""
+    from pydoc_data.topics import topics
+
+    seen = set()
+    for paragraph in chain.from_iterable(topics[key].split(_SEPARATOR) for key in sorted(topics)):
+        words = " ".join(paragraph.split())
+        if words and words not in seen:
+            seen.add(words)
+            yield paragraph
+
+
+def _hub_rows(name: str, test: bool) -> Iterable[str]:
+    from datasets import load_dataset
+
+    choices = f"{DEFAULT_TEXT} or a local {', '.join(SUFFIXES)} file"
+    if not is_offline():
+        require_hub(f"text {name}", choices)
+    try:
+        if name == "wikitext2":
+            rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split="test" if test else "train")
+        else:
+            shard = "en/c4-validation.00000-of-00008.json.gz" if test else "en/c4-train.00000-of-01024.json.gz"
+            rows = islice(
+                load_dataset("allenai/c4", data_files={"rows": shard}, split="rows", streaming=True), _C4_ROWS
+            )
+        return [row["text"] for row in rows]
+    except (OSError, ValueError):
+        require_hub(f"text {name}, which is not in the local cache,", choices)
+        raise

@@ -1,0 +1,313 @@
+"""The scripts of evaluate/ on tiny models: what they print, and what bad input gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import byte_tokenizer, load_script, tiny_model
+
+import ffprune_env as ff
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+from ffprune_env.pruning.sequential import SequentialCalibration
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_folder, text_file, tmp_path_factory):
+    """Two searches of one model that differ in sparsity and seed, and one of several sparsities."""
+    root, ppo = tmp_path_factory.mktemp("runs"), load_script("train/ppo.py")
+    flags = {
+        "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
+        "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 4, "--n-steps": 4, "--dtype": "float32",
+        "--alpha-start": 1,
+    }  # fmt: skip
+    for name, sparsities, seed in (("one", (0.2,), 0), ("two", (0.3,), 1), ("several", (0.2, 0.3), 0)):
+        changes = {**flags, "--run": root / name, "--seed": seed}
+        words = [word for pair in changes.items() for word in pair] + ["--sparsity", *sparsities]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["train/ppo.py", *map(str, words)])
+            assert ppo.main() == 0
+    return root
+
+
+@pytest.fixture(scope="module")
+def other_text(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "other.txt"
+    path.write_text("\n".join(f"number {i} is not {i + 1}" for i in range(200)))
+    return path
+
+
+def run_script(path, monkeypatch, capsys, *arguments):
+    """Exit code, output and errors of a script's main."""
+    monkeypatch.setattr(sys, "argv", [path, *map(str, arguments)])
+    monkeypatch.setenv("COLUMNS", "300")
+    code = load_script(path).main()
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def first_column(table: str) -> str:
+    """The names in a table, of which long ones are folded over several lines."""
+    return "".join(without_folds(line.split("│")[1]) for line in table.splitlines() if line.startswith("│"))
+
+
+def without_folds(name: str) -> str:
+    return "".join(name.split())
+
+
+def test_runs_are_compared_on_the_same_windows(runs, other_text, monkeypatch, capsys, tmp_path):
+    arguments = (runs / "one", runs / "two", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 3)
+    code, out, _ = run_script(
+        "evaluate/compare_runs.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json"
+    )
+    assert code == 0
+    names = ("dense", "uniform σ 0.2", "ffn-only σ 0.2", str(runs / "one"), "uniform σ 0.3", str(runs / "two"))
+    assert all(without_folds(name) in first_column(out) for name in names)
+    results = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert len(results) == 2 * (len(names) + 1) - 1
+    for name in ("one", "two"):
+        best = json.loads((runs / name / "best.json").read_text())
+        for result in (x for x in results if x["policy"] == str(runs / name)):
+            wanted = (best["calibration"] if result["calibrated"] else best)["chosen"]
+            assert result["kept"] == wanted["kept"]
+            assert result["search_ppl"] == pytest.approx(wanted["search_ppl"], rel=1e-5)
+            model = ff.load_pruned(runs / name / "model")
+            windows = ff.load_windows(str(other_text), byte_tokenizer(), "all", 64, 3)
+            if result["calibrated"]:
+                assert result["test_ppl"] == pytest.approx(ff.perplexity(model, windows), rel=1e-5)
+
+
+def test_of_a_run_of_several_sparsities_all_are_compared(runs, other_text, monkeypatch, capsys, tmp_path):
+    several = runs / "several"
+    arguments = (several, runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
+    code, out, _ = run_script(
+        "evaluate/compare_runs.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json"
+    )
+    assert code == 0
+    results = {(x["policy"], x["calibrated"]): x for x in json.loads((tmp_path / "x.json").read_text())["results"]}
+    for folder, sparsity in ((several / "s20", 0.2), (several / "s30", 0.3), (runs / "one", 0.2)):
+        assert without_folds(str(folder)) in first_column(out)
+        found = results[str(folder), True]
+        assert found["kept"] == json.loads((folder / "best.json").read_text())["chosen"]["kept"]
+        assert found["sparsity"] >= sparsity
+        assert without_folds(f"ffn-only σ {sparsity}") in first_column(out)
+
+
+def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monkeypatch, capsys, tmp_path):
+    config = yaml.safe_load((runs / "one" / "config.yaml").read_text())
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "seq_len": 32}))
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    (damaged / "config.yaml").write_text(yaml.safe_dump({**config, "sparsity": "some"}))
+    earlier = tmp_path / "earlier"  # of a version that did not calibrate in sequence
+    earlier.mkdir()
+    del config["sequential"]
+    (earlier / "config.yaml").write_text(yaml.safe_dump(config))
+    for arguments, message in (
+        ((runs / "one", tmp_path, "--test-text", other_text), "has seq_len 32,"),
+        ((runs / "one", earlier, "--test-text", other_text), "has sequential False,"),
+        ((damaged, "--test-text", other_text), "its sparsity is 'some', not one number or several"),
+        ((runs / "one", "--test-text", text_file), "is what the runs were searched on"),
+        ((runs / "absent", "--test-text", other_text), "No such file"),
+        ((runs / "one", "--test-text", "absent.txt"), "no such file"),
+    ):
+        code, _, err = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *arguments)
+        assert code == 2
+        (line,) = err.splitlines()
+        assert message in line
+
+
+def other_run(run, to, **changes):
+    """A copy of a run that says that it measured something else."""
+    shutil.copytree(run, to, ignore=shutil.ignore_patterns("model", "tb", "plots"))
+    identity = json.loads((to / "identity.json").read_text())
+    (to / "identity.json").write_text(json.dumps(identity | changes))
+    return to
+
+
+@pytest.mark.parametrize("script", ["compare_runs", "reward_study"])
+def test_runs_of_another_model_or_text_than_there_is_now_are_refused(
+    script, runs, other_text, monkeypatch, capsys, tmp_path
+):
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
+    for i, (changes, says) in enumerate(
+        (
+            ({"weights": "others"}, "the weights of .* have changed since .* was begun: search it again"),
+            ({"search text": "other"}, "the search text .*words.txt has changed since .* was begun: search it again"),
+            ({"calibration text": "other"}, "the calibration text .*words.txt has changed since"),
+            (None, "holds no identity.json"),
+        )
+    ):
+        run = other_run(runs / "one", tmp_path / str(i), **(changes or {}))
+        if changes is None:
+            (run / "identity.json").unlink()
+        code, _, err = run_script(f"evaluate/{script}.py", monkeypatch, capsys, run, *test)
+        assert code == 2
+        (line,) = err.splitlines()
+        assert re.search(says, line), line
+
+
+def test_runs_of_other_versions_are_measured_by_those_of_now_and_it_is_said(
+    runs, other_text, monkeypatch, capsys, tmp_path, caplog
+):
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
+    run = other_run(runs / "one", tmp_path / "earlier", transformers="5.0.0")
+    assert run_script("evaluate/compare_runs.py", monkeypatch, capsys, run, *test)[0] == 0
+    (said,) = (message for message in caplog.messages if "transformers has changed from 5.0.0" in message)
+    assert said.endswith("what it chose is measured by those of now")
+
+
+def test_policies_that_were_not_calibrated_as_asked_are_marked(runs, other_text, monkeypatch, capsys, tmp_path):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(SequentialCalibration, "_fit", fail)
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1, "--json", tmp_path / "x.json")
+    code, out, _ = run_script("evaluate/compare_runs.py", monkeypatch, capsys, runs / "one", *test)
+    assert code == 0
+    assert "uniform σ 0.2 ‡" in out
+    assert "‡ calibrated by Eqs. 6-7 alone, not in sequence as asked for" in out
+    results = json.loads((tmp_path / "x.json").read_text())["results"]
+    assert {x["calibration"] for x in results if x["calibrated"]} == {"ridge"}
+
+
+def test_latency_compares_speed_memory_and_size(runs, tiny_folder, monkeypatch, capsys):
+    settings = {"--dense": tiny_folder, "--prompt": 32, "--new-tokens": 4, "--rounds": 2, "--device": "cpu"}
+    words = [str(word) for pair in settings.items() for word in pair]
+    script = Path(__file__).parents[2] / "evaluate" / "latency.py"
+    command = [sys.executable, script, runs / "one" / "model", *words]  # a process: its workers import it again
+    out = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
+    ).stdout
+    for word in ("prefill of 32 tokens", "decode of 4 tokens", "peak memory", "on disk", "float32"):
+        assert word in out
+    tiny_model("opt").save_pretrained(runs / "other")
+    byte_tokenizer().save_pretrained(runs / "other")
+    for arguments, message in (
+        ((tiny_folder,), "its model_type is 'llama'"),
+        (
+            (runs / "one" / "model", *words[2:], "--dense", runs / "other"),
+            "was made from another model, name it with --dense",
+        ),
+        ((runs / "one" / "model", "--rounds", 0), "--rounds must be at least 1"),
+        ((runs / "one" / "model", "--prompt", 129), "the model takes 128 tokens"),
+    ):
+        code, _, err = run_script("evaluate/latency.py", monkeypatch, capsys, *arguments)
+        assert code == 2
+        assert message in err
+
+
+def test_bench_times_a_step_and_what_it_is_made_of(tiny_folder, text_file, monkeypatch, capsys, tmp_path):
+    arguments = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--samples", 2, "--rounds", 2)
+    code, out, _ = run_script("evaluate/bench.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json")
+    assert code == 0
+    for word in ("σ = 0.5", "of the roofline", "linear layers alone", "usual way / env.step", "peak memory"):
+        assert word in out
+    seconds = json.loads((tmp_path / "x.json").read_text())["seconds"]
+    assert set(seconds) == {"0.0", "0.2", "0.5"}
+    for runs in seconds.values():
+        assert set(runs) == {"step", "calibrated", "usual", "forward", "products", "linear"}
+        assert all(len(values) == 2 for values in runs.values())
+
+
+@pytest.mark.parametrize("family", ["opt", "llama-gqa", "mistral"])
+def test_the_usual_way_of_the_bench_measures_the_same_model(family, windows):
+    bench = load_script("evaluate/bench.py")
+    prunable = PrunableModel(tiny_model(family))
+    prunable.rank(wanda_scores(prunable, collect_statistics(prunable, windows)))
+    evaluator, kept = LMEvaluator(prunable, windows), [2, 9, 4, 24, 1, 3]
+    stock, masked = tiny_model(family), tiny_model(family)
+    bench.usual(stock, masked, evaluator, [4, 24, 4, 24, 4, 24], 2)
+    bench.usual(stock, masked, evaluator, kept, 2)
+    assert bench.masked_perplexity(masked, windows, 2) == pytest.approx(evaluator.measure(np.array(kept), 3), rel=1e-5)
+
+
+def test_ctrl_c_prints_what_was_measured(runs, other_text, monkeypatch, capsys):
+    script = load_script("evaluate/compare_runs.py")
+    measured = script.measure_policy
+
+    def stop_at_dense(evaluator, kept, *arguments, **settings):
+        if not settings["calibrated"]:
+            raise KeyboardInterrupt
+        return measured(evaluator, kept, *arguments, **settings)
+
+    monkeypatch.setattr(script, "measure_policy", stop_at_dense)
+    arguments = (runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
+    code, out, _ = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert "uniform σ 0.2" in out
+
+
+def test_a_pruned_model_is_smaller_than_what_it_was_made_from(tmp_path):
+    prunable = PrunableModel(tiny_model("llama").float())
+    prunable.rank([np.arange(unit.n_groups) for unit in prunable.units])
+    sizes = []
+    for share in (1, 2):
+        ff.save_pruned(prunable, [unit.n_groups // share for unit in prunable.units], tmp_path / str(share))
+        sizes.append((tmp_path / str(share) / "model.safetensors").stat().st_size)
+    assert sizes[1] < 0.8 * sizes[0]
+
+
+def test_rewards_are_studied_on_the_policies_of_a_run(runs, other_text, monkeypatch, capsys, tmp_path):
+    arguments = (runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 2, "--windows", 1, 3)
+    code, out, _ = run_script(
+        "evaluate/reward_study.py", monkeypatch, capsys, *arguments, "--policies", 4, "--json", tmp_path / "x.json"
+    )
+    assert code == 0
+    assert "6 policies" in out  # uniform and ffn-only, too
+    measured = json.loads((tmp_path / "x.json").read_text())
+    assert all(len(values) == 6 for values in measured.values())
+    evaluator = ff.load_evaluator(
+        str(yaml.safe_load((runs / "one" / "config.yaml").read_text())["model"]),
+        yaml.safe_load((runs / "one" / "config.yaml").read_text())["text"],
+        seq_len=64,
+        n_samples=3,
+        calibration_windows=2,
+        criterion="surgeon",
+        dtype="float32",
+        calibrated=True,
+    )
+    ppl, kl = evaluator.compare(ff.uniform(0.2, evaluator.units).kept, 3)
+    assert measured["ppl 3"][4] == pytest.approx(ppl / evaluator.dense(3), rel=1e-5)
+    assert measured["kl 3"][4] == pytest.approx(kl, rel=1e-4)
+
+
+def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
+    study = load_script("evaluate/preset_study.py")
+    surrogate = ff.SurrogateEvaluator.synthetic(n_layers=3)
+    arrays = {f"curve_{i}": curve for i, curve in enumerate(surrogate.curves)}
+    names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in surrogate.units]
+    np.savez(tmp_path / "curves.npz", units=np.array(names), **arrays)
+    monkeypatch.setattr(study, "CHANGES", ({}, {"log_std_init": -9.0}))
+    arguments = ("--curves", tmp_path / "curves.npz", "--seeds", 2, "--inits", "ffn-only")
+    code, out, _ = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments)
+    assert code == 0
+    default, still = (float(line.split("│")[2].split()[0]) for line in out.splitlines() if "(" in line and "│" in line)
+    assert default > 20  # percent of the damage that could be removed
+    assert abs(still) < default / 2  # a policy that hardly explores stays where it starts
+
+
+def test_scale_knows_how_large_models_are(monkeypatch, capsys):
+    scale = load_script("evaluate/scale.py")
+    model, _ = ff.load_model("smollm2-135m")
+    norms = sum(x.numel() for x in model.parameters() if x.ndim == 1)
+    assert scale.SHAPES["smollm2-135m"].params == sum(x.numel() for x in model.parameters()) - norms
+    assert scale.SHAPES["llama-2-70b"].params == pytest.approx(68.98e9, rel=1e-3)
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, _ = run_script("evaluate/scale.py", monkeypatch, capsys, "--gpu-memory", 80)
+    assert code == 0
+    (largest,) = (line.split() for line in out.splitlines() if "llama-2-70b" in line)
+    assert [largest[i] for i in (9, 11)] == ["2", "64.2"]  # GPUs, and GiB of weights on each of them
+    for flag in ("--tflops", "--gpu-memory"):
+        assert run_script("evaluate/scale.py", monkeypatch, capsys, flag, 0)[0] == 2

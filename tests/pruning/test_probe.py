@@ -1,0 +1,173 @@
+"""What is not what pruning takes it for is refused by name when it is wrapped, and left as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import LLAMA_LIKE, tiny_model
+from test_head import own_losses, tiny
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ffprune_env.lm.loss import window_losses
+from ffprune_env.lm.models import load_model
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.units import find_units
+
+
+def gemma3() -> nn.Module:
+    """What AutoModelForCausalLM makes of gemma3: a vision tower before the decoder."""
+    text = {**LLAMA_LIKE, "num_key_value_heads": 2, "head_dim": 8}
+    vision = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision |= {"image_size": 28, "patch_size": 14}
+    config = AutoConfig.for_model("gemma3", text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+
+
+def test_units_are_those_of_the_decoder_that_makes_the_logits(windows):
+    prunable = PrunableModel(gemma3())
+    assert prunable.units[0].name == "model.language_model.layers.0.self_attn"
+    assert [unit.layer for unit in prunable.units] == [0, 0, 1, 1, 2, 2]
+    rng = np.random.default_rng(0)
+    prunable.rank([rng.random(layout.n_members) for layout in prunable.layouts])
+    dense = window_losses(prunable.model, windows)
+    torch.testing.assert_close(dense, own_losses(prunable.model, windows).float())
+    for i, unit in enumerate(prunable.units):
+        kept = [other.n_groups for other in prunable.units]
+        kept[i] = unit.n_groups // 2
+        with prunable.pruned(kept):
+            assert not torch.allclose(window_losses(prunable.model, windows), dense, rtol=1e-7)
+
+
+def state_of(model):
+    """All that wrapping touches."""
+    modules = [(sorted(vars(m)), sorted(m._buffers), getattr(m, "num_key_value_groups", None)) for m in model.modules()]
+    hooks = [(len(m._forward_hooks), len(m._forward_pre_hooks)) for m in model.modules()]
+    return modules, hooks, model.config._attn_implementation, repr(model)
+
+
+def refused(model, message):
+    """Wrapping raises, and leaves weights, modules and random numbers as they were."""
+    before, weights = state_of(model), {name: x.clone() for name, x in model.named_parameters()}
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    with pytest.raises(ValueError, match=message) as raised:
+        PrunableModel(model)
+    assert "\n" not in str(raised.value)
+    assert torch.equal(torch.rand(1), expected)
+    assert state_of(model) == before
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, weights[name])
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_heads_that_are_coupled_in_halves_are_refused(key_heads):
+    refused(
+        tiny("diffllama", num_key_value_heads=key_heads),
+        r"DiffLlamaForCausalLM cannot be pruned: reordering the heads of model\.layers\.0\.self_attn changes what it",
+    )
+
+
+class Weighted(nn.Module):
+    """Gives each channel a weight by its place."""
+
+    def forward(self, x):
+        return F.silu(x) * torch.linspace(1, 2, x.shape[-1], dtype=x.dtype)
+
+
+class Padded(nn.Module):
+    """Wants all channels."""
+
+    def forward(self, x):
+        return F.silu(x) * x.new_ones(24)
+
+
+class Leaky(nn.Module):
+    """A norm over all channels: the same in any order, and not the same without some."""
+
+    def forward(self, x):
+        return F.silu(x) / x.square().mean(dim=-1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize(
+    ("activation", "message"),
+    [
+        (Weighted(), r"reordering the channels of model\.layers\.1\.mlp changes what it computes \(logits are off by"),
+        (Padded(), r"model\.layers\.1\.mlp with half of its channels removed is not .* masked \(The size of tensor"),
+        (Leaky(), r"model\.layers\.1\.mlp with half of its channels removed is not .* masked \(logits are off by"),
+    ],
+)
+def test_the_first_unit_at_fault_is_named(activation, message):
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.act_fn = activation
+    refused(model, r"LlamaForCausalLM cannot be pruned: " + message)
+
+
+def test_a_unit_that_does_not_run_is_refused():
+    model = tiny_model("llama-gqa")
+    layer = model.model.layers[2]
+    layer.mlp.forward = lambda x: x
+    refused(model, r"model\.layers\.2\.mlp runs 0 times in a forward pass on text, it must run once")
+
+
+def test_a_unit_that_runs_twice_is_refused():
+    model = tiny_model("llama")
+    mlp = model.model.layers[0].mlp
+    mlp.register_forward_hook(lambda module, inputs, output: output + type(mlp).forward(mlp, output))
+    refused(model, r"model\.layers\.0\.mlp runs 2 times in a forward pass on text, it must run once")
+
+
+def test_a_unit_that_does_not_reach_the_logits_is_refused():
+    model = tiny_model("opt")
+    layer = model.model.decoder.layers[2]
+    attention = layer.self_attn.forward
+    layer.self_attn.forward = lambda *args, **kwargs: (torch.zeros_like(attention(*args, **kwargs)[0]), None)
+    refused(model, r"what model\.decoder\.layers\.2\.self_attn gives does not reach the logits")
+
+
+def test_a_unit_of_zeros_is_none_of_our_business():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.down_proj.weight.data.zero_()
+    PrunableModel(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rounding_is_no_fault(family, dtype):
+    for seed in range(3):
+        PrunableModel(tiny_model(family, seed).to(dtype))
+
+
+def test_wrapping_changes_nothing(family, windows):
+    model = tiny_model(family).train()
+    dense, names = copy.deepcopy(model), [name for name, _ in model.named_modules()]
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    prunable = PrunableModel(model)
+    assert torch.equal(torch.rand(1), expected)
+    assert prunable.rankings == 0
+    assert all(torch.equal(order, torch.arange(len(order))) for order in prunable.order)
+    assert all(module.training for module in model.modules())
+    assert [name for name, _ in model.named_modules()] == names
+    for ours, theirs in zip(model.parameters(), dense.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    prunable.rank([np.arange(layout.n_members) for layout in prunable.layouts])
+    assert prunable.rankings == 1
+
+
+def test_a_streamed_model_is_probed_too(save_tiny, windows, monkeypatch):
+    model = load_model(str(save_tiny("llama")), "float32", device_map="auto", max_memory="1KB")[0]
+    losses, hooks = window_losses(model, windows), [layout.output._hf_hook for layout in find_units(model)]
+    model.model.layers[1].mlp.act_fn = Weighted()
+    with pytest.raises(ValueError, match=r"reordering the channels of model\.layers\.1\.mlp"):
+        PrunableModel(model)
+    assert [layout.output._hf_hook for layout in find_units(model)] == hooks
+    model.model.layers[1].mlp.act_fn = nn.SiLU()
+    torch.testing.assert_close(window_losses(model, windows), losses, rtol=0, atol=0)
+    PrunableModel(model)

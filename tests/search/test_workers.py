@@ -1,0 +1,196 @@
+"""Workers change how fast a search is and nothing else: not their number, not who answers first, not a death."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import sys
+
+import numpy as np
+import pytest
+from tiny_runs import best_of, run_main, samples_of, settings
+
+from ffprune_env.search import worker_places as places
+from ffprune_env.search.workers import Question, Workers, _Worker
+
+ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def arguments(tiny_folder, text_file):
+    return {"model": str(tiny_folder), "text": str(text_file), "seq_len": 64, "n_samples": 2, "calibration_windows": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("weights", "the weights of .* have changed since the run was begun elsewhere"), ("search text", "words.txt has")],
+)
+def test_a_worker_with_another_model_or_text_of_that_name_does_not_answer(arguments, name, says):
+    known = _Worker(arguments).identity
+    question = Question((3,) * 6, 1, kl=False)
+    assert np.isfinite(_Worker(arguments, known).measure(question)[0])
+    workers = Workers(1, arguments, identity=known | {name: "another"})
+    with pytest.raises(RuntimeError, match=says):
+        workers.ask([question])
+    workers.close()
+
+
+def search(ppo_script, tiny_folder, text_file, run, workers):
+    flags = settings(tiny_folder, text_file, run, workers=workers, timesteps=16)
+    assert run_main(ppo_script, [*flags, "--no-save-model"]) == 0
+    return samples_of(run), best_of(run)
+
+
+def test_the_number_of_workers_changes_nothing_nor_does_a_death(
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, caplog
+):
+    results = {n: search(ppo_script, tiny_folder, text_file, tmp_path / f"run{n}", n) for n in (1, 2, 3)}
+    assert results[1] == results[2] == results[3]
+
+    deaths = []
+    ask = Workers.ask
+
+    def ask_after_a_death(self, questions, *heard):
+        """Kills the process that the first question of the first rollout goes to."""
+        if questions and not deaths:
+            deaths.append(ray.get(self.actors[0].__ray_call__.remote(lambda worker: os.getpid())))
+            os.kill(deaths[0], signal.SIGKILL)
+        return ask(self, questions, *heard)
+
+    monkeypatch.setattr(Workers, "ask", ask_after_a_death)
+    killed = search(ppo_script, tiny_folder, text_file, tmp_path / "killed", 2)
+    assert killed == results[1]
+    assert caplog.text.count("worker 0 died: it is replaced, and its candidate measured again") == 1
+    assert not any(sample["collapsed"] for sample in killed[0])
+    assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["seed"] == 0
+
+
+def test_answers_of_a_rollout_that_was_cut_off_are_kept(
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, capsys
+):
+    """The first of a rollout are known when the process ends: they are not measured again."""
+    whole = search(ppo_script, tiny_folder, text_file, tmp_path / "whole", 1)
+    flags = settings(tiny_folder, text_file, tmp_path / "run", workers=1, timesteps=16)
+    measured = []
+    log = sys.modules["ffprune_env.run.sample_log"].SampleLog
+    note = log.note
+
+    def die_at_the_sixth(self, *answer):
+        note(self, *answer)
+        measured.append(answer)
+        if len(measured) == 6:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(log, "note", die_at_the_sixth)
+    assert run_main(ppo_script, [*flags, "--no-save-model"]) == 130
+    assert len((tmp_path / "run" / "measured.jsonl").read_text().splitlines()) == 6
+    again = []
+    monkeypatch.setattr(log, "note", lambda self, *answer: again.append(answer))
+    assert run_main(ppo_script, ["--resume", tmp_path / "run", "--workers", "2"]) == 0
+    assert (samples_of(tmp_path / "run"), best_of(tmp_path / "run")) == whole
+    assert len(again) <= 16 - 6
+    capsys.readouterr()
+    assert run_main(ppo_script, ["--resume", tmp_path / "run", "--workers", "0"]) == 2
+    assert "only with any number of workers above 0, got --workers 0" in capsys.readouterr().err
+
+
+def test_workers_prune_in_the_order_of_the_run_whatever_their_own_scores_say(
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch
+):
+    """The scores are turned round in this process alone: the workers', of another process, would order otherwise."""
+    build, criteria = sys.modules["ffprune_env.evaluators.build"], sys.modules["ffprune_env.pruning.criteria"].CRITERIA
+    real = criteria["surgeon"]
+
+    def turned_round(*evidence):
+        return [-scores for scores in real.score(*evidence)]
+
+    monkeypatch.setitem(criteria, "surgeon", dataclasses.replace(real, score=turned_round))
+    made = []
+    monkeypatch.setattr(
+        ppo_script, "build_evaluator", lambda *a, **s: made.append(build.build_evaluator(*a, **s)) or made[0]
+    )
+    samples, _ = search(ppo_script, tiny_folder, text_file, tmp_path / "run", 1)
+    evaluator = made[0]
+    evaluator.forget()
+    for sample in samples:
+        assert evaluator.measure(np.array(sample["kept"]), sample["n_samples"]) == pytest.approx(
+            sample["ppl"], rel=1e-5
+        )
+
+
+def test_a_cluster_whose_places_are_taken_is_not_waited_for_in_silence(arguments, monkeypatch, caplog):
+    monkeypatch.setattr(places, "_PATIENCE_S", 0.3)
+    monkeypatch.setattr(places, "_LIMIT_S", 1.2)
+
+    @ray.remote(num_cpus=2)
+    class Other:
+        def here(self):
+            return True
+
+    other = Other.remote()
+    assert ray.get(other.here.remote())
+    with pytest.raises(ValueError, match=r"2 workers need a CPU each, and after \d s 1 of 3 in the cluster are free"):
+        Workers(2, arguments)
+    assert "waiting for the Ray cluster: 2 workers need a CPU each, and 1 of 3 are free" in caplog.text
+    monkeypatch.setattr(places, "_LIMIT_S", 60.0)
+    ray.kill(other)  # what is given back is taken
+    workers = Workers(2, arguments)
+    workers.close()
+
+
+def test_workers_that_have_no_place_are_refused(arguments):
+    with pytest.raises(ValueError, match="9 workers need a CPU each, and there are 3: ask for fewer with --workers"):
+        Workers(9, arguments)
+    with pytest.raises(ValueError, match="1 workers need a GPU each, and there are 0"):
+        Workers(1, arguments, on_gpu=True)
+
+
+def test_a_dead_worker_is_replaced_and_its_candidate_measured_again(arguments, caplog):
+    workers = Workers(2, arguments)
+    questions = [Question((k, 20, 4, 24, 4, 24), 2, kl) for k in (1, 2, 3, 4) for kl in (False, True)]
+    before = workers.ask(questions)
+    ray.kill(workers.actors[0])
+    assert workers.ask(questions) == before
+    assert "worker 0 died: it is replaced, and its candidate measured again" in caplog.text
+    workers.close()
+    assert all((kl is not None) == question.kl for question, (_, kl) in zip(questions, before, strict=True))
+    assert len({ppl for ppl, _ in before}) == 4  # gathered by index, and KL comes with the same perplexity
+
+
+def test_answers_are_those_of_the_model_here(arguments):
+    import ffprune_env as ff
+
+    evaluator = ff.load_evaluator(**arguments)
+    workers = Workers(1, arguments)
+    kept = np.array([3, 20, 4, 24, 1, 9])
+    ((ppl, kl),) = workers.ask([Question(tuple(kept.tolist()), 2, True)])
+    workers.close()
+    assert (ppl, kl) == evaluator.compare(kept, 2)
+
+
+def test_what_workers_cannot_do_is_an_error_and_not_a_reward(arguments):
+    workers = Workers(1, arguments)
+    with pytest.raises(RuntimeError, match=r"worker 0 failed: .*99"):
+        workers.ask([Question((99,) * 6, 2, False)])
+    workers.close()
+    workers = Workers(1, arguments | {"model": "/nowhere/at/all"})
+    with pytest.raises(RuntimeError, match="a candidate brought down 3 workers"):
+        workers.ask([Question((1,) * 6, 2, False)])
+    workers.close()
+    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+        Workers(0, arguments)
+
+
+def test_a_cluster_that_was_there_before_stays(arguments):
+    workers = Workers(1, arguments)
+    workers.close()
+    assert ray.is_initialized()

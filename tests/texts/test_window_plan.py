@@ -1,0 +1,160 @@
+"""The plan of windows: no token of text serves two purposes, whatever the text and the settings."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from conftest import byte_tokenizer, load_script, tiny_model
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from ffprune_env.texts.window_plan import load_planned_windows, plan_rows, ranges, share_out
+from ffprune_env.texts.windows import _text, load_test_windows
+
+MODEL = tiny_model("llama")
+numbers = st.integers(1, 40)
+
+
+@given(st.integers(0, 120), numbers, st.integers(0, 40), st.integers(0, 40))
+@example(22, 2, 8, 16)  # python-docs by default
+@example(60, 2, 8, 16)
+@example(4, 2, 8, 16)
+@example(3, 2, 8, 16)
+def test_windows_are_shared_out_and_none_twice(there, samples, final_samples, curve_windows):
+    least = samples + min(final_samples, 1) + min(curve_windows, 1)
+    if there < least:
+        with pytest.raises(ValueError, match=f"^{samples} were asked for"):
+            share_out(there, samples, final_samples, curve_windows)
+        return
+    shares = share_out(there, samples, final_samples, curve_windows)
+    everyone = [*shares.search, *shares.finalists, *shares.curves]
+    assert len(set(everyone)) == len(everyone)
+    assert set(everyone) <= set(range(there))
+    assert len(shares.search) == samples
+    assert min(1, final_samples) <= len(shares.finalists) <= final_samples
+    assert min(1, curve_windows) <= len(shares.curves) <= curve_windows
+    assert len(everyone) == min(there, samples + final_samples + curve_windows)
+    for share in (shares.search, shares.finalists, shares.curves):  # spread over the whole: no stretch without one
+        edges = [-1, *sorted(share), there]
+        assert not share or max(b - a for a, b in pairwise(edges)) <= 2 * there / len(share) + samples + final_samples
+
+
+def test_a_short_text_costs_the_curves_first():
+    assert [len(x) for x in vars(share_out(22, 2, 8, 16)).values()] == [2, 8, 12]
+    assert [len(x) for x in vars(share_out(18, 2, 8, 16)).values()] == [2, 8, 8]
+    assert [len(x) for x in vars(share_out(12, 2, 8, 16)).values()] == [2, 5, 5]
+    assert [len(x) for x in vars(share_out(12, 2, 8)).values()] == [2, 8, 0]
+    assert share_out(4, 4).search == (0, 2, 1, 3)  # every prefix is spread over the text
+
+
+@pytest.fixture(scope="module")
+def counted(tmp_path_factory):
+    """A text in which no ten characters come twice."""
+    path = tmp_path_factory.mktemp("text") / "numbers.txt"
+    path.write_text(" ".join(f"{i:05}" for i in range(4000)))
+    return path
+
+
+@settings(max_examples=40)
+@given(
+    seq_len=st.sampled_from([16, 50, 64, 128, 500]),
+    samples=st.integers(1, 6),
+    final_samples=st.integers(0, 12),
+    curve_windows=st.integers(0, 20),
+    calibration_windows=st.integers(1, 60),
+    test_windows=st.one_of(st.none(), st.integers(1, 12)),
+)
+def test_no_token_of_text_has_two_purposes(counted, seq_len, test_windows, samples, **asked):
+    """Places in the text, of which a window is a stretch: one byte is one token here."""
+    whole, tokenizer, text = counted.read_text(), byte_tokenizer(), str(counted)
+    try:
+        planned = load_planned_windows(MODEL, tokenizer, text, seq_len=seq_len, samples=samples, **asked)
+    except ValueError as error:
+        assert "ask for fewer or shorter windows, or give a longer text" in str(error)  # noqa: PT017
+        return
+    test = load_test_windows(text, None, tokenizer, min(seq_len, 128), test_windows or 1)
+    windows = torch.cat([x[:, : min(seq_len, 128)] for x in planned.texts.values()] + [test])
+    places = sorted(whole.index(tokenizer.decode(window)) for window in windows)
+    assert all(b - a >= windows.shape[1] for a, b in pairwise(places))
+
+
+@pytest.mark.parametrize("seq_len", [32, 128])
+@pytest.mark.parametrize("text", ["python-docs", "wiki.valid.tokens"])
+def test_no_window_of_a_real_text_has_two_purposes(text, seq_len, request, tokenizer):
+    if text != "python-docs":
+        text = str(request.getfixturevalue("shared_data") / "wikitext-2" / text)
+    sizes = {"samples": 2, "final_samples": 8, "curve_windows": 16, "calibration_windows": 96}
+    texts = load_planned_windows(MODEL, tokenizer, text, seq_len=seq_len, **sizes).texts
+    texts["test"] = load_test_windows(text, None, tokenizer, seq_len, 8)
+    rows = [tuple(row) for windows in texts.values() for row in windows.tolist()]
+    assert [len(x) for x in texts.values()] == [2, 8, 16, 96, 8]
+    assert len(set(rows)) == len(rows)
+    for key, part in (("search", "search"), ("finalists", "search"), ("curves", "search"), ("test", "test")):
+        assert all(tokenizer.decode(row) in _text(text, part) for row in texts[key])
+
+
+def test_what_a_text_is_too_short_for_is_said(counted, tokenizer, caplog):
+    sizes = {"samples": 2, "final_samples": 8, "curve_windows": 16, "calibration_windows": 4}
+    planned = load_planned_windows(MODEL, tokenizer, str(counted), seq_len=128, **sizes)
+    assert not caplog.records
+    assert {key: len(x) for key, x in planned.texts.items()} == {
+        "search": 2, "finalists": 8, "curves": 16, "calibration": 4
+    }  # fmt: skip
+    long = tiny_model("llama")
+    long.config.max_position_embeddings = 500
+    load_planned_windows(long, tokenizer, str(counted), seq_len=500, **sizes)
+    said = "(search part) has 11 windows of 500 tokens, 26 were asked for: damage curves get 5 of 16, finalists 4 of 8"
+    assert f"text {counted} {said}" in caplog.text
+    refused = (
+        f"text {counted} (search part) has 11 windows of 500 tokens, 10 were asked for to search on, and 2 more are "
+        "needed for finalists and damage curves: ask for fewer or shorter windows, or give a longer text"
+    )
+    with pytest.raises(ValueError, match=re.escape(refused)):
+        load_planned_windows(long, tokenizer, str(counted), seq_len=500, **sizes | {"samples": 10})
+
+
+def test_the_table_holds_every_purpose(counted, tokenizer):
+    sizes = {"samples": 2, "final_samples": 4, "curve_windows": 6, "calibration_windows": 5}
+    planned = load_planned_windows(MODEL, tokenizer, str(counted), seq_len=100, **sizes)
+    rows = plan_rows(planned, load_test_windows(str(counted), None, tokenizer, 128, 3), "some text")
+    assert [(row.purpose, row.windows, row.tokens) for row in rows] == [
+        ("ranking", 5, 500), ("calibration", 5, 500), ("curves", 6, 600), ("search", 2, 200), ("finalists", 4, 400),
+        ("test", 3, 384),
+    ]  # fmt: skip
+    assert [row.which.split(" of ")[1] for row in rows] == ["5", "5", "12", "12", "12", "3"]
+    assert rows[-1].text == "some text"
+    assert ranges((7, 0, 1, 2, 5, 8)) == "0-2, 5, 7-8"
+
+
+def test_the_script_prints_the_plan(tiny_folder, text_file, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def run(**flags):
+        words = [str(x) for name, value in flags.items() for x in (f"--{name.replace('_', '-')}", value)]
+        monkeypatch.setattr(sys, "argv", ["windows.py", "--model", str(tiny_folder), *words])
+        code = load_script("evaluate/windows.py").main()
+        return code, capsys.readouterr()
+
+    monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
+    code, said = run(text=text_file, seq_len=64, test_seq_len=128, curve_windows=7)
+    assert code == 0
+    lines = {line.split("│")[1].strip(): line for line in said.out.splitlines() if line.count("│") == 7}
+    assert set(lines) == {"ranking", "calibration", "curves", "search", "finalists", "test"}
+    assert f"{text_file}, search part" in lines["finalists"]
+    assert "of 17" in lines["curves"]
+    assert f"{text_file}, test part" in lines["test"]
+    assert "│       7 │    448 │" in lines["curves"]
+    for flags, message in (
+        ({"text": text_file, "seq_len": 64, "samples": 9999}, "9999 were asked for to search on"),
+        ({"text": text_file, "final_samples": 0}, "--final-samples must be at least 1, got 0"),
+        ({"text": "nowhere.txt"}, "no such file"),
+    ):
+        code, said = run(**flags)
+        assert code == 2
+        (line,) = said.err.splitlines()
+        assert message in line
