@@ -37,7 +37,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from ffprune_env.budget.allocation import IntArray
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.cli.consoles import wide_console
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import require_folder_of, require_in_range

@@ -21,6 +21,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.cli.consoles import wide_console
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.evaluators.build import build_evaluator
@@ -28,7 +29,6 @@ from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
-from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.search.ppo import ppo
 from ffprune_env.search.problem import Meter, Problem
 from ffprune_env.search.settings import SearchSettings

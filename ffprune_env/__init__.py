@@ -18,20 +18,22 @@ if TYPE_CHECKING:
     from ffprune_env.budget.allocation import Allocation
     from ffprune_env.budget.even import ffn_only, uniform
     from ffprune_env.budget.mapping import allocate
+    from ffprune_env.budget.units import PruneUnit
     from ffprune_env.env import PruneBanditEnv
     from ffprune_env.evaluators.build import load_evaluator
-    from ffprune_env.evaluators.language_model import Evaluator, LMEvaluator
+    from ffprune_env.evaluators.language_model import LMEvaluator
+    from ffprune_env.evaluators.protocol import Evaluator
     from ffprune_env.evaluators.surrogate import SurrogateEvaluator
     from ffprune_env.evaluators.zero_shot import evaluate_zero_shot
-    from ffprune_env.export.folder import load_pruned, save_pruned
+    from ffprune_env.export.folder import save_pruned
     from ffprune_env.export.model_card import CardFacts
     from ffprune_env.lm.loss import perplexity
     from ffprune_env.lm.models import load_model
+    from ffprune_env.lm.pruned_folder import load_pruned
     from ffprune_env.pruning.calibration import RidgeCalibration
     from ffprune_env.pruning.prunable import PrunableModel
     from ffprune_env.pruning.saliency import Statistics, collect_statistics, wanda_scores
     from ffprune_env.pruning.sequential import SequentialCalibration
-    from ffprune_env.pruning.units import PruneUnit
     from ffprune_env.search.callbacks import ProgressiveSchedulingCallback
     from ffprune_env.search.schedule import ProgressiveSchedule
     from ffprune_env.texts.windows import load_windows
@@ -39,13 +41,13 @@ if TYPE_CHECKING:
 _HOME = {
     "Allocation": "budget.allocation",
     "CardFacts": "export.model_card",
-    "Evaluator": "evaluators.language_model",
+    "Evaluator": "evaluators.protocol",
     "LMEvaluator": "evaluators.language_model",
     "ProgressiveSchedule": "search.schedule",
     "ProgressiveSchedulingCallback": "search.callbacks",
     "PrunableModel": "pruning.prunable",
     "PruneBanditEnv": "env",
-    "PruneUnit": "pruning.units",
+    "PruneUnit": "budget.units",
     "RidgeCalibration": "pruning.calibration",
     "SequentialCalibration": "pruning.sequential",
     "Statistics": "pruning.saliency",
@@ -56,7 +58,7 @@ _HOME = {
     "ffn_only": "budget.even",
     "load_evaluator": "evaluators.build",
     "load_model": "lm.models",
-    "load_pruned": "export.folder",
+    "load_pruned": "lm.pruned_folder",
     "load_windows": "texts.windows",
     "perplexity": "lm.loss",
     "save_pruned": "export.folder",

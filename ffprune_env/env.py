@@ -12,11 +12,12 @@ import numpy.typing as npt
 from gymnasium import spaces
 from gymnasium.error import ResetNeeded
 
-from ffprune_env.budget.allocation import Allocation, FloatArray, IntArray, check_sparsity, group_bounds
+from ffprune_env.budget.allocation import Allocation, check_sparsity, group_bounds
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.mapping import Mapping, allocate
 
 if TYPE_CHECKING:
-    from ffprune_env.evaluators.language_model import DivergenceEvaluator, Evaluator
+    from ffprune_env.evaluators.protocol import DivergenceEvaluator, Evaluator
 
 Reward = Literal["ppl", "kl"]
 Observation = npt.NDArray[np.float32]

@@ -32,13 +32,14 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.logger import configure
 from transformers import PreTrainedTokenizerBase
 
-from ffprune_env.budget.allocation import Allocation, FloatArray
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.cli.consoles import wide_console
 from ffprune_env.cli.settings import parse_settings, require_in_range, resumes
 from ffprune_env.env import PruneBanditEnv, measure_reward
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
-from ffprune_env.export.folder import load_pruned, save_pruned
+from ffprune_env.export.folder import save_pruned
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
@@ -53,6 +54,7 @@ from ffprune_env.lm.identity import (
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.models import DeviceMap, load_model
 from ffprune_env.lm.phases import phase
+from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.pruning.criteria import CRITERIA
@@ -70,15 +72,14 @@ from ffprune_env.run.results import (
 )
 from ffprune_env.run.sample_log import DifferentSearchError, SampleLog
 from ffprune_env.search.callbacks import (
-    Archive,
     CheckpointCallback,
     InterruptCallback,
     ProgressiveSchedulingCallback,
-    Sample,
     SampleCallback,
 )
 from ffprune_env.search.ppo import choose, make_env, make_policy, start_means
 from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.samples import Archive, Sample
 from ffprune_env.search.saved_policy import copy_policy, require_policy, save_policy
 from ffprune_env.search.schedule import ProgressiveSchedule
 from ffprune_env.search.settings import SearchSettings

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from ffprune_env.pruning.units import PruneUnit
-
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.units import PruneUnit
 
 _FARTHEST: tuple[float, list[int]] = (math.inf, [])
 

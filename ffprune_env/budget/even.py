@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ffprune_env.budget.allocation import Allocation, allocation_of, check_sparsity, group_bounds, parameter_budget
-from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.budget.units import PruneUnit
 
 
 def uniform(sparsity: float, units: Sequence[PruneUnit]) -> Allocation:

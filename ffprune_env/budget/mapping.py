@@ -10,15 +10,14 @@ import numpy.typing as npt
 
 from ffprune_env.budget.allocation import (
     Allocation,
-    FloatArray,
-    IntArray,
     check_sparsity,
     group_bounds,
     parameter_budget,
     settle,
     sparsity_range,
 )
-from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.units import PruneUnit
 
 Mapping = Literal["greedy", "waterfill"]
 

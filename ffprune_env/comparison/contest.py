@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffprune_env.budget.allocation import IntArray
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.comparison.cells import Cell
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.intervals import perplexity_interval

@@ -1,4 +1,4 @@
-"""What the environment measures with: the protocol, and a real model that follows it (4.8)."""
+"""A real model that is measured on text (4.8)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 
-from ffprune_env.budget.allocation import IntArray
+from ffprune_env.budget.arrays import IntArray
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.lm.loss import perplexity
@@ -19,55 +19,8 @@ from ffprune_env.pruning.calibration_kind import CalibrationKind
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
-from ffprune_env.pruning.units import PruneUnit
 
 logger = logging.getLogger(__name__)
-
-
-class Evaluator(Protocol):
-    """Anything that can say how good a pruned model would be."""
-
-    @property
-    def units(self) -> tuple[PruneUnit, ...]:
-        """The N units, in order."""
-        ...
-
-    @property
-    def max_samples(self) -> int:
-        """N_max, the most windows a measurement can use."""
-        ...
-
-    def measure(self, kept: IntArray, n_samples: int) -> float:
-        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` windows; inf if not finite."""
-        ...
-
-    def dense(self, n_samples: int) -> float:
-        """Perplexity of the dense model on the same windows."""
-        ...
-
-
-class DivergenceEvaluator(Evaluator, Protocol):
-    """An evaluator that can also say how far the pruned model's predictions are from the dense model's."""
-
-    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
-        """Perplexity on the first windows as :meth:`measure` gives it, and mean KL(dense ‖ pruned) there, in nats.
-
-        One forward pass gives both; a KL that is not finite is inf.
-        """
-        ...
-
-
-class SearchEvaluator(DivergenceEvaluator, Protocol):
-    """An evaluator that also has windows for the last look at few candidates, which no search sees before."""
-
-    @property
-    def max_final_samples(self) -> int:
-        """How many there are."""
-        ...
-
-    def measure_final(self, kept: IntArray, n_samples: int) -> float:
-        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` of these windows."""
-        ...
 
 
 class LMEvaluator:

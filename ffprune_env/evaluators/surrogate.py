@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ffprune_env.budget.allocation import FloatArray, IntArray
-from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.units import PruneUnit
 
 
 class SurrogateEvaluator:

@@ -17,7 +17,7 @@ import gguf
 import numpy.typing as npt
 import torch
 
-from ffprune_env.export.folder import load_pruned
+from ffprune_env.lm.pruned_folder import load_pruned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

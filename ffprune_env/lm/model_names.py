@@ -6,8 +6,8 @@ import difflib
 import re
 from pathlib import Path
 
-from ffprune_env.export.folder import check_pruned, is_pruned
 from ffprune_env.lm.hub import is_cached, require_hub
+from ffprune_env.lm.pruned_folder import check_pruned, is_pruned
 from ffprune_env.lm.stored_tensors import WEIGHT_FILES, weight_file
 
 DEFAULT_MODEL = "smollm2-135m"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.budget.allocation import Allocation, FloatArray
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.search.problem import Problem
 
 _POPULATION = 16

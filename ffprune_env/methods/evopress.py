@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ffprune_env.budget.allocation import Allocation, IntArray, group_bounds, settle
+from ffprune_env.budget.allocation import Allocation, group_bounds, settle
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.search.problem import Problem
 
 _CHILDREN = 8

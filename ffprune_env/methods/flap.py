@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ffprune_env.budget.allocation import Allocation, parameter_budget, settle
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.pruning.saliency import fluctuations
-from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.search.problem import Problem
 
 

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.prunable import PrunableModel
@@ -20,7 +20,6 @@ from ffprune_env.pruning.units import member_columns
 
 logger = logging.getLogger(__name__)
 
-FloatArray = npt.NDArray[np.float64]
 Storage = Literal["device", "cpu"]
 
 #: λ as a fraction of the mean diagonal of G (design 4.5).

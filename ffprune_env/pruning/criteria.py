@@ -6,15 +6,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.pruning.gradients import GradientStatistics
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics, wanda_scores, wifv_scores
 from ffprune_env.pruning.surgeon import surgeon_scores
-
-FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -6,18 +6,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 
-import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
-
-FloatArray = npt.NDArray[np.float64]
 
 
 def damage_curves(

@@ -11,17 +11,18 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from ffprune_env.budget.arrays import IntArray
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.lm.devices import running_device
 from ffprune_env.modeling.attention import index_keys, require_indexable, use_indexed_attention
 from ffprune_env.pruning.probe import logits_before, probe
 from ffprune_env.pruning.streaming import stream, streamed, unstream
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
-from ffprune_env.pruning.units import PruneUnit, UnitLayout, find_units, member_columns
+from ffprune_env.pruning.units import UnitLayout, find_units, member_columns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-IntArray = npt.NDArray[np.int64]
 _WRAPPED = "_ffprune_wrapped"
 
 

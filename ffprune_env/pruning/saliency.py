@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.batches import in_fitting_batches
 from ffprune_env.lm.head import decoder_outputs
 from ffprune_env.lm.phases import phase, windows_size
@@ -19,7 +18,6 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.streaming import weight_of
 from ffprune_env.pruning.units import member_columns
 
-FloatArray = npt.NDArray[np.float64]
 _GRAM_ITEM = torch.float32.itemsize
 
 

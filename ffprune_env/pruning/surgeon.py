@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.calibration import DEFAULT_RIDGE
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import to_original_order
-
-FloatArray = npt.NDArray[np.float64]
 
 # Channels go in this many rounds, as many in each; what is taken in one round is scored before any of it went.
 _ROUNDS = 96

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from ffprune_env.budget.units import PruneUnit, UnitKind
 from ffprune_env.lm.devices import running_device
 from ffprune_env.lm.head import decoder_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-UnitKind = Literal["attention", "ffn"]
 
 # A unit is recognised by the projections that one module owns, not by the name of its class.
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
@@ -22,30 +22,6 @@ _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
 _FFN_SHAPES = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
 # With fewer groups the rates of an FFN would be too coarse for a search.
 _FEWEST_GROUPS = 32
-
-
-@dataclass(frozen=True)
-class PruneUnit:
-    """One prunable block: the attention or the FFN of one decoder layer.
-
-    Attributes:
-        name: path of the owning module inside the model, ending in its kind.
-        kind: ``"attention"`` or ``"ffn"``.
-        layer: index of the decoder layer, from 0.
-        n_groups: what can be removed one by one: heads (attention), channels or blocks of channels (FFN).
-        n_params: w_i, the parameters that go away in proportion as groups go (design, section 2).
-    """
-
-    name: str
-    kind: UnitKind
-    layer: int
-    n_groups: int
-    n_params: int
-
-    @property
-    def group_params(self) -> int:
-        """Parameters of one group; every group of a unit has the same number."""
-        return self.n_params // self.n_groups
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from ffprune_env.budget.units import PruneUnit
     from ffprune_env.env import Reward
-    from ffprune_env.pruning.units import PruneUnit
-    from ffprune_env.search.callbacks import Sample
+    from ffprune_env.search.samples import Sample
 
 _MARKERS = "os^Dv"
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from ffprune_env.budget.allocation import Allocation, FloatArray, IntArray, whole
+from ffprune_env.budget.allocation import Allocation, whole
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import BASELINES
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.loss import perplexity

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ffprune_env.budget.allocation import IntArray
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.run.folder import strict_json
-from ffprune_env.search.callbacks import Sample
+from ffprune_env.search.samples import Sample
 
 logger = logging.getLogger(__name__)
 

@@ -12,14 +12,16 @@ import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
-from ffprune_env.budget.allocation import Allocation, FloatArray, IntArray
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import ffn_only
 from ffprune_env.budget.mapping import allocate, waterfill_scores
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
-from ffprune_env.evaluators.language_model import Evaluator
-from ffprune_env.pruning.units import PruneUnit
-from ffprune_env.search.callbacks import Archive, ProgressiveSchedulingCallback, SampleCallback
+from ffprune_env.evaluators.protocol import Evaluator
+from ffprune_env.search.callbacks import ProgressiveSchedulingCallback, SampleCallback
 from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.samples import Archive
 from ffprune_env.search.saved_policy import read_policy
 from ffprune_env.search.settings import SearchSettings, affordable
 from ffprune_env.search.starts.start import STARTS, cheap_enough, start_cost, start_scores

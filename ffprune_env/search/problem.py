@@ -7,14 +7,15 @@ from dataclasses import dataclass
 import numpy.typing as npt
 import torch
 
-from ffprune_env.budget.allocation import Allocation, FloatArray, IntArray
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.budget.mapping import allocate_rates
-from ffprune_env.evaluators.language_model import SearchEvaluator
+from ffprune_env.budget.units import PruneUnit
+from ffprune_env.evaluators.protocol import SearchEvaluator
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
-from ffprune_env.pruning.units import PruneUnit
 
 #: What a forward and a backward pass cost, in forward passes.
 LOOK_COST = 3

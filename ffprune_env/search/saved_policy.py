@@ -15,8 +15,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ffprune_env.budget.allocation import FloatArray
-from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.budget.arrays import FloatArray
+from ffprune_env.budget.units import PruneUnit
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO

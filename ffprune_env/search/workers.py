@@ -12,7 +12,7 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 
-from ffprune_env.budget.allocation import IntArray
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.identity import (

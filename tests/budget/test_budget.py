@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ffprune_env.budget.allocation import group_bounds, sparsity_range
 from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.budget.mapping import allocate, descending, greedy_rates, waterfill_rates, waterfill_scores
-from ffprune_env.pruning.units import PruneUnit
+from ffprune_env.budget.units import PruneUnit
 
 MAPPINGS = ("greedy", "waterfill")
 RATES = {"greedy": greedy_rates, "waterfill": waterfill_rates}

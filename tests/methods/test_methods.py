@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from ffprune_env.budget.allocation import group_bounds, settle
 from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.budget.mapping import allocate, allocate_rates
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators import language_model as evaluator_module
 from ffprune_env.evaluators.language_model import LMEvaluator
@@ -27,10 +28,10 @@ from ffprune_env.pruning import damage as damage_module
 from ffprune_env.pruning.backward import back_propagate
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
-from ffprune_env.pruning.units import PruneUnit, find_units
-from ffprune_env.search.callbacks import Archive, Sample
+from ffprune_env.pruning.units import find_units
 from ffprune_env.search.ppo import choose, make_policy, ppo, start_means
 from ffprune_env.search.problem import BudgetSpentError, Meter, Problem
+from ffprune_env.search.samples import Archive, Sample
 from ffprune_env.search.saved_policy import save_policy
 from ffprune_env.search.settings import SearchSettings, affordable
 from ffprune_env.search.starts import start as starts_module

@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_model
 
 from ffprune_env.budget.even import uniform
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.pruning import backward
@@ -18,7 +19,6 @@ from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
-from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.search.starts.fisher import least_damage
 
 

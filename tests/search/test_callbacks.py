@@ -15,13 +15,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import ffprune_env as ff
 from ffprune_env.search.callbacks import (
-    Archive,
     CheckpointCallback,
     InterruptCallback,
     ProgressiveSchedulingCallback,
-    Sample,
     SampleCallback,
 )
+from ffprune_env.search.samples import Archive, Sample
 
 
 def make_env():

@@ -8,7 +8,8 @@ import torch
 from stable_baselines3 import PPO
 
 import ffprune_env as ff
-from ffprune_env.search.callbacks import Archive, ProgressiveSchedulingCallback, SampleCallback
+from ffprune_env.search.callbacks import ProgressiveSchedulingCallback, SampleCallback
+from ffprune_env.search.samples import Archive
 
 
 def best_damage(evaluator, sparsity):

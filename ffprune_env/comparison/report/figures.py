@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.comparison.cells import Comparison
 from ffprune_env.comparison.report.drawing import (
     DENSE_DASH,
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-FloatArray = npt.NDArray[np.float64]
 
 _WIDTH = 12.0  # inches
 _CURVE_POINTS = 200

@@ -8,17 +8,16 @@ import numpy as np
 
 from ffprune_env.budget.allocation import (
     Allocation,
-    FloatArray,
-    IntArray,
     allocation_of,
     check_sparsity,
     group_bounds,
     parameter_budget,
     sparsity_range,
 )
+from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
-from ffprune_env.pruning.units import PruneUnit
 from ffprune_env.search.problem import Problem
 
 #: Search text that one set of curves is made from, in tokens; each costs a forward and a backward pass.

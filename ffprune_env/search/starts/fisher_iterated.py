@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ffprune_env.budget.allocation import Allocation, FloatArray
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.search.problem import Problem

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ffprune_env.budget.allocation import Allocation, FloatArray
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.even import ffn_only
 from ffprune_env.budget.mapping import allocate, waterfill_scores
 from ffprune_env.pruning.backward import spread_windows

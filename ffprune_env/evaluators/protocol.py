@@ -1,0 +1,54 @@
+"""What the environment, and the searches, ask of whatever they measure with (4.8)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ffprune_env.budget.arrays import IntArray
+from ffprune_env.budget.units import PruneUnit
+
+
+class Evaluator(Protocol):
+    """Anything that can say how good a pruned model would be."""
+
+    @property
+    def units(self) -> tuple[PruneUnit, ...]:
+        """The N units, in order."""
+        ...
+
+    @property
+    def max_samples(self) -> int:
+        """N_max, the most windows a measurement can use."""
+        ...
+
+    def measure(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` windows; inf if not finite."""
+        ...
+
+    def dense(self, n_samples: int) -> float:
+        """Perplexity of the dense model on the same windows."""
+        ...
+
+
+class DivergenceEvaluator(Evaluator, Protocol):
+    """An evaluator that can also say how far the pruned model's predictions are from the dense model's."""
+
+    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+        """Perplexity on the first windows as :meth:`measure` gives it, and mean KL(dense ‖ pruned) there, in nats.
+
+        One forward pass gives both; a KL that is not finite is inf.
+        """
+        ...
+
+
+class SearchEvaluator(DivergenceEvaluator, Protocol):
+    """An evaluator that also has windows for the last look at few candidates, which no search sees before."""
+
+    @property
+    def max_final_samples(self) -> int:
+        """How many there are."""
+        ...
+
+    def measure_final(self, kept: IntArray, n_samples: int) -> float:
+        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` of these windows."""
+        ...

@@ -1,0 +1,82 @@
+"""Samples of a search, and the archive of the best: plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ffprune_env.budget.arrays import FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One evaluation of a search.
+
+    Attributes:
+        step: environment steps done before it.
+        target_sparsity: σ_t.
+        n_samples: n_t.
+        scores: [N] scores, as the mapping saw them.
+        kept: [N] groups kept.
+        rates: [N] fraction of groups kept.
+        sparsity: fraction of Σ w removed.
+        ppl: perplexity on the first n_t windows of search text.
+        dense_ppl: of the dense model on the same windows.
+        reward: PPL_dense / PPL or exp(-KL), 0 if collapsed.
+        collapsed: whether it was.
+        seconds: wall time of the environment step, divided by the number of environments that made it together.
+        kl: divergence from the dense model, if that is what was rewarded.
+    """
+
+    step: int
+    target_sparsity: float
+    n_samples: int
+    scores: FloatArray
+    kept: IntArray
+    rates: FloatArray
+    sparsity: float
+    ppl: float
+    dense_ppl: float
+    reward: float
+    collapsed: bool
+    seconds: float
+    kl: float | None = None
+
+
+class Archive:
+    """The best samples of a search, by reward, among those that compare.
+
+    Rewards at different sparsities do not compare: a lighter pruning always looks better. So a sample made at less
+    than ``nearly`` times the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
+    rewards on different windows, some of which are easy: a sample measured on fewer ranks behind all that were measured
+    on more.
+
+    Args:
+        final_sparsity: S_final.
+        size: samples kept; each differs from the others in ``kept``.
+        nearly: fraction of S_final from which rewards count as comparable.
+    """
+
+    def __init__(self, final_sparsity: float, size: int = 8, nearly: float = 0.95) -> None:
+        self.size = size
+        self._comparable = (final_sparsity * nearly, final_sparsity * (1 + 1e-6))
+        self._samples: dict[bytes, Sample] = {}
+
+    def __call__(self, sample: Sample) -> None:
+        """Adds a sample, and drops the worst if there are too many."""
+        key = sample.kept.tobytes()
+        if key in self._samples and self._rank(self._samples[key]) > self._rank(sample):
+            return
+        self._samples[key] = sample
+        if len(self._samples) > self.size:
+            worst = min(self._samples, key=lambda key: self._rank(self._samples[key]))
+            del self._samples[worst]
+
+    def best(self) -> list[Sample]:
+        """The samples kept, best first."""
+        return sorted(self._samples.values(), key=self._rank, reverse=True)
+
+    def _rank(self, sample: Sample) -> tuple[int, float]:
+        """Windows measured on, 0 of what does not compare at all; and the reward among those of as many."""
+        if not self._comparable[0] <= sample.target_sparsity <= self._comparable[1]:
+            return 0, float(sample.step)
+        return sample.n_samples, sample.reward
