@@ -52,3 +52,7 @@ class SearchEvaluator(DivergenceEvaluator, Protocol):
     def measure_final(self, kept: IntArray, n_samples: int) -> float:
         """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` of these windows."""
         ...
+
+    def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
+        """Whether :meth:`measure`, or with ``kl`` :meth:`compare`, would answer without reading text."""
+        ...

@@ -72,6 +72,10 @@ class SurrogateEvaluator:
         """The same as :meth:`measure`: curves know no windows."""
         return self.measure(kept, n_samples)
 
+    def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
+        """Nothing: every answer is made anew."""
+        return False
+
     def dense(self, n_samples: int) -> float:
         """The given perplexity."""
         return self._dense_ppl

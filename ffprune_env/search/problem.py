@@ -36,7 +36,8 @@ class Meter:
         max_samples: N_max, windows of search text for one measurement of a search.
         max_final_samples: windows for a last look at few candidates, which no search sees before.
         spent: windows charged so far.
-        seen: windows that the model read so far, each time that it did. A backward pass is charged as two more.
+        seen: windows that the model read so far, each time that it did: none where the evaluator remembers the answer.
+            A backward pass is charged as two more.
         trace: (windows spent, kept) at every :meth:`note`.
 
     Raises:
@@ -63,12 +64,12 @@ class Meter:
 
     def measure(self, kept: IntArray, n_samples: int) -> float:
         """Perplexity, counted."""
-        self.spend(n_samples)
+        self.spend(n_samples, seen=not self.evaluator.remembers(kept, n_samples))
         return self.evaluator.measure(kept, n_samples)
 
     def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
         """Perplexity and divergence from the dense model, counted once."""
-        self.spend(n_samples)
+        self.spend(n_samples, seen=not self.evaluator.remembers(kept, n_samples, kl=True))
         return self.evaluator.compare(kept, n_samples)
 
     def measure_final(self, kept: IntArray, n_samples: int) -> float:
@@ -84,8 +85,12 @@ class Meter:
         """Records what the method would return if it were stopped now."""
         self.trace.append((self.spent, allocation.kept))
 
-    def spend(self, n_samples: int) -> None:
+    def spend(self, n_samples: int, seen: bool = True) -> None:
         """Counts windows that are measured.
+
+        Args:
+            n_samples: how many.
+            seen: whether the model reads them.
 
         Raises:
             BudgetSpentError: the budget does not cover them.
@@ -94,7 +99,7 @@ class Meter:
             left = f"{self.budget - self.spent} of {self.budget}"
             raise BudgetSpentError(f"{n_samples} windows asked for, {left} are left")
         self.spent += n_samples
-        self.seen += n_samples
+        self.seen += n_samples if seen else 0
 
     def look(self, n_samples: int) -> None:
         """Counts windows that gradients are taken on: seen once, and charged as LOOK_COST, whatever the budget is.
