@@ -27,7 +27,8 @@ class ProgressiveSchedule:
         ramp_samples: False measures on ``max_samples`` windows from the start.
         targets: final sparsities of a search for several, taken in turns, none above ``final_sparsity``; empty stands
             for that one alone.
-        turn: steps that a target is kept for; whole rollouts, so that rewards that are compared are comparable.
+        turn: steps that a target and a number of windows are kept for: whole rollouts, so that the rewards that one
+            update compares are of the same windows.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -82,5 +83,6 @@ class ProgressiveSchedule:
         return self.targets[int(t) // self.turn % len(self.targets)] if self.targets else self.final_sparsity
 
     def samples(self, t: float) -> int:
-        """n_t = max(1, round(N_max · α(t))) windows (Eq. 5)."""
-        return max(1, round(self.max_samples * self.alpha(t))) if self.ramp_samples else self.max_samples
+        """n_t = max(1, round(N_max · α(t))) windows (Eq. 5), at the step t that the turn begins with."""
+        begun = t - t % self.turn if self.turn > 1 else t
+        return max(1, round(self.max_samples * self.alpha(begun))) if self.ramp_samples else self.max_samples

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ffprune_env.search.schedule import ProgressiveSchedule
+from ffprune_env.search.settings import SearchSettings
 
 
 @given(st.floats(0, 1), st.integers(0, 1000))
@@ -82,3 +83,15 @@ def test_several_targets_take_turns():
     assert schedule.sparsity(5) == pytest.approx(0.4 * schedule.alpha(5))
     with pytest.raises(ValueError, match="targets must be up to final_sparsity"):
         ProgressiveSchedule(0.3, 8, 100, targets=(0.1, 0.4))
+
+
+@given(st.integers(2, 200), st.integers(2, 64), st.integers(2, 16))
+def test_what_one_update_compares_was_measured_on_the_same_windows(timesteps, n_steps, samples):
+    settings = SearchSettings(timesteps=timesteps, n_steps=n_steps, samples=samples)
+    schedule, rollout = settings.schedule(), settings.rollout
+    numbers = [schedule.samples(t) for t in range(settings.evaluations)]
+    rollouts = [numbers[t : t + rollout] for t in range(0, len(numbers), rollout)]
+    assert all(len(set(one)) == 1 for one in rollouts)
+    assert [one[0] for one in rollouts] == [
+        max(1, round(samples * schedule.alpha(t))) for t in range(0, len(numbers), rollout)
+    ]
