@@ -52,7 +52,7 @@ from ffprune_env.methods.registry import METHODS, settings_of
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.run.folder import provenance, strict_json
 from ffprune_env.texts.overlap import require_unseen
-from ffprune_env.texts.window_plan import counts, load_planned_windows
+from ffprune_env.texts.window_plan import counts, load_planned_windows, windows_made
 from ffprune_env.texts.windows import load_test_windows
 
 logger = logging.getLogger("ffprune")
@@ -343,7 +343,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
     facts["windows"] = counts(loaded.texts)
     before = folder.manifest
     if before is None:
-        folder.write("manifest.json", {**provenance(), **facts})
+        folder.write("manifest.json", {**provenance(), **facts, "made": windows_made(loaded.texts)})
     elif before["dtype"] != facts["dtype"]:
         raise ValueError(f"{args.out} was measured in {before['dtype']}, not {facts['dtype']}: give --dtype")
     elif before["device"] != facts["device"] or before["threads"] != facts["threads"]:

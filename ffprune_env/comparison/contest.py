@@ -111,10 +111,12 @@ def search_and_measure(
     with ranking_of(subject, method):
         with prunable.pruned(kept) as model:
             test_ppl, interval = subject.test(model)
+            params = parameters_of(model)
         calibration = calibration_of(subject, method, kept)
         calibrated_ppl = calibrated_interval = None
         if calibration is not None:
             with prunable.pruned(kept, calibration) as model:
+                params = parameters_of(model)  # FLAP's compensation adds biases
                 calibrated_ppl, calibrated_interval = subject.test(model)
     tokens_per_window = evaluator.windows.shape[1]
     return Cell(
@@ -123,8 +125,8 @@ def search_and_measure(
         seed=seed,
         kept=kept.tolist(),
         sparsity=prunable.sparsity(kept),
-        total_sparsity=prunable.total_sparsity(kept),
-        params=prunable.params(kept),
+        total_sparsity=(prunable.n_params - params) / prunable.n_params,
+        params=params,
         search_ppl=None if method.flap_bias else subject.evaluator.measure(kept, meter.max_samples),
         test_ppl=test_ppl,
         test_interval=interval,
@@ -139,6 +141,11 @@ def search_and_measure(
         calibration_asked="flap-bias" if method.flap_bias else subject.evaluator.calibration_asked,
         settings=settings_of(method),
     )
+
+
+def parameters_of(model: PreTrainedModel) -> int:
+    """Parameters of a model as it is now, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def ranking_of(subject: Subject, method: Method) -> AbstractContextManager[None]:
@@ -214,7 +221,7 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
     started = time.perf_counter()
     model = REBUILDERS[name](prunable.model, subject.calibration_windows, wanted, subject.batch_size or 1)
     seconds = time.perf_counter() - started
-    params = sum(parameter.numel() for parameter in model.parameters())
+    params = parameters_of(model)
     test_ppl, interval = subject.test(model)
     cell = Cell(
         method=name,

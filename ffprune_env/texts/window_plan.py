@@ -191,8 +191,25 @@ def plan_rows(planned: PlannedWindows, test: torch.Tensor, test_text: str) -> li
 
 
 def counts(texts: Mapping[str, torch.Tensor]) -> str:
-    """How many windows every purpose has, in words; fewer than asked for where a text is short."""
-    return ", ".join(f"{purpose} {len(windows)}" for purpose, windows in texts.items())
+    """How many windows every purpose has, and of how many tokens, in words."""
+    return ", ".join(f"{purpose} {len(windows)} of {windows.shape[1]} tokens" for purpose, windows in texts.items())
+
+
+def windows_made(texts: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Settings of windows as they came out: shorter where the model takes no more, fewer where a text is short.
+
+    Args:
+        texts: int64 [n, seq_len] by purpose, as a plan and :func:`ffprune_env.load_test_windows` give them.
+
+    Returns:
+        By the names of the settings.
+    """
+    made = {"seq_len": texts["search"].shape[1]}
+    numbers = {"samples": "search", "final_samples": "finalists", "curve_windows": "curves"}
+    for name, purpose in {**numbers, "calibration_windows": "calibration", "test_windows": "test"}.items():
+        if purpose in texts:
+            made[name] = len(texts[purpose])
+    return made | ({"test_seq_len": texts["test"].shape[1]} if "test" in texts else {})
 
 
 def ranges(indices: Sequence[int]) -> str:

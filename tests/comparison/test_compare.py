@@ -120,7 +120,8 @@ def test_a_search_pays_for_its_tokens_alone(windows):
     subject = subject_of(tiny_model("llama-gqa"), windows)
     cell = search_and_measure(subject, "evolution", METHODS["evolution"], 0.3, 1, 20)
     assert cell.evaluations == 20
-    assert cell.tokens == cell.tokens_seen == 20 * windows.numel()
+    assert cell.tokens == 20 * windows.numel()
+    assert 0 < cell.tokens_seen < cell.tokens  # of children that are like others nothing is read again
     tokens = [at for at, _ in cell.trace]
     assert tokens == sorted(tokens)
     assert tokens[-1] == cell.tokens
@@ -148,6 +149,8 @@ def test_flap_bias_is_flap_as_its_authors_have_it(model_type, windows):
     with alone.pruned(bias.kept) as model:
         assert bias.test_ppl == pytest.approx(perplexity(model, windows), rel=1e-6)
     with alone.pruned(bias.kept, FlapBias(alone, stats)) as model:
+        assert bias.params == sum(parameter.numel() for parameter in model.parameters())  # biases that it adds count
+        assert bias.total_sparsity == (alone.n_params - bias.params) / alone.n_params
         assert bias.calibrated_test_ppl == pytest.approx(perplexity(model, windows), rel=1e-6)
         compensated = perplexity(model, windows)
 
@@ -267,6 +270,22 @@ def test_the_script_compares_all_methods_and_goes_on_where_it_stopped(compare, m
     assert [path.name for path in before if before[path] != after[path]] == ["ppo-s20-seed1.json"]
 
 
+def test_the_report_has_the_windows_that_were_made_of_what_was_asked_for(compare):
+    """The model takes 128 tokens, and the text has fewer windows of calibration and curves than were asked for."""
+    asked = {"seq_len": 1024, "test_seq_len": 2048, "calibration_windows": 500, "curve_windows": 300}
+    assert compare("--methods", "uniform", "--sparsity", "0.2", **asked)[0] == 0
+    shown = json.loads((compare.out / "comparison.json").read_text())["settings"]
+    assert (shown["seq_len"], shown["test_seq_len"], shown["samples"], shown["test_windows"]) == (128, 128, 2, 3)
+    assert shown["calibration_windows"] < 500
+    assert shown["curve_windows"] < 300
+    counted = f"curves {shown['curve_windows']} of 128 tokens, calibration {shown['calibration_windows']} of 128 tokens"
+    for suffix in ("md", "html"):
+        text = (compare.out / f"comparison.{suffix}").read_text()
+        assert f"search 2 of 128 tokens, finalists 8 of 128 tokens, {counted}, test 3 of 128 tokens" in text
+    assert "| seq len | 128 |" in (compare.out / "comparison.md").read_text()
+    assert compare("--methods", "uniform", "--sparsity", "0.2", **asked)[0] == 0  # the folder is of what was asked for
+
+
 def test_ctrl_c_reports_what_there_is(compare, monkeypatch):
     """Also what would have come later, and what was finished before its zero-shot questions were."""
     flags = ("--methods", "uniform", "evolution", "ppo", "--sparsity", "0.2")
@@ -341,6 +360,7 @@ def test_zero_shot_is_added_to_what_is_finished(compare, monkeypatch, tmp_path):
     after = json.loads((compare.out / "cells" / "evolution-s20-seed0.json").read_text())
     assert after["zero_shot"] == {"boolq": 0.5, "average": 0.5}
     assert after["zero_shot_stderr"] == {"boolq": 0.1, "average": 0.1}
+    assert "- The first 7 questions of every task were asked." in (compare.out / "comparison.md").read_text()
     assert {key: value for key, value in after.items() if "zero" not in key} == {
         key: value for key, value in before.items() if "zero" not in key
     }

@@ -367,6 +367,13 @@ def test_what_was_read_is_told_from_what_was_charged(comparison):
     assert (named["ppo"][read], named["ppo"][charged]) == ("–", "4.19 M")
 
 
+@pytest.mark.parametrize(("limit", "says"), [(200, "The first 200 questions of"), (None, "All questions of")])
+def test_accuracies_say_how_many_questions_they_are_of(comparison, limit, says):
+    asked = replace(comparison, settings={**comparison.settings, "zero_shot_limit": limit})
+    for text in (comparison_markdown(asked), comparison_page(asked)):
+        assert f"{says} every task were asked." in text
+
+
 def test_the_figure_of_the_searches_says_what_it_was_measured_on(page):
     assert "on the 16 windows of search text of an evaluation" in page
     assert "all search text" not in page

@@ -153,6 +153,10 @@ def zero_shot_grid(comparison: Comparison, sparsity: float) -> Grid | None:
         "Zero-shot accuracy of the final models, ± standard error over questions, mean over seeds that were tested: "
         "acc of boolq and winogrande, acc_norm of others, as in the paper. Bold: best of its column."
     ]
+    if "zero_shot_limit" in comparison.settings:
+        limit = comparison.settings["zero_shot_limit"]
+        which = "All questions" if limit is None else f"The first {limit} questions"
+        notes.append(f"{which} of every task were asked.")
     return Grid(columns, entries, [*notes, *_rebuild_note(tested), *_fell_back_note(tested)])
 
 
