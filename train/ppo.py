@@ -86,6 +86,7 @@ from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.start import STARTS, read_starts, start_scores
 from ffprune_env.search.workers import Workers, WorkersVecEnv, require_same_rollouts
 from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.window_plan import windows_made
 from ffprune_env.texts.windows import load_test_windows
 
 logger = logging.getLogger("ffprune")
@@ -207,6 +208,10 @@ class Outcome:
     archives: dict[float, Archive]
     schedule: ProgressiveSchedule
     seconds: float
+
+    def samples_for(self, target: float) -> list[Sample]:
+        """Those of one target."""
+        return [sample for sample in self.samples if self.schedule.target(sample.step) == target]
 
 
 def main() -> int:
@@ -411,9 +416,13 @@ def train(args: Args, job: Job) -> Outcome:
     checkpoint = CheckpointCallback(run.checkpoints / "policy.zip", after=len(job.log.recorded))
     samples: list[Sample] = []
     archives = {target: Archive(target, args.finalists) for target in args.targets}
+
+    def keep(sample: Sample) -> None:
+        archives[schedule.target(sample.step)](sample)  # of a target near this one a lighter pruning would look better
+
     started = time.perf_counter()
     with InterruptCallback() as interrupt, progress_bar(args.evaluations) as show:
-        record = SampleCallback(evaluator.units, samples.append, *archives.values(), job.log, show)
+        record = SampleCallback(evaluator.units, samples.append, keep, job.log, show)
         policy.learn(args.evaluations, [ProgressiveSchedulingCallback(schedule), record, checkpoint, interrupt])
     seconds = job.log.seconds + time.perf_counter() - started
     for events in written_before:  # those of this process tell the whole search
@@ -443,7 +452,8 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
         The exit code: 1 if all is there but the model, or it is not the one that was measured.
     """
     run, evaluator, samples, test_windows = job.run, job.evaluator, outcome.samples, job.test_windows
-    with phase("finalists", f"best of {len(samples)} samples at sparsity {args.target:g}"):
+    own = outcome.samples_for(args.target)
+    with phase("finalists", f"best of {len(own)} samples at sparsity {args.target:g}"):
         scores, chosen = choose(
             args,
             evaluator.units,
@@ -463,6 +473,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
         "windows": {purpose: len(x) for purpose, x in evaluator.texts.items()} | {"test": len(test_windows)},
         "ridge": args.ridge,
         "evaluations": len(samples),
+        "evaluations_for_target": len(own),
         "seconds": outcome.seconds,
     }
     run.write_json("best.json", about | best_policy(evaluator, results, scores, chosen))
@@ -477,7 +488,8 @@ def report(args: Args, job: Job, outcome: Outcome) -> int:
         else:
             failure = difference(job, results)
     console.print(results_table(results, evaluator.texts | {"test": test_windows}))
-    summary = f"{len(samples)} evaluations in {outcome.seconds:.0f} s; files in {escape(str(run.path))}"
+    part_of_them = "" if len(own) == len(samples) else f", {len(own)} of them at sparsity {args.target:g}"
+    summary = f"{len(samples)} evaluations in {outcome.seconds:.0f} s{part_of_them}; files in {escape(str(run.path))}"
     console.print(summary, highlight=False)
     if failure is not None:
         errors.print("[bold red]error:[/]", escape(" ".join(failure.split())))
@@ -493,12 +505,13 @@ def draw(args: Args, job: Job, outcome: Outcome, policies: Mapping[str, Allocati
         for name, policy in policies.items()
         if name != "dense"
     }
-    samples = [x for x in outcome.samples if outcome.schedule.target(x.step) == args.target]
+    samples = outcome.samples_for(args.target)
     retention = retention_plot(evaluator.units, rates)
     run.save_plot("learning_curve", learning_curve_plot(samples, rewards, args.reward))
     run.save_plot("retention", retention)
     where = "final" if len(outcome.archives) == 1 else f"final_{run.path.name}"
-    log_final(outcome.policy, asdict(args), results, retention, where)
+    made = windows_made({**evaluator.texts, "test": job.test_windows})  # shorter and fewer than asked for, maybe
+    log_final(outcome.policy, asdict(args) | made, results, retention, where)
 
 
 def save_and_measure(args: Args, job: Job, results: Measured) -> PolicyResult:

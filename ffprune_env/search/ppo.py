@@ -213,12 +213,19 @@ def choose(
     distinct = {x[1].kept.tobytes(): name for name, x in reversed(candidates.items())}
     ranked = [name for name in candidates if name in distinct.values()]
     for rivals, n_samples in settings.rounds(len(ranked)):
-        text = f"{n_samples} window{'s' if n_samples > 1 else ''} that neither start nor search saw"
+        text = f"{n_samples} window{'s' if n_samples > 1 else ''} that {_who_saw(settings)}"
         logger.info("measuring %d finalists at sparsity %g on %s", rivals, settings.target, text)
         ppls = {name: measure(candidates[name][1].kept, n_samples) for name in ranked[:rivals]}
         ranked = sorted(ppls, key=lambda name: ppls[name])
     logger.info("the best is %s", ranked[0])
     return candidates[ranked[0]]
+
+
+def _who_saw(settings: SearchSettings) -> str:
+    """That nobody saw the finalists' windows, as far as that is known: of another run other windows were shared out."""
+    if settings.init in ("none", *STARTS):
+        return "neither start nor search saw"
+    return f"neither this search nor its start saw, whatever {settings.init} did"
 
 
 def _allocate(settings: SearchSettings, units: Sequence[PruneUnit], scores: FloatArray) -> Allocation:

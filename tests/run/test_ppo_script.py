@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -422,6 +423,41 @@ def test_one_policy_serves_several_targets(ppo, monkeypatch, flags, tmp_path):
         assert (run / name / "plots" / "retention.png").is_file()
     args = parse_settings(["--config", str(run / "config.yaml")], ppo.PRESETS)
     assert args.sparsity == (0.1, 0.3)
+
+
+def test_targets_that_are_near_each_other_are_not_ranked_together(ppo, monkeypatch, flags, capsys, caplog):
+    """What was pruned at 0.19 looks better than what was at 0.2, and every target counts its own samples alone."""
+    caplog.set_level("INFO")
+    kept = {}
+    real = ppo.choose
+
+    def look(args, units, start, policy, archive, measure):
+        kept[args.target] = archive.best()
+        return real(args, units, start, policy, archive, measure)
+
+    monkeypatch.setattr(ppo, "choose", look)
+    several = ["--sparsity", "0.19", "0.2", "--timesteps", "12", "--finalists", "12", "--no-save-model"]
+    assert run_main(ppo, monkeypatch, [*argv(flags), *several]) == 0
+    assert {target: {x.target_sparsity for x in samples} for target, samples in kept.items()} == {
+        0.19: {0.19}, 0.2: {0.2},
+    }  # fmt: skip
+    said, shown = " ".join(caplog.text.split()), capsys.readouterr().out
+    for name, target, own in (("s19", 0.19, 8), ("s20", 0.2, 4)):
+        assert f"finalists: best of {own} samples at sparsity {target} ..." in said
+        assert f"12 evaluations in 0 s, {own} of them at sparsity {target}" in re.sub(r"in \d+ s", "in 0 s", shown)
+        best = json.loads((flags["--run"] / name / "best.json").read_text())
+        assert (best["evaluations"], best["evaluations_for_target"]) == (12, own)
+
+
+def test_tensorboard_has_the_windows_that_were_made_of_what_was_asked_for(ppo, monkeypatch, flags):
+    logged = []
+    monkeypatch.setattr(ppo, "log_final", lambda policy, settings, *others: logged.append(settings))
+    asked = {"--seq-len": 1024, "--test-seq-len": 2048, "--calibration-windows": 500, "--init": "ffn-only"}
+    assert run_main(ppo, monkeypatch, [*argv(flags | asked), "--no-save-model"]) == 0
+    (settings,) = logged
+    assert (settings["seq_len"], settings["test_seq_len"], settings["samples"]) == (128, 128, 2)
+    best = json.loads((flags["--run"] / "best.json").read_text())
+    assert settings["calibration_windows"] == best["windows"]["calibration"] < 500
 
 
 def with_alpha(samples):
