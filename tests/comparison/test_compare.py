@@ -136,7 +136,7 @@ def test_a_backward_pass_sees_tokens_once_and_is_charged_three_times(windows):
     assert cell.evaluations == 3
 
 
-@pytest.mark.parametrize("model_type", ["opt", "llama-gqa"])
+@pytest.mark.parametrize("model_type", ["opt", "llama-gqa", "llama"])
 def test_flap_bias_is_flap_as_its_authors_have_it(model_type, windows):
     """Its allocation with its own ranking and its own compensation; the others' ranking is as it was after it."""
     subject = subject_of(tiny_model(model_type), windows)
