@@ -34,6 +34,11 @@ class LowRankLinear(nn.Module):
         return y
 
     @property
+    def rank(self) -> int:
+        """Columns of the second, which are rows of the first."""
+        return self.first.out_features
+
+    @property
     def weight(self) -> torch.Tensor:
         """[out_features, in_features], the product, for code that reads the weight of a projection."""
         return self.second.weight @ self.first.weight

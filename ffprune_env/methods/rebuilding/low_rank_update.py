@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,12 @@ from ffprune_env.pruning.layer_calls import layer_calls
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
+
+# Least squares on fewer tokens than so many per unknown of a row spoil factors more than they improve them. The
+# authors' own fit has a dozen or more.
+_TOKENS_PER_RANK = 4
 
 
 @torch.no_grad()
@@ -28,8 +35,8 @@ def update_second_factors(
     The text goes through the compressed model layer by layer. Every layer is first run as it was in the dense model, on
     what the compressed layers before it give; that shows what its projections W then read, X, and should give, X Wᵀ.
     With F for the first factor the second becomes argmin_S ‖X Wᵀ - X Fᵀ Sᵀ‖ = W G Fᵀ (F G Fᵀ)⁻¹, G = XᵀX. In the
-    first layer, behind which nothing is compressed yet, it is so already. The hidden states of all the text are in
-    memory at once.
+    first layer, behind which nothing is compressed yet, it is so already. A factor of a rank that the text is too short
+    for, four tokens to each, stays as it is, which is logged. The hidden states of all the text are in memory at once.
 
     Args:
         dense: the model before its compression; it is not changed.
@@ -44,6 +51,7 @@ def update_second_factors(
     """
     calls = layer_calls(dense, torch.split(windows, batch_size))
     states = [call.hidden for call in calls]
+    short = 0
     for number, groups in enumerate(inputs):
         # They read the same tensors, so one of each group stands for it.
         readers = [calls[0].layers[number].get_submodule(group.names[0]) for group in groups]
@@ -55,13 +63,21 @@ def update_second_factors(
             gram = grams.pop(place).double()
             for name in group.names:
                 low_rank = group.layer.get_submodule(name)
-                if isinstance(low_rank, LowRankLinear):
+                if isinstance(low_rank, LowRankLinear) and _TOKENS_PER_RANK * low_rank.rank > windows.numel():
+                    short += 1
+                elif isinstance(low_rank, LowRankLinear):
                     weight = calls[0].layers[number].get_submodule(name).weight
                     assert isinstance(weight, torch.Tensor)
                     second = low_rank.second.weight
                     second.copy_(best_second(weight, low_rank.first.weight, gram.to(weight.device)))
         for place, (call, state) in enumerate(zip(calls, states, strict=True)):
             states[place] = groups[0].layer(state, **call.arguments[number])
+    if short:
+        logger.warning(
+            "SVD-LLM: %d matrices go without the update of their factors: %d tokens of calibration text are too few for "
+            "their ranks, %d each are needed",
+            *(short, windows.numel(), _TOKENS_PER_RANK),
+        )
 
 
 def best_second(weight: torch.Tensor, first: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
