@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import re
+import socket
 import time
 from typing import Any
 
@@ -12,6 +14,28 @@ logger = logging.getLogger(__name__)
 # Seconds after which it is said what is waited for, and after which it is given up.
 _PATIENCE_S = 10.0
 _LIMIT_S = 120.0
+_CONNECT_S = 10.0
+
+
+def require_listening(address: str) -> None:
+    """Refuses a cluster that nothing answers for, where Ray would go on asking for minutes in silence.
+
+    Args:
+        address: ``host:port``, with or without a scheme such as ``ray://``; of another one, such as ``auto``, nothing is
+            known here.
+
+    Raises:
+        ValueError: no connection can be made.
+    """
+    found = re.fullmatch(r"(?:\w+://)?\[?([^/\[\]]+)\]?:(\d+)", address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), _CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"no Ray cluster at {address}: {error}; give --ray-address host:port of its head node"
+        ) from error
 
 
 def reserve_places(count: int, resource: str) -> Any:

@@ -23,7 +23,7 @@ from ffprune_env.lm.identity import (
     require_same,
     text_names,
 )
-from ffprune_env.search.worker_places import give_back, reserve_places
+from ffprune_env.search.worker_places import give_back, require_listening, reserve_places
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +86,8 @@ class Workers:
         self.actors: list[Any] = []
         self._places: Any = None
         if self._started:
+            if address:
+                require_listening(address)
             try:
                 local = {} if address else {"num_cpus": count, "include_dashboard": False}
                 ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)

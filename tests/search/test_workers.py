@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import sys
 
 import numpy as np
@@ -152,6 +153,19 @@ def test_workers_that_have_no_place_are_refused(arguments):
         Workers(9, arguments)
     with pytest.raises(ValueError, match="1 workers need a GPU each, and there are 0"):
         Workers(1, arguments, on_gpu=True)
+
+
+@pytest.mark.parametrize("scheme", ["", "ray://"])
+def test_an_address_where_nobody_listens_is_refused_at_once(scheme, arguments, monkeypatch):
+    """Ray itself goes on asking there for minutes, and says so on its own standard error alone."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"{scheme}127.0.0.1:{server.getsockname()[1]}"
+        places.require_listening(address)
+    places.require_listening("auto")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **settings: pytest.fail("Ray was asked"))
+    with pytest.raises(ValueError, match=rf"no Ray cluster at {address}: .*refused; give --ray-address"):
+        Workers(1, arguments, address=address)
 
 
 def test_a_dead_worker_is_replaced_and_its_candidate_measured_again(arguments, caplog):
