@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import LLAMA_LIKE, byte_tokenizer, tiny_model
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from test_context import one_layer
 from test_head import own_losses, tiny
@@ -24,8 +26,13 @@ from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.lm.head import head_of
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.models import context_length, load_model
+from ffprune_env.methods.rebuilding.slicegpt import slicegpt
+from ffprune_env.methods.rebuilding.svd_llm import svd_llm
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import fluctuations
+from ffprune_env.pruning.units import find_units
+from ffprune_env.search.samples import Archive, Sample
 
 ON_DISK = {"device_map": "auto", "max_memory": "1KB"}
 KEPT = [3, 20, 4, 7, 1, 24]
@@ -220,3 +227,53 @@ def test_heads_that_differ_far_inside_a_window_only(text_file):
         build_evaluator(model, byte_tokenizer(), str(text_file), **options)
     assert "\n" not in str(caught.value)
     build_evaluator(tiny_model("llama"), byte_tokenizer(), str(text_file), **options)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.floats(0, 1), st.sampled_from([0.19, 0.2])), min_size=1, max_size=30))
+def test_four_fidelities_and_two_sparsities_in_one_archive(drawn):
+    """Whatever was measured on more windows is ahead, and of as many the best are kept."""
+    archive = Archive(0.2, size=3)
+    samples = []
+    for step, (n_samples, reward, sparsity) in enumerate(drawn):
+        kept, empty = np.array([step + 1, 1]), np.zeros(2)
+        samples.append(
+            Sample(step, sparsity, n_samples, empty, kept, empty, sparsity, 10.0, 10.0, reward, reward == 0, 0.1)
+        )
+        archive(samples[-1])
+    expected = sorted(((x.n_samples, x.reward) for x in samples), reverse=True)[:3]
+    assert [(x.n_samples, x.reward) for x in archive.best()] == expected
+
+
+@pytest.mark.parametrize("sparsity", [0.1, 0.5])
+@pytest.mark.parametrize("kind", ["opt", "llama"])
+def test_baselines_of_one_short_window_in_bfloat16_with_a_tied_head(windows, kind, sparsity):
+    """Each removes what it was asked for and little more, and is still a model."""
+    sizes = {"hidden_size": 64, "tie_word_embeddings": True}
+    changes = {"opt": {"ffn_dim": 256, "word_embed_proj_dim": 64}, "llama": {"intermediate_size": 256}}
+    model = tiny(kind, **LLAMA_LIKE | sizes | changes[kind]).bfloat16()
+    dense = sum(x.numel() for x in model.parameters())
+    wanted = round(sparsity * sum(layout.unit.n_params for layout in find_units(model)))
+    for rebuild in (svd_llm, slicegpt):
+        small = rebuild(model, windows[:1], wanted)
+        removed = dense - sum(x.numel() for x in small.parameters())
+        assert wanted <= removed < 1.1 * wanted
+        assert np.isfinite(ff.perplexity(small, windows))
+
+
+def test_fluctuations_of_columns_that_hardly_fluctuate(windows):
+    """Their mean is a hundred deviations away, as of some columns of smollm2-135m, where sums of squares cancel."""
+    model = tiny_model("opt").float()
+    for layer in model.model.decoder.layers:
+        layer.fc1.bias.data += 400
+        layer.fc1.weight.data *= 30
+    prunable = PrunableModel(model)
+    seen: list[torch.Tensor] = []
+    hook = prunable.layouts[1].output.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
+    with torch.no_grad():
+        model(windows)
+    hook.remove()
+    columns = seen[0].double()
+    assert 80 < (columns.mean(0) / columns.std(0)).max() < 200
+    expected = columns.var(0, correction=0) * prunable.layouts[1].output.weight.double().square().sum(0)
+    found = fluctuations(prunable, ff.collect_statistics(prunable, windows))[1]
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)

@@ -147,6 +147,7 @@ def test_a_text_too_short_for_least_squares_leaves_the_factors_as_they_are(windo
     assert short <= kept
     assert any(name not in kept for name in ranks)
     assert f"{len(short)} matrices go without the update of their factors: {4 * least} tokens" in caplog.text
+    assert f"too few for ranks up to {max(ranks.values())}, {4 * max(ranks.values())} would do" in caplog.text
     assert "\n" not in caplog.records[-1].getMessage()
     caplog.clear()
     svd_llm(model, windows.repeat(2, 1), removed)

@@ -186,12 +186,15 @@ def test_an_upgrade_is_noticed_before_a_model_is_loaded(ppo_script, movable, mon
     assert "the source of ffprune has changed" in capsys.readouterr().err
 
 
-def test_the_policy_that_a_run_started_from_is_kept(ppo_script, whole, tiny_folder, text_file, tmp_path):
+def test_the_policy_that_a_run_started_from_is_kept(ppo_script, whole, tiny_folder, text_file, tmp_path, caplog):
+    caplog.set_level("INFO")
     other = tmp_path / "other"
     shutil.copytree(whole, other)
     started = tmp_path / "whole"
     flags = settings(tiny_folder, text_file, started, init=other, sparsity=0.3)
     assert run_main(ppo_script, flags) == 0
+    # What the other run saw is not known here.
+    assert f"windows that neither this search nor its start saw, whatever {other} did" in " ".join(caplog.text.split())
     cut_off(started, tmp_path / "run", (started / "samples.jsonl").stat().st_size // 2)
     shutil.rmtree(other)
     assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0

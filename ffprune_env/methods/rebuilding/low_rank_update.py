@@ -51,7 +51,7 @@ def update_second_factors(
     """
     calls = layer_calls(dense, torch.split(windows, batch_size))
     states = [call.hidden for call in calls]
-    short = 0
+    short: list[int] = []  # ranks
     for number, groups in enumerate(inputs):
         # They read the same tensors, so one of each group stands for it.
         readers = [calls[0].layers[number].get_submodule(group.names[0]) for group in groups]
@@ -64,7 +64,7 @@ def update_second_factors(
             for name in group.names:
                 low_rank = group.layer.get_submodule(name)
                 if isinstance(low_rank, LowRankLinear) and _TOKENS_PER_RANK * low_rank.rank > windows.numel():
-                    short += 1
+                    short.append(low_rank.rank)
                 elif isinstance(low_rank, LowRankLinear):
                     weight = calls[0].layers[number].get_submodule(name).weight
                     assert isinstance(weight, torch.Tensor)
@@ -74,9 +74,9 @@ def update_second_factors(
             states[place] = groups[0].layer(state, **call.arguments[number])
     if short:
         logger.warning(
-            "SVD-LLM: %d matrices go without the update of their factors: %d tokens of calibration text are too few for "
-            "their ranks, %d each are needed",
-            *(short, windows.numel(), _TOKENS_PER_RANK),
+            "SVD-LLM: %d matrices go without the update of their factors: %d tokens of calibration text are too few "
+            "for ranks up to %d, %d would do",
+            *(len(short), windows.numel(), max(short), _TOKENS_PER_RANK * max(short)),
         )
 
 
