@@ -21,8 +21,8 @@ def require_listening(address: str) -> None:
     """Refuses a cluster that nothing answers for, where Ray would go on asking for minutes in silence.
 
     Args:
-        address: ``host:port``, with or without a scheme such as ``ray://``; of another one, such as ``auto``, nothing is
-            known here.
+        address: ``host:port``, with or without a scheme such as ``ray://``; nothing is known here of another, such as
+            ``auto``.
 
     Raises:
         ValueError: no connection can be made.
