@@ -151,6 +151,8 @@ def test_no_script_makes_windows_without_naming_the_model():
 def one_layer(kind, changes):
     small = {name: value for name, value in LLAMA_LIKE.items() if name != "max_position_embeddings"}
     counts = {"num_hidden_layers": 1, "n_layer": 1, "n_head": 4, "decoder_attention_heads": 4}
+    if "num_decoder_layers" in changes:  # and not the other name
+        del counts["num_hidden_layers"], small["num_hidden_layers"]
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **{**small, **counts, **changes})).eval()
 
 
@@ -161,7 +163,12 @@ def one_layer(kind, changes):
         ("mpt", {"max_seq_len": 64, "d_model": 32, "n_layers": 1, "n_heads": 4}, 64),
         ("whisper", {"max_target_positions": 64, "d_model": 32, "decoder_layers": 1}, 64),
         ("roberta", {"max_position_embeddings": 64, "is_decoder": True}, 63),  # and one less if padding were token 1
+        ("roberta", {"max_position_embeddings": 64, "is_decoder": True, "pad_token_id": 9}, 54),
         ("bert", {"max_position_embeddings": 64, "is_decoder": True}, 64),
+        ("opt", {"max_position_embeddings": 64, "word_embed_proj_dim": 32}, 64),  # two rows more in its table
+        ("bart", {"max_position_embeddings": 64, "d_model": 32, "decoder_layers": 1}, 64),
+        # Rows begin behind the padding token, and what it predicts next to a token has the position after it.
+        ("prophetnet", {"max_position_embeddings": 64, "num_decoder_layers": 1, "num_decoder_attention_heads": 4}, 62),
     ],
 )
 def test_the_context_is_as_long_as_the_model_can_run(kind, changes, most):
