@@ -45,7 +45,7 @@ from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.batches import in_fitting_batches
-from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.units import member_columns
 
@@ -172,7 +172,7 @@ def forward_alone(
                     lambda m, i, o, d=layout.width: attentions.append((o.numel() // (o.shape[1] * d), o.shape[1], d))
                 )
                 stack.callback(hook.remove)
-        perplexity(model, windows, batch_size)
+        window_losses(model, windows, batch_size)
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(shape, device=prunable.device).to(prunable.model.dtype)
@@ -187,7 +187,7 @@ def forward_alone(
     def forward() -> float:
         with prunable.pruned(kept) as model:
             started = time.perf_counter()
-            perplexity(model, windows, batch_size)
+            window_losses(model, windows, batch_size)
             synchronize(prunable.device)
             return time.perf_counter() - started
 

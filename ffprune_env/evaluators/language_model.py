@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -13,14 +14,22 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
-from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.calibration_kind import CalibrationKind
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 logger = logging.getLogger(__name__)
+
+
+def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None) -> float:
+    """The public perplexity, of a model that stays as it is between two steps but for what is pruned."""
+    return perplexity_of(window_losses(model, windows, batch_size))
 
 
 class LMEvaluator:

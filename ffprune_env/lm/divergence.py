@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ffprune_env.lm.batches import in_fitting_batches
-from ffprune_env.lm.head import decoder_outputs
+from ffprune_env.lm.head import decoder_outputs, look_again
 from ffprune_env.lm.loss import hidden_chunks, perplexity_of, vocabulary_logits
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def final_hidden_states(
     def look(size: int) -> list[torch.Tensor]:
         return [hidden for batch in torch.split(windows, size) for hidden in decoder_outputs(model, batch)]
 
+    look_again(model)
     return in_fitting_batches(model, windows, batch_size, look)
 
 
@@ -68,6 +69,7 @@ def compare_with_dense(
             losses.append(loss.view(batch.shape)[:, :-1].mean(dim=1))
         return total, torch.cat(losses).cpu()
 
+    look_again(model)
     total, losses = in_fitting_batches(model, windows, batch_size, compare)
     mean = total / windows.numel()
     return perplexity_of(losses), max(mean, 0.0) if math.isfinite(mean) else math.inf

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from ffprune_env.lm.around_layers import state_around_layers
 from ffprune_env.lm.batches import evaluating, is_out_of_memory
 from ffprune_env.lm.devices import running_device
 
@@ -43,14 +44,17 @@ class Head:
             way, so that there are no hidden states to work with.
         vocabulary: logits per token.
         output: what the decoder returns; None for the whole model.
+        compared: whether the logits were numbers, so that they could be compared.
     """
 
     route: Route
     vocabulary: int
     output: type | None
+    compared: bool = True
 
 
-_heads: WeakKeyDictionary[nn.Module, Head] = WeakKeyDictionary()
+# With the state of the model in which it was found.
+_heads: WeakKeyDictionary[nn.Module, tuple[Head, Hashable]] = WeakKeyDictionary()
 
 
 class _Reached(Exception):  # noqa: N818 - nothing is wrong
@@ -61,6 +65,7 @@ def head_of(model: PreTrainedModel) -> Head:
     """How the logits of a model are made, from a comparison with its own on a few tokens; done once per model.
 
     Whoever lets hooks count what passes asks before they are attached, so that they do not count the comparison.
+    Whoever begins to measure a model calls :func:`look_again` first.
 
     Args:
         model: a causal language model, dense or pruned.
@@ -69,20 +74,37 @@ def head_of(model: PreTrainedModel) -> Head:
         ValueError: tokens alone give no logits, or a token changes the logits of those before it.
     """
     if model in _heads:
-        return _heads[model]
-    with calm(model):
-        head = _heads[model] = _find_head(model)
-    if head.route == "own head":
-        logger.info("%s: logits are more than a vocabulary projection; its own code makes them", _name(model))
-    if head.route == "whole":
-        _say_whole(model)
-    return head
+        return _heads[model][0]
+    return _remember(model, _compare(model))
+
+
+def look_again(model: PreTrainedModel, compare: bool = False) -> None:
+    """Finds out again how the logits of a model are made, if it is no longer what it was.
+
+    Args:
+        model: a causal language model, whose hooks, settings, head or decoder may have been changed in memory.
+        compare: compare its logits on a few tokens even if no change is to be seen by
+            :func:`~ffprune_env.lm.around_layers.state_around_layers`; not of a model that is streamed, which takes long.
+
+    Raises:
+        ValueError: as for :func:`head_of`.
+    """
+    if model not in _heads:
+        return
+    head, state = _heads[model]
+    if state != state_around_layers(model, decoder_of(model)):
+        _remember(model, _compare(model))
+    elif head.route != "whole" and (compare or not head.compared):
+        if any(parameter.is_meta for parameter in model.parameters()):
+            return
+        now = _compare(model)
+        if now.compared and now != head:
+            _remember(model, now)
 
 
 def distrust_head(model: PreTrainedModel) -> None:
     """From now on the logits of a model are those of its own forward pass: on text others were found wrong."""
-    _heads[model] = Head("whole", head_of(model).vocabulary, None)
-    _say_whole(model)
+    _remember(model, Head("whole", head_of(model).vocabulary, None))
 
 
 def decoder_of(model: PreTrainedModel) -> nn.Module:
@@ -186,8 +208,18 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return float((got.to(expected.device)[finite].double() - wanted).norm() / wanted.norm().clamp(min=1e-300))
 
 
-def _say_whole(model: PreTrainedModel) -> None:
-    logger.warning("%s: logits are made by its own forward pass, a window at a time", _name(model))
+def _remember(model: PreTrainedModel, head: Head) -> Head:
+    _heads[model] = (head, state_around_layers(model, decoder_of(model)))
+    if head.route == "own head":
+        logger.info("%s: logits are more than a vocabulary projection; its own code makes them", _name(model))
+    if head.route == "whole":
+        logger.warning("%s: logits are made by its own forward pass, a window at a time", _name(model))
+    return head
+
+
+def _compare(model: PreTrainedModel) -> Head:
+    with calm(model):
+        return _find_head(model)
 
 
 def _find_head(model: PreTrainedModel) -> Head:
@@ -222,7 +254,7 @@ def _find_head(model: PreTrainedModel) -> Head:
         logger.debug("%s: no way from hidden states to logits", _name(model), exc_info=True)
         return Head("whole", vocabulary, None)
     plain = _is_projection(model, _placed(model, tokens), hidden, output, logits)
-    return Head("projection" if plain else "own head", vocabulary, output)
+    return Head("projection" if plain else "own head", vocabulary, output, not broken)
 
 
 def _is_projection(

@@ -5,14 +5,23 @@ from __future__ import annotations
 import logging
 import math
 from typing import TYPE_CHECKING
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 
 from ffprune_env.lm.batches import evaluating, in_fitting_batches, is_out_of_memory
 from ffprune_env.lm.context import context_length
-from ffprune_env.lm.head import decoder_outputs, distrust_head, head_of, native_logits, own_logits, rows_at_once
+from ffprune_env.lm.head import (
+    Head,
+    decoder_outputs,
+    distrust_head,
+    head_of,
+    look_again,
+    native_logits,
+    own_logits,
+    rows_at_once,
+)
 from ffprune_env.lm.same_model import rounding_tolerance
 
 if TYPE_CHECKING:
@@ -24,12 +33,17 @@ logger = logging.getLogger(__name__)
 _LOGIT_BYTES = 64 * 2**20
 # Rows of them that a CPU takes losses of at one time: what its caches hold.
 _CACHED_BYTES = 4 * 2**20
-# Models whose loss of one window was compared with that of their own logits.
-_compared: WeakSet[torch.nn.Module] = WeakSet()
+# Models whose loss of one window was compared with that of their own logits, and how those were made then.
+_compared: WeakKeyDictionary[torch.nn.Module, Head] = WeakKeyDictionary()
 
 
 def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None = 1) -> float:
     """Perplexity: exp of the mean over windows of the mean loss over the seq_len - 1 predicted tokens.
+
+    The model is measured as it is now: how its logits are made is compared with its own forward pass on a few tokens at
+    every call, and on a window at the first call and after a change that can be seen: of a setting of its config, and
+    of hooks, modules, attributes and tensors outside its layers. What cannot be seen, and does nothing to the first few
+    tokens of a text, remains undetected: such as a hook that closes over a variable, which was changed meanwhile.
 
     Args:
         model: a causal language model, dense or pruned.
@@ -39,7 +53,7 @@ def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | 
     Returns:
         The perplexity; ``inf`` if the loss of any window is not finite or too large, which is logged.
     """
-    return perplexity_of(window_losses(model, windows, batch_size))
+    return perplexity_of(_window_losses(model, windows, batch_size, compare=True))
 
 
 def perplexity_of(losses: torch.Tensor) -> float:
@@ -61,9 +75,12 @@ def perplexity_of(losses: torch.Tensor) -> float:
         return math.inf
 
 
-@torch.inference_mode()
 def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None = 1) -> torch.Tensor:
     """Mean loss of every window over its predicted tokens.
+
+    How logits are made is compared with the model's own forward pass at the first call and after a change that can be
+    seen (see :func:`~ffprune_env.lm.around_layers.state_around_layers`), which costs an unchanged model nothing;
+    :func:`perplexity` does more.
 
     Args:
         model: a causal language model.
@@ -77,12 +94,20 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
         ValueError: ``windows`` is empty, has another shape, is longer than the model's context, or holds tokens that
             the model does not have; or the model is no causal language model of text alone.
     """
+    return _window_losses(model, windows, batch_size, compare=False)
+
+
+@torch.inference_mode()
+def _window_losses(
+    model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None, compare: bool
+) -> torch.Tensor:
     if windows.ndim != 2 or windows.shape[0] < 1 or windows.shape[1] < 2:
         raise ValueError(f"windows must be [n ≥ 1, seq_len ≥ 2], got shape {tuple(windows.shape)}")
     longest = context_length(model)
     if windows.shape[1] > longest:
         raise ValueError(f"windows have {windows.shape[1]} tokens, the model takes at most {longest}: cut them shorter")
     check_tokens(model, windows)
+    look_again(model, compare)
     with evaluating(model):
         _compare_once(model, windows[:1])
     if head_of(model).route == "whole":
@@ -93,9 +118,10 @@ def window_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int
 
 def _compare_once(model: PreTrainedModel, window: torch.Tensor) -> None:
     """Compares the loss of the first window with that of the model's own logits: some things happen far inside only."""
-    if model in _compared or head_of(model).route == "whole":
+    head = head_of(model)
+    if _compared.get(model) is head or head.route == "whole":
         return
-    _compared.add(model)
+    _compared[model] = head
     hidden, targets = decoder_outputs(model, window)[0, :-1], window[0, 1:]
     half = max(1, len(targets) // 2)  # a head that counts rows begins again in the middle
     halves = zip(torch.split(hidden, half), torch.split(targets, half), strict=True)

@@ -16,7 +16,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from ffprune_env.lm import loss
+from ffprune_env.lm import head, loss
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.lm.head import head_of
 from ffprune_env.lm.loss import perplexity, window_losses
@@ -209,3 +209,140 @@ def test_the_comparison_leaves_nothing_behind(windows):
     del model
     gc.collect()
     assert gone() is None
+
+
+def with_cap(model):
+    model.config.final_logit_softcapping = 0.5
+
+
+def with_scale(model):
+    model.logit_scale = 0.5
+
+
+def with_hook_on_head(model):
+    model.lm_head.register_forward_hook(lambda module, inputs, output: output / 2)
+
+
+def with_hook_on_the_model(model):
+    def halve(module, inputs, output):
+        output.logits = output.logits / 2
+
+    model.register_forward_hook(halve)
+
+
+def with_hook_on_decoder(model):
+    def halve(module, inputs, output):
+        output.last_hidden_state = output.last_hidden_state / 2
+
+    model.model.register_forward_hook(halve)
+
+
+def with_another_head(model):
+    head = nn.Linear(32, 256, bias=False, dtype=torch.float64)
+    model.lm_head = nn.Sequential(head, nn.Tanh())
+
+
+def with_another_forward(model):
+    forward = model.forward
+
+    def halved(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits / 2
+        return output
+
+    model.forward = halved
+
+
+def with_a_buffer_in_place(model):
+    model.shift.add_(torch.arange(256) / 64)
+
+
+def with_another_class(model):
+    model.__class__ = Sharpens
+
+
+class Shifted(type(tiny_model("llama"))):
+    """Adds what it holds to its logits, which is nothing at first."""
+
+    def forward(self, input_ids, **kwargs):
+        output = super().forward(input_ids=input_ids, **kwargs)
+        output.logits = output.logits + self.shift
+        return output
+
+
+CHANGES = {
+    "gemma2": [with_cap],
+    "cohere": [with_scale],
+    "llama": [
+        with_hook_on_head,
+        with_hook_on_the_model,
+        with_hook_on_decoder,
+        with_another_head,
+        with_another_forward,
+        with_a_buffer_in_place,
+        with_another_class,
+    ],
+}
+UNSCALED = {"cohere": {"logit_scale": 1.0}, "gemma2": {"head_dim": 8, "final_logit_softcapping": None}}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change"), [(kind, change) for kind, changes in CHANGES.items() for change in changes]
+)
+@pytest.mark.parametrize("measure", [window_losses, lambda *args: perplexity(*args)], ids=["losses", "perplexity"])
+def test_what_is_changed_after_a_first_look_is_seen(model_type, change, measure, windows):
+    model = tiny(model_type, **UNSCALED.get(model_type, {}))
+    if change is with_a_buffer_in_place:
+        model.register_buffer("shift", torch.zeros(256, dtype=torch.float64))
+        model.__class__ = Shifted
+    measure(model, windows)
+    before = own_losses(model, windows)
+    change(model)
+    expected = own_losses(model, windows).float()
+    assert not torch.allclose(expected, before.float(), rtol=1e-3)
+    if measure is window_losses:
+        torch.testing.assert_close(measure(model, windows), expected)
+    else:
+        assert measure(model, windows) == pytest.approx(math.exp(expected.mean()), rel=1e-5)
+
+
+def test_what_leaves_no_trace_is_seen_by_the_public_perplexity(windows):
+    model, factor = tiny_model("llama"), [1.0]
+    model.lm_head.register_forward_hook(lambda module, inputs, output: (output * factor[0]).clamp(-3 / factor[0]))
+    forward = model.forward
+
+    def scaled(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = output.logits * factor[0]
+        return output
+
+    model.forward = scaled
+    perplexity(model, windows)
+    factor[0] = 0.5
+    assert perplexity(model, windows) == pytest.approx(math.exp(own_losses(model, windows).mean()), rel=1e-5)
+
+
+def test_what_wrapping_pruning_and_training_do_to_a_model_is_no_change(windows, monkeypatch):
+    model = tiny("llama", num_key_value_heads=2)
+    looks, look = [], head._compare
+    monkeypatch.setattr(head, "_compare", lambda model: looks.append(1) or look(model))
+    first = window_losses(model, windows)
+    prunable = PrunableModel(model)
+    prunable.rank([np.arange(layout.n_members) for layout in prunable.layouts])
+    with prunable.pruned([2, 10] * 3):
+        assert not torch.allclose(window_losses(model, windows), first)
+    model.train()
+    with frozen(model):
+        back_propagate(model, windows[:1])
+    torch.testing.assert_close(window_losses(model, windows), first)
+    assert len(looks) == 1
+
+
+def test_a_model_that_gave_no_numbers_is_looked_at_again_when_it_does(windows):
+    model = tiny("granite", **MORE_THAN_A_PROJECTION["granite"])
+    norm = model.model.layers[0].input_layernorm.weight.data
+    scale = norm.clone()
+    norm.fill_(math.nan)
+    assert math.isinf(perplexity(model, windows))
+    norm.copy_(scale)
+    torch.testing.assert_close(window_losses(model, windows), own_losses(model, windows).float())
