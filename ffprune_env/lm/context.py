@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from ffprune_env.batches import is_out_of_memory
-from ffprune_env.head import calm, own_logits
+from ffprune_env.lm.batches import is_out_of_memory
+from ffprune_env.lm.head import calm, own_logits
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

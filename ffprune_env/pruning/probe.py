@@ -13,8 +13,18 @@ import torch
 from torch import nn
 
 from ffprune_env.lm.batches import is_out_of_memory
-from ffprune_env.lm.head import ROUNDING, calm, decoder_outputs, head_of, own_logits, probe_tokens, relative_error
-from ffprune_env.pruning.units import UnitLayout
+from ffprune_env.lm.context import context_length
+from ffprune_env.lm.head import (
+    ROUNDING,
+    calm,
+    decoder_outputs,
+    head_of,
+    look_again,
+    own_logits,
+    probe_tokens,
+    relative_error,
+)
+from ffprune_env.pruning.unit_flow import UnitFlow, off_in_order, off_in_views
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,13 +33,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_TOKENS = 8
+# What begins to count some twenty tokens into a text is seen, too.
+_TOKENS = 32
 # A batch has a row for every unit, of so few tokens that all of them cost no more than some lines of text.
 _TOKENS_PER_UNIT = 2
 # A unit is made to say something so many times as large as what it says itself, which rounding cannot hide.
 _LOUD = 10.0
 # A few heads may come to lie as they must, by chance. In one of so many orders they do not.
 _ORDERS = 8
+_ORDERS_OF_ALL = 2
 _GROUPS = {"attention": "heads", "ffn": "channels"}
 
 
@@ -45,13 +57,14 @@ def logits_before(model: PreTrainedModel) -> torch.Tensor:
     Raises:
         ValueError: the model has no final hidden states that its logits can be made of, or is no causal one.
     """
+    look_again(model)
     if head_of(model).route == "whole":
         raise ValueError(
             f"{type(model).__name__} cannot be pruned: its logits are made of more than the output of its decoder; "
             "its perplexity can be measured"
         )
     with calm(model):
-        return own_logits(model, probe_tokens(model, (1, _TOKENS)))
+        return own_logits(model, _some_tokens(model))
 
 
 def probe(prunable: PrunableModel, before: torch.Tensor) -> None:
@@ -60,6 +73,9 @@ def probe(prunable: PrunableModel, before: torch.Tensor) -> None:
     Every unit runs once in a forward pass, and what it gives reaches the logits. Heads and channels can be put in
     another order, which changes nothing. With half of the groups of every unit removed, the model computes what the
     dense one does with them masked. A few forward passes show it, whatever the family; what fails is refused by name.
+
+    Each unit is given what the dense model gave it, and compared where it ends: what its own rounding does not explain
+    is wrong, however little of it reaches the logits. These are compared, too, when all units are in another order.
 
     Args:
         prunable: a model that was never ranked.
@@ -71,17 +87,19 @@ def probe(prunable: PrunableModel, before: torch.Tensor) -> None:
     if bool(torch.isnan(before).any()):
         logger.warning("%s gives no numbers: whether it can be pruned was not tried", type(prunable.model).__name__)
         return
-    tokens = probe_tokens(prunable.model, (1, _TOKENS))
+    tokens = _some_tokens(prunable.model)
     with calm(prunable.model):
         _require_heard(prunable)
         try:
-            everything = range(len(prunable.units))
-            if _fault_of_order(prunable, tokens, before, everything):
-                raise _first_at_fault(prunable, partial(_fault_of_order, prunable, tokens, before))
-            if _fault_of_views(prunable, tokens, everything):
-                raise _first_at_fault(prunable, partial(_fault_of_views, prunable, tokens))
+            flow = UnitFlow(prunable, tokens)
+            _require_order(prunable, flow, tokens, before)
+            _require_views(prunable, flow, tokens)
         finally:
             prunable.restore_order()
+
+
+def _some_tokens(model: PreTrainedModel) -> torch.Tensor:
+    return probe_tokens(model, (1, min(_TOKENS, context_length(model))))
 
 
 def _require_heard(prunable: PrunableModel) -> None:
@@ -114,46 +132,80 @@ def _speak_up(i: int, calls: list[int], shape: torch.Size) -> Callable[[nn.Modul
     return hook
 
 
+def _require_order(prunable: PrunableModel, flow: UnitFlow, tokens: torch.Tensor, before: torch.Tensor) -> None:
+    """Heads and channels of all units in other orders: units, then logits are what they were."""
+    everything = range(len(prunable.units))
+    for seed in range(_ORDERS_OF_ALL):
+        _shuffle(prunable, everything, seed)
+        try:
+            outputs = flow.again()
+        except Exception as error:
+            _why(error)
+            raise _first_at_fault(prunable, partial(_fault_of_order, prunable, tokens, before)) from error
+        for i, layout in enumerate(prunable.layouts):
+            wrong = off_in_order(layout, prunable.order[i], outputs[i], flow.dense[i])
+            if wrong:
+                raise _refusal(prunable, _reordered(prunable, i, wrong))
+    if _difference(lambda: own_logits(prunable.model, tokens), before):
+        raise _first_at_fault(prunable, partial(_fault_of_order, prunable, tokens, before))
+
+
+def _require_views(prunable: PrunableModel, flow: UnitFlow, tokens: torch.Tensor) -> None:
+    """Half of the groups of all units removed, and masked."""
+    kept = [max(1, unit.n_groups // 2) for unit in prunable.units]
+    masked = flow.again(kept)
+    try:
+        with prunable.pruned(kept):
+            cut = flow.again()
+    except Exception as error:
+        _why(error)
+        raise _first_at_fault(prunable, partial(_fault_of_views, prunable, tokens)) from error
+    for i in range(len(kept)):
+        wrong = off_in_views(cut[i], masked[i])
+        if wrong:
+            raise _refusal(prunable, _cut_in_half(prunable, i, wrong))
+
+
+def _shuffle(prunable: PrunableModel, units: range, seed: int) -> None:
+    """Puts the heads and channels of some units in a random order in which none keeps its place."""
+    rng = np.random.default_rng(seed)
+    scores = []
+    for i, layout in enumerate(prunable.layouts):
+        drawn, place = rng.permutation(layout.n_members), np.zeros(layout.n_members)
+        place[drawn] = -np.roll(drawn, 1)
+        scores.append(place if i in units else np.zeros(layout.n_members))
+    prunable.rank(scores)
+
+
 def _fault_of_order(prunable: PrunableModel, tokens: torch.Tensor, before: torch.Tensor, units: range) -> str:
     """What is wrong when the heads and channels of some units are in random order; nothing if nothing is."""
-    named = prunable.units[units[0]]
     for seed in range(_ORDERS if len(units) == 1 else 1):
-        rng = np.random.default_rng(seed)
-        drawn = [rng.random(layout.n_members) for layout in prunable.layouts]
-        prunable.rank([scores if i in units else np.zeros_like(scores) for i, scores in enumerate(drawn)])
+        _shuffle(prunable, units, seed)
         wrong = _difference(lambda: own_logits(prunable.model, tokens), before)
         if wrong:
-            return f"reordering the {_GROUPS[named.kind]} of {named.name} changes what it computes ({wrong})"
+            return _reordered(prunable, units[0], wrong)
     return ""
 
 
 def _fault_of_views(prunable: PrunableModel, tokens: torch.Tensor, units: range) -> str:
-    """What is wrong when some units, in whatever order they are, keep half of their groups."""
+    """What is raised when some units, in whatever order they are, keep half of their groups; nothing if nothing is."""
     kept = [max(1, unit.n_groups // 2) if i in units else unit.n_groups for i, unit in enumerate(prunable.units)]
-    with ExitStack() as hooks:
-        for layout, k in zip(prunable.layouts, kept, strict=True):
-            hooks.callback(layout.output.register_forward_pre_hook(_mask(layout, k)).remove)
-        masked = own_logits(prunable.model, tokens)
-
-    def cut() -> torch.Tensor:
+    try:
         with prunable.pruned(kept) as model:
-            return own_logits(model, tokens)
-
-    wrong = _difference(cut, masked)
-    unit = prunable.units[units[0]]
-    return (
-        wrong
-        and f"{unit.name} with half of its {_GROUPS[unit.kind]} removed is not what it is with them masked ({wrong})"
-    )
+            own_logits(model, tokens)
+    except Exception as error:
+        return _cut_in_half(prunable, units[0], _why(error))
+    return ""
 
 
-def _mask(layout: UnitLayout, k: int) -> Callable[[nn.Module, tuple[torch.Tensor]], tuple[torch.Tensor]]:
-    def hook(module: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
-        x = inputs[0].clone()
-        x[..., k * layout.width :] = 0
-        return (x,)
+def _reordered(prunable: PrunableModel, i: int, wrong: str) -> str:
+    unit = prunable.units[i]
+    return f"reordering the {_GROUPS[unit.kind]} of {unit.name} changes what it computes ({wrong})"
 
-    return hook
+
+def _cut_in_half(prunable: PrunableModel, i: int, wrong: str) -> str:
+    unit = prunable.units[i]
+    return f"{unit.name} with half of its {_GROUPS[unit.kind]} removed is not what it is with them masked ({wrong})"
 
 
 def _difference(run: Callable[[], torch.Tensor], expected: torch.Tensor) -> str:
@@ -161,10 +213,15 @@ def _difference(run: Callable[[], torch.Tensor], expected: torch.Tensor) -> str:
     try:
         off = relative_error(run(), expected)
     except Exception as error:  # code that is given other shapes than it counts on can raise anything
-        if isinstance(error, RuntimeError) and is_out_of_memory(error):
-            raise
-        return " ".join(str(error).split()) or type(error).__name__
+        return _why(error)
     return "" if off <= ROUNDING[expected.dtype] else f"logits are off by {off:.2g} of their size"
+
+
+def _why(error: Exception) -> str:
+    """What an error says, in one line; raised again if memory ran out."""
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        raise error
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _first_at_fault(prunable: PrunableModel, fault: Callable[[range], str]) -> ValueError:

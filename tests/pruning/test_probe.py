@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from conftest import LLAMA_LIKE, tiny_model
 from test_head import own_losses, tiny
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.models import load_model
@@ -98,9 +98,15 @@ class Leaky(nn.Module):
 @pytest.mark.parametrize(
     ("activation", "message"),
     [
-        (Weighted(), r"reordering the channels of model\.layers\.1\.mlp changes what it computes \(logits are off by"),
+        (
+            Weighted(),
+            r"reordering the channels of model\.layers\.1\.mlp changes what it computes \(channel \d+ is off by",
+        ),
         (Padded(), r"model\.layers\.1\.mlp with half of its channels removed is not .* masked \(The size of tensor"),
-        (Leaky(), r"model\.layers\.1\.mlp with half of its channels removed is not .* masked \(logits are off by"),
+        (
+            Leaky(),
+            r"model\.layers\.1\.mlp with half of its channels removed is not .* masked \(what it gives is off by",
+        ),
     ],
 )
 def test_the_first_unit_at_fault_is_named(activation, message):
@@ -141,6 +147,78 @@ def test_a_unit_of_zeros_is_none_of_our_business():
 def test_rounding_is_no_fault(family, dtype):
     for seed in range(3):
         PrunableModel(tiny_model(family, seed).to(dtype))
+
+
+HALF = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
+@pytest.mark.parametrize("family", ["llama", "llama-gqa", "opt"])
+def test_a_factor_per_head_is_not_taken_for_rounding(family, dtype):
+    """One head of one layer says a tenth more, which is a hundredth of the logits: far less than bfloat16 rounds."""
+    model = tiny_model(family).to(dtype)
+    layout = find_units(model)[2]
+    factors = torch.ones(layout.output.in_features, dtype=dtype)
+    factors[layout.width : 2 * layout.width] = 1.1
+    layout.output.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factors,))
+    refused(model, rf"reordering the heads of {layout.unit.name} changes what it computes \(head \d is off by 0\.")
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_a_factor_of_a_channel_is_not_taken_for_rounding(dtype):
+    model = tiny_model("llama").to(dtype)
+    factors = torch.ones(24, dtype=dtype)
+    factors[7] = 1.25
+    model.model.layers[1].mlp.up_proj.register_forward_hook(lambda module, inputs, output: output * factors)
+    refused(model, r"reordering the channels of model\.layers\.1\.mlp changes what it computes \(channel \d+ is off")
+
+
+class Rooted(nn.Module):
+    """A norm over all channels, of which little is left in the logits."""
+
+    def forward(self, x):
+        return F.silu(x) / x.float().square().mean(dim=-1, keepdim=True).pow(0.1).to(x.dtype)
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float32])
+def test_a_weak_norm_over_all_channels_is_not_taken_for_rounding(dtype):
+    model = tiny_model("llama").to(dtype)
+    model.model.layers[1].mlp.act_fn = Rooted()
+    refused(
+        model, r"model\.layers\.1\.mlp with half of its channels removed is not .* masked \(what it gives is off by"
+    )
+
+
+def attend_near_and_far(module, query, key, value, mask, **kwargs):
+    """The first head sees no farther than twenty tokens back."""
+    places = torch.arange(query.shape[2])
+    hidden = places[:, None] < places
+    far = (places[:, None] - places >= 20) & (torch.arange(query.shape[1]) < 1)[:, None, None]
+    scores = ((query @ key.mT) * module.scaling).masked_fill(hidden | far, -1e4)
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.mark.parametrize("dtype", [*HALF, torch.float64])
+def test_heads_that_differ_after_twenty_tokens_are_refused(dtype):
+    AttentionInterface.register("near_and_far", attend_near_and_far)
+    model = tiny_model("llama").to(dtype)
+    model.set_attn_implementation("near_and_far")
+    refused(model, r"reordering the heads of model\.layers\.0\.self_attn changes what it computes \(head \d is off by")
+
+
+def test_two_heads_of_one_layer_are_put_in_another_order():
+    """A random order of two is the one that they have, half of the time."""
+    config = AutoConfig.for_model("llama", **{**LLAMA_LIKE, "num_attention_heads": 2, "num_hidden_layers": 1})
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
+    factors = torch.tensor([1.0, 1.2], dtype=torch.bfloat16).repeat_interleave(16)
+    model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factors,))
+    refused(model, r"reordering the heads of model\.layers\.0\.self_attn changes what it computes")
+
+
+def test_a_model_that_takes_fewer_tokens_than_are_tried():
+    config = AutoConfig.for_model("opt", **{**LLAMA_LIKE, "max_position_embeddings": 12, "word_embed_proj_dim": 32})
+    PrunableModel(AutoModelForCausalLM.from_config(config).eval())
 
 
 def test_wrapping_changes_nothing(family, windows):
