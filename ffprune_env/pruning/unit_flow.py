@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ffprune_env.lm.head import own_logits
+from ffprune_env.lm.head import decoder_outputs
 from ffprune_env.pruning.units import UnitLayout, member_columns
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class UnitFlow:
                     mask = _mask(masked[i] * layout.width)
                     hooks.callback(layout.output.register_forward_pre_hook(mask).remove)
                 hooks.callback(layout.output.register_forward_hook(_keep(ends, i)).remove)
-            own_logits(self._prunable.model, self._tokens)
+            decoder_outputs(self._prunable.model, self._tokens)
         return [ends[i] for i in range(len(layouts))]
 
 
