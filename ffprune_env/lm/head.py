@@ -83,8 +83,9 @@ def look_again(model: PreTrainedModel, compare: bool = False) -> None:
 
     Args:
         model: a causal language model, whose hooks, settings, head or decoder may have been changed in memory.
-        compare: compare its logits on a few tokens even if no change is to be seen by
-            :func:`~ffprune_env.lm.around_layers.state_around_layers`; not of a model that is streamed, which takes long.
+        compare: compare its logits on a few tokens even if
+            :func:`~ffprune_env.lm.around_layers.state_around_layers` sees no change; not of a model that is streamed,
+            which takes long.
 
     Raises:
         ValueError: as for :func:`head_of`.
