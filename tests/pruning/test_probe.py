@@ -160,7 +160,7 @@ def test_a_factor_per_head_is_not_taken_for_rounding(family, dtype):
     layout = find_units(model)[2]
     factors = torch.ones(layout.output.in_features, dtype=dtype)
     factors[layout.width : 2 * layout.width] = 1.1
-    layout.output.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factors,))
+    layout.output.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factors[: inputs[0].shape[-1]],))
     refused(model, rf"reordering the heads of {layout.unit.name} changes what it computes \(head \d is off by 0\.")
 
 
@@ -169,7 +169,9 @@ def test_a_factor_of_a_channel_is_not_taken_for_rounding(dtype):
     model = tiny_model("llama").to(dtype)
     factors = torch.ones(24, dtype=dtype)
     factors[7] = 1.25
-    model.model.layers[1].mlp.up_proj.register_forward_hook(lambda module, inputs, output: output * factors)
+    model.model.layers[1].mlp.up_proj.register_forward_hook(
+        lambda module, inputs, output: output * factors[: output.shape[-1]]
+    )
     refused(model, r"reordering the channels of model\.layers\.1\.mlp changes what it computes \(channel \d+ is off")
 
 
@@ -212,7 +214,9 @@ def test_two_heads_of_one_layer_are_put_in_another_order():
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     factors = torch.tensor([1.0, 1.2], dtype=torch.bfloat16).repeat_interleave(16)
-    model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factors,))
+    model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(
+        lambda module, inputs: (inputs[0] * factors[: inputs[0].shape[-1]],)
+    )
     refused(model, r"reordering the heads of model\.layers\.0\.self_attn changes what it computes")
 
 
