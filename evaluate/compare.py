@@ -325,6 +325,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         ridge=args.ridge,
         factor_storage=args.factor_storage,
         sequential=args.sequential,
+        texts={purpose: windows for purpose, windows in loaded.texts.items() if purpose != "test"},
     )
     prunable, texts = evaluator.prunable, loaded.texts
     plain = LMEvaluator(

@@ -47,6 +47,7 @@ from ffprune_env.run.folder import RunFolder, part_of, strict_json
 from ffprune_env.run.results import PolicyResult, measure_policy, reference_policies
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.window_plan import load_planned_windows
 from ffprune_env.texts.windows import NAMED_TEXTS, Split, load_windows
 
 logger = logging.getLogger("ffprune")
@@ -129,10 +130,12 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     warn_of_versions(args.runs)
     split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
     test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows, model=model)
-    settings = {name: first[name] for name in (*_PLANNED[1:], *_RANKED_AND_FITTED)}
-    evaluator = build_evaluator(model, tokenizer, first["text"], n_samples=first["samples"], **settings)
-    require_same_as_runs(args.runs, identity_of_texts(evaluator.texts), first)
-    require_unseen(test_windows, *evaluator.texts.values())
+    sizes = {name: first[name] for name in ("seq_len", *_PLANNED, "calibration_windows")}
+    texts = load_planned_windows(model, tokenizer, first["text"], **sizes).texts
+    require_same_as_runs(args.runs, identity_of_texts(texts), first)
+    require_unseen(test_windows, *texts.values())  # before the model is ranked, which takes longer
+    settings = {name: first[name] for name in _RANKED_AND_FITTED}
+    evaluator = build_evaluator(model, tokenizer, first["text"], texts=texts, **settings)
     policies: dict[str, np.ndarray] = {}
     for sparsity, folder in parts:
         for name, allocation in reference_policies(sparsity, evaluator).items():

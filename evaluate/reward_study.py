@@ -124,14 +124,15 @@ def load(args: Args, config: dict[str, Any]) -> tuple[LMEvaluator, object]:
     run.require_same(identity_of_model(model), name, advice="search it again")
     how = ("seq_len", "calibration_windows", "channels_per_group", "criterion", "calibrated", "ridge", "factor_storage")
     settings = {name: (BEFORE | config)[name] for name in how}
-    evaluator = build_evaluator(model, tokenizer, text, n_samples=max(args.windows), **settings)
     plan = ("seq_len", "samples", "final_samples", "curve_windows", "calibration_windows")
     sizes = {name: int(config[name]) for name in plan if name in config}
     texts = load_planned_windows(model, tokenizer, text, **sizes).texts
     run.require_same(identity_of_texts(texts), name, text_names(text, None, texts), "search it again")
     test = load_test_windows(text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
-    require_unseen(test, *texts.values(), *evaluator.texts.values())
-    return evaluator, test
+    sizes = {"seq_len": settings["seq_len"], "calibration_windows": settings["calibration_windows"]}
+    studied = load_planned_windows(model, tokenizer, text, samples=max(args.windows), **sizes).texts
+    require_unseen(test, *texts.values(), *studied.values())  # before the model is ranked, which takes longer
+    return build_evaluator(model, tokenizer, text, texts=studied, **settings), test
 
 
 if __name__ == "__main__":

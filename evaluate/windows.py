@@ -23,6 +23,7 @@ from ffprune_env.cli.consoles import wide_console
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import require_in_range
 from ffprune_env.lm.models import load_model
+from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import PlanRow, load_planned_windows, plan_rows
 from ffprune_env.texts.windows import NAMED_TEXTS, load_test_windows
 
@@ -93,6 +94,7 @@ def plan(args: Args) -> list[PlanRow]:
         calibration_windows=args.calibration_windows,
     )
     test = load_test_windows(args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
+    require_unseen(test, *planned.texts.values())
     return plan_rows(planned, test, test_source(args.text, args.test_text))
 
 

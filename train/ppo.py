@@ -86,7 +86,7 @@ from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.start import STARTS, read_starts, start_scores
 from ffprune_env.search.workers import Workers, WorkersVecEnv, require_same_rollouts
 from ffprune_env.texts.overlap import require_unseen
-from ffprune_env.texts.window_plan import windows_made
+from ffprune_env.texts.window_plan import load_planned_windows, windows_made
 from ffprune_env.texts.windows import load_test_windows
 
 logger = logging.getLogger("ffprune")
@@ -297,7 +297,7 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
         args.model, args.dtype, args.device, args.trust_remote_code, args.device_map, args.max_memory
     )
     identity = {**identity_of_versions(), **identity_of_settings(what_was_asked(args)), **identity_of_model(model)}
-    if resume:  # before the model is ranked, which takes longer
+    if resume:  # before the texts are cut
         run.require_same(identity, args.model)
     if args.save_model or args.looks:
         require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
@@ -306,12 +306,22 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
     test_windows = load_test_windows(
         args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model
     )
-    evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args))
-    require_unseen(test_windows, *evaluator.texts.values())
-    texts = {**evaluator.texts, "test": test_windows}
+    planned = load_planned_windows(
+        model,
+        tokenizer,
+        args.text,
+        seq_len=args.seq_len,
+        samples=args.samples,
+        final_samples=args.final_samples,
+        curve_windows=args.curve_windows,
+        calibration_windows=args.calibration_windows,
+    ).texts
+    require_unseen(test_windows, *planned.values())
+    texts = {**planned, "test": test_windows}
     identity |= identity_of_texts(texts)
     if resume:
         run.require_same(identity, args.model, text_names(args.text, args.test_text, texts))
+    evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args), texts=planned)
     env = make_env(args, evaluator)
     kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
     starts = kept_starts or find_starts(args, evaluator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,7 @@ def build_evaluator(
     factor_storage: Storage = "device",
     sequential: bool = False,
     order: Sequence[npt.ArrayLike] | None = None,
+    texts: Mapping[str, torch.Tensor] | None = None,
 ) -> LMEvaluator:
     """Ranks heads and channels of a model on calibration text and returns an evaluator over search text.
 
@@ -112,6 +113,8 @@ def build_evaluator(
         sequential: calibrate the model that the user will get once more, in sequence, if there is a calibration.
         order: of heads and channels, as :attr:`~ffprune_env.pruning.prunable.PrunableModel.order` of another process
             has it: the criterion is not asked, whose scores, in another number of threads, may order them otherwise.
+        texts: windows by purpose that :func:`~ffprune_env.texts.window_plan.load_planned_windows` made of these
+            names and numbers, where somebody looked at them first; None makes them.
 
     Raises:
         ValueError: the model cannot be pruned, an unknown name, a setting out of range, or a text too short.
@@ -125,16 +128,17 @@ def build_evaluator(
         raise ValueError(f"unknown criterion {criterion!r}; allowed are {', '.join(CRITERIA)}")
     if ridge is not None or CRITERIA[criterion].gradients:
         require_resident(model, "calibration" if ridge is not None else f"the criterion {criterion}")
-    texts = load_planned_windows(
-        model,
-        tokenizer,
-        text,
-        seq_len=seq_len,
-        samples=n_samples,
-        final_samples=final_samples,
-        curve_windows=curve_windows,
-        calibration_windows=calibration_windows,
-    ).texts
+    if texts is None:
+        texts = load_planned_windows(
+            model,
+            tokenizer,
+            text,
+            seq_len=seq_len,
+            samples=n_samples,
+            final_samples=final_samples,
+            curve_windows=curve_windows,
+            calibration_windows=calibration_windows,
+        ).texts
     seen = texts["calibration"]
     for windows in texts.values():
         check_tokens(model, windows)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
+from conftest import load_script
 from tiny_runs import run_main, settings
 
 from ffprune_env.texts.overlap import require_unseen, share_in
@@ -34,12 +37,41 @@ def test_seen_text_is_refused_with_its_share():
         require_unseen(words(0, 4), words(1000, 4), words(128, 4))
 
 
-def test_a_copy_of_the_text_is_no_other_text(ppo_script, tiny_folder, text_file, tmp_path, capsys):
+@pytest.fixture
+def copied(text_file, tmp_path):
+    """The search text under another name, with another beginning."""
     copy = tmp_path / "other.txt"
     copy.write_text(f"A line before it.\n{text_file.read_text()}")
+    return copy
+
+
+def no_ranking(*args, **settings):
+    raise AssertionError("the model is not ranked before the texts are compared")
+
+
+def test_a_copy_of_the_text_is_no_other_text(ppo_script, tiny_folder, text_file, copied, tmp_path, monkeypatch, capsys):
     run = tmp_path / "run"
-    changes = {"test-text": copy, "test-windows": 400, "calibration-windows": 100}
+    changes = {"test-text": copied, "test-windows": 400, "calibration-windows": 100}
     flags = settings(tiny_folder, text_file, run, **changes)
+    monkeypatch.setattr(ppo_script, "build_evaluator", no_ranking)
     assert run_main(ppo_script, flags) == 2
     assert "of the test text is also search or calibration text" in " ".join(capsys.readouterr().err.split())
     assert not run.exists()
+
+
+@pytest.mark.parametrize("script", ["compare", "compare_runs", "reward_study", "windows"])
+def test_every_script_that_takes_a_test_text_looks_at_it_before_it_ranks(
+    script, whole, tiny_folder, text_file, copied, tmp_path, monkeypatch, capsys
+):
+    module = load_script(f"evaluate/{script}.py")
+    if script != "windows":  # which measures nothing
+        monkeypatch.setattr(module, "build_evaluator", no_ranking)
+    of_runs = script in ("compare_runs", "reward_study")
+    names = (whole,) if of_runs else ("--model", tiny_folder, "--text", text_file)
+    sizes = () if of_runs else ("--seq-len", 64, "--calibration-windows", 100)
+    out = ("--out", tmp_path / "out") if script == "compare" else ()
+    test = ("--test-text", copied, "--test-seq-len", 64, "--test-windows", 120)
+    monkeypatch.setattr(sys, "argv", [script, *map(str, (*names, *sizes, *out, *test))])
+    assert module.main() == 2
+    assert "of the test text is also search or calibration text" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
