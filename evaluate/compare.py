@@ -50,6 +50,7 @@ from ffprune_env.lm.models import load_model
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS, settings_of
 from ffprune_env.pruning.calibration import Storage
+from ffprune_env.pruning.stored_order import ORDER, order_as_json
 from ffprune_env.run.folder import provenance, strict_json
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import counts, load_planned_windows, windows_made
@@ -307,8 +308,9 @@ def load(args: Args, folder: ComparisonFolder) -> Loaded:
 
 
 def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None, loaded: Loaded) -> Subject:
-    """Ranks and calibrates the model, and measures of the dense one what the folder does not hold yet."""
+    """Ranks the model, or takes the ranking of before, and calibrates it; measures of the dense one what is missing."""
     model, tokenizer = loaded.model, loaded.tokenizer
+    order = folder.order(model)
     evaluator = build_evaluator(
         model,
         tokenizer,
@@ -326,7 +328,10 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         factor_storage=args.factor_storage,
         sequential=args.sequential,
         texts={purpose: windows for purpose, windows in loaded.texts.items() if purpose != "test"},
+        order=order,
     )
+    if order is None:
+        folder.write(ORDER, order_as_json(evaluator.prunable))
     prunable, texts = evaluator.prunable, loaded.texts
     plain = LMEvaluator(
         prunable, evaluator.windows, args.batch_size, evaluator.calibration, False, evaluator.statistics, texts=texts

@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from ffprune_env.cli.consoles import wide_console
 from ffprune_env.cli.flags import read_flags
@@ -135,7 +136,8 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tenso
     require_same_as_runs(args.runs, identity_of_texts(texts), first)
     require_unseen(test_windows, *texts.values())  # before the model is ranked, which takes longer
     settings = {name: first[name] for name in _RANKED_AND_FITTED}
-    evaluator = build_evaluator(model, tokenizer, first["text"], texts=texts, **settings)
+    order = order_of_runs(args.runs, model)
+    evaluator = build_evaluator(model, tokenizer, first["text"], texts=texts, order=order, **settings)
     policies: dict[str, np.ndarray] = {}
     for sparsity, folder in parts:
         for name, allocation in reference_policies(sparsity, evaluator).items():
@@ -150,6 +152,21 @@ def require_same_as_runs(paths: Sequence[Path], now: Identity, config: Mapping[s
     names = text_names(config["text"], None, ("search", "finalists", "curves", "calibration"))
     for path in paths:
         RunFolder(path).require_same(now, config["model"], names, "search it again")
+
+
+def order_of_runs(paths: Sequence[Path], model: PreTrainedModel) -> list[np.ndarray] | None:
+    """The order of heads and channels that every run measured; None if one of before does not say, which is said."""
+    orders = {path: RunFolder(path).order(model, "search it again") for path in paths}
+    for path, order in orders.items():
+        if order is None:
+            logger.warning("%s does not say in which order it had heads and channels: they are ranked again", path)
+            return None
+        if not all(map(np.array_equal, order, orders[paths[0]] or order)):
+            raise ValueError(
+                f"{path} has heads and channels in another order than {paths[0]}, as another number of threads ranks "
+                f"them: compare them one by one, or search it again"
+            )
+    return orders[paths[0]]
 
 
 def warn_of_versions(paths: Sequence[Path]) -> None:

@@ -132,7 +132,10 @@ def load(args: Args, config: dict[str, Any]) -> tuple[LMEvaluator, object]:
     sizes = {"seq_len": settings["seq_len"], "calibration_windows": settings["calibration_windows"]}
     studied = load_planned_windows(model, tokenizer, text, samples=max(args.windows), **sizes).texts
     require_unseen(test, *texts.values(), *studied.values())  # before the model is ranked, which takes longer
-    return build_evaluator(model, tokenizer, text, texts=studied, **settings), test
+    order = run.order(model, "search it again")
+    if order is None:
+        logger.warning("%s does not say in which order it had heads and channels: they are ranked again", args.run)
+    return build_evaluator(model, tokenizer, text, texts=studied, order=order, **settings), test
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -137,6 +139,19 @@ def shared_data() -> Path:
 def one_thread() -> None:
     """Tiny models and policies are faster on one thread, and do not fight with whatever else the machine does."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def other_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The default criterion orders heads and channels the other way round, as more threads might order a few."""
+    from ffprune_env.pruning.criteria import CRITERIA
+
+    real = CRITERIA["surgeon"]
+
+    def turned_round(*evidence: Any) -> list[Any]:
+        return [-scores for scores in real.score(*evidence)]
+
+    monkeypatch.setitem(CRITERIA, "surgeon", dataclasses.replace(real, score=turned_round))
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,7 @@ from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
 from ffprune_env.pruning.calibration import Storage
 from ffprune_env.pruning.criteria import CRITERIA
+from ffprune_env.pruning.stored_order import ORDER, order_as_json
 from ffprune_env.run.final_events import log_final
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import learning_curve_plot, retention_plot
@@ -321,7 +322,13 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
     identity |= identity_of_texts(texts)
     if resume:
         run.require_same(identity, args.model, text_names(args.text, args.test_text, texts))
-    evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args), texts=planned)
+    order = run.order(model) if resume else None
+    if resume and order is None:
+        raise ValueError(
+            f"{run.path} holds no {ORDER}, and so does not say which heads and channels it measured: start a new run, "
+            f"without --resume"
+        )
+    evaluator = build_evaluator(model, tokenizer, args.text, **measuring(args), texts=planned, order=order)
     env = make_env(args, evaluator)
     kept_starts = read_starts(run.starts, args.targets, len(evaluator.units)) if resume else None
     starts = kept_starts or find_starts(args, evaluator)
@@ -331,7 +338,7 @@ def load(args: Args, run: RunFolder, resume: bool) -> Job:
     facts["python"] = platform.python_version()  # its language reference is a text
     facts["hardware"] = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     if not resume:
-        run.begin(asdict(args), identity, seed=args.seed, **facts)
+        run.begin(asdict(args), identity, order_as_json(evaluator.prunable), seed=args.seed, **facts)
         if args.init not in ("none", *STARTS):
             copy_policy(args.init, run.path / "init")
     else:

@@ -9,13 +9,18 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
 
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.cli.settings import BEFORE
 from ffprune_env.lm.identity import OF_VERSIONS, ChangedError, Identity, identity_of_settings, require_same
+from ffprune_env.pruning.stored_order import ORDER, order_from_json
 from ffprune_env.run.folder import strict_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +240,25 @@ class ComparisonFolder:
     def dense(self, fields: Mapping[str, Any]) -> None:
         self.write("dense.json", {**fields, **({"identity": self.identity} if self.identity else {})})
 
+    def order(self, model: PreTrainedModel) -> list[IntArray] | None:
+        """The order of heads and channels that all cells were measured in; None while the folder is new.
+
+        Args:
+            model: what it is to fit, as it was loaded.
+
+        Raises:
+            ValueError: it is lost or damaged, or not an order of this model.
+        """
+        found = self._read(ORDER)
+        if found is not None:
+            return order_from_json(found, model, self.path / ORDER, "give another --out")
+        if (self.path / "settings.json").exists():
+            raise ChangedError(
+                f"{self.path} holds no {ORDER}, and so does not say which heads and channels it measured: nothing can "
+                f"be added to it, give another --out"
+            )
+        return None
+
     @property
     def manifest(self) -> dict[str, Any] | None:
         """Where the cells were measured, if that was recorded: device, dtype, threads, versions."""
@@ -275,6 +299,10 @@ class ComparisonFolder:
             begun = self._read(_IDENTITY)
             if begun is not None and self.identity:
                 require_same(begun, self.identity, f"{self.path} was begun", "give another --out")
+            if name == ORDER and self._read(name) not in (None, content):
+                raise ChangedError(
+                    f"another process ranked the model otherwise for {self.path}: give the command again"
+                )
             self._replace(name, content)
 
     def _replace(self, name: str, content: Mapping[str, Any]) -> None:

@@ -20,18 +20,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.cli.settings import TRUST
 from ffprune_env.lm.identity import ChangedError, Identity, require_same
+from ffprune_env.pruning.stored_order import ORDER, order_from_json
 from ffprune_env.run.claim import FolderClaim, TakenError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
 _IDENTITY = "identity.json"
 # What a process leaves that could not begin: no run, and a folder that is free.
-_UNBEGUN = (".writing-", _IDENTITY)
+_UNBEGUN = (".writing-", _IDENTITY, ORDER)
 _LIBRARIES = ("ffprune", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy", "datasets")
 
 
@@ -100,15 +103,17 @@ class RunFolder:
         if not writable and nearest.exists():  # another process may have given it up meanwhile
             raise OSError(f"run folder {self.path} cannot be made: {nearest} is not a folder that can be written to")
 
-    def begin(self, config: Mapping[str, Any], identity: Identity, **manifest: Any) -> None:
-        """Writes ``identity.json``, ``config.yaml`` and ``manifest.json`` into a folder that was claimed.
+    def begin(self, config: Mapping[str, Any], identity: Identity, order: Mapping[str, str], **manifest: Any) -> None:
+        """Writes ``identity.json``, ``order.json``, ``config.yaml`` and ``manifest.json`` into a claimed folder.
 
         Args:
             config: every setting of the run; plain values. Whether remote code is trusted is not written.
             identity: what the figures of the run depend on.
+            order: of heads and channels, see :mod:`ffprune_env.pruning.stored_order`.
             **manifest: what to record beside versions, platform, revision and command line.
         """
         self.write_json(_IDENTITY, identity)
+        self.write_json(ORDER, order)
         # The config makes it a run that can be gone on with; by then it is known what with.
         kept = {name: value for name, value in config.items() if name != TRUST}
         self._write("config.yaml", yaml.safe_dump(kept, sort_keys=False))
@@ -165,6 +170,19 @@ class RunFolder:
                 f"be added to it or compared with it, start a new run"
             )
         return found
+
+    def order(self, model: PreTrainedModel, advice: str = "start a new run, without --resume") -> list[IntArray] | None:
+        """The order of heads and channels that the run measured; None if it does not say, as those of before.
+
+        Args:
+            model: what it is to fit, as it was loaded.
+            advice: what to do, for the message.
+
+        Raises:
+            ValueError: it is not an order of this model.
+        """
+        found = self.read_json(ORDER)
+        return None if found is None else order_from_json(found, model, self.path / ORDER, advice)
 
     def dtype(self) -> str:
         """The number format that ``auto`` came to where the run was made; it may come to another one elsewhere."""

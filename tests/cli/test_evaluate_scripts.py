@@ -158,6 +158,35 @@ def test_runs_of_another_model_or_text_than_there_is_now_are_refused(
         assert re.search(says, line), line
 
 
+@pytest.mark.parametrize("script", ["compare_runs", "reward_study"])
+def test_runs_are_measured_in_the_order_that_they_have(
+    script, runs, other_text, monkeypatch, capsys, tmp_path, request, caplog
+):
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1, "--json", tmp_path / "x.json")
+    test += ("--windows", 1) if script == "reward_study" else ()
+
+    def measured(*runs):
+        code, _, err = run_script(f"evaluate/{script}.py", monkeypatch, capsys, *runs, *test)
+        return (code, err) if code else json.loads((tmp_path / "x.json").read_text())
+
+    before = measured(runs / "one")
+    request.getfixturevalue("other_scores")
+    assert measured(runs / "one") == before
+    other = other_run(runs / "one", tmp_path / "other")
+    order = json.loads((other / "order.json").read_text())
+    turned = {unit: " ".join(reversed(members.split())) for unit, members in order.items()}
+    (other / "order.json").write_text(json.dumps(turned))
+    assert measured(other) != before
+    if script == "compare_runs":
+        code, err = measured(runs / "one", other)
+        (line,) = err.splitlines()
+        assert code == 2
+        assert re.search("other has heads and channels in another order than .*one, as another number of", line)
+    (other / "order.json").unlink()
+    measured(other)
+    assert "other does not say in which order it had heads and channels: they are ranked again" in caplog.text
+
+
 def test_runs_of_other_versions_are_measured_by_those_of_now_and_it_is_said(
     runs, other_text, monkeypatch, capsys, tmp_path, caplog
 ):

@@ -493,6 +493,25 @@ def test_a_folder_is_of_one_model_one_text_and_one_code(compare, monkeypatch, ti
     assert "PPL" not in out
 
 
+def test_cells_that_are_added_are_of_the_order_that_was_there(compare, request):
+    assert compare("--methods", "uniform", "ffn-only")[0] == 0
+    file = compare.out / "cells" / "ffn-only-s20.json"
+    before = json.loads(file.read_text())
+    file.unlink()
+    order = (compare.out / "order.json").read_bytes()
+    request.getfixturevalue("other_scores")
+    assert compare("--methods", "uniform", "ffn-only")[0] == 0
+    assert json.loads(file.read_text()) | {"seconds": 0} == before | {"seconds": 0}
+    assert (compare.out / "order.json").read_bytes() == order
+    with pytest.raises(ValueError, match=r"another process ranked the model otherwise for .*: give the command again"):
+        ComparisonFolder(compare.out, json.loads((compare.out / "settings.json").read_text())).write("order.json", {})
+    (compare.out / "order.json").unlink()
+    code, out, err = compare("--methods", "uniform", "ffn-only", "flap")
+    assert (code, "PPL" in out) == (2, False)
+    (line,) = err.splitlines()
+    assert "holds no order.json, and so does not say which heads and channels it measured" in line
+
+
 def test_a_cell_of_another_folder_or_other_defaults_is_refused_by_name(compare, monkeypatch):
     assert compare("--methods", "ppo")[0] == 0
     file = compare.out / "cells" / "ppo-s20-seed0.json"

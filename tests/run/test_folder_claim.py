@@ -75,7 +75,7 @@ def test_a_folder_is_given_up_with_all_that_was_made_for_it_and_nothing_else(tmp
     mine.give_up()
     assert list(mine.path.iterdir()) == []
     mine.claim()
-    mine.begin({"seed": 0}, {"weights": "x"})
+    mine.begin({"seed": 0}, {"weights": "x"}, {})
     mine.give_up()
     assert mine.read_config() == {"seed": 0}
     with pytest.raises(TakenError, match="already holds another run: choose another with --run"):
@@ -93,7 +93,7 @@ def test_a_default_name_that_is_taken_gets_a_number(
     loading, finished = (RunFolder(Path("runs") / x) for x in (name, f"{name}-2"))
     loading.claim()
     finished.claim()
-    finished.begin({"seed": 0}, {})
+    finished.begin({"seed": 0}, {}, {})
     finished.unlock()
     flags = settings(tiny_folder, text_file, "left out")[:-2]
     assert run_main(ppo_script, [*flags, "--no-save-model"]) == 0

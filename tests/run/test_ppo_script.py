@@ -61,7 +61,7 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
     events = {name for name in found if name.startswith("tb/")}
     plots = {"plots/learning_curve.png", "plots/retention.png"}
     files = {"config.yaml", "manifest.json", "start.json", "samples.jsonl", "best.json", "checkpoints/policy.zip"}
-    files |= {"checkpoints/policy.safetensors", "checkpoints/policy.json", "identity.json"}
+    files |= {"checkpoints/policy.safetensors", "checkpoints/policy.json", "identity.json", "order.json"}
     model = {name for name in found if name.startswith("model/")}
     assert found - events - model - {".lock"} == files | plots
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md"} <= model

@@ -52,6 +52,14 @@ def test_a_kill_while_the_folder_is_made_loses_nothing(ppo_script, whole, tmp_pa
     assert_same(tmp_path / "run", whole)
 
 
+def test_a_run_goes_on_with_the_order_that_it_began_with(ppo_script, whole, tmp_path, other_scores):
+    cut_off(whole, tmp_path / "run", (whole / "samples.jsonl").stat().st_size // 2)
+    assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
+    assert_same(tmp_path / "run", whole)
+    orders = [(run / "order.json").read_bytes() for run in (tmp_path / "run", whole)]
+    assert orders[0] == orders[1]
+
+
 def everything(run):
     return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
@@ -139,6 +147,14 @@ def change_record(name, value):
     return change
 
 
+def change_order(unit, order):
+    def change(run):
+        file = run / "order.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {unit: order}))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -161,6 +177,18 @@ def change_record(name, value):
         (change_record("dtype", "torch.float64"), "dtype of .*/model has changed from torch.float64 to torch"),
         (lambda run: (run / "identity.json").unlink(), "holds no identity.json"),
         (lambda run: (run / "identity.json").write_text("[]"), "identity.json is damaged"),
+        (
+            lambda run: (run / "order.json").unlink(),
+            "holds no order.json, .* which heads and channels it measured: start",
+        ),
+        (
+            change_order("model.layers.1.self_attn", "0 1 2 2"),
+            "of model.layers.1.self_attn it must hold each of 0 to 3",
+        ),
+        (
+            change_order("model.layers.9.mlp", "0"),
+            "order.json does not fit the model: model.layers.9.mlp is not in the",
+        ),
     ],
 )
 def test_a_run_does_not_go_on_with_something_else(ppo_script, movable, capsys, change, says):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import signal
@@ -76,7 +75,7 @@ def test_the_number_of_workers_changes_nothing_nor_does_a_death(
 
 
 def test_answers_of_a_rollout_that_was_cut_off_are_kept(
-    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, capsys
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, capsys, request
 ):
     """The first of a rollout are known when the process ends: they are not measured again."""
     whole = search(ppo_script, tiny_folder, text_file, tmp_path / "whole", 1)
@@ -96,6 +95,7 @@ def test_answers_of_a_rollout_that_was_cut_off_are_kept(
     assert len((tmp_path / "run" / "measured.jsonl").read_text().splitlines()) == 6
     again = []
     monkeypatch.setattr(log, "note", lambda self, *answer: again.append(answer))
+    request.getfixturevalue("other_scores")  # as of another number of threads: the order is that of the run
     assert run_main(ppo_script, ["--resume", tmp_path / "run", "--workers", "2"]) == 0
     assert (samples_of(tmp_path / "run"), best_of(tmp_path / "run")) == whole
     assert len(again) <= 16 - 6
@@ -105,16 +105,10 @@ def test_answers_of_a_rollout_that_was_cut_off_are_kept(
 
 
 def test_workers_prune_in_the_order_of_the_run_whatever_their_own_scores_say(
-    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, other_scores
 ):
     """The scores are turned round in this process alone: the workers', of another process, would order otherwise."""
-    build, criteria = sys.modules["ffprune_env.evaluators.build"], sys.modules["ffprune_env.pruning.criteria"].CRITERIA
-    real = criteria["surgeon"]
-
-    def turned_round(*evidence):
-        return [-scores for scores in real.score(*evidence)]
-
-    monkeypatch.setitem(criteria, "surgeon", dataclasses.replace(real, score=turned_round))
+    build = sys.modules["ffprune_env.evaluators.build"]
     made = []
     monkeypatch.setattr(
         ppo_script, "build_evaluator", lambda *a, **s: made.append(build.build_evaluator(*a, **s)) or made[0]
