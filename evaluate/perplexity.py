@@ -3,8 +3,9 @@
     python evaluate/perplexity.py smollm2-135m --text wikitext2
     python evaluate/perplexity.py runs/<name>/model --text wiki.test.raw
 
-The interval is Student's t over the losses of windows, if there are at least 4 of them. What was removed is read from
-the config of a pruned model.
+The interval is Student's t over the losses of windows, if there are at least 4 of them; from 8 on it is wider where
+neighbouring windows are alike, fewer are taken as independent. What was removed is read from the config of a pruned
+model.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rich.table import Table
 from ffprune_env.cli.consoles import wide_console
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import require_folder_of, require_in_range
-from ffprune_env.lm.intervals import perplexity_interval
+from ffprune_env.lm.intervals import neighbours_note, perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.lm.models import load_model
 from ffprune_env.modeling.config_names import PREFIX
@@ -189,6 +190,8 @@ def table(result: Result) -> Table:
         f"{result.split} part of {result.text}, windows of {result.seq_len} tokens, {result.dtype} on {result.device}"
     )
     report = Table(title=escape(where))
+    if result.interval is not None:
+        report.caption = f"interval: Student's t over the losses of windows, {neighbours_note(result.windows)}"
     for column in ("model", "removed\nof Σw", "removed\nof model", "PPL", "95 % interval", "windows", "tokens"):
         first = column == "model"
         report.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")

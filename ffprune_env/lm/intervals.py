@@ -8,17 +8,25 @@ from scipy.special import stdtrit
 
 #: No interval is given below so many windows: of two it covers 95 % too, but reaches nine deviations to each side.
 LEAST_WINDOWS = 4
+#: Of fewer windows it cannot be told whether neighbours are alike, and they are taken as independent.
+LEAST_NEIGHBOURS = 8
 _COVERED = 0.95
+# Windows that are all alike would be none.
+_MOST_ALIKE = 0.9
 
 
 def perplexity_interval(losses: npt.ArrayLike) -> tuple[float, float] | None:
     """95 % interval of a perplexity: Student's t for the mean loss over windows, then exp.
 
     It covers what it says if the losses of windows are nearly normal, however few windows there are, and a little less
-    where they are skewed. Windows are taken for independent: how they depend on each other within one text is not seen.
+    where they are skewed. Neighbours in one text may be alike, and then say less than as many independent windows: see
+    :func:`effective_windows`. Where the losses of neighbours correlate by 0.5 it so covers 88 % of 8 windows and 93 %
+    of 32, and without that 77 and 74 %; of independent ones 96 %. Fewer than :data:`LEAST_NEIGHBOURS` windows are taken
+    as independent.
 
     Args:
-        losses: [n], mean loss of every window (see :func:`ffprune_env.lm.loss.window_losses`).
+        losses: [n], mean loss of every window, in the order of the text (see
+            :func:`ffprune_env.lm.loss.window_losses`).
 
     Returns:
         The lower and the upper bound, the latter inf where exp is too large; None of fewer than
@@ -36,7 +44,47 @@ def perplexity_interval(losses: npt.ArrayLike) -> tuple[float, float] | None:
     n = len(values)
     if n < LEAST_WINDOWS or not np.isfinite(values).all():
         return None
-    half = stdtrit(n - 1, (1 + _COVERED) / 2) * values.std(ddof=1) / np.sqrt(n)
+    effective = effective_windows(values)
+    half = stdtrit(effective - 1, (1 + _COVERED) / 2) * values.std(ddof=1) / np.sqrt(effective)
     with np.errstate(over="ignore"):  # too large for exp is inf, as in perplexity
         low, high = np.exp(values.mean() + np.array([-half, half]))
     return float(low), float(high)
+
+
+def effective_windows(losses: npt.NDArray[np.float64]) -> float:
+    """How many independent windows would say as much about the mean loss as these do: n (1 - r) / (1 + r).
+
+    r is the correlation of neighbours, with what an estimate from n windows lacks on the average, (1 + 3 r) / n, added;
+    neighbours that are unlike count as independent.
+
+    Args:
+        losses: float64 [n], finite, in the order of the text.
+
+    Returns:
+        Between :data:`LEAST_WINDOWS` and n: an interval of fewer would reach so far that it says nothing. Of fewer
+        windows than :data:`LEAST_NEIGHBOURS` it is n.
+
+    Source:
+        Bayley and Hammersley, The effective number of independent observations in an autocorrelated time series,
+        Supplement to the JRSS 8 (1946); Marriott and Pope, Bias in the estimation of autocorrelations, Biometrika 41
+        (1954).
+    """
+    n = len(losses)
+    deviations = losses - losses.mean()
+    total = float(deviations @ deviations)
+    if n < LEAST_NEIGHBOURS or total == 0:
+        return float(n)
+    found = float(deviations[1:] @ deviations[:-1]) / total
+    alike = min(max(found + (1 + 3 * found) / n, 0.0), _MOST_ALIKE)
+    return max(n * (1 - alike) / (1 + alike), float(LEAST_WINDOWS))
+
+
+def neighbours_note(n: int | None = None) -> str:
+    """What an interval makes of neighbouring windows, in words for reports.
+
+    Args:
+        n: windows, where that is known.
+    """
+    if n is None:
+        return f"wider where neighbouring windows are alike; fewer than {LEAST_NEIGHBOURS} are taken as independent"
+    return "windows taken as independent" if n < LEAST_NEIGHBOURS else "wider where neighbouring windows are alike"

@@ -62,6 +62,7 @@ def test_a_dense_model_is_measured_on_all_of_a_file(run, tiny_folder, text_file)
     row = next(line for line in out.splitlines() if line.startswith("│"))
     low, high = result["interval"]
     assert all(cell in row for cell in (f" {result['ppl']:.2f} ", f"{low:.2f} to {high:.2f}", " 5 ", " 320 ", "0.00%"))
+    assert "Student's t over the losses of windows, windows taken as independent" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("family", WRITTEN)

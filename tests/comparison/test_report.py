@@ -342,7 +342,9 @@ def test_findings_say_what_the_numbers_say(finals, expected):
 
 def test_few_test_windows_have_no_interval_and_the_report_says_so(comparison):
     text = comparison_markdown(comparison)
-    assert "95% intervals of that test PPL, by Student's t over the losses of test windows: `dense` 19.60 to" in text
+    assert "95% intervals of that test PPL, by Student's t over the losses of test windows (wider where" in text
+    assert "windows are alike; fewer than 8 are taken as independent): `dense` 19.60 to" in text
+    assert "fewer than 8 are taken as independent" in comparison_page(comparison)
     assert "bootstrap" not in text
     cells = [replace(cell, test_interval=None, calibrated_test_interval=None) for cell in comparison.cells]
     text = comparison_markdown(replace(comparison, cells=cells, dense_interval=None))

@@ -19,7 +19,7 @@ from ffprune_env.comparison.report.rows import (
     rows_at,
     share_removed,
 )
-from ffprune_env.lm.intervals import LEAST_WINDOWS
+from ffprune_env.lm.intervals import LEAST_WINDOWS, neighbours_note
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 
 NONE = "–"
@@ -205,7 +205,8 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
     known = {name: interval for name, interval in asked.items() if interval is not None}
     intervals = ", ".join(f"{code(name)} {ppl_text(low)} to {ppl_text(high)}" for name, (low, high) in known.items())
     if known:
-        uncertain = f"95% intervals of that test PPL, by Student's t over the losses of test windows: {intervals}. "
+        uncertain = "95% intervals of that test PPL, by Student's t over the losses of test windows "
+        uncertain += f"({neighbours_note()}): {intervals}. "
         uncertain += "All methods see the same windows, so differences between them are less uncertain than these."
     else:
         uncertain = f"No intervals: they need {LEAST_WINDOWS} test windows, and finite losses."
