@@ -606,9 +606,10 @@ def log_progress(total: int, pause: float = 30.0) -> Callable[[Sample], None]:
 
 
 def progress_text(sample: Sample) -> str:
-    """Reward, perplexity and σ of a sample."""
+    """Reward, perplexity and σ of a sample, and on how many windows it was measured: others do not compare."""
     perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f})"
-    return f"reward {sample.reward:.3f}  {perplexities}  σ {sample.target_sparsity:.3f}"
+    windows = f"{sample.n_samples} window{'s' if sample.n_samples > 1 else ''}"
+    return f"reward {sample.reward:.3f}  {perplexities} on {windows}  σ {sample.target_sparsity:.3f}"
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ _MARKERS = "os^Dv"
 
 
 def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, float], reward: Reward) -> Figure:
-    """Reward of every evaluation with its running mean, and σ_t below it.
+    """Reward of every evaluation with a running mean for each number of windows, and σ_t below it.
+
+    Rewards on different windows do not compare, some of which are easy: they are never averaged.
 
     Args:
         samples: of one target, in order.
@@ -30,14 +32,18 @@ def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, floa
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    rewards = [sample.reward for sample in samples]
-    steps = np.arange(1, len(rewards) + 1)
-    top.plot(steps, rewards, ".", color="tab:blue", alpha=0.35, label="evaluation")
-    top.plot(steps, _running_mean(rewards, window=max(1, len(rewards) // 20)), color="tab:blue", label="running mean")
+    steps = np.arange(1, len(samples) + 1)
+    numbers = sorted({sample.n_samples for sample in samples})
+    for n, shade in zip(numbers, _shades(len(numbers)), strict=True):
+        chosen = [i for i, sample in enumerate(samples) if sample.n_samples == n]
+        rewards, on = [samples[i].reward for i in chosen], f"{n} window{'s' if n > 1 else ''}"
+        top.plot(steps[chosen], rewards, ".", color=shade, alpha=0.35, label=f"evaluation on {on}")
+        means = _running_mean(rewards, window=max(1, len(samples) // 20))
+        top.plot(steps[chosen], means, color=shade, label=f"running mean of those on {on}")
     for color, (name, value) in zip(("tab:green", "tab:red", "tab:purple"), references.items(), strict=False):
         top.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name} at the final sparsity")
     top.set_ylabel(f"reward: {'PPL dense / PPL' if reward == 'ppl' else 'exp(-KL to the dense model)'}")
-    top.legend(loc="lower right", fontsize="small")
+    top.legend(loc="lower right", fontsize="small", ncols=1 + len(numbers) // 4)
     bottom.plot(steps, [sample.target_sparsity for sample in samples], color="tab:orange")
     bottom.set(xlabel="evaluation", ylabel="target sparsity σ", ylim=(0, None))
     for axes in (top, bottom):
@@ -66,6 +72,13 @@ def retention_plot(units: Sequence[PruneUnit], policies: Mapping[str, npt.ArrayL
         axes.legend(loc="lower right", fontsize="small")
     axes.set_xlabel("decoder layer")
     return figure
+
+
+def _shades(n: int) -> list[tuple[float, ...]]:
+    """Colours for ascending numbers of windows, the darkest for the most."""
+    from matplotlib import colormaps
+
+    return [tuple(colormaps["Blues"](0.75 - 0.4 * (n - 1 - i) / max(1, n - 1))) for i in range(n)]
 
 
 def _running_mean(values: Sequence[float], window: int) -> npt.NDArray[np.float64]:

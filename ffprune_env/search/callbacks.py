@@ -64,9 +64,10 @@ class ProgressiveSchedulingCallback(BaseCallback):
 class SampleCallback(BaseCallback):
     """Makes a :class:`Sample` of every environment step, logs it, and hands it on.
 
-    Logs under ``search/``: reward, ppl, dense_ppl, sparsity, collapsed_rate, best_reward (so far, at the same σ_t and
-    n_t: others do not compare), seconds; and at the end of every rollout, under ``retention/``, the rates of its last
-    sample as a histogram and as a plot over layers, if TensorBoard is logged to.
+    Logs under ``search/``: sparsity, collapsed_rate, seconds; and under ``search_on_<n_t>/``, since others do not
+    compare and TensorBoard smooths its curves: reward, ppl, dense_ppl, and best_reward (so far, at the same σ_t). At
+    the end of every rollout, under ``retention/``, the rates of its last sample as a histogram and as a plot over
+    layers, if TensorBoard is logged to.
 
     Args:
         units: the units of the model.
@@ -110,11 +111,12 @@ class SampleCallback(BaseCallback):
         self._collapsed += sample.collapsed
         task = sample.target_sparsity, sample.n_samples
         self._best[task] = max(self._best.get(task, 0.0), sample.reward)
+        measured = f"search_on_{sample.n_samples}"
         for key in ("reward", "ppl", "dense_ppl", "sparsity", "seconds"):
             value = getattr(sample, key)
             if np.isfinite(value):
-                self.logger.record(f"search/{key}", value)
-        self.logger.record("search/best_reward", self._best[task])
+                self.logger.record(f"{'search' if key in ('sparsity', 'seconds') else measured}/{key}", value)
+        self.logger.record(f"{measured}/best_reward", self._best[task])
         self.logger.record("search/collapsed_rate", self._collapsed / self._count)
 
     def _on_rollout_end(self) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray, IntArray
@@ -115,7 +116,8 @@ def make_policy(
     """
     policy = PPO(
         "MlpPolicy",
-        env,
+        # Wrapped here, or SB3 adds a monitor that logs the mean reward of 100 episodes, whatever they were measured on.
+        DummyVecEnv([lambda: env]) if isinstance(env, PruneBanditEnv) else env,
         learning_rate=settings.learning_rate,
         n_steps=settings.rollout if isinstance(env, PruneBanditEnv) else 1,
         batch_size=settings.rollout,

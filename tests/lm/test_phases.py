@@ -63,7 +63,7 @@ def test_every_phase_that_begins_ends(log):
 
 def test_a_search_that_takes_long_tells_how_far_it_is(ppo_script, caplog):
     class Step:
-        reward, ppl, dense_ppl, target_sparsity = 0.5, 20.0, 10.0, 0.2
+        reward, ppl, dense_ppl, target_sparsity, n_samples = 0.5, 20.0, 10.0, 0.2, 2
 
         def __init__(self, step):
             self.step = step
@@ -77,4 +77,5 @@ def test_a_search_that_takes_long_tells_how_far_it_is(ppo_script, caplog):
 
     with caplog.at_level(logging.INFO):
         assert told(pause=0) == [f"search: {i} of 4" for i in (1, 2, 3, 4)]
+        assert caplog.messages[0].endswith("reward 0.500  PPL 20.00 (dense 10.00) on 2 windows  σ 0.200")
         assert told(pause=1000) == ["search: 4 of 4"]

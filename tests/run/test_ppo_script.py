@@ -67,7 +67,8 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
     assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/README.md"} <= model
     assert len(events) == 1
     scalars = set(EventAccumulator(str(run / "tb")).Reload().Tags()["scalars"])
-    assert {"final/test_ppl_chosen", "final/search_ppl_uniform", "train/loss", "search/reward"} <= scalars
+    assert {"final/test_ppl_chosen", "final/search_ppl_uniform", "train/loss", "search_on_2/reward"} <= scalars
+    assert "rollout/ep_rew_mean" not in scalars  # SB3's mean over 100 rewards, of one window and of two
     assert b"hparams" in (run / events.pop()).read_bytes()
 
     samples = read_samples(run)

@@ -240,10 +240,12 @@ def test_events_are_those_of_one_search(ppo_script, whole, tmp_path):
 
     cut_off(whole, tmp_path / "run", (whole / "samples.jsonl").stat().st_size // 2)
     assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
+    logged = [EventAccumulator(str(run / "tb")).Reload() for run in (tmp_path / "run", whole)]
     rewards = [
-        [(event.step, event.value) for event in EventAccumulator(str(run / "tb")).Reload().Scalars("search/reward")]
-        for run in (tmp_path / "run", whole)
+        {tag: [(x.step, x.value) for x in events.Scalars(tag)] for tag in events.Tags()["scalars"] if "reward" in tag}
+        for events in logged
     ]
+    assert {"search_on_1/reward", "search_on_2/reward"} <= rewards[0].keys()
     assert rewards[0] == rewards[1]
 
 

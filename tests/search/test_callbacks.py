@@ -92,14 +92,19 @@ def test_everything_promised_is_logged(tmp_path):
     scalars = set(events.Tags()["scalars"])
     for key in ("alpha", "sparsity", "n_samples"):
         assert [event.step for event in events.Scalars(f"schedule/{key}")] == list(range(1, 17))
-    for key in ("reward", "ppl", "dense_ppl", "collapsed_rate", "best_reward", "seconds", "sparsity"):
-        assert f"search/{key}" in scalars
-    best = [event.value for event in events.Scalars("search/best_reward")]
-    rewards = [event.value for event in events.Scalars("search/reward")]
+    for key in ("collapsed_rate", "seconds", "sparsity"):
+        assert [event.step for event in events.Scalars(f"search/{key}")] == list(range(1, 17))
     samples = [schedule.samples(t) for t in range(16)]
     assert len(set(samples)) > 1
-    of_as_many = [max(rewards[i] for i in range(t + 1) if samples[i] == samples[t]) for t in range(16)]
-    np.testing.assert_allclose(best, of_as_many)
+    for n in set(samples):  # a curve of its own for every number of windows
+        steps = [t + 1 for t in range(16) if samples[t] == n]
+        for key in ("reward", "ppl", "dense_ppl", "best_reward"):
+            assert [event.step for event in events.Scalars(f"search_on_{n}/{key}")] == steps
+            assert f"search/{key}" not in scalars
+        best, rewards = (
+            [event.value for event in events.Scalars(f"search_on_{n}/{key}")] for key in ("best_reward", "reward")
+        )
+        np.testing.assert_allclose(best, np.maximum.accumulate(rewards))
     assert events.Tags()["histograms"] == ["retention/rates"]
     assert events.Tags()["images"] == ["retention/layers"]
 
