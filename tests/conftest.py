@@ -79,7 +79,9 @@ def load_script(path: str) -> ModuleType:
         assert spec is not None
         assert spec.loader is not None
         sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
+        with pytest.MonkeyPatch.context() as patch:  # its console stays as wide as it is made, whoever loads it first
+            patch.setenv("COLUMNS", "300")
+            spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import logging
+import re
 import sys
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def test_rewards_are_studied_on_windows_that_the_model_takes(run, other_text, mo
         arguments = (run, "--test-text", other_text, *flags, "--json", tmp_path / "x.json")
         script(monkeypatch, "evaluate/reward_study.py", *arguments)
         measured.append(json.loads((tmp_path / "x.json").read_text()))
-    assert measured[0] == measured[1]
+    assert measured[0].keys() == measured[1].keys()
+    for name, values in measured[0].items():  # out of memory halves batches, and moves the last digits
+        assert measured[1][name] == pytest.approx(values, rel=1e-5, abs=1e-6)
 
 
 def test_methods_are_compared_on_windows_that_the_model_takes(
@@ -123,7 +126,9 @@ def test_gguf_files_are_compared_on_windows_that_the_model_takes(model_folder, o
     monkeypatch.setattr(export.console, "width", 300)
     export.compare(export.Args(model_folder, Path("x.gguf"), windows=2, text=str(other_text)))
     assert seen == [(2, CONTEXT)]
-    assert f"ours {dense.expected:.4f}" in capsys.readouterr().out
+    ours = re.search(r"ours ([0-9.]+) \(float32\)", capsys.readouterr().out)
+    assert ours is not None
+    assert float(ours[1]) == dense
 
 
 def test_an_evaluator_has_windows_that_the_model_takes_and_says_so_once(model_folder, text_file, caplog):
