@@ -5,10 +5,13 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: run test test-slow bench families lint setup clean
+.PHONY: run demo test test-slow bench families lint setup clean
 
 run: setup  ## search smollm2-135m at σ = 0.2; ARGS="--sparsity 0.3" and the like are passed on
 	$(BIN)/python train/ppo.py $(ARGS)
+
+demo: setup  ## the whole way from nothing to a pruned model on disk, in minutes: a rough one
+	$(BIN)/ffprune search --quick $(ARGS)
 
 test: setup  ## tests that take minutes in all, a file at a time on every core, of at most four
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile

@@ -11,10 +11,9 @@ and another one adds cells to what is there; reports are of the command they end
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -22,21 +21,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.flag_groups import ModelFlags, QuestionFlags, RepeatFlags, TextFlags
 from ffprune_env.cli.flags import read_flags
-from ffprune_env.cli.settings import require_in_range
 from ffprune_env.comparison.cells import Cell, ComparisonFolder
 from ffprune_env.comparison.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
-from ffprune_env.comparison.report.ablation import ablation_markdown, ablation_table
-from ffprune_env.comparison.report.page import comparison_page
-from ffprune_env.comparison.report.tables import comparison_markdown, comparison_table
+from ffprune_env.comparison.plan import ANSWERING, Key, named_methods, plan, read_cell
+from ffprune_env.comparison.report.ablation import ablation_table
+from ffprune_env.comparison.report.files import write_reports
+from ffprune_env.comparison.report.tables import comparison_table
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import digest_of_files, open_tasks
 from ffprune_env.lm.identity import (
@@ -46,161 +45,92 @@ from ffprune_env.lm.identity import (
     identity_of_versions,
     text_names,
 )
-from ffprune_env.lm.models import load_model
-from ffprune_env.methods.ablations import ABLATIONS
-from ffprune_env.methods.registry import METHODS, settings_of
-from ffprune_env.pruning.calibration import Storage
+from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.pruning.stored_order import ORDER, order_as_json
-from ffprune_env.run.folder import provenance, strict_json
+from ffprune_env.run.provenance import machine_facts, provenance
+from ffprune_env.search.settings import TargetSettings
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import counts, load_planned_windows, windows_made
-from ffprune_env.texts.windows import load_test_windows
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 @dataclass(frozen=True)
-class Args:
-    """Settings of a comparison; every field is a flag."""
+class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags, QuestionFlags):
+    """Settings of a comparison; every field is a flag, most of them of the groups that scripts share."""
 
     out: Path = Path("runs/comparison")
     """folder of cells and reports; one folder, one model and one set of texts"""
-    model: str = "smollm2-135m"
-    """as for train/ppo.py"""
-    sparsity: tuple[float, ...] = (0.2,)
-    """fractions of the prunable parameters to remove"""
     methods: tuple[str, ...] = ()
     """which methods, by name; none stands for all"""
     ablation: bool = False
     """compare ppo with itself instead, one part changed at a time; its reports are called ablation"""
-    seeds: int = 1
-    """how many times each search is run, with seeds 0, 1, ..."""
-    evaluations: int = 96
-    """budget of a search, in measurements on all --samples windows; who measures on fewer windows makes more of them"""
-
-    text: str = "python-docs"
-    """search and calibration text"""
-    test_text: str | None = None
-    """test text; by default the test part of --text"""
-    seq_len: int = 1024
-    """tokens per window of search and calibration text"""
-    samples: int = 2
-    """windows of search text per evaluation"""
-    final_samples: int = 8
-    """further windows of search text, for searches that look at their last candidates again; nobody sees them before"""
-    calibration_windows: int = 96
-    """windows of calibration text, or all there are if those are fewer"""
-    curve_windows: int = 16
-    """further windows of search text, for damage curves, a part at a time; one that is looked at is paid for as three
-    that are measured"""
-    test_seq_len: int = 2048
-    """tokens per window of test text"""
-    test_windows: int | None = 8
-    """windows of test text, from its beginning; None takes all. Of fewer than 4 there is no interval"""
-    batch_size: int | None = None
-    """windows per forward pass; None: by device and window length. Halved where memory runs out"""
-
-    channels_per_group: int = 32
-    """FFN channels that are removed at once, as for train/ppo.py"""
-    criterion: str = "surgeon"
-    """how heads and channels are ranked: surgeon, wanda, fisher, wanda+fisher, or FLAP's wifv"""
-    calibrated: bool = True
-    """reward the calibrated model"""
-    ridge: float = 0.01
-    """λ of the calibration"""
-    factor_storage: Storage = "device"
-    """device, or cpu where the factors of the calibration do not fit beside the model"""
-    sequential: bool = True
-    """calibrate what every method ends with once more, in sequence"""
-    dtype: str = "auto"
-    """auto, bfloat16, float16 or float32"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
-    trust_remote_code: bool = False
-    """run Python code that a checkpoint brings along"""
-
     zero_shot: bool = False
     """ask the final models of every method, with its first seed, the seven zero-shot tasks"""
-    data_dir: Path | None = None
-    """as for evaluate/zero_shot.py"""
-    limit: int | None = 200
-    """questions per zero-shot task; None asks all"""
+
+    def require_allowed(self) -> None:
+        """Raises ValueError for settings that no model is needed to refuse."""
+        EvaluatorSettings.require_allowed(self)
+        self.require_windows()
+        named_methods(self.methods, self.ablation)
+        if self.ablation and self.methods:
+            raise ValueError("--ablation names its methods itself: leave out --methods")
+        if self.ablation and self.reward_model == "cut":
+            raise ValueError("--ablation compares the two rewards itself: leave out --reward-model cut")
+        for flag, value in (
+            ("--seeds", self.seeds),
+            ("--evaluations", self.evaluations),
+            ("--final-windows", self.final_windows),
+            ("--curve-windows", self.curve_windows),
+            ("--limit", self.limit),
+        ):
+            require_in_range(flag, value, 1)
+        if not self.targets or not all(0 < sparsity < 1 for sparsity in self.targets):
+            got = " ".join(map(str, self.targets)) or "none"
+            raise ValueError(f"--sparsity takes numbers between 0 and 1, got {got}")
+
+    def cells(self) -> list[Key]:
+        """All that is to be measured."""
+        return list(plan(named_methods(self.methods, self.ablation), self.targets, self.seeds))
+
+    def shared(self) -> dict[str, Any]:
+        """What all cells of a folder have in common."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_SHARED}
 
 
+# Every method has so much, and every model is asked so many questions, unless the user says otherwise.
+DEFAULTS = {"evaluations": 96, "limit": 200}
 # What perplexities do not depend on.
 _NOT_SHARED = (
-    "out", "sparsity", "methods", "ablation", "seeds", "factor_storage", "device", "zero_shot", "data_dir", "limit",
-    "trust_remote_code",
+    "out", "sparsity", "methods", "ablation", "seeds", "factor_storage", "device", "device_map", "max_memory",
+    "zero_shot", "data_dir", "limit", "trust_remote_code",
 )  # fmt: skip
-_SEARCHED = METHODS | ABLATIONS
 
 
 def main() -> int:
     """Fills the folder, prints the tables and writes the reports; returns the exit code."""
-    args = read_flags(Args, __doc__)
-    handler = RichHandler(console=console, show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    args = read_flags(Args, __doc__, default=DEFAULTS)
+    start_logging(console)
+    code = 0
     try:
-        check(args)
-        shared = {name: value for name, value in asdict(args).items() if name not in _NOT_SHARED}
-        folder = ComparisonFolder(args.out, shared)
-        code = 0
+        args.require_allowed()
+        folder = ComparisonFolder(args.out, args.shared())
         try:
             with ExitStack() as stack:
                 tasks = stack.enter_context(open_tasks(data_dir=args.data_dir)) if args.zero_shot else None
                 code = fill(args, folder, tasks)
         except KeyboardInterrupt:
-            errors.print("interrupted; what was finished is kept and reported")
+            say("interrupted; what was finished is kept and reported")
             code = 130
         except ChangedError:  # a table of what was measured before would look like one of what there is now
             raise
         except (ValueError, OSError, RuntimeError) as error:
-            errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
-            code = 2
+            code = fail(error, 2)
         report(args, folder)
     except (ValueError, OSError) as error:
-        errors.print("[bold red]error:[/]", escape(str(error)))
-        return 2
+        return fail(error, 2)
     return code
-
-
-def check(args: Args) -> None:
-    """Raises ValueError for settings that no model is needed to refuse."""
-    for name in args.methods:
-        if name not in (*_SEARCHED, *REBUILDERS):
-            raise ValueError(f"unknown method {name!r}; allowed are {', '.join((*_SEARCHED, *REBUILDERS))}")
-    if args.ablation and args.methods:
-        raise ValueError("--ablation names its methods itself: leave out --methods")
-    if args.ablation and not args.calibrated:
-        raise ValueError("--ablation compares the two rewards itself: leave out --no-calibrated")
-    for flag, value, least in (
-        ("--seeds", args.seeds, 1),
-        ("--evaluations", args.evaluations, 1),
-        ("--samples", args.samples, 1),
-        ("--final-samples", args.final_samples, 1),
-        ("--curve-windows", args.curve_windows, 1),
-        ("--test-windows", args.test_windows, 1),
-        ("--batch-size", args.batch_size, 1),
-        ("--limit", args.limit, 1),
-        ("--channels-per-group", args.channels_per_group, 1),
-    ):
-        require_in_range(flag, value, least)
-    if not args.sparsity or not all(0 < sparsity < 1 for sparsity in args.sparsity):
-        raise ValueError(f"--sparsity takes numbers between 0 and 1, got {' '.join(map(str, args.sparsity)) or 'none'}")
-
-
-def plan(args: Args) -> Iterator[tuple[str, float, int | None]]:
-    """All cells: what needs no search first, then seed after seed, so that a stopped comparison is still a fair one."""
-    names = dict.fromkeys(args.methods or (ABLATIONS if args.ablation else (*METHODS, *REBUILDERS)))
-    sparsities = dict.fromkeys(args.sparsity)
-    searching = [name for name in names if name in _SEARCHED and _SEARCHED[name].searches]
-    for sparsity in sparsities:
-        yield from ((name, sparsity, None) for name in names if name not in searching)
-    for seed in range(args.seeds):
-        for sparsity in sparsities:
-            yield from ((name, sparsity, seed) for name in searching)
 
 
 @dataclass(frozen=True)
@@ -210,11 +140,6 @@ class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     texts: dict[str, torch.Tensor]
-
-
-def read_cell(folder: ComparisonFolder, name: str, sparsity: float, seed: int | None) -> Cell | None:
-    """A cell that was measured before, with the settings that the method has now; ChangedError if it had others."""
-    return folder.cell(name, sparsity, seed, settings_of(_SEARCHED[name]) if name in _SEARCHED else None)
 
 
 def is_unasked(cell: Cell | None, seed: int | None, tasks: Mapping[str, Any] | None) -> bool:
@@ -230,10 +155,10 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
     """
     if tasks is not None:
         folder.require_same("zero_shot.json", questions(args))
-    keys = list(plan(args))
-    found = [read_cell(folder, *key) for key in keys]
+    keys = args.cells()
+    found = [read_cell(folder, key) for key in keys]
     adds = folder.dense is None or any(
-        cell is None or is_unasked(cell, key[2], tasks) for key, cell in zip(keys, found, strict=True)
+        cell is None or is_unasked(cell, key.seed, tasks) for key, cell in zip(keys, found, strict=True)
     )
     folder.require_same_identity(identity_of_versions(), adds=adds)
     loaded = load(args, folder)
@@ -242,40 +167,39 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
         return 0
     subject = prepare(args, folder, tasks, loaded)
     failures = 0
-    for name, sparsity, seed in keys:
-        cell = read_cell(folder, name, sparsity, seed)
-        unasked = is_unasked(cell, seed, tasks)
+    for key in keys:
+        cell = read_cell(folder, key)
+        unasked = is_unasked(cell, key.seed, tasks)
         if cell is not None and not unasked:
             continue
-        title = f"{name} at σ = {sparsity:g}" + ("" if seed is None else f", seed {seed}")
-        logger.info("%s ...", title)
+        logger.info("%s ...", key.title)
         try:
-            if name in REBUILDERS:
-                measured, model = rebuild_and_measure(subject, name, sparsity)
-                cell = keep(folder, title, measured) if cell is None else cell
+            if key.method in REBUILDERS:
+                measured, model = rebuild_and_measure(subject, key.method, key.sparsity)
+                cell = keep(folder, key, measured) if cell is None else cell
                 if unasked:
                     folder.add(ask(subject, cell, model))
                 del model
             else:
+                method = ANSWERING[key.method]
                 if cell is None:
-                    method = _SEARCHED[name]
-                    found = search_and_measure(subject, name, method, sparsity, seed, args.evaluations)
-                    cell = keep(folder, title, found)
+                    measured = search_and_measure(subject, key.method, method, key.sparsity, key.seed, args.evaluations)
+                    cell = keep(folder, key, measured)
                 if unasked:
-                    folder.add(ask_final(subject, cell, _SEARCHED[name]))
+                    folder.add(ask_final(subject, cell, method))
         except ChangedError:  # another process has begun to fill the folder with something else: nothing will fit
             raise
         except (ValueError, RuntimeError) as error:  # one method that cannot do it is no reason to lose the others
             failures += 1
-            errors.print(f"[bold red]{escape(title)}:[/]", escape(" ".join(str(error).split())))
+            fail(f"{key.title}: {error}", 1)
     return 1 if failures else 0
 
 
-def keep(folder: ComparisonFolder, title: str, cell: Cell) -> Cell:
+def keep(folder: ComparisonFolder, key: Key, cell: Cell) -> Cell:
     """Keeps a cell, and says what it holds."""
     folder.add(cell)
     final = cell.test_ppl if cell.calibrated_test_ppl is None else cell.calibrated_test_ppl
-    logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", title, cell.test_ppl, final, cell.seconds)
+    logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", key.title, cell.test_ppl, final, cell.seconds)
     return cell
 
 
@@ -287,19 +211,10 @@ def questions(args: Args) -> dict[str, Any]:
 
 def load(args: Args, folder: ComparisonFolder) -> Loaded:
     """Loads model and texts; ChangedError if the folder was filled with others."""
-    model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    model, tokenizer = args.load()
     folder.require_same_identity(identity_of_model(model), args.model)
-    planned = load_planned_windows(
-        model,
-        tokenizer,
-        args.text,
-        seq_len=args.seq_len,
-        samples=args.samples,
-        final_samples=args.final_samples,
-        curve_windows=args.curve_windows,
-        calibration_windows=args.calibration_windows,
-    )
-    test = load_test_windows(args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
+    planned = load_planned_windows(model, tokenizer, args.text, args)
+    test = args.load_test(model, tokenizer)
     require_unseen(test, *planned.texts.values())
     texts = {**planned.texts, "test": test}
     names = text_names(args.text, args.test_text, texts)
@@ -311,25 +226,8 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
     """Ranks the model, or takes the ranking of before, and calibrates it; measures of the dense one what is missing."""
     model, tokenizer = loaded.model, loaded.tokenizer
     order = folder.order(model)
-    evaluator = build_evaluator(
-        model,
-        tokenizer,
-        args.text,
-        seq_len=args.seq_len,
-        n_samples=args.samples,
-        final_samples=args.final_samples,
-        curve_windows=args.curve_windows,
-        calibration_windows=args.calibration_windows,
-        channels_per_group=args.channels_per_group,
-        criterion=args.criterion,
-        batch_size=args.batch_size,
-        calibrated=args.calibrated,
-        ridge=args.ridge,
-        factor_storage=args.factor_storage,
-        sequential=args.sequential,
-        texts={purpose: windows for purpose, windows in loaded.texts.items() if purpose != "test"},
-        order=order,
-    )
+    looked_at = {purpose: windows for purpose, windows in loaded.texts.items() if purpose != "test"}
+    evaluator = build_evaluator(model, tokenizer, args.text, args, order, looked_at)
     if order is None:
         folder.write(ORDER, order_as_json(evaluator.prunable))
     prunable, texts = evaluator.prunable, loaded.texts
@@ -340,13 +238,11 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         evaluator,
         plain,
         texts["calibration"],
-        texts["curves"],
         texts["test"],
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),
     )
-    facts = {"device": str(model.device), "dtype": str(model.dtype), "threads": torch.get_num_threads()}
-    facts["windows"] = counts(loaded.texts)
+    facts = {**machine_facts(model), "windows": counts(loaded.texts)}
     before = folder.manifest
     if before is None:
         folder.write("manifest.json", {**provenance(), **facts, "made": windows_made(loaded.texts)})
@@ -370,8 +266,7 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
 
 def report(args: Args, folder: ComparisonFolder) -> None:
     """Prints a table per sparsity, and writes the same, with figures, as .json, .md and .html."""
-    found = (read_cell(folder, name, sparsity, seed) for name, sparsity, seed in plan(args))
-    cells: list[Cell] = [cell for cell in found if cell is not None]
+    cells = [cell for cell in (read_cell(folder, key) for key in args.cells()) if cell is not None]
     if not cells:
         console.print("nothing was measured")
         return
@@ -383,18 +278,12 @@ def report(args: Args, folder: ComparisonFolder) -> None:
                 cell.method, cell.target_sparsity, "" if cell.seed is None else f", seed {cell.seed},",
                 cell.calibration, cell.calibration_asked,
             )  # fmt: skip
-    for sparsity in dict.fromkeys(args.sparsity):
+    for sparsity in args.targets:
         if any(cell.target_sparsity == sparsity for cell in cells):
             console.print(comparison_table(comparison, sparsity))
-    markdown, name = comparison_markdown(comparison), "comparison"
     if args.ablation:
         console.print(ablation_table(comparison))
-        markdown, name = f"{markdown}\n{ablation_markdown(comparison)}", "ablation"
-    contents = {"json": strict_json(asdict(comparison), indent=1), "md": markdown, "html": comparison_page(comparison)}
-    for suffix, content in contents.items():
-        scratch = args.out / f".writing-{os.getpid()}-{name}.{suffix}"
-        scratch.write_text(content, encoding="utf-8")
-        scratch.replace(args.out / f"{name}.{suffix}")
+    name = write_reports(comparison, args.out, args.ablation)
     console.print(f"{len(cells)} cells; reports in {escape(str(args.out))}/{name}.html, .md and .json", highlight=False)
 
 

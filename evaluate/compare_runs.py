@@ -14,25 +14,23 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import tyro
-import yaml
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.markup import escape
 from rich.table import Table
 from transformers import PreTrainedModel
 
-from ffprune_env.cli.consoles import wide_console
+from ffprune_env.budget.arrays import IntArray
+from ffprune_env.cli.consoles import fail, start_logging, wide_console
+from ffprune_env.cli.flag_groups import JsonFlags, TestedTextFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
-from ffprune_env.cli.settings import BEFORE, require_folder_of, warn_of_trust
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.identity import (
     ChangedError,
     Identity,
@@ -44,107 +42,97 @@ from ffprune_env.lm.identity import (
 )
 from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
-from ffprune_env.run.folder import RunFolder, part_of, strict_json
+from ffprune_env.run.config import evaluator_settings, read_config, warn_of_trust
+from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.results import PolicyResult, measure_policy, reference_policies
-from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.settings import TargetSettings
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
-from ffprune_env.texts.windows import NAMED_TEXTS, Split, load_windows
+from ffprune_env.texts.windows import NAMED_TEXTS
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
-# What decides which groups go and how the rest is re-fitted; without it two runs cannot be compared policy by policy.
-_RANKED_AND_FITTED = (
-    "seq_len", "calibration_windows", "channels_per_group", "criterion", "ridge", "factor_storage", "sequential",
-)  # fmt: skip
-# What a search saw: of another plan of windows, what one run searched on may be what the other was not to see.
-_PLANNED = ("samples", "final_samples", "curve_windows")
-_SHARED = ("model", "dtype", "device", "text", *_PLANNED, *_RANKED_AND_FITTED)
+# What may differ: rewards do not say which groups go and how the rest is re-fitted, nor what a search was not to see.
+_OWN = ("reward_model", "batch_size")
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(TestedTextFlags, JsonFlags, TrustFlags):
     """Settings of the comparison; every field is a flag."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """folders that train/ppo.py left"""
-    test_text: str
-    """as for train/ppo.py; a file is taken whole, so it must not be the one that was searched on"""
-    test_seq_len: int = 2048
-    """tokens per window of test text"""
-    test_windows: int | None = 40
-    """windows of test text, from its beginning; None takes all"""
-    json: Path | None = None
-    """file to write every result to, as soon as there is one"""
-    trust_remote_code: bool = False
-    """run Python code that the checkpoint brings along, whatever the runs did"""
 
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
-    args = read_flags(Args, __doc__)
-    logging.basicConfig(
-        level=logging.INFO, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)]
-    )
+    args = read_flags(Args, __doc__, default={"test_windows": 40})
+    start_logging(console)
     try:
         evaluator, policies, test_windows = prepare(args)
     except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
-        return 2
+        return fail(error, 2)
     results: dict[tuple[str, bool], PolicyResult] = {}
     with suppress(KeyboardInterrupt):
         for name, calibrated, result in measure(evaluator, policies, test_windows):
             results[name, calibrated] = result
             ppls = f"search {result.search_ppl:.3f}, test {result.test_ppl:.3f}"
             logger.info("%s, %s: %s", name, "calibrated" if calibrated else "plain", ppls)
-            if args.json is not None:
-                lines = [{"policy": key[0], **asdict(x)} for key, x in results.items()]
-                scratch = args.json.with_name(f".writing-{args.json.name}")
-                scratch.write_text(strict_json({"results": lines}, indent=2) + "\n", encoding="utf-8")
-                scratch.replace(args.json)
+            args.write_json({"results": [{"policy": key[0], **asdict(x)} for key, x in results.items()]})
     console.print(table(policies, results, evaluator.calibration_asked))
     return 0
 
 
-def prepare(args: Args) -> tuple[LMEvaluator, dict[str, np.ndarray], torch.Tensor]:
+def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]:
     """Checks that the runs belong together, and loads what they chose, what that is compared with and the test text."""
     if not args.runs:
         raise ValueError("which runs? give the folders that train/ppo.py left")
-    require_folder_of("--json", args.json)
-    configs = {path: read_yaml(path / "config.yaml") for path in args.runs}
+    args.require_folder()
+    args.require_windows()
+    configs = {path: read_config(path / "config.yaml") for path in args.runs}
     parts = [part for path, config in configs.items() for part in parts_of(path, config).items()]
-    first = next(iter(configs.values()))
-    for path, config in configs.items():
-        for name in _SHARED:
-            if config.get(name) != first.get(name):
-                raise ValueError(f"{path} has {name} {config.get(name)!r}, {args.runs[0]} has {first.get(name)!r}")
-        # A config that was edited since would rank or calibrate another way than the run did.
-        require_same_as_runs([path], identity_of_settings({name: config[name] for name in _SHARED}), config)
-    if args.test_text not in NAMED_TEXTS and Path(args.test_text).resolve() == Path(first["text"]).resolve():
+    first = configs[args.runs[0]]
+    settings, *_ = (require_alike(path, config, first) for path, config in configs.items())
+    named = args.test_text is None or args.test_text in NAMED_TEXTS
+    if not named and Path(str(args.test_text)).resolve() == Path(first["text"]).resolve():
         raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
     if not args.trust_remote_code:
         warn_of_trust(first, args.runs[0] / "config.yaml")
     dtype = RunFolder(args.runs[0]).dtype() if first["dtype"] == "auto" else first["dtype"]
     model, tokenizer = load_model(first["model"], dtype, first["device"], args.trust_remote_code)
-    identity = identity_of_model(model)  # before it is ranked
-    require_same_as_runs(args.runs, identity, first)
+    require_same_as_runs(args.runs, identity_of_model(model), first)  # before it is ranked
     warn_of_versions(args.runs)
-    split: Split = "test" if args.test_text in NAMED_TEXTS else "all"
-    test_windows = load_windows(args.test_text, tokenizer, split, args.test_seq_len, args.test_windows, model=model)
-    sizes = {name: first[name] for name in ("seq_len", *_PLANNED, "calibration_windows")}
-    texts = load_planned_windows(model, tokenizer, first["text"], **sizes).texts
+    test_windows = args.load_test_beside(first["text"], model, tokenizer)
+    texts = load_planned_windows(model, tokenizer, first["text"], settings).texts
     require_same_as_runs(args.runs, identity_of_texts(texts), first)
     require_unseen(test_windows, *texts.values())  # before the model is ranked, which takes longer
-    settings = {name: first[name] for name in _RANKED_AND_FITTED}
-    order = order_of_runs(args.runs, model)
-    evaluator = build_evaluator(model, tokenizer, first["text"], texts=texts, order=order, **settings)
-    policies: dict[str, np.ndarray] = {}
+    settings, order = replace(settings, reward_model="cut"), order_of_runs(args.runs, model)
+    evaluator = build_evaluator(model, tokenizer, first["text"], settings, order, texts)
+    policies: dict[str, IntArray] = {}
     for sparsity, folder in parts:
         for name, allocation in reference_policies(sparsity, evaluator).items():
             policies.setdefault(name if name == "dense" else f"{name} σ {sparsity:g}", allocation.kept)
         best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
         policies[str(folder)] = evaluator.prunable.check_kept(best["chosen"]["kept"])
     return evaluator, policies, test_windows
+
+
+def require_alike(path: Path, config: Mapping[str, Any], first: Mapping[str, Any]) -> EvaluatorSettings:
+    """How a run ranked, calibrated and measured; ValueError unless it did so as the first one.
+
+    Args:
+        path: the run.
+        config: its settings.
+        first: those of the run that it is compared with.
+    """
+    settings = evaluator_settings(config, path / "config.yaml")
+    shared = ("model", "dtype", "device", "text", *(name for name in asdict(settings) if name not in _OWN))
+    for name in shared:
+        if config.get(name) != first.get(name):
+            raise ValueError(f"{path} has {name} {config.get(name)!r}, the first run has {first.get(name)!r}")
+    # A config that was edited since would rank or calibrate another way than the run did.
+    require_same_as_runs([path], identity_of_settings({name: config[name] for name in shared}), config)
+    return settings
 
 
 def require_same_as_runs(paths: Sequence[Path], now: Identity, config: Mapping[str, Any]) -> None:
@@ -154,7 +142,7 @@ def require_same_as_runs(paths: Sequence[Path], now: Identity, config: Mapping[s
         RunFolder(path).require_same(now, config["model"], names, "search it again")
 
 
-def order_of_runs(paths: Sequence[Path], model: PreTrainedModel) -> list[np.ndarray] | None:
+def order_of_runs(paths: Sequence[Path], model: PreTrainedModel) -> list[IntArray] | None:
     """The order of heads and channels that every run measured; None if one of before does not say, which is said."""
     orders = {path: RunFolder(path).order(model, "search it again") for path in paths}
     for path, order in orders.items():
@@ -180,16 +168,16 @@ def warn_of_versions(paths: Sequence[Path]) -> None:
 
 def parts_of(path: Path, config: Mapping[str, Any]) -> dict[float, Path]:
     """The folders that hold what a run chose, by sparsity; ValueError for what no run has as its sparsity."""
-    asked = config["sparsity"]
-    wanted = asked if isinstance(asked, list) else [asked]
+    asked = config.get("sparsity")
+    wanted: list[Any] = asked if isinstance(asked, list) else [asked]
     if not wanted or not all(isinstance(target, float) for target in wanted):
         raise ValueError(f"{path} is not a run: its sparsity is {asked!r}, not one number or several between 0 and 1")
-    targets = SearchSettings(sparsity=tuple(wanted)).targets
+    targets = TargetSettings(sparsity=tuple(wanted)).targets
     return {target: path if len(targets) == 1 else part_of(path, target) for target in targets}
 
 
 def measure(
-    evaluator: LMEvaluator, policies: Mapping[str, np.ndarray], test_windows: torch.Tensor
+    evaluator: LMEvaluator, policies: Mapping[str, IntArray], test_windows: torch.Tensor
 ) -> Iterator[tuple[str, bool, PolicyResult]]:
     """Measures every policy, calibrated first; yields its name and whether it was calibrated with the result."""
     for calibrated in (True, False) if evaluator.calibration is not None else (False,):
@@ -204,7 +192,7 @@ def measure(
 
 
 def table(
-    policies: Mapping[str, np.ndarray], results: Mapping[tuple[str, bool], PolicyResult], asked: CalibrationKind
+    policies: Mapping[str, IntArray], results: Mapping[tuple[str, bool], PolicyResult], asked: CalibrationKind
 ) -> Table:
     """A row per policy, with gaps for what was not measured, and a mark where it was not calibrated as asked for."""
     report = Table()
@@ -225,19 +213,6 @@ def table(
 def cells(result: PolicyResult | None) -> tuple[str, str]:
     """Search and test perplexity, or nothing."""
     return ("", "") if result is None else (f"{result.search_ppl:.2f}", f"{result.test_ppl:.2f}")
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings of a run."""
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
-    if isinstance(settings, dict):
-        settings = BEFORE | settings
-    if not isinstance(settings, dict) or any(name not in settings for name in (*_SHARED, "sparsity")):
-        raise ValueError(f"{path} is not the config.yaml of a run of this version")
-    return settings
 
 
 if __name__ == "__main__":

@@ -22,78 +22,78 @@ import tyro
 from rich.console import Console
 from rich.markup import escape
 
+from ffprune_env.cli.consoles import fail, start_logging
+from ffprune_env.cli.flag_groups import PrunedFlags, WindowsFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.export.gguf_file import GgufType, export_gguf
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.models import load_model
+from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
 from ffprune_env.texts.windows import NAMED_TEXTS, Split, load_windows
 
 console = Console(highlight=False)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
 # How far apart the mean losses may be: f16 rounds weights of float32 to 11 bits, and in q8_0 weights and inputs have 8.
 TOLERANCES: dict[GgufType, float] = {"f16": rounding_tolerance(torch.float16), "q8_0": 0.03}
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(PrunedFlags, WindowsFlags):
     """Settings of the export; every field is a flag."""
 
-    folder: tyro.conf.Positional[Path]
-    """model/ of a run, or another folder that save_pruned wrote"""
-    out: tyro.conf.Positional[Path]
+    file: tyro.conf.Positional[Path]
     """file to write"""
     kind: Annotated[GgufType, tyro.conf.arg(name="type")] = "f16"
     """how matrices are stored: f16 or q8_0"""
-    windows: int = 0
-    """windows of text to compare perplexities on; 0 compares nothing"""
-    text: str = "python-docs"
-    """their text, as --test-text of train/ppo.py"""
-    seq_len: int = 2048
-    """tokens per window"""
+
+
+# No windows: nothing is compared.
+DEFAULTS = {"windows": 0, "seq_len": 2048}
 
 
 def main() -> int:
     """Writes the file; returns the exit code."""
-    args = read_flags(Args, __doc__)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    args = read_flags(Args, __doc__, default=DEFAULTS)
+    start_logging(console, logging.WARNING)
     try:
-        if args.windows and importlib.util.find_spec("llama_cpp") is None:
+        require_in_range("--windows", args.windows, 0)
+        require_in_range("--seq-len", args.seq_len, 2)
+        if args.windows != 0 and importlib.util.find_spec("llama_cpp") is None:
             raise ValueError("--windows compares with llama.cpp: pip install llama-cpp-python (ten minutes to compile)")
-        report = export_gguf(args.folder, args.out, args.kind)
-        console.print(f"{escape(str(args.out))}: {report.size / 2**20:.1f} MiB, {args.kind}")
+        report = export_gguf(args.pruned, args.file, args.kind)
+        console.print(f"{escape(str(args.file))}: {report.size / 2**20:.1f} MiB, {args.kind}")
         if report.expanded_layers:
             console.print(
                 f"in {report.expanded_layers} layers the query heads share keys unevenly; keys and values are repeated "
                 f"there: {report.expanded_params:,} parameters more, cache {report.cache_growth:.2f} times"
             )
-        return compare(args) if args.windows else 0
+        return compare(args) if args.windows != 0 else 0
     except (ValueError, OSError) as error:
-        errors.print("[bold red]error:[/]", escape(" ".join(str(error).split())))
-        return 2
+        return fail(error, 2)
 
 
 def compare(args: Args) -> int:
     """Prints both perplexities on the same windows, and how far they are apart; returns 1 if that is too far."""
-    model, tokenizer = load_model(str(args.folder), dtype="float32", device="cpu")
+    model, tokenizer = load_model(str(args.pruned), dtype="float32", device="cpu")
     split: Split = "test" if args.text in NAMED_TEXTS else "all"
     windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model)
     ours = window_losses(model, windows).double().mean().exp().item()
-    theirs = llama_cpp_perplexity(args.out, windows)
+    theirs = llama_cpp_perplexity(args.file, windows)
     console.print(
         f"perplexity on {len(windows)} windows of {windows.shape[1]} tokens of {escape(args.text)}: "
         f"ours {ours:.4f} (float32), llama.cpp {theirs:.4f}: {theirs / ours - 1:+.3%}"
     )
     sample = tokenizer.decode(windows[0, :200])
-    same = tokens_of(args.out, sample) == tokenizer(sample, add_special_tokens=False)["input_ids"]
+    same = tokens_of(args.file, sample) == tokenizer(sample, add_special_tokens=False)["input_ids"]
     console.print(f"llama.cpp's tokenizer gives {'the same' if same else 'OTHER'} tokens")
     try:
-        require_same_model(theirs, ours, TOLERANCES[args.kind], f"{args.out}, on {args.text}")
+        require_same_model(theirs, ours, TOLERANCES[args.kind], f"{args.file}, on {args.text}")
         if not same:
-            raise ValueError(f"llama.cpp makes other tokens of text than the model was made for: do not use {args.out}")
+            raise ValueError(
+                f"llama.cpp makes other tokens of text than the model was made for: do not use {args.file}"
+            )
     except ValueError as error:
-        errors.print("[bold red]error:[/]", escape(str(error)))
-        return 1
+        return fail(error, 1)
     return 0
 
 
@@ -115,7 +115,8 @@ def tokens_of(path: Path, text: str) -> list[int]:
     """What llama.cpp makes of a text, without special tokens."""
     from llama_cpp import Llama
 
-    return Llama(str(path), vocab_only=True, verbose=False).tokenize(text.encode(), add_bos=False)
+    tokens: list[int] = Llama(str(path), vocab_only=True, verbose=False).tokenize(text.encode(), add_bos=False)
+    return tokens
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Medians are printed, with the median of the ratios taken round by round.
 from __future__ import annotations
 
 import logging
-import resource
 import statistics
 import sys
 import tempfile
@@ -22,17 +21,16 @@ from pathlib import Path
 
 import psutil
 import torch
-import tyro
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 import ffprune_env as ff
-from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.consoles import fail, start_logging, wide_console
+from ffprune_env.cli.flag_groups import DeviceFlags, PrunedFlags, RoundFlags
 from ffprune_env.cli.flags import read_flags
-from ffprune_env.cli.settings import require_in_range
 from ffprune_env.lm.devices import pick_device
 from ffprune_env.lm.models import context_length
+from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.lm.timing import high_water_mark, synchronize
 from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import PREFIX
 
@@ -41,28 +39,23 @@ _SAME = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
 SHORT = 16  # tokens of the prompt that a decode follows
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(PrunedFlags, DeviceFlags, RoundFlags):
     """Settings of the comparison; every field is a flag."""
 
-    pruned: tyro.conf.Positional[Path]
-    """model/ of a run, or another folder that save_pruned wrote"""
     dense: str = "smollm2-135m"
     """the dense model, as --model of train/ppo.py; it is run in the dtype of the pruned one"""
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, ..."""
     prompt: int = 512
     """tokens of a prefill"""
     new_tokens: int = 64
     """tokens of a decode, after a prompt of 16"""
-    rounds: int = 7
-    """times that everything is measured"""
 
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
     args = read_flags(Args, __doc__)
-    logging.basicConfig(level=logging.WARNING)
+    console = wide_console()
+    start_logging(console, logging.WARNING)
     try:
         for flag, value in (("--prompt", args.prompt), ("--new-tokens", args.new_tokens), ("--rounds", args.rounds)):
             require_in_range(flag, value, 1)
@@ -89,10 +82,9 @@ def main() -> int:
                 name: sum(x.stat().st_size for x in folder.glob("*.safetensors")) for name, folder in folders.items()
             }
     except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
-        return 2
+        return fail(error, 2)
     title = f"{dtype} on {device}, {torch.get_num_threads()} threads, medians of {args.rounds}"
-    wide_console().print(table(title, args, measured, sizes))
+    console.print(table(title, args, measured, sizes))
     return 0
 
 
@@ -155,28 +147,13 @@ def serve(end: Connection, folder: Path, device: str, prompt: int, new_tokens: i
             what = end.recv()
             if what == "peak":
                 on_cuda = device.startswith("cuda")
-                end.send(torch.cuda.max_memory_allocated(device) if on_cuda else peak_memory() - before)
+                end.send(torch.cuda.max_memory_allocated(device) if on_cuda else high_water_mark() - before)
                 continue
             synchronize(device)
             started = time.perf_counter()
             runs[what]()
             synchronize(device)
             end.send(time.perf_counter() - started)
-
-
-def peak_memory() -> int:
-    """Most bytes that this process ever held in memory."""
-    status = Path("/proc/self/status")
-    if status.exists():  # on Linux ru_maxrss begins with what the parent held
-        (line,) = (x for x in status.read_text().splitlines() if x.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def synchronize(device: str) -> None:
-    """Waits until the device has done what it was given."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def table(title: str, args: Args, measured: dict[str, Measured], sizes: dict[str, int]) -> Table:

@@ -10,63 +10,56 @@ model.
 
 from __future__ import annotations
 
-import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import tyro
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.flag_groups import JsonFlags, NamedFlags, PlaceFlags, WindowsFlags
 from ffprune_env.cli.flags import read_flags
-from ffprune_env.cli.settings import require_folder_of, require_in_range
+from ffprune_env.evaluators.settings import BatchSettings
+from ffprune_env.lm.batches import fitting_size
 from ffprune_env.lm.intervals import neighbours_note, perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
-from ffprune_env.lm.models import load_model
-from ffprune_env.modeling.config_names import PREFIX
+from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, PREFIX
 from ffprune_env.pruning.units import find_units
-from ffprune_env.run.folder import strict_json
 from ffprune_env.texts.windows import NAMED_TEXTS, load_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-logger = logging.getLogger("ffprune")
 console = wide_console()
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(NamedFlags, PlaceFlags, WindowsFlags, BatchSettings, JsonFlags):
     """Settings of the measurement; every field is a flag."""
 
-    model: tyro.conf.Positional[str]
-    """as --model of train/ppo.py, or model/ of a run"""
-    text: str = "python-docs"
-    """python-docs, wikitext2, c4, or a .txt, .md, .json, .jsonl, .csv, .parquet, .raw or .tokens file"""
     split: Literal["test", "all"] | None = None
     """test: what a search on this text never saw; all: the whole of a file. By default test of a named text and all of
     a file; say test where the model was searched or calibrated on the same file"""
-    seq_len: int = 2048
-    """tokens per window; at most what the model takes"""
-    windows: int | None = None
-    """windows, from the beginning of the text; None takes all"""
-    batch_size: int = 1
-    """windows per forward pass"""
-    dtype: str = "auto"
-    """as for train/ppo.py"""
-    device: str = "auto"
-    """as for train/ppo.py"""
-    trust_remote_code: bool = False
-    """as for train/ppo.py"""
-    json: Path | None = None
-    """file to write the result to, with the loss of every window"""
+
+    def require_allowed(self) -> None:
+        """Raises an error for what would fail, or mislead, after the model was loaded."""
+        for flag, value, least in (
+            ("--batch-size", self.batch_size, 1),
+            ("--seq-len", self.seq_len, 2),
+            ("--windows", self.windows, 1),
+        ):
+            require_in_range(flag, value, least)
+        if self.split == "all" and self.text in NAMED_TEXTS:
+            raise ValueError(f"--split all is for files: of {self.text} only the test part is never searched on")
+        self.require_folder()
+
+
+# The protocol of the paper's tables.
+DEFAULTS = {"seq_len": 2048, "batch_size": 1}
 
 
 @dataclass(frozen=True)
@@ -106,18 +99,15 @@ class Result:
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
-    args = read_flags(Args, __doc__)
-    handler = RichHandler(console=console, show_path=False)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
+    args = read_flags(Args, __doc__, default=DEFAULTS)
+    start_logging(console)
     try:
         result = measure(args)
-        if args.json is not None:
-            args.json.write_text(strict_json(vars(result), indent=2) + "\n", encoding="utf-8")
+        args.write_json(vars(result))
     except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
-        return 2
+        return fail(error, 2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("interrupted; nothing was written")
+        say("interrupted; nothing was written")
         return 130
     console.print(table(result))
     return 0
@@ -125,16 +115,15 @@ def main() -> int:
 
 def measure(args: Args) -> Result:
     """Loads model and text, and measures the one on the other."""
-    named = args.text in NAMED_TEXTS
-    split = args.split or ("test" if named else "all")
-    check(args, split)
-    model, tokenizer = load_model(args.model, args.dtype, args.device, args.trust_remote_code)
+    args.require_allowed()
+    split = args.split or ("test" if args.text in NAMED_TEXTS else "all")
+    model, tokenizer = args.load_named(args.measured)
     windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model)
     sparsity, total_sparsity = removed(model)
-    batches = torch.split(windows, args.batch_size)
+    batches = torch.split(windows, args.batch_size or fitting_size(model, windows, None))
     losses = torch.cat([window_losses(model, x, args.batch_size) for x in track(batches, "windows", console=console)])
     return Result(
-        model=args.model,
+        model=args.measured,
         text=args.text,
         split=split,
         seq_len=windows.shape[1],
@@ -150,27 +139,12 @@ def measure(args: Args) -> Result:
     )
 
 
-def check(args: Args, split: str) -> None:
-    """Refuses what would fail, or mislead, after the model was loaded."""
-    for flag, value, least in (
-        ("--batch-size", args.batch_size, 1),
-        ("--seq-len", args.seq_len, 2),
-        ("--windows", args.windows, 1),
-    ):
-        require_in_range(flag, value, least)
-    if split == "all" and args.text in NAMED_TEXTS:
-        raise ValueError(f"--split all is for files: of {args.text} only the test part is never searched on")
-    require_folder_of("--json", args.json)
-
-
 def removed(model: PreTrainedModel) -> tuple[float, float]:
     """Fractions of Σ w and of all parameters that a pruned model lost; zeros for a dense one."""
     config: PreTrainedConfig = model.config
     if not config.model_type.startswith(PREFIX):
         return 0.0, 0.0
     from transformers import AutoConfig, AutoModelForCausalLM
-
-    from ffprune_env.modeling.modeling_ffprune import CHANNELS_KEY, HEADS_KEY
 
     own = ("model_type", "architectures", "auto_map", HEADS_KEY, CHANNELS_KEY)
     settings: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in own}

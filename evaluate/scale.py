@@ -15,10 +15,9 @@ import math
 import sys
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
-from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.consoles import fail, wide_console
 from ffprune_env.cli.flags import read_flags
 
 _GIB = 2**30
@@ -86,9 +85,7 @@ def main() -> int:
     """Prints the table; returns the exit code."""
     args = read_flags(Args, __doc__)
     if min(args.tflops, args.tokens) <= 0 or args.gpu_memory <= _WORKING:
-        message = f"every number must be positive, and --gpu-memory more than the {_WORKING} GiB that work takes"
-        Console(stderr=True).print("[bold red]error:[/]", message)
-        return 2
+        return fail(f"every number must be positive, and --gpu-memory more than the {_WORKING} GiB that work takes", 2)
     report = Table(
         title=f"{args.tokens} tokens per evaluation, GPUs of {args.gpu_memory:g} GiB at {args.tflops:g} TFLOP/s"
     )

@@ -14,60 +14,35 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.table import Table
 
-from ffprune_env.cli.consoles import wide_console
+from ffprune_env.cli.consoles import fail, start_logging, wide_console
+from ffprune_env.cli.flag_groups import NameFlags, TextFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
-from ffprune_env.cli.settings import require_in_range
 from ffprune_env.lm.models import load_model
+from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import PlanRow, load_planned_windows, plan_rows
-from ffprune_env.texts.windows import NAMED_TEXTS, load_test_windows
+from ffprune_env.texts.window_settings import WindowSettings
+from ffprune_env.texts.windows import NAMED_TEXTS
 
 console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args:
-    """What a plan depends on; every field is a flag, with the default of train/ppo.py."""
-
-    text: str = "python-docs"
-    """search and calibration text"""
-    test_text: str | None = None
-    """test text; by default the test part of --text"""
-    model: str = "smollm2-135m"
-    """whose tokens are counted, and whose context windows must fit in"""
-    trust_remote_code: bool = False
-    """run Python code that a checkpoint brings along"""
-    seq_len: int = 1024
-    """tokens per window of search and calibration text"""
-    samples: int = 2
-    """windows of search text per evaluation"""
-    final_samples: int = 8
-    """further ones, for finalists"""
-    curve_windows: int = 16
-    """further ones, for damage curves"""
-    calibration_windows: int = 96
-    """windows of calibration text, or all there are if those are fewer"""
-    test_seq_len: int = 2048
-    """tokens per window of test text"""
-    test_windows: int | None = 8
-    """windows of test text, from its beginning; None takes all"""
+class Args(TextFlags, WindowSettings, TrustFlags, NameFlags):
+    """What a plan depends on: flags of train/ppo.py, with its defaults."""
 
 
 def main() -> int:
     """Prints the plan; returns the exit code."""
     args = read_flags(Args, __doc__)
-    handler = RichHandler(console=console, show_path=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    start_logging(console, logging.WARNING)
     try:
         rows = plan(args)
     except (ValueError, OSError) as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(str(error)))
-        return 2
+        return fail(error, 2)
     console.print(table(args, rows))
     return 0
 
@@ -75,25 +50,17 @@ def main() -> int:
 def plan(args: Args) -> list[PlanRow]:
     """Loads the texts as a search does."""
     for flag, value in (
-        ("--samples", args.samples),
-        ("--final-samples", args.final_samples),
+        ("--search-windows", args.search_windows),
+        ("--final-windows", args.final_windows),
         ("--curve-windows", args.curve_windows),
         ("--calibration-windows", args.calibration_windows),
-        ("--test-windows", args.test_windows),
     ):
         require_in_range(flag, value, 1)
+    require_in_range("--seq-len", args.seq_len, 2)
+    args.require_windows()
     model, tokenizer = load_model(args.model, device="cpu", trust_remote_code=args.trust_remote_code)
-    planned = load_planned_windows(
-        model,
-        tokenizer,
-        args.text,
-        seq_len=args.seq_len,
-        samples=args.samples,
-        final_samples=args.final_samples,
-        curve_windows=args.curve_windows,
-        calibration_windows=args.calibration_windows,
-    )
-    test = load_test_windows(args.text, args.test_text, tokenizer, args.test_seq_len, args.test_windows, model=model)
+    planned = load_planned_windows(model, tokenizer, args.text, args)
+    test = args.load_test(model, tokenizer)
     require_unseen(test, *planned.texts.values())
     return plan_rows(planned, test, test_source(args.text, args.test_text))
 

@@ -14,7 +14,7 @@ from gymnasium.error import ResetNeeded
 
 from ffprune_env.budget.allocation import Allocation, check_sparsity, group_bounds
 from ffprune_env.budget.arrays import FloatArray, IntArray
-from ffprune_env.budget.mapping import Mapping, allocate
+from ffprune_env.budget.mapping import MappingName, allocate
 
 if TYPE_CHECKING:
     from ffprune_env.evaluators.protocol import DivergenceEvaluator, Evaluator
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Reward = Literal["ppl", "kl"]
 Observation = npt.NDArray[np.float32]
 
-#: A reward below this is a collapsed model (design, section 2).
+#: A reward below this is a collapsed model (docs/design.md, 2).
 COLLAPSE_REWARD = 1e-4
 
 
@@ -111,7 +111,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         n_samples: int | None = None,
         a_min: float = 0.2,
         a_max: float = 1.0,
-        mapping: Mapping = "waterfill",
+        mapping: MappingName = "waterfill",
         action_scale: float = 3.0,
         reward: Reward = "ppl",
     ) -> None:
@@ -241,7 +241,7 @@ def make_prune_bandit(
     model: str = "smollm2-135m",
     text: str = "python-docs",
     sparsity: float = 0.2,
-    n_samples: int = 4,
+    n_samples: int | None = None,
     **arguments: Any,
 ) -> PruneBanditEnv:
     """Builds the environment from names alone; the entry point of ``ffprune/PruneBandit-v0``.
@@ -250,14 +250,17 @@ def make_prune_bandit(
         model: see :func:`ffprune_env.load_model`.
         text: see :func:`ffprune_env.load_windows`.
         sparsity: target sparsity.
-        n_samples: windows of search text, all of which every step uses until ``set_task`` asks for fewer.
+        n_samples: windows of search text that a step measures on until ``set_task`` asks for fewer; None takes all of
+            ``search_windows``, of which there are as many if that is not given.
         **arguments: further arguments of :class:`PruneBanditEnv` and :func:`ffprune_env.load_evaluator`.
     """
     from ffprune_env.evaluators.build import load_evaluator
 
     of_env = {name: arguments.pop(name) for name in _ENV_ARGUMENTS if name in arguments}
-    key = (("model", model), ("text", text), ("n_samples", n_samples), *sorted(arguments.items()))
+    if n_samples is not None:
+        arguments.setdefault("search_windows", n_samples)
+    key = (("model", model), ("text", text), *sorted(arguments.items()))
     evaluator = _shared_evaluators.get(key)
     if evaluator is None:
-        evaluator = _shared_evaluators[key] = load_evaluator(model, text, n_samples=n_samples, **arguments)
-    return PruneBanditEnv(evaluator, sparsity, **of_env)
+        evaluator = _shared_evaluators[key] = load_evaluator(model, text, **arguments)
+    return PruneBanditEnv(evaluator, sparsity, n_samples, **of_env)

@@ -15,6 +15,7 @@ import torch
 from conftest import byte_tokenizer, tiny_model
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env as gym_check_env
+from plain import plain, plainly
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import ffprune_env as ff
@@ -25,7 +26,10 @@ from ffprune_env.evaluators.build import build_evaluator
 @pytest.fixture
 def lm_evaluator(text_file):
     return build_evaluator(
-        tiny_model("llama-gqa"), byte_tokenizer(), str(text_file), seq_len=64, n_samples=4, calibration_windows=4
+        tiny_model("llama-gqa"),
+        byte_tokenizer(),
+        str(text_file),
+        plain(seq_len=64, calibration_windows=4, search_windows=4),
     )
 
 
@@ -35,7 +39,11 @@ def env():
 
 
 def make_kwargs(tiny_folder, text_file):
-    return {"model": str(tiny_folder), "text": str(text_file), "seq_len": 64, "n_samples": 2, "calibration_windows": 2}
+    return {
+        "model": str(tiny_folder),
+        "text": str(text_file),
+        **plainly(seq_len=64, search_windows=2, calibration_windows=2),
+    }
 
 
 @pytest.mark.parametrize("checker", [gym_check_env, sb3_check_env])
@@ -101,7 +109,10 @@ def test_the_same_action_gives_the_same_reward_to_the_bit(text_file):
     rewards = set()
     for _ in range(2):
         evaluator = build_evaluator(
-            tiny_model("opt"), byte_tokenizer(), str(text_file), seq_len=64, n_samples=2, calibration_windows=2
+            tiny_model("opt"),
+            byte_tokenizer(),
+            str(text_file),
+            plain(seq_len=64, calibration_windows=2, search_windows=2),
         )
         env = ff.PruneBanditEnv(evaluator)
         env.reset(seed=1)
@@ -128,7 +139,9 @@ def test_a_dense_model_that_is_not_finite_is_refused_before_the_search(text_file
     model = tiny_model("llama")
     model.lm_head.weight.data[0] = torch.inf
     with pytest.raises(ValueError, match="dense model's perplexity on the search text is not finite"):
-        build_evaluator(model, byte_tokenizer(), str(text_file), seq_len=64, n_samples=2, calibration_windows=2)
+        build_evaluator(
+            model, byte_tokenizer(), str(text_file), plain(seq_len=64, calibration_windows=2, search_windows=2)
+        )
 
 
 def test_what_was_measured_is_void_after_another_ranking(lm_evaluator):
@@ -157,7 +170,9 @@ def test_a_collapsed_model_gets_nothing_and_says_so(ppl):
 
 def test_broken_weights_inside_a_unit_collapse_instead_of_crashing(text_file):
     model = tiny_model("llama")
-    evaluator = build_evaluator(model, byte_tokenizer(), str(text_file), seq_len=64, n_samples=1, calibration_windows=2)
+    evaluator = build_evaluator(
+        model, byte_tokenizer(), str(text_file), plain(seq_len=64, calibration_windows=2, search_windows=1)
+    )
     env = ff.PruneBanditEnv(evaluator)
     model.model.layers[0].mlp.up_proj.weight.data[0] = torch.inf
     env.reset()
@@ -207,13 +222,14 @@ def test_bad_actions_and_tasks_leave_the_episode_usable(env):
 def test_the_reward_can_be_that_of_the_calibrated_model(tiny_folder, text_file):
     arguments = make_kwargs(tiny_folder, text_file)
     rewards = []
-    for calibrated in (False, True):
-        env = gym.make("ffprune/PruneBandit-v0", sparsity=0.4, calibrated=calibrated, **arguments)
-        assert json.loads(env.spec.to_json())["kwargs"]["calibrated"] is calibrated
+    arguments["calibration"] = "ridge"
+    for rewarded in ("cut", "calibrated"):
+        env = gym.make("ffprune/PruneBandit-v0", sparsity=0.4, **arguments | {"reward_model": rewarded})
+        assert json.loads(env.spec.to_json())["kwargs"]["reward_model"] == rewarded
         evaluator = env.unwrapped.evaluator
         env.reset(seed=0)
         _, reward, _, _, info = env.step(np.zeros(6, dtype=np.float32))
-        calibration = evaluator.calibration.approximate() if calibrated else None
+        calibration = evaluator.calibration.approximate() if rewarded == "calibrated" else None
         with evaluator.prunable.pruned(info["kept"], calibration) as model:
             assert info["ppl"] == ff.perplexity(model, evaluator.windows[: info["n_samples"]])
         rewards.append(reward)
@@ -236,7 +252,8 @@ def test_importing_the_package_is_cheap():
 
 
 def test_every_public_name_is_there():
+    assert {"allocate", "load_model", "register_auto_classes"} <= set(ff.__all__) <= set(dir(ff))
     for name in ff.__all__:
-        assert getattr(ff, name).__name__ == name
+        assert getattr(ff, name).__name__.rpartition(".")[2] == name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = ff.nothing

@@ -14,6 +14,7 @@ import torch
 from conftest import LLAMA_LIKE, byte_tokenizer, tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
+from plain import plain
 from safetensors.torch import load_file, save_file
 from test_context import one_layer
 from test_head import own_losses, tiny
@@ -220,13 +221,13 @@ def test_heads_that_differ_far_inside_a_window_only(text_file):
     AttentionInterface.register("two_ways", attend_in_two_ways)
     model = tiny_model("llama")
     model.set_attn_implementation("two_ways")
-    options = {"seq_len": 64, "n_samples": 2, "calibration_windows": 2}
+    options = {"seq_len": 64, "search_windows": 2, "calibration_windows": 2}
     with pytest.raises(
         ValueError, match=r"LlamaForCausalLM cannot be pruned: on 64 tokens of text its perplexity is 2\d+\.\d+, and 2"
     ) as caught:
-        build_evaluator(model, byte_tokenizer(), str(text_file), **options)
+        build_evaluator(model, byte_tokenizer(), str(text_file), plain(**options))
     assert "\n" not in str(caught.value)
-    build_evaluator(tiny_model("llama"), byte_tokenizer(), str(text_file), **options)
+    build_evaluator(tiny_model("llama"), byte_tokenizer(), str(text_file), plain(**options))
 
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.floats(0, 1), st.sampled_from([0.19, 0.2])), min_size=1, max_size=30))

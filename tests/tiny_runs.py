@@ -15,8 +15,9 @@ CHANGES = ("seconds",)  # all that may differ
 
 def settings(tiny_folder, text_file, run, **changes):
     flags = {
-        "model": tiny_folder, "text": text_file, "seq-len": 64, "samples": 2, "final-samples": 2, "test-windows": 2,
-        "calibration-windows": 2, "curve-windows": 2, "test-seq-len": 64, "timesteps": 12, "n-steps": 4, "run": run,
+        "model": tiny_folder, "text": text_file, "seq-len": 64, "search-windows": 2, "final-windows": 2,
+        "test-windows": 2, "calibration-windows": 2, "curve-windows": 2, "test-seq-len": 64,
+        "evaluations": 12, "rollout": 4, "run": run,
     }  # fmt: skip
     return [word for name, value in (flags | changes).items() for word in (f"--{name}", str(value))]
 

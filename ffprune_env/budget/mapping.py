@@ -1,4 +1,4 @@
-"""Scores to an Allocation: Algorithm 1 of the paper, and an alternative that keeps magnitudes."""
+"""Scores to an Allocation: Algorithm 1, and an alternative that keeps magnitudes (docs/design.md, 4.1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ffprune_env.budget.allocation import (
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
 
-Mapping = Literal["greedy", "waterfill"]
+MappingName = Literal["greedy", "waterfill"]
 
 _BISECTIONS = 64  # halvings of an interval of length 2: past float64 resolution
 
@@ -31,7 +31,7 @@ def allocate(
     *,
     a_min: float = 0.2,
     a_max: float = 1.0,
-    mapping: Mapping = "greedy",
+    mapping: MappingName = "waterfill",
 ) -> Allocation:
     """Maps one score per unit to whole groups that meet the parameter budget (Algorithm 1).
 
@@ -52,8 +52,8 @@ def allocate(
         ValueError: wrong number of scores, a non-finite score, an unknown mapping, or a sparsity that the bounds
             cannot meet; the message gives the range that would do.
     """
-    if mapping not in get_args(Mapping):
-        raise ValueError(f"unknown mapping {mapping!r}; allowed are {', '.join(get_args(Mapping))}")
+    if mapping not in get_args(MappingName):
+        raise ValueError(f"unknown mapping {mapping!r}; allowed are {', '.join(get_args(MappingName))}")
     scores = _checked_scores(scores, len(units))
     low, high = group_bounds(units, a_min, a_max)
     check_sparsity(sparsity, units, a_min, a_max)

@@ -17,7 +17,7 @@ class PruneUnit:
         kind: ``"attention"`` or ``"ffn"``.
         layer: index of the decoder layer, from 0.
         n_groups: what can be removed one by one: heads (attention), channels or blocks of channels (FFN).
-        n_params: w_i, the parameters that go away in proportion as groups go (design, section 2).
+        n_params: w_i, the parameters that go away in proportion as groups go (docs/design.md, 2).
     """
 
     name: str

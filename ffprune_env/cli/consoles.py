@@ -1,10 +1,13 @@
-"""Where scripts print: no table so narrow that it loses its figures, whatever a terminal or its absence claims."""
+"""Where scripts print: results on a console that is wide enough, logging above them, what is wrong in one line."""
 
 from __future__ import annotations
 
+import logging
 import os
 
 from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
 
 # The widest table of figures needs so many columns; a terminal that has fewer wraps its lines.
 _LEAST = 80
@@ -18,3 +21,37 @@ def wide_console() -> Console:
     said = console.is_terminal or os.environ.get("COLUMNS", "").isdigit()
     least = _LEAST if said else _IN_A_FILE
     return console if console.width >= least else Console(width=least)
+
+
+def start_logging(console: Console, level: int = logging.INFO) -> None:
+    """Sends what the library logs to a console; called once, by the script that was started.
+
+    Args:
+        console: where to.
+        level: of what is said at least.
+    """
+    handler = RichHandler(console=console, show_path=False)
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+def say(message: str) -> None:
+    """Prints one line on stderr."""
+    errors().print(escape(message))
+
+
+def fail(error: Exception | str, code: int, hint: str = "") -> int:
+    """Says in one line on stderr what went wrong, and returns the exit code.
+
+    Args:
+        error: what went wrong.
+        code: the exit code.
+        hint: what can be done, put in brackets behind it.
+    """
+    line = escape(" ".join(str(error).split()))
+    errors().print("[bold red]error:[/]", line, *([f"({escape(hint)})"] if hint else []))
+    return code
+
+
+def errors() -> Console:
+    """A console on stderr, for one line or a bar; made anew, since stderr may be another file by now."""
+    return Console(stderr=True, soft_wrap=True, highlight=False)

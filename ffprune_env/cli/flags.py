@@ -6,12 +6,14 @@ import contextlib
 import io
 import re
 import sys
-from collections.abc import Sequence
-from typing import TypeVar, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, cast
 
 import tyro
-from rich.console import Console
-from rich.markup import escape
+
+from ffprune_env.cli.commands import as_called
+from ffprune_env.cli.consoles import fail
 
 T = TypeVar("T")
 
@@ -22,31 +24,43 @@ _SUGGESTIONS = 3
 
 
 def read_flags(
-    flags: type[T], description: str | None, argv: Sequence[str] | None = None, default: T | None = None
+    flags: type[T],
+    description: str | None,
+    argv: Sequence[str] | None = None,
+    default: T | Mapping[str, Any] | None = None,
 ) -> T:
     """Reads flags from the command line.
 
     Args:
         flags: a dataclass; its fields are the flags, their docstrings the help.
-        description: what ``--help`` begins with.
+        description: what ``--help`` begins with; it names scripts as in a checkout.
         argv: the words after the script's name; None takes those that it was called with.
-        default: an instance that holds the defaults; None takes those of the dataclass.
+        default: an instance that holds the defaults, or by name those that are not as in the dataclass: a group of
+            flags is declared once, and a script may begin elsewhere than others. None takes those of the dataclass.
 
     Raises:
         SystemExit: with code 2 where a flag or value is not allowed, after one line on stderr; with code 0 after
             ``--help``.
     """
+    if isinstance(default, Mapping):
+        default = _instance(flags, default)
     said = io.StringIO()
+    about = as_called(description or "", sys.argv[0]) or None
     try:
         with contextlib.redirect_stderr(said):
-            found = cast("T", tyro.cli(flags, args=argv, default=default, description=description))
+            found = cast("T", tyro.cli(flags, args=argv, default=default, description=about))
     except SystemExit as stop:
         if stop.code:
-            line = f"{one_line(said.getvalue())}; {sys.argv[0]} --help lists all flags"
-            Console(stderr=True, soft_wrap=True, highlight=False).print("[bold red]error:[/]", escape(line))
+            fail(f"{one_line(said.getvalue())}; {sys.argv[0]} --help lists all flags", 2)
         raise
     sys.stderr.write(said.getvalue())  # warnings of tyro's, if any
     return found
+
+
+def _instance(flags: type[T], changes: Mapping[str, Any]) -> T:
+    """The defaults of a dataclass with changes; what has none is still to be given on the command line."""
+    needed = (x for x in fields(cast("Any", flags)) if x.default is MISSING and x.default_factory is MISSING)
+    return flags(**{**{x.name: tyro.MISSING for x in needed}, **changes})
 
 
 def one_line(box: str) -> str:

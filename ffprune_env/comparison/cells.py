@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.cli.settings import BEFORE
 from ffprune_env.lm.identity import OF_VERSIONS, ChangedError, Identity, identity_of_settings, require_same
+from ffprune_env.lm.replacing import replacing
 from ffprune_env.pruning.stored_order import ORDER, order_from_json
-from ffprune_env.run.folder import strict_json
+from ffprune_env.run.strict_json import strict_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -142,7 +141,7 @@ class ComparisonFolder:
         """Raises ChangedError if a file of settings is there and differs."""
         made_with = self._read(name)
         for key in settings.keys() | (made_with or settings).keys():
-            there, asked = (made_with or settings).get(key, BEFORE.get(key)), settings.get(key)
+            there, asked = (made_with or settings).get(key), settings.get(key)
             if there != asked:
                 raise ChangedError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
 
@@ -312,9 +311,8 @@ class ComparisonFolder:
         if not (self.path / "settings.json").exists():
             files["settings.json"] = self.settings
         for file, text in files.items():
-            scratch = self.path / f"{file}.writing-{os.getpid()}"
-            scratch.write_text(strict_json(text, indent=1) + "\n", encoding="utf-8")
-            scratch.replace(self.path / file)
+            with replacing(self.path / file) as scratch:
+                scratch.write_text(strict_json(text, indent=1) + "\n", encoding="utf-8")
 
     def _read(self, name: str) -> dict[str, Any] | None:
         try:

@@ -46,7 +46,6 @@ class Subject:
         evaluator: the model, its search text, calibration and statistics; its reward is what searches see.
         plain: the same with the model that is only cut as reward.
         calibration_windows: int64 [n, seq_len], what statistics and calibration were made from.
-        curve_windows: int64 [n, seq_len], search text for methods that look at gradients.
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass, fewer where memory runs out; None chooses. Methods that rebuild weights
             take it as it is, and one window where it is None.
@@ -56,7 +55,6 @@ class Subject:
     evaluator: LMEvaluator
     plain: LMEvaluator
     calibration_windows: torch.Tensor
-    curve_windows: torch.Tensor
     test_windows: torch.Tensor
     batch_size: int | None = None
     zero_shot: ZeroShotTest | None = None
@@ -101,11 +99,10 @@ def search_and_measure(
     evaluator = subject.plain if method.plain_reward else subject.evaluator
     evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
     prunable = evaluator.prunable
-    meter = Meter(evaluator, evaluations if method.searches else 0)
     started = time.perf_counter()
-    rewarded = evaluator.calibration if evaluator.calibrated else None
-    windows = subject.curve_windows
-    problem = Problem(prunable, evaluator.statistics, meter, sparsity, seed or 0, calibration=rewarded, windows=windows)
+    budget = evaluations if method.searches else 0
+    problem = Problem.of(evaluator, sparsity, evaluations=budget, seed=seed or 0)
+    meter = problem.meter
     kept = method.answer(problem).kept
     seconds = time.perf_counter() - started
     with ranking_of(subject, method):

@@ -1,10 +1,11 @@
-"""A real model that is measured on text (4.8)."""
+"""A real model that is measured on text (docs/design.md, 4.8)."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.calibration_kind import CalibrationKind
+from ffprune_env.pruning.dense_pass import DensePass
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
@@ -43,8 +45,7 @@ class LMEvaluator:
         calibrated: measure that model, not the one that is only cut. The product that re-fits the weights is then
             taken in the dtype of the weights, which is exact enough for a reward.
         statistics: what the groups were ranked by, for methods that look at it; its Gram matrices are not kept.
-        sequential: int64 [n, seq_len], calibration text: the model that the user will get is calibrated once more, in
-            sequence, on it. None leaves that out.
+        sequential: calibrate the model that the user will get once more, in sequence, on ``texts["calibration"]``.
         texts: further windows, int64 [n, seq_len], by purpose, as :mod:`ffprune_env.texts.window_plan` shares them
             out: on ``finalists`` a search ranks its last candidates.
 
@@ -63,10 +64,10 @@ class LMEvaluator:
         calibration: RidgeCalibration | None = None,
         calibrated: bool = False,
         statistics: Statistics | None = None,
-        sequential: torch.Tensor | None = None,
+        sequential: bool = False,
         texts: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        if (calibrated or sequential is not None) and calibration is None:
+        if (calibrated or sequential) and calibration is None:
             asked = "calibrated=True" if calibrated else "calibration in sequence"
             raise ValueError(f"{asked} needs a calibration: RidgeCalibration(prunable, stats)")
         self.prunable = prunable
@@ -76,10 +77,13 @@ class LMEvaluator:
         self.calibrated = calibrated
         self.statistics = None if statistics is None else replace(statistics, grams=None)
         self._fast = calibration.approximate() if calibration is not None and calibrated else None
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._sequential = sequential
         # The last that was asked for, with the ranking and the groups kept that it is for.
         self._final: tuple[tuple[int, bytes], WeightCalibration] | None = None
+        # While calibrations share it, with the ranking that it is of.
+        self._shares = False
+        self._dense_pass: tuple[int, DensePass] | None = None
         # What could not be calibrated in sequence once is not tried again: what is written is what was reported.
         self._fell_back: set[tuple[int, bytes]] = set()
         self._measured: dict[tuple[int, int, bytes], float] = {}
@@ -115,7 +119,7 @@ class LMEvaluator:
         key = (self.prunable.rankings, n_samples, counts.tobytes())
         if key not in self._measured:
             with self.prunable.pruned(counts, self._fast) as model:
-                self._measured[key] = perplexity(model, self._first(n_samples), self._batch_size)
+                self._measured[key] = perplexity(model, self._first(n_samples), self.batch_size)
         return self._measured[key]
 
     def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
@@ -128,13 +132,11 @@ class LMEvaluator:
             if self._dense_states[0] != rankings:
                 self._dense_states = (
                     rankings,
-                    final_hidden_states(self.prunable.model, self.windows, self._batch_size),
+                    final_hidden_states(self.prunable.model, self.windows, self.batch_size),
                 )
             windows, dense = self._first(n_samples), self._dense_states[1][:n_samples]
             with self.prunable.pruned(counts, self._fast) as model:
-                self._measured[key], self._divergences[key] = compare_with_dense(
-                    model, windows, dense, self._batch_size
-                )
+                self._measured[key], self._divergences[key] = compare_with_dense(model, windows, dense, self.batch_size)
         return self._measured[key], self._divergences[key]
 
     def final_calibration(self, kept: IntArray) -> WeightCalibration | None:
@@ -144,32 +146,55 @@ class LMEvaluator:
         one is remembered. Where memory does not do for that, or the pruned model collapses, which is logged, it is
         Eqs. 6-7 alone, for this allocation and from then on; the next one is tried again.
         """
-        if self.calibration is None or self._sequential is None:
+        if self.calibration is None or not self._sequential:
             return self.calibration
         key = (self.prunable.rankings, self.prunable.check_kept(kept).tobytes())
         if key in self._fell_back:
             return self.calibration
         if self._final is None or self._final[0] != key:
             self._final = None  # there may be no room for two
-            made = self._calibrate_in_sequence(self.calibration, self._sequential, kept)
+            made = self._calibrate_in_sequence(self.calibration, self.texts["calibration"], kept)
             if made is None:
                 self._fell_back.add(key)
                 return self.calibration
             self._final = key, made
         return self._final[1]
 
+    @contextmanager
+    def sharing_dense_pass(self) -> Iterator[None]:
+        """Inside, calibrations in sequence share the dense model's pass, if there is room for its hidden states.
+
+        It is 40 % of one calibration: several of them cost little more than half as much each. Afterwards the memory
+        is free again.
+        """
+        self._shares = True
+        try:
+            yield
+        finally:
+            self._shares, self._dense_pass = False, None
+
+    def _dense_pass_over(self, windows: torch.Tensor) -> DensePass | None:
+        if not self._shares:
+            return None
+        rankings = self.prunable.rankings
+        if self._dense_pass is None or self._dense_pass[0] != rankings:
+            self._dense_pass = rankings, DensePass(self.prunable, windows, self.batch_size)
+        return self._dense_pass[1]
+
     @property
     def calibration_asked(self) -> CalibrationKind:
         """How :meth:`final_calibration` calibrates where nothing comes in between."""
         if self.calibration is None:
             return "none"
-        return "ridge" if self._sequential is None else "sequential"
+        return "sequential" if self._sequential else "ridge"
 
     def _calibrate_in_sequence(
         self, calibration: RidgeCalibration, windows: torch.Tensor, kept: IntArray
     ) -> SequentialCalibration | None:
         try:
-            return SequentialCalibration(calibration, kept, windows, batch_size=self._batch_size)
+            return SequentialCalibration(
+                calibration, kept, windows, batch_size=self.batch_size, dense=self._dense_pass_over(windows)
+            )
         except CollapsedError as error:
             logger.warning("%s: calibrated by Eqs. 6-7 alone", error)
             return None
@@ -177,7 +202,11 @@ class LMEvaluator:
             if not is_out_of_memory(error):
                 raise
         # Out of the handler, so that nothing holds on to what was made.
+        shared, self._shares, self._dense_pass = self._dense_pass is not None, False, None
         release_memory()
+        if shared:
+            logger.warning("out of memory: calibrations no longer share the dense model's pass")
+            return self._calibrate_in_sequence(calibration, windows, kept)
         logger.warning("out of memory: this model is calibrated by Eqs. 6-7 alone, not in sequence")
         return None
 
@@ -186,14 +215,14 @@ class LMEvaluator:
         if not 1 <= n_samples <= self.max_final_samples:
             raise ValueError(f"n_samples must be between 1 and {self.max_final_samples}, got {n_samples}")
         with self.prunable.pruned(kept, self.calibration if self.calibrated else None) as model:
-            return perplexity(model, self.texts["finalists"][:n_samples], self._batch_size)
+            return perplexity(model, self.texts["finalists"][:n_samples], self.batch_size)
 
     def dense(self, n_samples: int) -> float:
         """Measured once per number of windows."""
         self.prunable.require_dense("measure as dense")
         key = (self.prunable.rankings, n_samples)  # ranking moves bfloat16 results in the last digits
         if key not in self._dense:
-            self._dense[key] = perplexity(self.prunable.model, self._first(n_samples), self._batch_size)
+            self._dense[key] = perplexity(self.prunable.model, self._first(n_samples), self.batch_size)
         return self._dense[key]
 
     def remember(

@@ -1,4 +1,4 @@
-"""What the environment, and the searches, ask of whatever they measure with (4.8)."""
+"""What the environment, and the searches, ask of whatever they measure with (docs/design.md, 4.8)."""
 
 from __future__ import annotations
 

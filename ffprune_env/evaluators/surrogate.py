@@ -1,4 +1,4 @@
-"""Curves that stand in for a language model, so that a search can be tested against a known optimum (4.8)."""
+"""Curves that stand in for a language model, for tests against a known optimum (docs/design.md, 4.8)."""
 
 from __future__ import annotations
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +12,7 @@ from ffprune_env.export.smaller_model import smaller_model
 from ffprune_env.export.writable import why_not_saved
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.quiet import quiet_transformers
+from ffprune_env.lm.replacing import replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,22 +57,10 @@ def save_pruned(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: give the pruned model a new folder")
     pruned = smaller_model(prunable, kept, calibration)
-    with _all_or_nothing(target) as scratch, quiet_transformers():
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as scratch, quiet_transformers():
         pruned.save_pretrained(scratch, max_shard_size=_SHARD)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         card = model_card(prunable, kept, calibration, facts or CardFacts())
         (scratch / "README.md").write_text(card, encoding="utf-8")
-
-
-@contextmanager
-def _all_or_nothing(target: Path) -> Iterator[Path]:
-    """A scratch folder beside the target, which takes its name if all goes well and is removed if not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".writing-{target.name}-", dir=target.parent))
-    try:
-        yield scratch
-        scratch.chmod(0o755)  # mkdtemp's are for their owner alone
-        scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

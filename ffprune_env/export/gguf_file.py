@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import torch
 
 from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.lm.replacing import replacing
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -77,9 +77,8 @@ def export_gguf(folder: str | Path, out: str | Path, kind: GgufType = "f16") -> 
     if not (source / "tokenizer.json").is_file():
         raise OSError(f"{source} holds no tokenizer.json; write the model with save_pruned(..., tokenizer=tokenizer)")
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = target.with_name(f".writing-{target.name}-{os.getpid()}")
-    writer = gguf.GGUFWriter(scratch, "deci", use_temp_file=True)
-    try:
+    with replacing(target) as scratch:
+        writer = gguf.GGUFWriter(scratch, "deci", use_temp_file=True)
         expansions = [_key_heads(layer.self_attn) for layer in model.model.layers]
         report = _report(model, expansions)
         _write_settings(writer, model, expansions, report, kind, source)
@@ -90,9 +89,6 @@ def export_gguf(folder: str | Path, out: str | Path, kind: GgufType = "f16") -> 
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(scratch, target)
-    finally:
-        scratch.unlink(missing_ok=True)
     return GgufReport(target.stat().st_size, **report)
 
 

@@ -41,7 +41,7 @@ def require_resident(model: nn.Module, what: str) -> None:
     if any(parameter.device.type == "meta" for parameter in model.parameters()):
         raise ValueError(
             f"{what} needs all of the model in memory, and it is streamed from elsewhere: say --criterion wanda "
-            "--init ffn-only --no-calibrated --ridge None --no-save-model, or give it more --max-memory"
+            "--init ffn-only --calibration none --reward-model cut --no-save-model, or give it more --max-memory"
         )
 
 

@@ -35,9 +35,10 @@ _NOT_COMPUTED |= {"architectures", "dtype", "torch_dtype"}
 _COVERED = ("torch", "transformers", "ffprune_env", "accelerate", "builtins")
 # Settings with an identity of another name, and those that figures do not depend on beyond rounding.
 _NOT_MEASURED = {"model", "text", "test_text", "dtype", "preset", "run", "save_model", "trust_remote_code"}
+_NOT_MEASURED |= {"config", "resume", "baselines"}
 _NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch_size", "workers", "ray_address"}
-# What is shown of figures, which they do not depend on.
-_SHOWN_ONLY = "report"
+# What figures do not depend on: how they are shown, and the scripts, which only a wheel has inside the package.
+_NOT_MEASURING = (Path("comparison/report"), Path("cli/scripts"))
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 
@@ -62,7 +63,7 @@ def source_digest(package: Path) -> str:
     digest = hashlib.sha256()
     for file in sorted(package.rglob("*.py")):
         name = file.relative_to(package)
-        if name.parts[0] != _SHOWN_ONLY:
+        if not any(name.is_relative_to(folder) for folder in _NOT_MEASURING):
             digest.update(f"{name.as_posix()}\0{_digest(file.read_bytes())}\0".encode())
     return _short(digest)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import stdtrit
+from scipy import stats
 
 #: No interval is given below so many windows: of two it covers 95 % too, but reaches nine deviations to each side.
 LEAST_WINDOWS = 4
@@ -45,9 +45,11 @@ def perplexity_interval(losses: npt.ArrayLike) -> tuple[float, float] | None:
     if n < LEAST_WINDOWS or not np.isfinite(values).all():
         return None
     effective = effective_windows(values)
-    half = stdtrit(effective - 1, (1 + _COVERED) / 2) * values.std(ddof=1) / np.sqrt(effective)
+    mean, error = values.mean(), values.std(ddof=1) / np.sqrt(effective)
+    # SciPy takes no distribution without a width.
+    bounds = stats.t.interval(_COVERED, effective - 1, mean, error) if error > 0 else (mean, mean)
     with np.errstate(over="ignore"):  # too large for exp is inf, as in perplexity
-        low, high = np.exp(values.mean() + np.array([-half, half]))
+        low, high = np.exp(bounds)
     return float(low), float(high)
 
 

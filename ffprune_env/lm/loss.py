@@ -1,4 +1,4 @@
-"""Windows of tokens to loss and perplexity, by the protocol of design 4.6."""
+"""Windows of tokens to loss and perplexity, by the protocol of docs/design.md, 4.6."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 
-from ffprune_env.lm.batches import evaluating, in_fitting_batches, is_out_of_memory
+from ffprune_env.lm.batches import evaluating, fitting_size, in_fitting_batches, is_out_of_memory
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.head import (
     Head,
@@ -22,6 +22,7 @@ from ffprune_env.lm.head import (
     own_logits,
     rows_at_once,
 )
+from ffprune_env.lm.phases import Advance
 from ffprune_env.lm.same_model import rounding_tolerance
 
 if TYPE_CHECKING:
@@ -54,6 +55,24 @@ def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | 
         The perplexity; ``inf`` if the loss of any window is not finite or too large, which is logged.
     """
     return perplexity_of(_window_losses(model, windows, batch_size, compare=True))
+
+
+def perplexity_in_steps(
+    model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None, advance: Advance
+) -> float:
+    """Perplexity, batch after batch, for who wants to see how far it is.
+
+    Args:
+        model: a causal language model.
+        windows: int64 [n, seq_len].
+        batch_size: windows per forward pass; None chooses.
+        advance: called with the number of windows after every batch.
+    """
+    losses = []
+    for part in torch.split(windows, fitting_size(model, windows, batch_size)):
+        losses.append(window_losses(model, part, batch_size))
+        advance(len(part))
+    return perplexity_of(torch.cat(losses))
 
 
 def perplexity_of(losses: torch.Tensor) -> float:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import logging
 import os
-import shutil
 import struct
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +19,9 @@ from ffprune_env.lm.loading_report import load_whole
 from ffprune_env.lm.model_names import DEFAULT_MODEL, resolve_name
 from ffprune_env.lm.phases import phase
 from ffprune_env.lm.quiet import quiet_transformers
+from ffprune_env.lm.replacing import replacing
 from ffprune_env.lm.stored_tensors import SAFETENSORS_FILES, weight_file
+from ffprune_env.modeling.auto_classes import register_auto_classes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -70,6 +69,7 @@ def load_model(
     source = _resolve(name)
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    register_auto_classes()  # the name may be that of a pruned model
     size = f"{name} from {source} as {what} on {'what there is' if device_map else where}"
     code: dict[str, Any] = {"trust_remote_code": trust_remote_code}  # left out, transformers asks, and waits
     with phase("loading", size):
@@ -205,21 +205,17 @@ def _convert_gguf(gguf: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     # float32, because scale · 4 bits + offset does not fit bfloat16; load_model casts on the way in.
     options = {"quantization_config": GgufConfig(dequantize=True), "dtype": torch.float32}
     try:
-        with quiet_transformers():
+        with replacing(target) as scratch, quiet_transformers():
             AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(scratch)
             model = load_whole(AutoModelForCausalLM, gguf.parent, gguf_file=gguf.name, **options)
             _require_all_of_gguf(gguf, model)
             model.save_pretrained(scratch)
-        with contextlib.suppress(OSError):  # another process finished first: its copy is as good
-            scratch.rename(target)
     except OSError as error:
-        raise OSError(f"{gguf} could not be converted: {error}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if not target.is_dir():  # another process may have finished first: its copy is as good
+            raise OSError(f"{gguf} could not be converted: {error}") from error
 
 
 def _require_all_of_gguf(gguf: Path, model: PreTrainedModel) -> None:

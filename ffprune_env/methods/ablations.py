@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
+from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.registry import METHODS, Method
-from ffprune_env.search.ppo import ppo
 from ffprune_env.search.settings import SearchSettings
 
 
@@ -21,7 +21,7 @@ ABLATIONS: dict[str, Method] = {
     "ppo": METHODS["ppo"],
     "ppo-plain-reward": _ppo(SearchSettings(), plain_reward=True),
     "ppo-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=True)),
-    "ppo-no-samples-ramp": _ppo(SearchSettings(ramp_samples=False)),
+    "ppo-no-windows-ramp": _ppo(SearchSettings(ramp_windows=False)),
     "ppo-fisher-start": _ppo(SearchSettings(init="fisher")),
     "ppo-ffn-only-start": _ppo(SearchSettings(init="ffn-only")),
     "ppo-uniform-start": _ppo(SearchSettings(init="none")),

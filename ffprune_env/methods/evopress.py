@@ -67,7 +67,7 @@ def draw_children(problem: Problem, parent: Allocation, n: int, rng: np.random.G
 
 def swap_levels(problem: Problem, parent: Allocation, rng: np.random.Generator) -> Allocation:
     """Takes a level from one unit and gives it to another, up to three times."""
-    units = problem.meter.units
+    units = problem.units
     low, high = group_bounds(units, problem.a_min, problem.a_max)
     size = np.array([unit.group_params for unit in units])
     level = np.rint(size.max() / size).astype(np.int64)  # [N], groups

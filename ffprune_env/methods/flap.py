@@ -35,7 +35,7 @@ def flap(problem: Problem) -> Allocation:
         standardized = (columns - columns.mean()) / columns.std().clamp(min=1e-20)
         members = standardized.view(-1, layout.member_width).mean(dim=1).sort(descending=True).values
         scores.append(members.view(layout.unit.n_groups, -1).mean(dim=1).cpu().numpy())
-    return threshold(scores, problem.sparsity, problem.meter.units)
+    return threshold(scores, problem.sparsity, problem.units)
 
 
 def threshold(scores: list[np.ndarray], sparsity: float, units: tuple[PruneUnit, ...]) -> Allocation:

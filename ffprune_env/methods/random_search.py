@@ -20,7 +20,7 @@ def random_search(problem: Problem) -> Allocation:
     meter, rng = problem.meter, np.random.default_rng(problem.seed)
     best, least = None, np.inf
     while meter.affords(meter.max_samples):
-        drawn = problem.allocate(rng.uniform(problem.a_min, problem.a_max, len(meter.units)))
+        drawn = problem.allocate(rng.uniform(problem.a_min, problem.a_max, len(problem.units)))
         ppl = meter.measure(drawn.kept, meter.max_samples)
         if best is None or ppl < least:
             best, least = drawn, ppl

@@ -19,8 +19,8 @@ from ffprune_env.methods.cma_es import cma_es
 from ffprune_env.methods.evolution import evolution
 from ffprune_env.methods.evopress import evopress
 from ffprune_env.methods.flap import flap
+from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.random_search import random_search
-from ffprune_env.search.ppo import ppo
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.fisher import fisher
@@ -58,8 +58,8 @@ def settings_of(method: Method) -> dict[str, Any]:
 
 
 METHODS: dict[str, Method] = {
-    "uniform": Method(lambda problem: uniform(problem.sparsity, problem.meter.units), searches=False),
-    "ffn-only": Method(lambda problem: ffn_only(problem.sparsity, problem.meter.units), searches=False),
+    "uniform": Method(lambda problem: uniform(problem.sparsity, problem.units), searches=False),
+    "ffn-only": Method(lambda problem: ffn_only(problem.sparsity, problem.units), searches=False),
     "flap": Method(flap, searches=False),
     "flap-bias": Method(flap, searches=False, flap_bias=True),
     "fisher": Method(fisher, searches=False),

@@ -1,4 +1,4 @@
-"""Attention whose query heads pick their key/value head by index, so that any subset of them may stay (4.4)."""
+"""Attention whose query heads pick their key/value head by index: any of them may stay (docs/design.md, 4.4)."""
 
 from __future__ import annotations
 

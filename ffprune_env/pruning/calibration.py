@@ -1,4 +1,4 @@
-"""Ridge calibration: what survives of a unit is re-fitted to stand in for what was removed (Eqs. 6-7, design 4.5)."""
+"""Ridge calibration: what survives of a unit stands in for what was removed (Eqs. 6-7; docs/design.md, 4.5)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 Storage = Literal["device", "cpu"]
 
-#: λ as a fraction of the mean diagonal of G (design 4.5).
+#: λ as a fraction of the mean diagonal of G (docs/design.md, 4.5).
 DEFAULT_RIDGE = 0.01
 # Where raising λ starts if none was asked for, and how far it goes each time.
 _LEAST_RIDGE, _RAISE, _MOST_RIDGE = 1e-8, 10.0, 1e6
@@ -83,7 +83,8 @@ class RidgeCalibration:
         self._products: list[torch.Tensor] = []  # W L
         self._inverses: list[torch.Tensor] = []  # L⁻¹
         ridges = []
-        with phase("factors of the calibration", f"{len(prunable.units)} units"):
+        n = len(prunable.units)
+        with phase("factors of the calibration", f"{n} units", n) as advance:
             for i, (layout, gram) in enumerate(zip(prunable.layouts, grams, strict=True)):
                 weight = layout.output.weight.detach()
                 if gram.shape != (weight.shape[1], weight.shape[1]):
@@ -98,6 +99,7 @@ class RidgeCalibration:
                 self._products.append(product.to(where))
                 self._inverses.append(inverse.to(where))
                 ridges.append(used)
+                advance()
         self.ridge: FloatArray = np.array(ridges)
 
     @torch.no_grad()
@@ -136,7 +138,7 @@ class RidgeCalibration:
         return self._products[i], self._inverses[i]
 
     def bias(self, i: int, k: int) -> None:
-        """Output-projection biases stay (design 4.5)."""
+        """Output-projection biases stay (docs/design.md, 4.5)."""
 
     def approximate(self) -> RidgeCalibration:
         """The same calibration with factors and product in the dtype of the weights: faster, good enough for a reward.

@@ -1,4 +1,4 @@
-"""The criteria by name: ways to score heads and channels, from what is known about the dense model (4.3)."""
+"""The criteria by name: ways to score heads and channels of the dense model (docs/design.md, 4.3)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Criterion:
     outputs: bool = False
 
 
-def fisher_scores(gradients: GradientStatistics) -> list[FloatArray]:
-    """E[(Σ_{j in head} x_j (Wᵀg)_j)²]: the loss that a head or channel carries, instead of the output it moves (4.3).
+def taylor_scores(gradients: GradientStatistics) -> list[FloatArray]:
+    """E[(Σ_{j in head} x_j (Wᵀg)_j)²]: the loss that a head or channel carries, instead of the output it moves.
 
     Args:
         gradients: of the dense model.
@@ -87,10 +87,10 @@ def _surgeon(prunable: PrunableModel, evidence: Evidence) -> list[FloatArray]:
 CRITERIA: dict[str, Criterion] = {
     "wanda": Criterion(lambda prunable, evidence: wanda_scores(prunable, evidence.stats)),
     "wifv": Criterion(lambda prunable, evidence: wifv_scores(prunable, evidence.stats)),
-    "fisher": Criterion(lambda prunable, evidence: fisher_scores(_gradients(evidence)), gradients=True),
-    "wanda+fisher": Criterion(
+    "taylor": Criterion(lambda prunable, evidence: taylor_scores(_gradients(evidence)), gradients=True),
+    "wanda+taylor": Criterion(
         lambda prunable, evidence: average_ranks(
-            wanda_scores(prunable, evidence.stats), fisher_scores(_gradients(evidence))
+            wanda_scores(prunable, evidence.stats), taylor_scores(_gradients(evidence))
         ),
         gradients=True,
     ),

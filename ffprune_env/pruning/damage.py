@@ -1,4 +1,4 @@
-"""Damage curves: how much loss a unit causes at every number of groups kept, from a few backward passes (4.7)."""
+"""Damage curves: how much loss a unit causes at every number of groups kept (docs/design.md, 4.7)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,8 @@ def damage_curves(
     counts = [x.unit.n_groups for x in prunable.layouts] if kept is None else prunable.check_kept(kept)
     sums = [_Sums(x.output, int(k) * x.width) for x, k in zip(prunable.layouts, counts, strict=True)]
     where = "" if kept is None else ", around a pruned model"
-    with phase("damage curves", windows_size(tuple(windows.shape)) + where), ExitStack() as stack:
+    size = windows_size(tuple(windows.shape)) + where
+    with phase("damage curves", size, len(windows)) as advance, ExitStack() as stack:
         stack.enter_context(frozen(prunable.model))
         for i, layout in enumerate(prunable.layouts):
             weight = layout.output.weight[:, : sums[i].m] if calibration is None else calibration.weight(i, counts[i])
@@ -65,6 +66,7 @@ def damage_curves(
             stack.callback(layout.output.register_forward_hook(hook).remove)
         for window in windows:
             back_propagate(prunable.model, window[None])
+            advance()
     curves = []
     for layout, total in zip(prunable.layouts, sums, strict=True):
         columns = total.second / 2 if kept is None else total.second / 2 + total.first()

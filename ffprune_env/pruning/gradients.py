@@ -1,4 +1,4 @@
-"""What the loss says about every unit: moments of gradients at the output projections, from backward passes (4.3)."""
+"""What the loss says about every unit: moments of gradients at output projections (docs/design.md, 4.3)."""
 
 from __future__ import annotations
 
@@ -51,12 +51,13 @@ def collect_gradients(prunable: PrunableModel, windows: torch.Tensor, outputs: b
         torch.zeros((x.output.out_features,) * 2, device=x.output.weight.device) if outputs else None
         for x in prunable.layouts
     ]
-    with phase("gradients", windows_size(tuple(windows.shape))), ExitStack() as stack:
+    with phase("gradients", windows_size(tuple(windows.shape)), len(windows)) as advance, ExitStack() as stack:
         stack.enter_context(frozen(prunable.model))
         for layout, total, moment in zip(prunable.layouts, carried, moments, strict=True):
             stack.callback(layout.output.register_forward_hook(_accumulate(layout, total, moment)).remove)
         for window in windows:
             back_propagate(prunable.model, window[None])
+            advance()
     for i, (layout, total) in enumerate(zip(prunable.layouts, carried, strict=True)):
         if not bool(torch.isfinite(total).all()):
             raise ValueError(f"{layout.unit.name}: gradients are not finite: check weights and dtype")

@@ -141,6 +141,6 @@ def require_residual_layers(model: PreTrainedModel, units: Sequence[UnitLayout],
         if bool((attended + passage.outputs[1] - after).double().norm() > _TOLERANCE * change.norm()):
             raise ValueError(
                 f"{type(model).__name__} cannot be calibrated in sequence: its layers are not h + attention, "
-                "then h + FFN; say --no-sequential"
+                "then h + FFN; say --calibration ridge"
             )
         h = after

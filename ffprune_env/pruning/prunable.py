@@ -1,4 +1,4 @@
-"""PrunableModel: heads and channels of every unit are put in order once, then pruning is a prefix (4.4)."""
+"""PrunableModel: heads and channels are put in order once, then pruning is a prefix (docs/design.md, 4.4)."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def _moments(
     prunable.require_dense("collect statistics of")
     sums, means = [], []
     size = f"{len(indices)} units, {windows_size(tuple(windows.shape))}"
-    with phase("statistics", size), ExitStack() as hooks, torch.inference_mode():
+    with phase("statistics", size, len(windows)) as advance, ExitStack() as hooks, torch.inference_mode():
         for i in indices:
             output = prunable.layouts[i].output
             shape = (output.in_features,) * (2 if gram else 1)
@@ -186,6 +186,7 @@ def _moments(
                 moment.zero_()
             for batch in torch.split(windows, size):
                 decoder_outputs(prunable.model, batch)
+                advance(len(batch))
 
         in_fitting_batches(prunable.model, windows, batch_size, run)
     for place, i in enumerate(indices):

@@ -1,4 +1,4 @@
-"""Sequential calibration: unit after unit, what is left makes up for all that went wrong before it."""
+"""Sequential calibration: every unit makes up for what went wrong before it (docs/design.md, 4.9)."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ffprune_env.lm.batches import evaluating, fitting_size
-from ffprune_env.lm.phases import phase, windows_size
+from ffprune_env.lm.batches import evaluating
+from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.dense_pass import DensePass
 from ffprune_env.pruning.gram import add_products
-from ffprune_env.pruning.layer_calls import layer_calls, require_residual_layers
+from ffprune_env.pruning.layer_calls import require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 
 #: How many tokens of calibration text weigh as much as λ.
@@ -45,6 +46,7 @@ class SequentialCalibration:
             that follows it closely serves no other text.
         batch_size: windows per forward pass, at the most; None chooses. Most of the memory goes to the hidden states
             of all windows, whatever their number.
+        dense: the pass through the dense model over these windows, if there is one already; the batches are its own.
 
     Attributes:
         first, kept, prior_tokens: as given.
@@ -66,6 +68,7 @@ class SequentialCalibration:
         windows: torch.Tensor,
         prior_tokens: float = PRIOR_TOKENS,
         batch_size: int | None = 1,
+        dense: DensePass | None = None,
     ) -> None:
         if not 0 < prior_tokens < math.inf:
             raise ValueError(f"prior_tokens must be a finite number above 0, got {prior_tokens}; 32768 is usual")
@@ -77,8 +80,9 @@ class SequentialCalibration:
         self._rankings = self.prunable.rankings
         self.prior_tokens = prior_tokens
         self._weights = [first.weight(i, int(k)) for i, k in enumerate(self.kept)]
-        with phase("calibration in sequence", windows_size(tuple(windows.shape))), evaluating(self.prunable.model):
-            self._fit(torch.split(windows, fitting_size(self.prunable.model, windows, batch_size)))
+        size, units = windows_size(tuple(windows.shape)), len(self.kept)
+        with phase("calibration in sequence", size, units) as advance, evaluating(self.prunable.model):
+            self._fit(dense or DensePass(self.prunable, windows, batch_size, remember=False), advance)
 
     def weight(self, i: int, k: int) -> torch.Tensor:
         """The output projection of unit i, [C, k * width], for as many groups as it was made for.
@@ -97,14 +101,12 @@ class SequentialCalibration:
         """Output-projection biases stay."""
 
     @torch.no_grad()
-    def _fit(self, batches: tuple[torch.Tensor, ...]) -> None:
-        prunable = self.prunable
-        calls = layer_calls(prunable.model, batches)
-        dense = [call.hidden for call in calls]
-        pruned = list(dense)
+    def _fit(self, dense: DensePass, advance: Advance) -> None:
+        prunable, calls = self.prunable, dense.calls
+        pruned = [call.hidden for call in calls]
         for number in range(len(prunable.units) // 2):
             units = prunable.layouts[2 * number : 2 * number + 2]
-            wanted = [call.passage(number, units, h).after for call, h in zip(calls, dense, strict=True)]
+            wanted = dense.goals(number)
             for place, layout in enumerate(units):
                 regression, behind = _Regression(), []
                 with prunable.pruned(self.kept, self):
@@ -116,9 +118,9 @@ class SequentialCalibration:
                             behind.append((after, x))
                 change = regression.solve(self.prior_tokens, layout.unit.name)
                 self._weights[2 * number + place] = _sum(self._weights[2 * number + place], change)
+                advance()
             # What the correction of the FFN adds, without another run of the layer.
             pruned = [_sum(h, F.linear(x.to(change), change)) for h, x in behind]
-            dense = [goal[1] for goal in wanted]
 
 
 #: Calibrations that change weights and nothing else, so that what they leave can be written.

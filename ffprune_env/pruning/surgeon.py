@@ -45,7 +45,8 @@ def surgeon_scores(
     """
     prunable.require_dense("score")
     scores = []
-    with phase("scores by surgeon", f"{len(prunable.units)} units"):
+    n = len(prunable.units)
+    with phase("scores by surgeon", f"{n} units", n) as advance:
         for i, (layout, gram, moment) in enumerate(zip(prunable.layouts, grams, outputs, strict=True)):
             weight = to_original_order(prunable, i, layout.output.weight.detach().float().T).T
             matrix = gram.to(weight.device).double()
@@ -59,6 +60,7 @@ def surgeon_scores(
             score = np.empty(layout.n_members)
             score[order] = np.arange(len(order))
             scores.append(score)
+            advance()
     return scores
 
 

@@ -190,7 +190,8 @@ def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int)
 def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int) -> UnitLayout:
     """The FFN with so many channels per group, fewer where groups would be too few or as large as a head."""
     n, size = ffn.unit.n_groups, ffn.unit.group_params
-    # Heads are rounded first when a budget is met, and FFNs make up for it (4.1): that needs the smaller groups.
+    # Heads are rounded first when a budget is met, and FFNs make up for it: that needs the smaller groups
+    # (docs/design.md, 4.1).
     most = min(channels_per_group, n // _FEWEST_GROUPS, (head_params - 1) // size)
     width = max((d for d in range(1, most + 1) if n % d == 0 and channels_per_group % d == 0), default=1)
     return replace(ffn, unit=replace(ffn.unit, n_groups=n // width), width=width)

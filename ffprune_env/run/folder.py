@@ -1,30 +1,26 @@
-"""The files of a run: written whole or not at all, in strict JSON (section 7 of the design)."""
+"""The files of a run: written whole or not at all, in strict JSON (docs/design.md, 7)."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-import platform
-import shutil
-import subprocess
-import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from importlib import metadata
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import yaml
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.cli.settings import TRUST
 from ffprune_env.lm.identity import ChangedError, Identity, require_same
+from ffprune_env.lm.replacing import WRITING, remove_unfinished, replacing
 from ffprune_env.pruning.stored_order import ORDER, order_from_json
 from ffprune_env.run.claim import FolderClaim, TakenError
+from ffprune_env.run.config import NOT_REPLAYED, read_config
+from ffprune_env.run.provenance import provenance
+from ffprune_env.run.strict_json import strict_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +30,7 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY = "identity.json"
 # What a process leaves that could not begin: no run, and a folder that is free.
-_UNBEGUN = (".writing-", _IDENTITY, ORDER)
-_LIBRARIES = ("ffprune", "torch", "transformers", "gymnasium", "stable-baselines3", "numpy", "datasets")
+_UNBEGUN = (WRITING, _IDENTITY, ORDER)
 
 
 class RunFolder:
@@ -107,7 +102,7 @@ class RunFolder:
         """Writes ``identity.json``, ``order.json``, ``config.yaml`` and ``manifest.json`` into a claimed folder.
 
         Args:
-            config: every setting of the run; plain values. Whether remote code is trusted is not written.
+            config: every setting of the run; plain values. What is said every time is not written.
             identity: what the figures of the run depend on.
             order: of heads and channels, see :mod:`ffprune_env.pruning.stored_order`.
             **manifest: what to record beside versions, platform, revision and command line.
@@ -115,7 +110,7 @@ class RunFolder:
         self.write_json(_IDENTITY, identity)
         self.write_json(ORDER, order)
         # The config makes it a run that can be gone on with; by then it is known what with.
-        kept = {name: value for name, value in config.items() if name != TRUST}
+        kept = {name: value for name, value in config.items() if name not in NOT_REPLAYED}
         self._write("config.yaml", yaml.safe_dump(kept, sort_keys=False))
         self.write_json("manifest.json", {**provenance(), **manifest})
         self.make_folders()
@@ -140,9 +135,8 @@ class RunFolder:
         self._claim.lock()
         self.read_json("manifest.json")  # what is wrong with it is said before a model is loaded
         self.make_folders()
-        for pattern in (".writing-*", "*/.writing-*", "*/*/.writing-*"):
-            for left in self.path.glob(pattern):
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for pattern in ("", "*/", "*/*/"):
+            remove_unfinished(self.path, pattern)
 
     def require_same(
         self,
@@ -184,6 +178,16 @@ class RunFolder:
         found = self.read_json(ORDER)
         return None if found is None else order_from_json(found, model, self.path / ORDER, advice)
 
+    def require_order(self, model: PreTrainedModel) -> list[IntArray]:
+        """The order that the run measured; ValueError if it does not say, so that it cannot be gone on with."""
+        order = self.order(model)
+        if order is None:
+            raise ValueError(
+                f"{self.path} holds no {ORDER}, and so does not say which heads and channels it measured: start a new "
+                f"run, without --resume"
+            )
+        return order
+
     def dtype(self) -> str:
         """The number format that ``auto`` came to where the run was made; it may come to another one elsewhere."""
         dtype = self.identity()["dtype"].removeprefix("torch.")
@@ -191,8 +195,7 @@ class RunFolder:
 
     def read_config(self) -> dict[str, Any]:
         """The settings that the run was begun with."""
-        settings: dict[str, Any] = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
-        return settings
+        return read_config(self.path / "config.yaml")
 
     def warn_of_changes(self, facts: Mapping[str, Any]) -> None:
         """Says in what a run that goes on differs from how it was begun, as far as its manifest tells."""
@@ -234,69 +237,14 @@ class RunFolder:
 
     def save_plot(self, name: str, figure: Figure) -> None:
         """Replaces ``plots/<name>.png``, in one move."""
-        scratch = self.path / "plots" / f".writing-{name}.png"
-        figure.savefig(scratch, dpi=110)
-        scratch.replace(self.path / "plots" / f"{name}.png")
+        with replacing(self.path / "plots" / f"{name}.png") as scratch:
+            figure.savefig(scratch, dpi=110)
 
     def _write(self, name: str, text: str) -> None:
-        scratch = self.path / f".writing-{name}"
-        scratch.write_text(text, encoding="utf-8")
-        os.replace(scratch, self.path / name)
+        with replacing(self.path / name) as scratch:
+            scratch.write_text(text, encoding="utf-8")
 
 
 def part_of(run: Path, sparsity: float) -> Path:
     """Where a run of several sparsities leaves what is of one of them: ``s20`` for 0.2."""
     return run / f"s{100 * sparsity:g}"
-
-
-def provenance() -> dict[str, Any]:
-    """What made a result: command line, versions, platform and git revision."""
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _LIBRARIES},
-        "git_revision": _git_revision(),
-    }
-
-
-def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
-    """JSON that any reader takes: a non-finite number becomes null, and ``non_finite`` names it beside it."""
-    return json.dumps(_plain(content), indent=indent, allow_nan=False, ensure_ascii=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        plain = {str(key): _plain(item) for key, item in value.items()}
-        lost = [str(key) for key, item in value.items() if _is_lossy(item)]
-        return {**plain, "non_finite": lost} if lost else plain
-    if isinstance(value, np.ndarray | np.generic):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value
-
-
-def _is_lossy(value: Any) -> bool:
-    """Whether a number, or one in a list or array, is not finite."""
-    if isinstance(value, np.ndarray | list | tuple):
-        return any(_is_lossy(item) for item in np.asarray(value, dtype=object).ravel().tolist())
-    return isinstance(value, float) and not math.isfinite(value)
-
-
-def _version(library: str) -> str | None:
-    try:
-        return metadata.version(library)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_revision() -> str | None:
-    """Revision of the checkout this file is part of; None outside one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None

@@ -13,9 +13,10 @@ from rich.table import Table
 from ffprune_env.budget.allocation import Allocation, whole
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import BASELINES
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.language_model import LMEvaluator
-from ffprune_env.lm.loss import perplexity
-from ffprune_env.lm.phases import phase, windows_size
+from ffprune_env.lm.loss import perplexity_in_steps
+from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind, calibration_kind
 
 logger = logging.getLogger(__name__)
@@ -70,12 +71,17 @@ class Measured:
         return self.calibrated or self.plain
 
 
+def _uncounted(steps: int = 1, note: str = "") -> None:
+    """For who does not want to know how far it is."""
+
+
 def measure_policy(
     evaluator: LMEvaluator,
     kept: IntArray,
     test_windows: torch.Tensor,
     batch_size: int | None = 1,
     calibrated: bool = False,
+    advance: Advance = _uncounted,
 ) -> PolicyResult:
     """Measures one policy on the search text that policies were chosen by, and on test text.
 
@@ -85,12 +91,13 @@ def measure_policy(
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass; None chooses.
         calibrated: re-fit the surviving weights first, whatever the evaluator's reward does.
+        advance: called with the number of windows after every batch.
     """
     prunable = evaluator.prunable
     calibration = evaluator.final_calibration(kept) if calibrated else None
     with prunable.pruned(kept, calibration) as model:
-        search_ppl = perplexity(model, evaluator.chosen_on, batch_size)
-        test_ppl = perplexity(model, test_windows, batch_size)
+        search_ppl = perplexity_in_steps(model, evaluator.chosen_on, batch_size, advance)
+        test_ppl = perplexity_in_steps(model, test_windows, batch_size, advance)
     return PolicyResult(
         kept=kept,
         sparsity=prunable.sparsity(kept),
@@ -104,7 +111,11 @@ def measure_policy(
 
 
 def measure_policies(
-    evaluator: LMEvaluator, policies: Mapping[str, Allocation], test_windows: torch.Tensor, batch_size: int | None = 1
+    evaluator: LMEvaluator,
+    policies: Mapping[str, Allocation],
+    test_windows: torch.Tensor,
+    batch_size: int | None = 1,
+    before: Measured | None = None,
 ) -> Measured:
     """Measures every policy as it is cut and, if the evaluator has a calibration, calibrated.
 
@@ -113,27 +124,43 @@ def measure_policies(
         policies: what to keep, by name.
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass; None chooses.
+        before: policies that were measured already.
     """
     size = f"{windows_size(tuple(evaluator.chosen_on.shape))} and {windows_size(tuple(test_windows.shape))}"
-    plain, calibrated = {}, {}
+    total = len(evaluator.chosen_on) + len(test_windows)
+    plain = {} if before is None else dict(before.plain)
+    calibrated = {} if before is None else dict(before.calibrated)
     for name, x in policies.items():
-        with phase(f"measuring {label(name)}", size):
-            plain[name] = measure_policy(evaluator, x.kept, test_windows, batch_size)
+        with phase(f"measuring {label(name)}", size, total) as advance:
+            plain[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, advance=advance)
     for name, x in policies.items() if evaluator.calibration is not None else ():
         if all(x.rates == 1):  # there is nothing to stand in for
             calibrated[name] = replace(plain[name], calibrated=True, calibration=evaluator.calibration_asked)
             continue
-        with phase(f"measuring {label(name)}, calibrated", size):
-            calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, calibrated=True)
-    return Measured(plain, calibrated, evaluator.calibration_asked)
+        evaluator.final_calibration(x.kept)  # a phase of its own
+        with phase(f"measuring {label(name)}, calibrated", size, total) as advance:
+            calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, True, advance)
+    saved = None if before is None else before.saved
+    return Measured(_in_order(plain), _in_order(calibrated), evaluator.calibration_asked, saved)
+
+
+def _in_order(results: Mapping[str, PolicyResult]) -> dict[str, PolicyResult]:
+    """As tables have them, whatever was measured first."""
+    places = {name: i for i, name in enumerate(("dense", *BASELINES))}
+    return {name: results[name] for name in sorted(results, key=lambda name: places.get(name, len(places)))}
 
 
 def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, Allocation]:
-    """What every search is compared with: `dense`, `uniform` and `ffn-only`, as far as they reach the sparsity."""
-    policies = {"dense": whole(evaluator.units)}
+    """What every search is compared with: the dense model, and :func:`baselines`."""
+    return {"dense": whole(evaluator.units), **baselines(sparsity, evaluator.units)}
+
+
+def baselines(sparsity: float, units: tuple[PruneUnit, ...]) -> dict[str, Allocation]:
+    """`uniform` and `ffn-only`, as far as they reach the sparsity."""
+    policies = {}
     for name, baseline in BASELINES.items():
         try:
-            policies[name] = baseline(sparsity, evaluator.units)
+            policies[name] = baseline(sparsity, units)
         except ValueError as error:
             logger.warning("no %s to compare with: %s", name, error)
     return policies

@@ -12,7 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.run.folder import strict_json
+from ffprune_env.lm.replacing import replacing
+from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.samples import Sample
 
 logger = logging.getLogger(__name__)
@@ -123,9 +124,8 @@ def _read(path: Path) -> list[Sample]:
             samples.append(sample)
     if len(whole) < len(content):
         logger.warning("the last line of %s is broken, as a run leaves it that is cut off; it is dropped", path)
-        scratch = path.with_name(f".writing-{path.name}")
-        scratch.write_bytes(whole)
-        scratch.replace(path)
+        with replacing(path) as scratch:
+            scratch.write_bytes(whole)
     return samples
 
 

@@ -10,17 +10,11 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import torch
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import Figure, TensorBoardOutputFormat
 
-from ffprune_env.budget.units import PruneUnit
-from ffprune_env.run.plots import retention_plot
+from ffprune_env.lm.replacing import replacing
 from ffprune_env.search.samples import Sample
 from ffprune_env.search.schedule import ProgressiveSchedule
-
-# Histograms and images make sense to TensorBoard alone.
-_NOT_TENSORBOARD = ("stdout", "log", "json", "csv")
 
 
 class ProgressiveSchedulingCallback(BaseCallback):
@@ -65,24 +59,19 @@ class SampleCallback(BaseCallback):
     """Makes a :class:`Sample` of every environment step, logs it, and hands it on.
 
     Logs under ``search/``: sparsity, collapsed_rate, seconds; and under ``search_on_<n_t>/``, since others do not
-    compare and TensorBoard smooths its curves: reward, ppl, dense_ppl, and best_reward (so far, at the same σ_t). At
-    the end of every rollout, under ``retention/``, the rates of its last sample as a histogram and as a plot over
-    layers, if TensorBoard is logged to.
+    compare and TensorBoard smooths its curves: reward, ppl, dense_ppl, and best_reward (so far, at the same σ_t).
 
     Args:
-        units: the units of the model.
         listeners: called with each sample in turn: an archive, a log file, a progress bar.
     """
 
-    def __init__(self, units: tuple[PruneUnit, ...], *listeners: Callable[[Sample], None]) -> None:
+    def __init__(self, *listeners: Callable[[Sample], None]) -> None:
         super().__init__()
-        self.units = units
         self.listeners = listeners
         self._clock = 0.0
         self._count = 0
         self._collapsed = 0
         self._best: dict[tuple[float, int], float] = {}
-        self._last: Sample | None = None
 
     def _on_rollout_start(self) -> None:
         self._clock = time.perf_counter()
@@ -106,7 +95,6 @@ class SampleCallback(BaseCallback):
         return True
 
     def _log(self, sample: Sample) -> None:
-        self._last = sample
         self._count += 1
         self._collapsed += sample.collapsed
         task = sample.target_sparsity, sample.n_samples
@@ -118,15 +106,6 @@ class SampleCallback(BaseCallback):
                 self.logger.record(f"{'search' if key in ('sparsity', 'seconds') else measured}/{key}", value)
         self.logger.record(f"{measured}/best_reward", self._best[task])
         self.logger.record("search/collapsed_rate", self._collapsed / self._count)
-
-    def _on_rollout_end(self) -> None:
-        # Drawing takes a tenth of a second, in which a surrogate answers a thousand times: only where it is looked at.
-        drawn = any(isinstance(output, TensorBoardOutputFormat) for output in self.logger.output_formats)
-        if self._last is None or not drawn:
-            return
-        self.logger.record("retention/rates", torch.from_numpy(self._last.rates), exclude=_NOT_TENSORBOARD)
-        figure = retention_plot(self.units, {"last sample": self._last.rates})
-        self.logger.record("retention/layers", Figure(figure, close=False), exclude=_NOT_TENSORBOARD)
 
 
 _FROM_INFO = (
@@ -155,9 +134,8 @@ class CheckpointCallback(BaseCallback):
 
     def save(self) -> None:
         """Writes the checkpoint now."""
-        scratch = self.path.with_name(f".writing-{self.path.name}")
-        self.model.save(scratch)
-        scratch.replace(self.path)
+        with replacing(self.path) as scratch:
+            self.model.save(scratch)
 
 
 class InterruptCallback(BaseCallback):
@@ -184,6 +162,9 @@ class InterruptCallback(BaseCallback):
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         self.interrupted = True
         signal.signal(signal.SIGINT, self._previous)
+
+    def _on_training_end(self) -> None:
+        signal.signal(signal.SIGINT, self._previous)  # what follows ends as any program does
 
     def _on_step(self) -> bool:
         return not self.interrupted

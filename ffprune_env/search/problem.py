@@ -12,6 +12,7 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.budget.mapping import allocate_rates
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.protocol import SearchEvaluator
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
@@ -77,6 +78,10 @@ class Meter:
         self.spend(n_samples)
         return self.evaluator.measure_final(kept, n_samples)
 
+    def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
+        """Whether the evaluator would answer without reading text."""
+        return self.evaluator.remembers(kept, n_samples, kl)
+
     def dense(self, n_samples: int) -> float:
         """Perplexity of the dense model: measured once for everybody, and free."""
         return self.evaluator.dense(n_samples)
@@ -137,9 +142,43 @@ class Problem:
     calibration: RidgeCalibration | None = None
     windows: torch.Tensor | None = None
 
+    @classmethod
+    def of(
+        cls,
+        evaluator: SearchEvaluator,
+        sparsity: float,
+        *,
+        evaluations: int = 0,
+        seed: int = 0,
+        a_min: float = 0.2,
+        a_max: float = 1.0,
+    ) -> Problem:
+        """The question, and what an evaluator knows that helps to answer it.
+
+        Args:
+            evaluator: what is measured with. Of a language model everything is taken that a method may look at.
+            sparsity: σ.
+            evaluations: how often may be measured, on N_max windows.
+            seed: of everything that is drawn.
+            a_min: lowest retention rate.
+            a_max: highest.
+        """
+        meter = Meter(evaluator, evaluations)
+        if not isinstance(evaluator, LMEvaluator):
+            return cls(None, None, meter, sparsity, seed, a_min, a_max)
+        rewarded = evaluator.calibration if evaluator.calibrated else None
+        windows = evaluator.texts.get("curves")
+        known = evaluator.prunable, evaluator.statistics
+        return cls(*known, meter, sparsity, seed, a_min, a_max, rewarded, windows)
+
+    @property
+    def units(self) -> tuple[PruneUnit, ...]:
+        """The N units."""
+        return self.meter.units
+
     def allocate(self, rates: npt.ArrayLike) -> Allocation:
         """Rates moved by one constant to meet the budget: see :func:`~ffprune_env.budget.mapping.allocate_rates`."""
-        return allocate_rates(rates, self.sparsity, self.meter.units, a_min=self.a_min, a_max=self.a_max)
+        return allocate_rates(rates, self.sparsity, self.units, a_min=self.a_min, a_max=self.a_max)
 
     def look_inside(self, method: str) -> tuple[PrunableModel, torch.Tensor]:
         """The model, and text to look at it with; ValueError if there is none, naming the method that looked."""
@@ -150,6 +189,6 @@ class Problem:
     def start(self) -> FloatArray:
         """The rates that searches start from: `ffn-only` where it reaches the sparsity, else `uniform`."""
         try:
-            return ffn_only(self.sparsity, self.meter.units).rates
+            return ffn_only(self.sparsity, self.units).rates
         except ValueError:
-            return uniform(self.sparsity, self.meter.units).rates
+            return uniform(self.sparsity, self.units).rates

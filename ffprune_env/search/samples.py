@@ -42,6 +42,13 @@ class Sample:
     kl: float | None = None
 
 
+def told(sample: Sample) -> str:
+    """Reward, perplexity and σ of a sample, and on how many windows it was measured: others do not compare."""
+    perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f})"
+    windows = f"{sample.n_samples} window{'s' if sample.n_samples > 1 else ''}"
+    return f"reward {sample.reward:.3f}  {perplexities} on {windows}  σ {sample.target_sparsity:.3f}"
+
+
 class Archive:
     """The best samples of a search, by reward, among those that compare.
 

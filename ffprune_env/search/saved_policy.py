@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.lm.replacing import replacing
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -32,12 +32,32 @@ class SavedPolicy:
         weights: its tensors, by Stable-Baselines3's names.
         facts: ``groups`` (groups of every unit), the settings that scores depend on, ``targets`` and ``starts``: the
             sparsities it was trained for, and the mean actions that it started from, there and at others.
-        folder: where it was read from.
+        run: folder of the run that left it.
     """
 
     weights: Mapping[str, torch.Tensor]
     facts: Mapping[str, Any]
-    folder: Path
+    run: Path
+
+    @property
+    def targets(self) -> list[float]:
+        """The sparsities that it was trained for, ascending."""
+        return sorted(self.facts.get("targets", ()))
+
+    def require_fits(self, units: Sequence[PruneUnit], meaning: Mapping[str, Any]) -> None:
+        """Raises ValueError if it is of another model, or its scores meant something else; the message says what.
+
+        Args:
+            units: the units that it must score.
+            meaning: the settings that scores depend on.
+        """
+        if not _of_same_units(self.facts, units):
+            raise ValueError(f"the policy of {self.run} is of a model with other units: start from a run on this model")
+        for name, value in meaning.items():
+            if self.facts.get(name) != value:
+                raise ValueError(
+                    f"the policy of {self.run} was trained with {name} {self.facts.get(name)!r}, not {value!r}"
+                )
 
     def mean(self, sparsity: float) -> FloatArray:
         """The mean action at a target sparsity, [N] in [-1, 1]."""
@@ -55,7 +75,7 @@ class SavedPolicy:
         that reaches, the answer is taken from it, and moved by what training changed at the targets.
         """
         starts = {float(at): np.array(mean) for at, mean in self.facts.get("starts", {}).items()}
-        targets = sorted(self.facts.get("targets", ()))
+        targets = self.targets
         if not targets or not min(starts) - 1e-9 <= sparsity <= max(starts) + 1e-9:
             return self.mean(sparsity)
         known = _interpolate(sparsity, sorted(starts), [starts[at] for at in sorted(starts)])
@@ -93,39 +113,29 @@ def save_policy(
         starts: [N] mean actions that it started from, by sparsity, the targets among them.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.policy.state_dict().items()}
-    save_file(tensors, folder / f".writing-{_TENSORS}")
     knowledge = {str(at): mean.tolist() for at, mean in (starts or {}).items()}
     facts = {"params": [unit.n_params for unit in units], **settings, "targets": list(targets), "starts": knowledge}
-    (folder / f".writing-{_FACTS}").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    for name in (_TENSORS, _FACTS):
-        os.replace(folder / f".writing-{name}", folder / name)
-
-
-def require_policy(run: str | Path) -> None:
-    """Raises ValueError if a run has left no policy, or is none."""
-    for name in (_TENSORS, _FACTS):
-        file = Path(run) / "checkpoints" / name
-        if not file.is_file():
-            raise ValueError(f"no policy can be read from {run}, a folder that train/ppo.py left is needed: no {file}")
+    with replacing(folder / _FACTS) as described, replacing(folder / _TENSORS) as weights:
+        save_file(tensors, weights)
+        described.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
 def copy_policy(run: str | Path, folder: Path) -> None:
     """Keeps the policy that a run left under another folder, from where it can be read like that of a run."""
-    (folder / "checkpoints").mkdir(parents=True)
-    for name in (_TENSORS, _FACTS):
-        shutil.copyfile(Path(run) / "checkpoints" / name, folder / "checkpoints" / name)
+    with replacing(folder) as scratch:
+        (scratch / "checkpoints").mkdir(parents=True)
+        for name in (_TENSORS, _FACTS):
+            shutil.copyfile(Path(run) / "checkpoints" / name, scratch / "checkpoints" / name)
 
 
-def read_policy(run: str | Path, units: Sequence[PruneUnit], settings: Mapping[str, Any]) -> SavedPolicy:
+def read_policy(run: str | Path) -> SavedPolicy:
     """Reads the policy that a run left; no code and no pickle is read.
 
     Args:
         run: folder of the run.
-        units: the units that it must score.
-        settings: what its scores must have meant.
 
     Raises:
-        ValueError: there is no such policy, or it is of another model or other settings; the message says which.
+        ValueError: there is no such policy; the message says which file is missing or damaged.
     """
     folder = Path(run) / "checkpoints"
     try:
@@ -138,12 +148,7 @@ def read_policy(run: str | Path, units: Sequence[PruneUnit], settings: Mapping[s
         raise ValueError(
             f"no policy can be read from {run}, a folder that train/ppo.py left is needed: {reason}"
         ) from error
-    if not _of_same_units(facts, units):
-        raise ValueError(f"the policy of {run} is of a model with other units: start from a run on this model")
-    for name, value in settings.items():
-        if facts.get(name) != value:
-            raise ValueError(f"the policy of {run} was trained with {name} {facts.get(name)!r}, not {value!r}")
-    return SavedPolicy(weights, facts, folder)
+    return SavedPolicy(weights, facts, Path(run))
 
 
 def _of_same_units(facts: Mapping[str, Any], units: Sequence[PruneUnit]) -> bool:

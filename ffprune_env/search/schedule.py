@@ -1,4 +1,4 @@
-"""ProgressiveSchedule: one sigmoid makes the task harder and its measurement finer (Eqs. 3-5)."""
+"""ProgressiveSchedule: one sigmoid makes the task harder and its measurement finer (Eqs. 3-5; docs/design.md, 4.2)."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class ProgressiveSchedule:
     final_sparsity: float
     max_samples: int
     total_steps: int
-    alpha_start: float = 0.25
+    alpha_start: float = 0.5
     k: float = 0.01
     t0: float = 500.0
     min_sparsity: float = 0.0

@@ -6,48 +6,60 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ffprune_env.budget.mapping import Mapping
-from ffprune_env.cli.settings import require_in_range
+from ffprune_env.budget.mapping import MappingName
 from ffprune_env.env import Reward
+from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.schedule import ProgressiveSchedule
-from ffprune_env.search.starts.fisher_iterated import STEPS
-
-_TRANSFER_STEPS = 3
+from ffprune_env.texts.window_settings import WindowSettings
 
 
 @dataclass(frozen=True)
-class SearchSettings:
-    """Settings of a search by PPO; the fields are flags of ``train/ppo.py``, with their help."""
+class TargetSettings:
+    """What is to be found, and how long it may be searched for; the fields are flags, with their help."""
 
     sparsity: float | tuple[float, ...] = 0.2
-    """fraction of the prunable parameters to remove; of several one policy is trained over all, in turns"""
-    samples: int = 2
-    """windows of search text per evaluation at the end of the schedule (N_max)"""
-    final_samples: int = 8
-    """further windows of search text that the last candidates are compared on; neither start nor search sees them"""
-    mapping: Mapping = "waterfill"
+    """fraction of the prunable parameters to remove; of several, train/ppo.py trains one policy over all, in turns, and
+    evaluate/compare.py compares the methods at each"""
+    evaluations: int = 192
+    """candidates that a search measures, rounded up to whole rollouts; in a comparison, the budget of every search, in
+    measurements on all --search-windows: who measures on fewer windows makes more of them"""
+
+    @property
+    def targets(self) -> tuple[float, ...]:
+        """The sparsities asked for, each once, ascending."""
+        return tuple(sorted(set(self.sparsity))) if isinstance(self.sparsity, tuple) else (self.sparsity,)
+
+    @property
+    def target(self) -> float:
+        """The sparsity asked for, the highest if there are several."""
+        return self.targets[-1]
+
+
+@dataclass(frozen=True)
+class SearchSettings(WindowSettings, TargetSettings):
+    """Settings of a search by PPO; the fields are flags of ``train/ppo.py``, with their help."""
+
+    mapping: MappingName = "waterfill"
     """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
     a_min: float = 0.2
     """lowest retention rate of a unit"""
     a_max: float = 1.0
     """highest retention rate of a unit"""
 
-    timesteps: int = 192
-    """evaluations of the search, rounded up to whole rollouts of --n-steps"""
     alpha_start: float = 0.5
     """where the schedule of sparsity and samples starts, as a fraction of its end"""
     k: float = 0.01
-    """steepness of the schedule, for 1000 evaluations; rescaled to --timesteps"""
+    """steepness of the schedule, for 1000 evaluations; rescaled to --evaluations"""
     t0: float = 500.0
-    """middle of the schedule, for 1000 evaluations; rescaled to --timesteps"""
+    """middle of the schedule, for 1000 evaluations; rescaled to --evaluations"""
     ramp_sparsity: bool = False
     """let the schedule raise the sparsity, as in the paper; otherwise it is --sparsity from the start"""
-    ramp_samples: bool = True
-    """let the schedule raise the number of windows; otherwise it is --samples from the start"""
+    ramp_windows: bool = True
+    """let the schedule raise the number of windows; otherwise it is --search-windows from the start"""
 
     learning_rate: float = 1e-3
     """of Adam"""
-    n_steps: int = 4
+    rollout: int = 4
     """evaluations per policy update"""
     n_epochs: int = 10
     """passes over them per update"""
@@ -74,31 +86,17 @@ class SearchSettings:
     finalists: int = 2
     """best samples that are measured again at the final sparsity, beside ffn-only, the start and the policy's mean, all
     on windows that neither start nor search saw; the better half of them on twice as many, and so on up to
-    --final-samples"""
-
-    @property
-    def steps(self) -> int:
-        """Steps that the start takes on the pruned model."""
-        if self.mapping == "greedy" or self.init in ("none", "ffn-only", "fisher"):
-            return 0
-        usual = STEPS if self.init == "fisher-iterated" else _TRANSFER_STEPS
-        return usual if self.init_steps is None else self.init_steps
-
-    @property
-    def looks(self) -> bool:
-        """Whether the start looks at gradients on search text."""
-        return self.steps > 0 or (self.mapping == "waterfill" and self.init == "fisher")
+    --final-windows"""
 
     def require_allowed(self) -> None:
         """Raises ValueError, in the words of the command line, for what no model is needed to refuse."""
         for flag, value, least, most in (
-            ("--timesteps", self.timesteps, 2, math.inf),
-            ("--n-steps", self.n_steps, 2, math.inf),
+            ("--evaluations", self.evaluations, 2, math.inf),
+            ("--rollout", self.rollout, 2, math.inf),
             ("--n-epochs", self.n_epochs, 1, math.inf),
             ("--init-steps", self.init_steps, 2 if self.init == "fisher-iterated" else 0, math.inf),
             ("--finalists", self.finalists, 0, math.inf),
-            ("--samples", self.samples, 1, math.inf),
-            ("--final-samples", self.final_samples, 1, math.inf),
+            ("--final-windows", self.final_windows, 1, math.inf),
             ("--seed", self.seed, 0, 2**32 - 1),
             *(("--sparsity", target, 0, 1) for target in self.targets or (math.nan,)),
             ("--learning-rate", self.learning_rate, 1e-12, 1e3),
@@ -109,44 +107,39 @@ class SearchSettings:
             require_in_range(flag, value, least, most)
         self.schedule()
 
+    @property
+    def bounds(self) -> dict[str, float]:
+        """The bounds on retention rates, as arguments."""
+        return {"a_min": self.a_min, "a_max": self.a_max}
+
     def meaning(self) -> dict[str, Any]:
         """What the scores of a policy depend on: another search can start from it if these are the same."""
         return {name: getattr(self, name) for name in ("mapping", "a_min", "a_max", "action_scale")}
 
     @property
-    def targets(self) -> tuple[float, ...]:
-        """The sparsities asked for, each once, ascending."""
-        return tuple(sorted(set(self.sparsity))) if isinstance(self.sparsity, tuple) else (self.sparsity,)
-
-    @property
-    def target(self) -> float:
-        """The sparsity asked for, the highest if there are several."""
-        return self.targets[-1]
-
-    @property
-    def rollout(self) -> int:
+    def per_update(self) -> int:
         """Evaluations per policy update, no more than there are in all."""
-        return min(self.n_steps, self.timesteps)
+        return min(self.rollout, self.evaluations)
 
     @property
-    def evaluations(self) -> int:
+    def total(self) -> int:
         """Evaluations of the search: whole rollouts."""
-        return self.rollout * math.ceil(self.timesteps / self.rollout)
+        return self.per_update * math.ceil(self.evaluations / self.per_update)
 
     def schedule(self) -> ProgressiveSchedule:
         """The curriculum of the search."""
         return ProgressiveSchedule(
             self.target,
-            self.samples,
-            self.evaluations,
+            self.search_windows,
+            self.total,
             alpha_start=self.alpha_start,
             k=self.k,
             t0=self.t0,
             min_sparsity=1 - self.a_max,
             ramp_sparsity=self.ramp_sparsity,
-            ramp_samples=self.ramp_samples,
+            ramp_samples=self.ramp_windows,
             targets=self.targets,
-            turn=self.rollout,
+            turn=self.per_update,
         )
 
     def windows(self) -> int:
@@ -154,14 +147,14 @@ class SearchSettings:
         schedule = self.schedule()
         candidates = 3 + self.finalists
         finals = sum(rivals * n for rivals, n in self.rounds(candidates))
-        return sum(schedule.samples(t) for t in range(self.evaluations)) + finals
+        return sum(schedule.samples(t) for t in range(self.total)) + finals
 
     def rounds(self, candidates: int) -> list[tuple[int, int]]:
         """Successive halving of the finalists: how many are measured, on how many windows, round after round."""
-        plan = [(candidates, min(2 * self.samples, self.final_samples))]
-        while plan[-1][1] < self.final_samples and plan[-1][0] > 1:
+        plan = [(candidates, min(2 * self.search_windows, self.final_windows))]
+        while plan[-1][1] < self.final_windows and plan[-1][0] > 1:
             rivals, n = plan[-1]
-            plan.append((max(2, rivals // 2) if rivals > 2 else rivals, min(2 * n, self.final_samples)))
+            plan.append((max(2, rivals // 2) if rivals > 2 else rivals, min(2 * n, self.final_windows)))
         return plan
 
 
@@ -171,16 +164,16 @@ def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
     Raises:
         ValueError: not even two evaluations and the finalists fit.
     """
-    rollouts, too_many = 0, windows // settings.n_steps + 1  # an evaluation takes one window at the least
+    rollouts, too_many = 0, windows // settings.rollout + 1  # an evaluation takes one window at the least
     while too_many - rollouts > 1:
         middle = (rollouts + too_many) // 2
-        fits = replace(settings, timesteps=middle * settings.n_steps).windows() <= windows
+        fits = replace(settings, evaluations=middle * settings.rollout).windows() <= windows
         rollouts, too_many = (middle, too_many) if fits else (rollouts, middle)
     if rollouts:
-        return replace(settings, timesteps=rollouts * settings.n_steps)
-    if settings.final_samples > 1:  # rather a search than a closer look at what it found
-        return affordable(replace(settings, final_samples=settings.final_samples // 2), windows)
-    shorter = [replace(settings, timesteps=timesteps) for timesteps in range(settings.n_steps, 1, -1)]
+        return replace(settings, evaluations=rollouts * settings.rollout)
+    if settings.final_windows > 1:  # rather a search than a closer look at what it found
+        return affordable(replace(settings, final_windows=settings.final_windows // 2), windows)
+    shorter = [replace(settings, evaluations=evaluations) for evaluations in range(settings.rollout, 1, -1)]
     for candidate in shorter:
         if candidate.windows() <= windows:
             return candidate

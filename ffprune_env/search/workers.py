@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.identity import (
     Identity,
     identity_of_model,
@@ -103,6 +104,31 @@ class Workers:
         self._make = ray.remote(**resources, scheduling_strategy=there)(_Worker).remote
         self._arguments, self._identity = dict(evaluator), identity
         self.actors = [self._make(self._arguments, self._identity) for _ in range(count)]
+
+    @classmethod
+    def like(
+        cls,
+        evaluator: LMEvaluator,
+        count: int,
+        settings: Mapping[str, Any],
+        address: str | None = None,
+        identity: Identity | None = None,
+    ) -> Workers:
+        """Workers that measure what an evaluator here would, of the same heads and channels in the same order.
+
+        Args:
+            evaluator: the one here.
+            count: how many.
+            settings: that it was built with, by name, the model and its text among them; others may be there too.
+            address: see above, as for ``identity``.
+            identity: of the model, the texts and the versions here.
+        """
+        device = evaluator.prunable.device.type
+        measuring = {name: settings[name] for name in ("model", "text", *asdict(EvaluatorSettings()))}
+        loading = {name: settings[name] for name in ("dtype", "trust_remote_code")}
+        order = [members.cpu().numpy() for members in evaluator.prunable.order]
+        arguments = {**measuring, **loading, "device": device, "order": order}
+        return cls(count, arguments, address, device == "cuda", identity)
 
     def ask(
         self, questions: Sequence[Question], heard: Callable[[Question, float, float | None], None] | None = None
@@ -226,11 +252,12 @@ class _Worker:
         of_model = {name: arguments[name] for name in inspect.signature(load_model).parameters if name in arguments}
         model, tokenizer = load_model(str(arguments["model"]), **of_model)
         self.identity = {**identity_of_versions(), **identity_of_model(model)}
-        others = {name: value for name, value in arguments.items() if name != "model" and name not in of_model}
-        self.evaluator = build_evaluator(model, tokenizer, **others)
+        text, order = str(arguments["text"]), arguments.get("order")
+        others = {name: value for name, value in arguments.items() if name not in (*of_model, "model", "text", "order")}
+        self.evaluator = build_evaluator(model, tokenizer, text, EvaluatorSettings(**others), order)
         self.identity |= identity_of_texts(self.evaluator.texts)
         self.expected = identity
-        self.names = (str(arguments["model"]), text_names(str(arguments["text"]), None, self.evaluator.texts))
+        self.names = (str(arguments["model"]), text_names(text, None, self.evaluator.texts))
 
     def measure(self, question: Question) -> tuple[float, float | None]:
         if self.expected is not None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import load_windows
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class Shares:
     curves: tuple[int, ...]
 
 
-def share_out(there: int, samples: int, final_samples: int = 0, curve_windows: int = 0) -> Shares:
+def share_out(there: int, search_windows: int, final_windows: int = 0, curve_windows: int = 0) -> Shares:
     """Shares windows out, every purpose spread over the whole text.
 
     Where there are fewer than asked for, the search has its own in full; the curves get fewer, down to as many as the
@@ -51,25 +52,27 @@ def share_out(there: int, samples: int, final_samples: int = 0, curve_windows: i
 
     Args:
         there: windows that there are.
-        samples: windows to search on, at least 1.
-        final_samples: windows for finalists.
+        search_windows: windows to search on, at least 1.
+        final_windows: windows for finalists.
         curve_windows: windows for damage curves.
 
     Raises:
         ValueError: somebody would get none of what was asked for; the message says what is needed.
     """
-    if min(samples - 1, final_samples, curve_windows) < 0:
-        raise ValueError(f"{samples}, {final_samples} and {curve_windows} were asked for, 1, 0 and 0 are the fewest")
-    left = there - samples
-    finals = max(0, min(final_samples, max(left - curve_windows, left // 2)))
+    if min(search_windows - 1, final_windows, curve_windows) < 0:
+        raise ValueError(
+            f"{search_windows}, {final_windows} and {curve_windows} were asked for, 1, 0 and 0 are the fewest"
+        )
+    left = there - search_windows
+    finals = max(0, min(final_windows, max(left - curve_windows, left // 2)))
     curves = max(0, min(curve_windows, left - finals))
-    if left < 0 or finals < min(final_samples, 1) or curves < min(curve_windows, 1):
-        others = min(final_samples, 1) + min(curve_windows, 1)
+    if left < 0 or finals < min(final_windows, 1) or curves < min(curve_windows, 1):
+        others = min(final_windows, 1) + min(curve_windows, 1)
         more = f" to search on, and {others} more are needed for finalists and damage curves" if others else ""
-        raise ValueError(f"{samples} were asked for{more}")
+        raise ValueError(f"{search_windows} were asked for{more}")
     free = list(range(there))
     chosen = []
-    for n in (finals, samples, curves):
+    for n in (finals, search_windows, curves):
         mine = _spread(free, n)
         free = [i for i in free if i not in mine]
         chosen.append(mine)
@@ -99,12 +102,7 @@ def load_planned_windows(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     text: str,
-    *,
-    seq_len: int,
-    samples: int,
-    final_samples: int = 0,
-    curve_windows: int = 0,
-    calibration_windows: int,
+    asked: WindowSettings,
 ) -> PlannedWindows:
     """All windows that a search looks at; test text is another part, or another text.
 
@@ -112,36 +110,34 @@ def load_planned_windows(
         model: what the windows are for: one whose context is shorter uses its own maximum.
         tokenizer: its tokenizer.
         text: see :func:`ffprune_env.load_windows`.
-        seq_len: tokens per window.
-        samples: windows of search text that a search measures on.
-        final_samples: windows that its last candidates are ranked on; fewer where the text is short, which is logged.
-        curve_windows: windows for damage curves; fewer likewise.
-        calibration_windows: windows that ranking and calibration see, or all there are if those are fewer.
+        asked: tokens per window, and windows for every purpose; fewer for the last candidates and for damage curves
+            where the text is short, which is logged, and for ranking and calibration, which take what there is.
 
     Raises:
         ValueError: an unknown name, or a text too short.
         OSError: the text cannot be read.
     """
-    asked = samples + final_samples + curve_windows
-    pool = load_windows(text, tokenizer, "search", seq_len, asked, or_fewer=True, model=model)
+    wanted = {"search": asked.search_windows, "finalists": asked.final_windows, "curves": asked.curve_windows}
+    pool = load_windows(text, tokenizer, "search", asked.seq_len, sum(wanted.values()), or_fewer=True, model=model)
     seq_len = pool.shape[1]
     try:
-        shares = share_out(len(pool), samples, final_samples, curve_windows)
+        shares = share_out(len(pool), *wanted.values())
     except ValueError as error:
         raise ValueError(
             f"text {text} (search part) has {len(pool)} windows of {seq_len} tokens, {error}: ask for fewer or shorter "
             f"windows, or give a longer text"
         ) from error
-    got = {"curves": len(shares.curves), "finalists": len(shares.finalists)}
-    if got != {"curves": curve_windows, "finalists": final_samples}:
+    got = {purpose: len(indices) for purpose, indices in vars(shares).items()}
+    if got != wanted:
         logger.warning(
             "text %s (search part) has %d windows of %d tokens, %d were asked for: damage curves get %d of %d, "
             "finalists %d of %d",
-            *(text, len(pool), seq_len, asked, got["curves"], curve_windows, got["finalists"], final_samples),
+            *(text, len(pool), seq_len, sum(wanted.values())),
+            *(got["curves"], wanted["curves"], got["finalists"], wanted["finalists"]),
         )
     texts = {purpose: pool[list(indices)] for purpose, indices in vars(shares).items() if indices}
     texts["calibration"] = load_windows(
-        text, tokenizer, "calibration", seq_len, calibration_windows, or_fewer=True, model=model
+        text, tokenizer, "calibration", seq_len, asked.calibration_windows, or_fewer=True, model=model
     )
     return PlannedWindows(text, len(pool), shares, texts)
 
@@ -205,7 +201,7 @@ def windows_made(texts: Mapping[str, torch.Tensor]) -> dict[str, int]:
         By the names of the settings.
     """
     made = {"seq_len": texts["search"].shape[1]}
-    numbers = {"samples": "search", "final_samples": "finalists", "curve_windows": "curves"}
+    numbers = {"search_windows": "search", "final_windows": "finalists", "curve_windows": "curves"}
     for name, purpose in {**numbers, "calibration_windows": "calibration", "test_windows": "test"}.items():
         if purpose in texts:
             made[name] = len(texts[purpose])

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import byte_tokenizer, load_script, tiny_model
+from plain import plainly
 
 import ffprune_env as ff
 from ffprune_env.evaluators.language_model import LMEvaluator
@@ -28,8 +29,8 @@ def runs(tiny_folder, text_file, tmp_path_factory):
     """Two searches of one model that differ in sparsity and seed, and one of several sparsities."""
     root, ppo = tmp_path_factory.mktemp("runs"), load_script("train/ppo.py")
     flags = {
-        "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
-        "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 4, "--n-steps": 4, "--dtype": "float32",
+        "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--search-windows": 2, "--calibration-windows": 2,
+        "--test-seq-len": 64, "--test-windows": 2, "--evaluations": 4, "--rollout": 4, "--dtype": "float32",
         "--alpha-start": 1,
     }  # fmt: skip
     for name, sparsities, seed in (("one", (0.2,), 0), ("two", (0.3,), 1), ("several", (0.2, 0.3), 0)):
@@ -112,11 +113,12 @@ def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monk
     (damaged / "config.yaml").write_text(yaml.safe_dump({**config, "sparsity": "some"}))
     earlier = tmp_path / "earlier"  # of a version that did not calibrate in sequence
     earlier.mkdir()
-    del config["sequential"]
+    del config["calibration"], config["reward_model"]
+    config["calibrated"] = True
     (earlier / "config.yaml").write_text(yaml.safe_dump(config))
     for arguments, message in (
         ((runs / "one", tmp_path, "--test-text", other_text), "has seq_len 32,"),
-        ((runs / "one", earlier, "--test-text", other_text), "has sequential False,"),
+        ((runs / "one", earlier, "--test-text", other_text), "has calibration 'ridge', the first run has 'sequential'"),
         ((damaged, "--test-text", other_text), "its sparsity is 'some', not one number or several"),
         ((runs / "one", "--test-text", text_file), "is what the runs were searched on"),
         ((runs / "absent", "--test-text", other_text), "No such file"),
@@ -163,7 +165,7 @@ def test_runs_are_measured_in_the_order_that_they_have(
     script, runs, other_text, monkeypatch, capsys, tmp_path, request, caplog
 ):
     test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1, "--json", tmp_path / "x.json")
-    test += ("--windows", 1) if script == "reward_study" else ()
+    test += ("--rewarded-on", 1) if script == "reward_study" else ()
 
     def measured(*runs):
         code, _, err = run_script(f"evaluate/{script}.py", monkeypatch, capsys, *runs, *test)
@@ -238,7 +240,7 @@ def test_latency_compares_speed_memory_and_size(runs, tiny_folder, monkeypatch, 
 
 
 def test_bench_times_a_step_and_what_it_is_made_of(tiny_folder, text_file, monkeypatch, capsys, tmp_path):
-    arguments = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--samples", 2, "--rounds", 2)
+    arguments = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--search-windows", 2, "--rounds", 2)
     code, out, _ = run_script("evaluate/bench.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json")
     assert code == 0
     for word in ("σ = 0.5", "of the roofline", "linear layers alone", "usual way / env.step", "peak memory"):
@@ -289,7 +291,18 @@ def test_a_pruned_model_is_smaller_than_what_it_was_made_from(tmp_path):
 
 
 def test_rewards_are_studied_on_the_policies_of_a_run(runs, other_text, monkeypatch, capsys, tmp_path):
-    arguments = (runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 2, "--windows", 1, 3)
+    arguments = (
+        runs / "one",
+        "--test-text",
+        other_text,
+        "--test-seq-len",
+        64,
+        "--test-windows",
+        2,
+        "--rewarded-on",
+        1,
+        3,
+    )
     code, out, _ = run_script(
         "evaluate/reward_study.py", monkeypatch, capsys, *arguments, "--policies", 4, "--json", tmp_path / "x.json"
     )
@@ -300,12 +313,16 @@ def test_rewards_are_studied_on_the_policies_of_a_run(runs, other_text, monkeypa
     evaluator = ff.load_evaluator(
         str(yaml.safe_load((runs / "one" / "config.yaml").read_text())["model"]),
         yaml.safe_load((runs / "one" / "config.yaml").read_text())["text"],
-        seq_len=64,
-        n_samples=3,
-        calibration_windows=2,
-        criterion="surgeon",
         dtype="float32",
-        calibrated=True,
+        **plainly(
+            seq_len=64,
+            calibration_windows=2,
+            criterion="surgeon",
+            search_windows=3,
+            calibration="ridge",
+            reward_model="calibrated",
+            batch_size=None,
+        ),
     )
     ppl, kl = evaluator.compare(ff.uniform(0.2, evaluator.units).kept, 3)
     assert measured["ppl 3"][4] == pytest.approx(ppl / evaluator.dense(3), rel=1e-5)

@@ -149,4 +149,4 @@ def test_bad_input_gets_one_line(run, tiny_folder, text_file, tmp_path):
 def test_a_file_that_cannot_be_written_is_found_out_first(tmp_path):
     script = load_script("evaluate/perplexity.py")
     with pytest.raises(OSError, match="there is no folder"):
-        script.measure(script.Args("absent", json=tmp_path / "no" / "x.json"))
+        script.measure(script.Args(measured="absent", json=tmp_path / "no" / "x.json"))

@@ -20,17 +20,18 @@ from safetensors.torch import load_file, save_file
 import ffprune_env as ff
 from ffprune_env.comparison.cells import Cell, ComparisonFolder, cell_name
 from ffprune_env.comparison.contest import REBUILDERS, Subject, ask_final, rebuild_and_measure, search_and_measure
+from ffprune_env.comparison.plan import ANSWERING
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.zero_shot import TaskResult, ZeroShot
 from ffprune_env.evaluators.zero_shot_tasks import TASKS
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.methods.ablations import ABLATIONS
+from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.registry import METHODS, Method, settings_of
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores, wifv_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
-from ffprune_env.search.ppo import ppo
 from ffprune_env.search.settings import SearchSettings
 
 
@@ -39,10 +40,10 @@ def subject_of(model, windows: torch.Tensor) -> Subject:
     prunable = PrunableModel(model)
     stats = collect_statistics(prunable, windows)
     prunable.rank(wanda_scores(prunable, stats))
-    texts = {"finalists": windows.flip(1)}
+    texts = {"finalists": windows.flip(1), "curves": windows, "calibration": windows}
     evaluator = LMEvaluator(prunable, windows, 1, ff.RidgeCalibration(prunable, stats), True, stats, texts=texts)
     plain = LMEvaluator(prunable, windows, 1, evaluator.calibration, False, stats, texts=texts)
-    return Subject(evaluator, plain, windows, windows, windows)
+    return Subject(evaluator, plain, windows, windows)
 
 
 def pruned_by_hand(model, windows, sparsity: float):
@@ -201,10 +202,8 @@ def test_a_folder_is_for_one_setting(tmp_path):
     ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01}).add(CELL)
     with pytest.raises(ValueError, match=r"was made with ridge 0.01, not 0.1: give another --out"):
         ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.1})
-    one_by_one = {"model": "m", "ridge": 0.01, "channels_per_group": 1}  # as it was before that was a setting
-    assert ComparisonFolder(tmp_path, one_by_one).cell(CELL.method, CELL.target_sparsity, CELL.seed) == CELL
-    with pytest.raises(ValueError, match="was made with channels_per_group 1, not 32"):
-        ComparisonFolder(tmp_path, {**one_by_one, "channels_per_group": 32})
+    with pytest.raises(ValueError, match="was made with channels_per_group None, not 32"):
+        ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01, "channels_per_group": 32})
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"method": "ppo"}'])
@@ -222,7 +221,7 @@ def compare(monkeypatch, tiny_folder, text_file, tmp_path, capsys):
     monkeypatch.setenv("COLUMNS", "200")
     module = load_script("evaluate/compare.py")
     flags = {
-        "--model": tiny_folder, "--text": text_file, "--out": tmp_path / "out", "--seq-len": 64, "--samples": 2,
+        "--model": tiny_folder, "--text": text_file, "--out": tmp_path / "out", "--seq-len": 64, "--search-windows": 2,
         "--calibration-windows": 4, "--test-seq-len": 64, "--test-windows": 3, "--dtype": "float32",
         "--evaluations": 12,
     }  # fmt: skip
@@ -275,7 +274,7 @@ def test_the_report_has_the_windows_that_were_made_of_what_was_asked_for(compare
     asked = {"seq_len": 1024, "test_seq_len": 2048, "calibration_windows": 500, "curve_windows": 300}
     assert compare("--methods", "uniform", "--sparsity", "0.2", **asked)[0] == 0
     shown = json.loads((compare.out / "comparison.json").read_text())["settings"]
-    assert (shown["seq_len"], shown["test_seq_len"], shown["samples"], shown["test_windows"]) == (128, 128, 2, 3)
+    assert (shown["seq_len"], shown["test_seq_len"], shown["search_windows"], shown["test_windows"]) == (128, 128, 2, 3)
     assert shown["calibration_windows"] < 500
     assert shown["curve_windows"] < 300
     counted = f"curves {shown['curve_windows']} of 128 tokens, calibration {shown['calibration_windows']} of 128 tokens"
@@ -430,7 +429,7 @@ def test_bad_input_gets_one_line(compare, changes, message):
     assert len(err.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize("words", [("--methods", "ppo"), ("--no-calibrated",)])
+@pytest.mark.parametrize("words", [("--methods", "ppo"), ("--reward-model", "cut")])
 def test_the_ablation_takes_no_methods_and_both_rewards(compare, words):
     code, _, err = compare("--ablation", *words)
     assert code == 2
@@ -527,7 +526,7 @@ def test_a_cell_of_another_folder_or_other_defaults_is_refused_by_name(compare, 
     file.write_text(json.dumps(cell))
     settings = SearchSettings(learning_rate=3e-4)
     with monkeypatch.context() as patch:
-        patch.setitem(compare.module._SEARCHED, "ppo", Method(partial(ppo, settings=settings), searches=True))
+        patch.setitem(ANSWERING, "ppo", Method(partial(ppo, settings=settings), searches=True))
         code, out, err = compare("--methods", "ppo")
     assert code == 2
     (line,) = err.splitlines()
@@ -592,11 +591,11 @@ def test_a_cell_says_how_it_was_calibrated_and_is_marked_where_that_is_not_as_as
     """Memory runs out for one method: those after it are calibrated in sequence, and nothing is mixed in silently."""
     fit, fitted = SequentialCalibration._fit, []
 
-    def first_fails(self, batches):
+    def first_fails(self, *given):
         fitted.append(self)
         if len(fitted) == 1:
             raise torch.OutOfMemoryError
-        fit(self, batches)
+        fit(self, *given)
 
     with monkeypatch.context() as patch:
         patch.setattr(SequentialCalibration, "_fit", first_fails)
@@ -621,7 +620,7 @@ def test_zero_shot_asks_the_model_whose_perplexity_stands_beside(windows, monkey
     """What was calibrated by Eqs. 6-7 alone stays so, though memory would do now; and what was not is not asked so."""
     subject = subject_of(tiny_model("llama-gqa"), windows)
     evaluator = subject.evaluator
-    evaluator._sequential = windows
+    evaluator._sequential = True
     asked = []
 
     def ask(model):

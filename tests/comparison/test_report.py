@@ -79,7 +79,7 @@ def make_comparison(sparsities=(0.2, 0.3), seeds=3, methods=tuple(METHODS), n_la
     return Comparison(
         settings={
             "model": "smollm2-135m", "text": "wiki.valid.tokens", "test_text": "wiki.test.raw", "seq_len": 512,
-            "samples": 16, "evaluations": 512, "calibrated": True, "ridge": 0.01, "test_windows": 40,
+            "search_windows": 16, "evaluations": 512, "calibration": "ridge", "ridge": 0.01, "test_windows": 40,
             "test_seq_len": 2048, "command": "python evaluate/compare_methods.py --model smollm2-135m --seeds 0 1 2",
         },
         units=[

@@ -229,27 +229,42 @@ def test_the_file_names_the_dense_family_and_all_else_the_pruned_one(tmp_path, f
         edit_config(tmp_path / "out", model_type=f"ffprune_{dense_family}")
 
 
-LOOKS = """
-import importlib, importlib.util, ffprune_env
-name = "transformers.models.auto.configuration_auto"
-importlib.util.find_spec(name)  # asked for, and not imported
-module = importlib.import_module(name)
-assert "ffprune_llama" in module.CONFIG_MAPPING
-assert "ffprune_llama" in importlib.reload(module).CONFIG_MAPPING
-"""
+PLAIN = "import sys\nfrom transformers import AutoModelForCausalLM\nAutoModelForCausalLM.from_pretrained(sys.argv[1])"
 
 
 @pytest.mark.parametrize(
     "first",
-    ["import ffprune_env", "from transformers import LlamaModel", LOOKS],
-    ids=["before", "after", "looked-for"],
+    [
+        "import transformers, ffprune_env",
+        "from transformers import LlamaModel\nimport ffprune_env",
+        "import ffprune_env\nffprune_env.register_auto_classes()",
+        "import ffprune_env, transformers\nffprune_env.PrunableModel",
+        "import transformers, ffprune_env\nffprune_env.register_auto_classes()\nffprune_env.LMEvaluator",
+    ],
+    ids=["transformers-first", "models-first", "on-demand", "name-after", "twice"],
 )
-def test_importing_ffprune_is_enough_in_any_order(tmp_path, first):
+def test_auto_classes_load_it_once_they_know_it(tmp_path, first):
     prunable, _, kept = ranked("llama-gqa")
     ff.save_pruned(prunable, kept, tmp_path / "out")
-    code = f"{first}\nimport sys\nimport ffprune_env\nfrom transformers import AutoModelForCausalLM\n"
-    done = run_fresh(f"{code}AutoModelForCausalLM.from_pretrained(sys.argv[1])", tmp_path / "out", cwd=tmp_path)
+    done = run_fresh(f"{first}\n{PLAIN}", tmp_path / "out", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_what_loads_a_model_registers_the_pruned_families(tmp_path):
+    prunable, _, kept = ranked("llama-gqa")
+    ff.save_pruned(prunable, kept, tmp_path / "out", byte_tokenizer())
+    for load in ("load_pruned(sys.argv[1])", "load_model(sys.argv[1], device='cpu')"):
+        done = run_fresh(f"import sys, ffprune_env\nffprune_env.{load}\n{PLAIN}", tmp_path / "out", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_importing_leaves_the_finders_of_modules_alone(tmp_path):
+    code = "import sys\nbefore = list(sys.meta_path)\nimport ffprune_env\nassert sys.meta_path == before"
+    assert run_fresh(code, cwd=tmp_path).returncode == 0
+    code = f"import ffprune_env\n{PLAIN}"  # not registered: the dense architecture, whose sizes differ
+    prunable, _, kept = ranked("llama-gqa")
+    ff.save_pruned(prunable, kept, tmp_path / "out")
+    assert "ignore_mismatched_sizes" in run_fresh(code, tmp_path / "out", cwd=tmp_path).stderr
 
 
 def test_torch_compile_computes_the_same(written):

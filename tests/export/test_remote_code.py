@@ -92,7 +92,7 @@ def words_of(reader, run, tmp_path):
         "resume": ("train/ppo.py", "--resume", run),
         "config": ("train/ppo.py", "--config", run / "config.yaml", "--run", tmp_path / "again"),
         "compare_runs": ("evaluate/compare_runs.py", run, *test),
-        "reward_study": ("evaluate/reward_study.py", run, *test, "--windows", 1, "--policies", 3),
+        "reward_study": ("evaluate/reward_study.py", run, *test, "--rewarded-on", 1, "--policies", 3),
     }[reader]
 
 
@@ -140,6 +140,6 @@ def test_code_in_a_pruned_folder_from_elsewhere_does_not_run(ppo_script, whole, 
 def test_nothing_that_a_config_holds_is_taken_for_trust(ppo_script, tmp_path, config):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     for flags in (["--config", str(tmp_path / "config.yaml")], ["--resume", str(tmp_path)]):
-        assert not parse_settings(flags, ppo_script.PRESETS).trust_remote_code
+        assert not parse_settings(flags, ppo_script.Args, ppo_script.PRESETS).trust_remote_code
         for flag in ("--trust-remote-code", "--trust_remote_code"):
-            assert parse_settings([*flags, flag], ppo_script.PRESETS).trust_remote_code
+            assert parse_settings([*flags, flag], ppo_script.Args, ppo_script.PRESETS).trust_remote_code

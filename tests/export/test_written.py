@@ -19,6 +19,7 @@ from ffprune_env.export.writable import can_be_saved
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics
+from ffprune_env.run import saved_model
 
 WRITTEN = ("opt", "llama", "llama-gqa", "mistral", "qwen2")
 PROMPT = torch.tensor([[5, 17, 23, 200, 3]])
@@ -245,7 +246,7 @@ def test_a_run_of_an_untied_checkpoint_writes_what_it_measured(ppo_script, text_
 def test_a_run_whose_model_on_disk_is_another_says_so_and_fails(
     ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, capsys
 ):
-    load = ppo_script.load_pruned
+    load = saved_model.load_pruned
 
     def loads_another(folder, **options):
         weights = load_file(folder / "model.safetensors")
@@ -253,7 +254,7 @@ def test_a_run_whose_model_on_disk_is_another_says_so_and_fails(
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
         return load(folder, **options)
 
-    monkeypatch.setattr(ppo_script, "load_pruned", loads_another)
+    monkeypatch.setattr(saved_model, "load_pruned", loads_another)
     assert run_main(ppo_script, settings(tiny_folder, text_file, tmp_path / "run", dtype="float32")) == 1
     (line,) = capsys.readouterr().err.splitlines()
     best = best_of(tmp_path / "run")

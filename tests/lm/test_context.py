@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAMILIES, LLAMA_LIKE, byte_tokenizer, load_script, tiny_model
+from plain import plain
 from tiny_runs import run_main, settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,7 +48,7 @@ def other_text(tmp_path_factory):
 def run(model_folder, text_file, other_text, tmp_path_factory):
     """The folder of a run that asked for windows of search and test text that are too long."""
     folder = tmp_path_factory.mktemp("runs") / "run"
-    asked = {"seq-len": 1024, "test-seq-len": 2048, "test-text": other_text, "timesteps": 4, "alpha-start": 1}
+    asked = {"seq-len": 1024, "test-seq-len": 2048, "test-text": other_text, "evaluations": 4, "alpha-start": 1}
     arguments = settings(model_folder, text_file, folder, **asked)
     assert run_main(load_script("train/ppo.py"), [*arguments, "--dtype", "float32", "--no-save-model"]) == 0
     return folder
@@ -88,7 +89,7 @@ def test_runs_search_and_are_compared_on_windows_that_the_model_takes(run, other
 def test_rewards_are_studied_on_windows_that_the_model_takes(run, other_text, monkeypatch, tmp_path):
     measured = []
     for seq_len in (CONTEXT, 2048):
-        flags = ("--test-seq-len", seq_len, "--test-windows", 2, "--windows", 1, "--policies", 3)
+        flags = ("--test-seq-len", seq_len, "--test-windows", 2, "--rewarded-on", 1, "--policies", 3)
         arguments = (run, "--test-text", other_text, *flags, "--json", tmp_path / "x.json")
         script(monkeypatch, "evaluate/reward_study.py", *arguments)
         measured.append(json.loads((tmp_path / "x.json").read_text()))
@@ -103,9 +104,9 @@ def test_methods_are_compared_on_windows_that_the_model_takes(
     flags = (
         "--test-windows",
         2,
-        "--samples",
+        "--search-windows",
         2,
-        "--final-samples",
+        "--final-windows",
         2,
         "--calibration-windows",
         2,
@@ -124,7 +125,7 @@ def test_gguf_files_are_compared_on_windows_that_the_model_takes(model_folder, o
     monkeypatch.setattr(export, "llama_cpp_perplexity", lambda path, windows: seen.append(windows.shape) or 1.0)
     monkeypatch.setattr(export, "tokens_of", lambda path, sample: [])
     monkeypatch.setattr(export.console, "width", 300)
-    export.compare(export.Args(model_folder, Path("x.gguf"), windows=2, text=str(other_text)))
+    export.compare(export.Args(pruned=model_folder, file=Path("x.gguf"), windows=2, text=str(other_text)))
     assert seen == [(2, CONTEXT)]
     ours = re.search(r"ours ([0-9.]+) \(float32\)", capsys.readouterr().out)
     assert ours is not None
@@ -133,7 +134,9 @@ def test_gguf_files_are_compared_on_windows_that_the_model_takes(model_folder, o
 
 def test_an_evaluator_has_windows_that_the_model_takes_and_says_so_once(model_folder, text_file, caplog):
     model, tokenizer = ff.load_model(str(model_folder), dtype="float32", device="cpu")
-    evaluator = build_evaluator(model, tokenizer, str(text_file), seq_len=512, n_samples=2, calibration_windows=2)
+    evaluator = build_evaluator(
+        model, tokenizer, str(text_file), plain(seq_len=512, calibration_windows=2, search_windows=2)
+    )
     assert evaluator.windows.shape == (2, CONTEXT)
     said = [x.getMessage() for x in caplog.records if x.levelno == logging.WARNING]
     assert said.count("the model takes 64 tokens: windows have as many, not 512") == 1
@@ -150,7 +153,7 @@ def test_no_script_makes_windows_without_naming_the_model():
             if isinstance(node, ast.Call) and getattr(node.func, "id", getattr(node.func, "attr", None)) in makers:
                 calls.append(f"{path.name}:{node.lineno}")
                 assert any(keyword.arg == "model" for keyword in node.keywords), calls[-1]
-    assert len(calls) >= 10
+    assert len(calls) >= 8
 
 
 def one_layer(kind, changes):

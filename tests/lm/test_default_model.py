@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from conftest import load_script
+from plain import plain
 
 import ffprune_env as ff
 from ffprune_env.evaluators.build import build_evaluator
@@ -21,7 +22,9 @@ def pruned(tmp_path_factory):
     """`uniform` at σ = 0.3, whose query heads share keys unevenly, and windows of test text."""
     torch.set_num_threads(2)
     model, tokenizer = ff.load_model("smollm2-135m")
-    evaluator = build_evaluator(model, tokenizer, "python-docs", seq_len=256, calibration_windows=16, ridge=0.01)
+    evaluator = build_evaluator(
+        model, tokenizer, "python-docs", plain(seq_len=256, calibration_windows=16, ridge=0.01, calibration="ridge")
+    )
     kept = ff.uniform(0.3, evaluator.units).kept
     folder = tmp_path_factory.mktemp("default") / "model"
     ff.save_pruned(evaluator.prunable, kept, folder, tokenizer, evaluator.calibration)

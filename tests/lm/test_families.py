@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import load_script
 
+from ffprune_env.export import trial
+
 SCRIPT = "evaluate/families.py"
 
 
@@ -27,7 +29,7 @@ SCRIPT = "evaluate/families.py"
     ],
 )
 def test_a_family_is_right_or_refused(family, done, reason):
-    outcome = load_script(SCRIPT).examine(family)
+    outcome = trial.examine(family)
     assert outcome.fault == ""
     assert (outcome.measured, outcome.searched, outcome.written) == done
     assert outcome.reason.startswith(reason)
@@ -41,8 +43,7 @@ def main(monkeypatch, capsys, *arguments):
 
 
 def test_a_fault_is_found_and_is_an_error(monkeypatch, capsys, tmp_path):
-    script = load_script(SCRIPT)
-    monkeypatch.setattr(script.ff, "perplexity", lambda model, windows: 123.0)
+    monkeypatch.setattr(trial, "perplexity", lambda model, windows: 123.0)
     code, said = main(monkeypatch, capsys, "--families", "llama", "--markdown", tmp_path / "models.md")
     assert code == 1
     assert "FAULT: the dense perplexity is 123.0000, and should be" in said.out
@@ -52,8 +53,7 @@ def test_a_fault_is_found_and_is_an_error(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("what", ["pruned", "rank"])
 def test_faults_of_pruning_are_found(what, monkeypatch):
-    script = load_script(SCRIPT)
-    prunable = script.ff.PrunableModel
+    prunable = trial.PrunableModel
     right = getattr(prunable, what)
 
     def pruned(self, kept, calibration=None):
@@ -63,14 +63,14 @@ def test_faults_of_pruning_are_found(what, monkeypatch):
         right(self, scores)
         self.layouts[1].inputs[0].weight.data.mul_(-1)
 
-    prepare = script.prepare
+    prepare = trial.prepare
 
     def after(wrapped, windows):  # the probe has seen nothing wrong by then
         monkeypatch.setattr(prunable, what, {"pruned": pruned, "rank": rank}[what])
         return prepare(wrapped, windows)
 
-    monkeypatch.setattr(script, "prepare", after)
-    fault = script.examine("llama").fault
+    monkeypatch.setattr(trial, "prepare", after)
+    fault = trial.examine("llama").fault
     assert fault.startswith("perplexity after ranking" if what == "rank" else "perplexity of the pruned model")
 
 

@@ -124,11 +124,13 @@ def test_versions_tell_code_apart_that_has_one_version(tmp_path):
     versions = identity_of_versions()
     assert versions["torch"] == torch.__version__.partition("+")[0]
     assert set(versions) == {"ffprune", "source", "torch", "transformers"}
-    (tmp_path / "a" / "report").mkdir(parents=True)
+    (tmp_path / "a" / "comparison" / "report").mkdir(parents=True)
     (tmp_path / "a" / "search.py").write_text("STEP = 0.1\n")
-    (tmp_path / "a" / "report" / "table.py").write_text("WIDTH = 80\n")
+    (tmp_path / "a" / "comparison" / "report" / "table.py").write_text("WIDTH = 80\n")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    (tmp_path / "b" / "report" / "table.py").write_text("WIDTH = 90\n")
+    (tmp_path / "b" / "comparison" / "report" / "table.py").write_text("WIDTH = 90\n")
+    (tmp_path / "b" / "cli" / "scripts").mkdir(parents=True)
+    (tmp_path / "b" / "cli" / "scripts" / "ppo.py").write_text("# a wheel holds it there\n")
     shutil.copytree(tmp_path / "a", tmp_path / "c")
     (tmp_path / "c" / "search.py").write_text("STEP = 0.2\n")
     one, same, other = (source_digest(tmp_path / name) for name in "abc")

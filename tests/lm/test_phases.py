@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from rich.console import Console
 from tiny_runs import SCRIPT, settings
 
-from ffprune_env.lm.phases import phase, windows_size
+import ffprune_env as ff
+from ffprune_env.cli.progress import showing_phases
+from ffprune_env.lm import phases
+from ffprune_env.lm.phases import listening, phase, windows_size
+from ffprune_env.search.samples import Sample, told
 
 PHASES = (
     "loading",
@@ -61,21 +68,87 @@ def test_every_phase_that_begins_ends(log):
         assert any(one.startswith(name) for one in begun), name
 
 
-def test_a_search_that_takes_long_tells_how_far_it_is(ppo_script, caplog):
-    class Step:
-        reward, ppl, dense_ppl, target_sparsity, n_samples = 0.5, 20.0, 10.0, 0.2, 2
+def test_a_phase_that_takes_long_tells_how_far_it_is(caplog, monkeypatch):
+    monkeypatch.setattr(phases, "_PAUSE_S", 0.0)
+    with caplog.at_level(logging.INFO), phase("search", "2 evaluations", 2) as advance:
+        advance(note="reward 0.5")
+        advance()
+    assert caplog.messages[1:3] == ["search: 1 of 2  reward 0.5", "search: 2 of 2  "]
+    caplog.clear()
+    monkeypatch.setattr(phases, "_PAUSE_S", 60.0)
+    with caplog.at_level(logging.INFO), phase("search", "2 evaluations", 2) as advance:
+        advance(2)
+    assert len(caplog.messages) == 2
 
-        def __init__(self, step):
-            self.step = step
 
-    def told(pause):
-        caplog.clear()
-        show = ppo_script.log_progress(4, pause)
-        for step in range(4):
-            show(Step(step))
-        return [message[: len("search: 1 of 4")] for message in caplog.messages]
+def test_a_sample_is_told_with_the_windows_that_it_was_measured_on():
+    sample = Sample(0, 0.2, 2, *[np.zeros(2)] * 3, 0.2, 20.0, 10.0, 0.5, False, 0.1)
+    assert told(sample) == "reward 0.500  PPL 20.00 (dense 10.00) on 2 windows  σ 0.200"
 
-    with caplog.at_level(logging.INFO):
-        assert told(pause=0) == [f"search: {i} of 4" for i in (1, 2, 3, 4)]
-        assert caplog.messages[0].endswith("reward 0.500  PPL 20.00 (dense 10.00) on 2 windows  σ 0.200")
-        assert told(pause=1000) == ["search: 4 of 4"]
+
+class Heard:
+    """Writes down what it is told."""
+
+    def __init__(self):
+        self.ended, self.open = [], []
+
+    def begin(self, phase):
+        assert phase.depth == len(self.open)
+        self.open.append(phase)
+
+    def advance(self, phase):
+        assert phase is self.open[-1] or phase in self.open
+
+    def end(self, phase):
+        assert phase is self.open.pop()
+        self.ended.append(phase)
+
+
+def test_phases_lie_inside_each_other_and_a_failure_leaves_none_open():
+    heard = Heard()
+    with listening(heard):
+        with phase("outer", ""), phase("inner", ""):
+            pass
+        with contextlib.suppress(ValueError), phase("broken", ""):
+            raise ValueError
+        heard.open.clear()
+        with phase("again", ""):
+            pass
+    assert [(x.name, x.depth) for x in heard.ended] == [("inner", 1), ("outer", 0), ("again", 0)]
+
+
+def test_what_is_counted_comes_to_its_total(tiny_folder, text_file):
+    """Every phase of a search that says how many steps it takes takes as many."""
+    small = {"seq_len": 64, "search_windows": 2, "final_windows": 2, "curve_windows": 2, "calibration_windows": 4}
+    heard = Heard()
+    with listening(heard):
+        ff.search(tiny_folder, text=str(text_file), test_seq_len=64, test_windows=2, evaluations=8, **small)
+    counted = [x for x in heard.ended if x.total]
+    assert {x.name for x in counted} >= {
+        "statistics", "gradients", "scores by surgeon", "factors of the calibration", "damage curves",
+        "improving the start", "search", "calibration in sequence",
+    }  # fmt: skip
+    assert [(x.name, x.done) for x in counted] == [(x.name, x.total) for x in counted]
+
+
+def test_the_table_of_times_counts_what_is_inside_once(capsys):
+    console = Console(width=80)
+    with showing_phases(console) as times:
+        with phase("outer", ""), phase("inner", ""):
+            pass
+        with phase("outer", ""):
+            pass
+    console.print(times.table())
+    shown = capsys.readouterr().out
+    assert list(times.seconds) == ["outer"]
+    assert "everything else" in shown
+    assert "100%" in shown
+
+
+def test_bars_are_drawn_on_a_terminal():
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=120)
+    with showing_phases(console), phase("search", "4 evaluations", 4) as advance, phase("inside", "of it"):
+        advance(4, "reward 0.5")
+    assert "search: 4 evaluations, 0.0 s" in screen.getvalue()
+    assert "inside: of it" not in screen.getvalue()  # a part is no line of its own

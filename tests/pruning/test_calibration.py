@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from plain import plainly
 
 import ffprune_env as ff
 from ffprune_env.evaluators.build import load_evaluator
@@ -212,17 +213,19 @@ def test_what_cannot_be_calibrated_is_refused():
 
 
 def test_too_little_text_for_the_fit_is_told(tiny_folder, text_file, caplog):
-    settings = {"seq_len": 64, "n_samples": 1, "ridge": 0.01}
-    load_evaluator(str(tiny_folder), str(text_file), calibration_windows=2, **settings)
+    settings = {"seq_len": 64, "search_windows": 1, "calibration": "ridge"}
+    load_evaluator(str(tiny_folder), str(text_file), **plainly(calibration_windows=2, **settings))
     assert "calibration may fit noise: 128 tokens for units of up to 32 columns; 2 windows would do" not in caplog.text
-    load_evaluator(str(tiny_folder), str(text_file), calibration_windows=1, **settings)
+    load_evaluator(str(tiny_folder), str(text_file), **plainly(calibration_windows=1, **settings))
     assert "calibration may fit noise: 64 tokens for units of up to 32 columns; 2 windows would do" in caplog.text
 
 
 def test_a_calibrated_evaluator_measures_what_the_user_will_get(tiny_folder, text_file):
-    settings = {"seq_len": 64, "n_samples": 2, "calibration_windows": 8}
-    evaluator = load_evaluator(str(tiny_folder), str(text_file), **settings, calibrated=True)
-    plain = load_evaluator(str(tiny_folder), str(text_file), **settings, ridge=0.01)
+    settings = {"seq_len": 64, "search_windows": 2, "calibration_windows": 8}
+    evaluator = load_evaluator(
+        str(tiny_folder), str(text_file), **plainly(calibration="ridge", reward_model="calibrated", **settings)
+    )
+    plain = load_evaluator(str(tiny_folder), str(text_file), **plainly(ridge=0.01, calibration="ridge", **settings))
     kept = np.array([max(1, unit.n_groups // 2) for unit in evaluator.units])
     with evaluator.prunable.pruned(kept, evaluator.calibration) as model:
         expected = ff.perplexity(model, evaluator.windows)
@@ -230,7 +233,7 @@ def test_a_calibrated_evaluator_measures_what_the_user_will_get(tiny_folder, tex
     assert plain.measure(kept, 2) != pytest.approx(expected, rel=1e-3)
     with plain.prunable.pruned(kept, plain.calibration) as model:
         assert ff.perplexity(model, plain.windows) == pytest.approx(expected, rel=1e-3)
-    assert load_evaluator(str(tiny_folder), str(text_file), **settings).calibration is None
+    assert load_evaluator(str(tiny_folder), str(text_file), **plainly(**settings)).calibration is None
     with pytest.raises(ValueError, match="calibrated=True needs a calibration"):
         LMEvaluator(evaluator.prunable, evaluator.windows, calibrated=True)
 

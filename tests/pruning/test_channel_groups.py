@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import byte_tokenizer, tiny_model
+from plain import plain
 from safetensors.torch import load_file
 from tiny_runs import run_main, settings
 
@@ -124,10 +125,7 @@ def test_flap_keeps_as_many_channels(text_file):
             tiny_model("llama", channels=CHANNELS),
             byte_tokenizer(),
             str(text_file),
-            seq_len=32,
-            n_samples=2,
-            calibration_windows=4,
-            channels_per_group=channels_per_group,
+            plain(seq_len=32, calibration_windows=4, channels_per_group=channels_per_group, search_windows=2),
         )
         found = flap(Problem(evaluator.prunable, evaluator.statistics, Meter(evaluator, 0), 0.2, 0))
         layouts = evaluator.prunable.layouts

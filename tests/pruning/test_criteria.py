@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
+from plain import plain
 
 import ffprune_env as ff
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.pruning.backward import spread_windows
-from ffprune_env.pruning.criteria import CRITERIA, Evidence, average_ranks, fisher_scores
+from ffprune_env.pruning.criteria import CRITERIA, Evidence, average_ranks, taylor_scores
 from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
@@ -122,8 +123,8 @@ def test_ranks_are_averaged(windows):
     np.testing.assert_array_equal(averaged[0], [0.5, 1.0, 1.5])
     prunable = PrunableModel(tiny_model("opt"))
     stats, gradients = collect_statistics(prunable, windows), collect_gradients(prunable, windows, outputs=False)
-    both = CRITERIA["wanda+fisher"].score(prunable, Evidence(stats, gradients, lambda: (), 0.01))
-    expected = average_ranks(wanda_scores(prunable, stats), fisher_scores(gradients))
+    both = CRITERIA["wanda+taylor"].score(prunable, Evidence(stats, gradients, lambda: (), 0.01))
+    expected = average_ranks(wanda_scores(prunable, stats), taylor_scores(gradients))
     assert all((one == other).all() for one, other in zip(both, expected, strict=True))
     with pytest.raises(ValueError, match="second moments of the gradients"):
         CRITERIA["surgeon"].score(prunable, Evidence(stats, gradients, lambda: stats.grams, 0.01))
@@ -132,7 +133,10 @@ def test_ranks_are_averaged(windows):
 @pytest.mark.parametrize("name", CRITERIA)
 def test_an_evaluator_ranks_by_any_criterion(name, tokenizer, text_file):
     evaluator = build_evaluator(
-        tiny_model("llama-gqa").float(), tokenizer, str(text_file), seq_len=64, n_samples=8, criterion=name, ridge=0.01
+        tiny_model("llama-gqa").float(),
+        tokenizer,
+        str(text_file),
+        plain(seq_len=64, criterion=name, ridge=0.01, search_windows=8, calibration="ridge"),
     )
     assert evaluator.prunable.rankings == 1
     in_order = ff.load_windows(str(text_file), tokenizer, "search", 64, 8)

@@ -40,12 +40,13 @@ def opt(tmp_path_factory):
 def test_a_search_of_opt_1_3b_peaks_below_twice_the_model(opt, tmp_path, capsys):
     folder, weights = opt
     flags = {
-        "--model": folder, "--timesteps": 2, "--samples": 1, "--calibration-windows": 2, "--test-windows": 1,
-        "--run": tmp_path / "run", "--dtype": "bfloat16", "--device": "cpu", "--ridge": None, "--criterion": "wanda",
+        "--model": folder, "--evaluations": 2, "--search-windows": 1, "--calibration-windows": 2, "--test-windows": 1,
+        "--run": tmp_path / "run", "--dtype": "bfloat16", "--device": "cpu", "--criterion": "wanda",
+        "--calibration": "none", "--reward-model": "cut",
         "--init": "ffn-only", "--seq-len": 256,
     }  # fmt: skip
     words = [str(word) for pair in flags.items() for word in pair]
-    command = [sys.executable, str(SCRIPT), *words, "--no-calibrated", "--no-save-model"]
+    command = [sys.executable, str(SCRIPT), *words, "--no-save-model"]
     subprocess.run(command, check=True, capture_output=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     with capsys.disabled():

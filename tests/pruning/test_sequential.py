@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, tiny_model
+from plain import plain
 from rich.console import Console
 from test_calibration import ranked
 
@@ -19,8 +20,12 @@ from ffprune_env.budget.allocation import whole
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.export.model_card import CardFacts, model_card
 from ffprune_env.lm.head import decoder_outputs
+from ffprune_env.pruning import dense_pass
 from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.dense_pass import DensePass
+from ffprune_env.pruning.layer_calls import LayerCalls
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.run.results import best_policy, measure_policies, results_table
 
@@ -130,13 +135,16 @@ def test_it_serves_its_own_allocation_only():
 
 def test_layers_that_are_not_residual_are_refused_before_anything_is_fitted(tokenizer, text_file):
     _, first, windows, kept = pruned_three_quarters("gemma2")
-    with pytest.raises(ValueError, match=r"Gemma2ForCausalLM cannot be calibrated in sequence.*--no-sequential"):
+    with pytest.raises(ValueError, match=r"Gemma2ForCausalLM cannot be calibrated in sequence.*--calibration ridge"):
         SequentialCalibration(first, kept, windows)
-    settings = {"seq_len": 32, "n_samples": 2, "calibration_windows": 4, "ridge": 0.01}
+    settings = {"seq_len": 32, "search_windows": 2, "calibration_windows": 4}
     model = tiny_model("gemma2")
-    with pytest.raises(ValueError, match="--no-sequential"):
-        build_evaluator(model, tokenizer, str(text_file), sequential=True, **settings)
-    assert build_evaluator(model, tokenizer, str(text_file), **settings).calibration is not None
+    with pytest.raises(ValueError, match="--calibration ridge"):
+        build_evaluator(model, tokenizer, str(text_file), plain(calibration="sequential", **settings))
+    assert (
+        build_evaluator(model, tokenizer, str(text_file), plain(calibration="ridge", **settings)).calibration
+        is not None
+    )
 
 
 @pytest.mark.parametrize("prior", [0, -1, math.nan, math.inf])
@@ -163,8 +171,10 @@ def test_a_unit_that_never_fires_is_left_as_it_is():
 
 
 def test_the_evaluator_makes_one_for_every_policy_and_remembers_the_last(tokenizer, text_file):
-    settings = {"seq_len": 32, "n_samples": 2, "calibration_windows": 4, "ridge": 0.01}
-    evaluator = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), sequential=True, **settings)
+    settings = {"seq_len": 32, "search_windows": 2, "calibration_windows": 4}
+    evaluator = build_evaluator(
+        tiny_model("llama"), tokenizer, str(text_file), plain(calibration="sequential", **settings)
+    )
     kept = np.array([max(1, unit.n_groups // 2) for unit in evaluator.units])
     made = evaluator.final_calibration(kept)
     assert isinstance(made, SequentialCalibration)
@@ -173,7 +183,7 @@ def test_the_evaluator_makes_one_for_every_policy_and_remembers_the_last(tokeniz
     evaluator.prunable.rank([np.arange(unit.n_groups) for unit in evaluator.units])
     with pytest.raises(RuntimeError, match="ranked again"):
         evaluator.final_calibration(kept + 1)
-    alone = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), **settings)
+    alone = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), plain(calibration="ridge", **settings))
     assert alone.final_calibration(kept) is alone.calibration
     assert "then in sequence, λ = 32768 tokens" in model_card(evaluator.prunable, kept, made, CardFacts())
 
@@ -181,8 +191,10 @@ def test_the_evaluator_makes_one_for_every_policy_and_remembers_the_last(tokeniz
 @pytest.fixture
 def in_sequence(tokenizer, text_file):
     """An evaluator that calibrates in sequence, and an allocation."""
-    settings = {"seq_len": 32, "n_samples": 2, "calibration_windows": 4, "ridge": 0.01}
-    evaluator = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), sequential=True, **settings)
+    settings = {"seq_len": 32, "search_windows": 2, "calibration_windows": 4}
+    evaluator = build_evaluator(
+        tiny_model("llama"), tokenizer, str(text_file), plain(calibration="sequential", **settings)
+    )
     return evaluator, np.array([max(1, unit.n_groups // 2) for unit in evaluator.units])
 
 
@@ -211,10 +223,10 @@ def test_results_say_how_they_were_calibrated_and_are_compared_with_none_that_we
     policies |= {"uniform": ff.uniform(0.3, evaluator.units), "chosen": ff.ffn_only(0.2, evaluator.units)}
     fit = SequentialCalibration._fit
 
-    def only_chosen(self, batches):
+    def only_chosen(self, *given):
         if np.array_equal(self.kept, policies["uniform"].kept):
             raise torch.OutOfMemoryError
-        fit(self, batches)
+        fit(self, *given)
 
     monkeypatch.setattr(SequentialCalibration, "_fit", only_chosen)
     results = measure_policies(evaluator, policies, windows)
@@ -261,8 +273,10 @@ def test_the_card_says_that_the_calibration_is_not_the_one_that_was_asked_for(in
 
 
 def test_a_model_that_collapsed_is_calibrated_by_the_first_alone(tokenizer, text_file, caplog):
-    settings = {"seq_len": 32, "n_samples": 2, "calibration_windows": 4, "ridge": 0.01}
-    evaluator = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), sequential=True, **settings)
+    settings = {"seq_len": 32, "search_windows": 2, "calibration_windows": 4}
+    evaluator = build_evaluator(
+        tiny_model("llama"), tokenizer, str(text_file), plain(calibration="sequential", **settings)
+    )
     kept = np.array([max(1, unit.n_groups // 2) for unit in evaluator.units])
     with torch.no_grad():
         evaluator.calibration._products[2].fill_(math.inf)  # touches the model that is pruned alone
@@ -295,7 +309,10 @@ def test_in_the_dtype_of_a_real_model_it_is_nearly_what_it_is_in_float64(dtype):
 def test_it_serves_text_that_it_has_not_seen(capsys):
     model, tokenizer = ff.load_model("smollm2-135m")
     evaluator = build_evaluator(
-        model, tokenizer, "python-docs", seq_len=1024, n_samples=1, batch_size=None, ridge=0.01, sequential=True
+        model,
+        tokenizer,
+        "python-docs",
+        plain(seq_len=1024, batch_size=None, search_windows=1, calibration="sequential"),
     )
     test = ff.load_windows("python-docs", tokenizer, "test", 2048, 8)
     dense = ff.perplexity(model, test)
@@ -307,3 +324,49 @@ def test_it_serves_text_that_it_has_not_seen(capsys):
     with capsys.disabled():
         print(f"\nuniform, σ = 0.3, e(x): {excess[0]:.4f} by Eqs. 6-7, {excess[1]:.4f} with a correction in sequence")
     assert excess[1] < 0.95 * excess[0]
+
+
+@pytest.mark.parametrize("remembers", [True, False])
+@pytest.mark.parametrize("name", ["opt", "llama", "llama-gqa"])
+def test_calibrations_that_share_the_dense_pass_are_those_that_do_not(name, remembers, windows, monkeypatch):
+    monkeypatch.setattr(dense_pass, "_free", lambda device: 2**40 if remembers else 0)
+    prunable = PrunableModel(tiny_model(name))
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    first, shared = RidgeCalibration(prunable, stats), DensePass(prunable, windows)
+    assert shared.remembers is remembers
+    for part in (0.5, 0.75, 1.0):
+        kept = np.array([max(1, int(part * unit.n_groups)) for unit in prunable.units])
+        alone, together = (
+            SequentialCalibration(first, kept, windows),
+            SequentialCalibration(first, kept, windows, dense=shared),
+        )
+        for i, k in enumerate(kept):
+            assert torch.equal(alone.weight(i, int(k)), together.weight(i, int(k)))
+
+
+def test_a_shared_dense_pass_runs_every_layer_once_and_is_gone_afterwards(tokenizer, text_file, monkeypatch):
+    sizes = {"seq_len": 32, "search_windows": 2, "calibration_windows": 4, "batch_size": 4}
+    evaluator = build_evaluator(
+        tiny_model("llama"), tokenizer, str(text_file), plain(calibration="sequential", **sizes)
+    )
+    calls = []
+    run = LayerCalls.passage
+    monkeypatch.setattr(LayerCalls, "passage", lambda self, *a: calls.append(a) or run(self, *a))
+    with evaluator.sharing_dense_pass():
+        for k in (1, 2, 3):
+            evaluator.final_calibration(np.array([k, 8 * k] * 3))
+            assert len(calls) == 3 + (3 + 3 * 2) * k  # the dense pass; per policy a look at 3 layers, then 6 units
+        held = evaluator._dense_pass
+    assert held is not None
+    assert evaluator._dense_pass is None
+
+
+def test_a_dense_pass_is_of_one_ranking(windows):
+    prunable = PrunableModel(tiny_model("llama"))
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    shared = DensePass(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    with pytest.raises(RuntimeError, match="ranked again"):
+        shared.goals(0)

@@ -121,7 +121,17 @@ def test_a_model_that_fits_is_spread_and_stays_whole(tiny_folder, windows):
 
 
 STREAMED = ("--device-map", "auto", "--max-memory", "1KB")
-IN_PARTS = ("--criterion", "wanda", "--init", "ffn-only", "--no-calibrated", "--ridge", "None", "--no-save-model")
+IN_PARTS = (
+    "--criterion",
+    "wanda",
+    "--init",
+    "ffn-only",
+    "--reward-model",
+    "cut",
+    "--calibration",
+    "none",
+    "--no-save-model",
+)
 
 
 def test_a_search_runs_on_a_streamed_model(ppo_script, tiny_folder, text_file, tmp_path):
@@ -133,10 +143,10 @@ def test_a_search_runs_on_a_streamed_model(ppo_script, tiny_folder, text_file, t
 
 @pytest.mark.parametrize("missing", range(4))
 def test_a_search_that_needs_more_is_refused_in_one_line(ppo_script, tiny_folder, text_file, tmp_path, capsys, missing):
-    pairs = (IN_PARTS[:2], IN_PARTS[2:4], IN_PARTS[4:7], IN_PARTS[7:])
+    pairs = (IN_PARTS[:2], IN_PARTS[2:4], IN_PARTS[4:8], IN_PARTS[8:])
     flags = [flag for i, pair in enumerate(pairs) if i != missing for flag in pair]
     # The tiny settings name other values of some; what is missing here falls back to what needs the whole model.
-    defaults = (("--criterion", "fisher"), ("--init", "fisher"), ("--calibrated", "--ridge", "0.01"), ("--save-model",))
+    defaults = (("--criterion", "taylor"), ("--init", "fisher"), ("--calibration", "ridge"), ("--save-model",))
     arguments = [*settings(tiny_folder, text_file, tmp_path / "run"), *flags, *defaults[missing], *STREAMED]
     assert run_main(ppo_script, arguments) == 2
     assert "needs all of the model in memory" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from threading import Barrier
 import pytest
 from tiny_runs import SCRIPT, run_main, settings
 
+from ffprune_env.cli import flag_groups
 from ffprune_env.run.claim import TakenError
 from ffprune_env.run.folder import RunFolder
 
@@ -87,7 +88,7 @@ def test_a_default_name_that_is_taken_gets_a_number(
 ):
     """Taken by a run that is only loading, and by one that was finished."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ppo_script.time, "strftime", lambda *_: "now")
+    monkeypatch.setattr(flag_groups.time, "strftime", lambda *_: "now")
     caplog.set_level("INFO")
     name = f"{tiny_folder.name}-{text_file.stem}-s20-now"
     loading, finished = (RunFolder(Path("runs") / x) for x in (name, f"{name}-2"))

@@ -15,13 +15,18 @@ import numpy as np
 import pytest
 import yaml
 from conftest import byte_tokenizer, load_script, tiny_model
+from plain import plainly
 from stable_baselines3 import PPO
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import ffprune_env as ff
+from ffprune_env.cli import flag_groups
 from ffprune_env.cli.settings import parse_settings
+from ffprune_env.run import report, saved_model
+from ffprune_env.search import run_search
 from ffprune_env.texts.window_plan import load_planned_windows
+from ffprune_env.texts.window_settings import WindowSettings
 
 SCRIPT = Path(__file__).parents[2] / "train" / "ppo.py"
 
@@ -35,9 +40,9 @@ def ppo():
 def flags(tiny_folder, text_file, tmp_path):
     """A search that takes a second."""
     return {
-        "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--samples": 2, "--calibration-windows": 2,
-        "--curve-windows": 2, "--test-seq-len": 64, "--test-windows": 2, "--timesteps": 8, "--n-steps": 4,
-        "--final-samples": 2, "--run": tmp_path / "run",
+        "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--search-windows": 2, "--calibration-windows": 2,
+        "--curve-windows": 2, "--test-seq-len": 64, "--test-windows": 2, "--evaluations": 8, "--rollout": 4,
+        "--final-windows": 2, "--run": tmp_path / "run",
     }  # fmt: skip
 
 
@@ -88,14 +93,16 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
     evaluator = ff.load_evaluator(
         str(flags["--model"]),
         str(flags["--text"]),
-        seq_len=64,
-        n_samples=2,
-        final_samples=2,
-        curve_windows=2,
-        calibration_windows=2,
-        calibrated=True,
-        criterion="surgeon",
-        sequential=True,
+        **plainly(
+            seq_len=64,
+            curve_windows=2,
+            calibration_windows=2,
+            criterion="surgeon",
+            search_windows=2,
+            final_windows=2,
+            calibration="sequential",
+            reward_model="calibrated",
+        ),
     )
     _, tokenizer = ff.load_model(str(flags["--model"]))
     test = ff.load_windows(str(flags["--text"]), tokenizer, "test", 64, 2)
@@ -118,7 +125,7 @@ def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
     # The chosen policy is the best of its finalists on text of their own, calibrated by Eqs. 6-7; among them are the
     # start and the two best samples of those measured on most windows.
     best_samples = sorted(read_samples(flags["--run"]), key=lambda x: (-x["n_samples"], -x["reward"]))[:2]
-    start = json.loads((flags["--run"] / "start.json").read_text())["0.2"]
+    start = json.loads((flags["--run"] / "start.json").read_text())["targets"]["0.2"]
     rivals = [ff.allocate(start, 0.2, evaluator.units, mapping="waterfill").kept]
     rivals += [np.array(sample["kept"]) for sample in best_samples] + [np.array(best["ffn-only"]["kept"])]
     for kept in rivals:
@@ -155,8 +162,8 @@ def test_the_start_looks_at_search_text_alone(ppo, monkeypatch, flags):
         monkeypatch.setattr(module, "damage_curves", look)
     assert run_main(ppo, monkeypatch, [*argv(flags), "--no-save-model"]) == 0
     model, tokenizer = ff.load_model(str(flags["--model"]))
-    sizes = {"samples": 2, "final_samples": 2, "curve_windows": 2, "calibration_windows": 2}
-    curves = load_planned_windows(model, tokenizer, str(flags["--text"]), seq_len=64, **sizes).texts["curves"]
+    asked = WindowSettings(64, search_windows=2, final_windows=2, curve_windows=2, calibration_windows=2)
+    curves = load_planned_windows(model, tokenizer, str(flags["--text"]), asked).texts["curves"]
     assert {tuple(x.tolist()) for windows in seen for x in windows} == {tuple(x) for x in curves.tolist()}
 
 
@@ -164,7 +171,7 @@ def test_a_model_that_cannot_be_written_costs_nothing_else(ppo, monkeypatch, fla
     def full(*args):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(ppo, "save_pruned", full)
+    monkeypatch.setattr(saved_model, "save_pruned", full)
     assert run_main(ppo, monkeypatch, argv(flags)) == 1
     captured = capsys.readouterr()
     (line,) = captured.err.splitlines()
@@ -175,36 +182,39 @@ def test_a_model_that_cannot_be_written_costs_nothing_else(ppo, monkeypatch, fla
     assert (flags["--run"] / "plots" / "retention.png").is_file()
 
 
-def test_without_ridge_there_is_no_calibration(ppo, monkeypatch, flags):
-    changes = ["--no-calibrated", "--ridge", "None", "--test-windows", "None", "--no-save-model"]
+def test_without_calibration_nothing_is_re_fitted(ppo, monkeypatch, flags):
+    changes = ["--reward-model", "cut", "--calibration", "none", "--test-windows", "None", "--no-save-model"]
     assert run_main(ppo, monkeypatch, [*argv(flags), *changes]) == 0
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert "calibration" not in best
     assert best["chosen"]["calibrated"] is False
-    args = parse_settings(["--config", str(flags["--run"] / "config.yaml")], ppo.PRESETS)
-    assert (args.ridge, args.test_windows, args.calibrated) == (None, None, False)
+    args = parse_settings(["--config", str(flags["--run"] / "config.yaml")], ppo.Args, ppo.PRESETS)
+    assert (args.calibration, args.test_windows, args.reward_model) == ("none", None, "cut")
     assert not (flags["--run"] / "model").exists()
 
 
 def test_the_reward_is_that_of_the_calibrated_model_if_asked_for(ppo, monkeypatch, flags, tmp_path):
     rewards = {}
-    for flag in ("--calibrated", "--no-calibrated"):
+    for flag in ("calibrated", "cut"):
         same = {"--run": tmp_path / flag, "--init": "ffn-only"}  # the other starts look at the calibrated model too
-        assert run_main(ppo, monkeypatch, [*argv({**flags, **same}), flag]) == 0
+        assert run_main(ppo, monkeypatch, [*argv({**flags, **same}), "--reward-model", flag]) == 0
         rewards[flag] = read_samples(tmp_path / flag)[0]["ppl"]
     evaluator = ff.load_evaluator(
         str(flags["--model"]),
         str(flags["--text"]),
-        seq_len=64,
-        n_samples=2,
-        final_samples=2,
-        curve_windows=2,
-        calibration_windows=2,
-        ridge=0.01,
-        criterion="surgeon",
+        **plainly(
+            seq_len=64,
+            curve_windows=2,
+            calibration_windows=2,
+            ridge=0.01,
+            criterion="surgeon",
+            search_windows=2,
+            final_windows=2,
+            calibration="ridge",
+        ),
     )
-    first = read_samples(tmp_path / "--calibrated")[0]
-    for flag, calibration in (("--calibrated", evaluator.calibration.approximate()), ("--no-calibrated", None)):
+    first = read_samples(tmp_path / "calibrated")[0]
+    for flag, calibration in (("calibrated", evaluator.calibration.approximate()), ("cut", None)):
         with evaluator.prunable.pruned(np.array(first["kept"]), calibration) as model:
             expected = ff.perplexity(model, evaluator.windows[: first["n_samples"]])
         assert rewards[flag] == pytest.approx(expected, rel=1e-5)
@@ -224,7 +234,7 @@ def test_a_saved_config_replays_the_run(ppo, monkeypatch, flags, tmp_path):
 
 
 def test_the_script_runs_as_a_program_and_stops_on_ctrl_c(flags):
-    flags |= {"--timesteps": 100000}
+    flags |= {"--evaluations": 100000}
     process = subprocess.Popen(
         [sys.executable, str(SCRIPT), *argv(flags)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -267,20 +277,20 @@ def bad_folders(tmp_path_factory, save_tiny):
         ({"--text": "wikitext"}, "near names: wikitext2"),
         ({"--text": "absent.txt"}, "no such file"),
         ({"--test-text": "absent.txt"}, "no such file"),
-        ({"--samples": 100000}, "100000 were asked for"),
+        ({"--search-windows": 100000}, "100000 were asked for"),
         ({"--test-windows": 100000}, "100000 were asked for"),
         ({"--sparsity": 0.95}, "it must be between 0 and"),
         ({"--sparsity": -0.5}, "--sparsity must be between 0 and 1"),
         ({"--a-min": 0.9}, "a_min=0.9 (at least one group per unit) it must be between 0 and 0.0"),
         ({"--a-min": 2}, "0 ≤ a_min < a_max ≤ 1"),
         ({"--criterion": "magic"}, "unknown criterion 'magic'; allowed are wanda"),
-        ({"--timesteps": 1}, "--timesteps must be at least 2"),
+        ({"--evaluations": 1}, "--evaluations must be at least 2"),
         ({"--learning-rate": 0}, "--learning-rate must be between"),
         ({"--dtype": "int4"}, "unknown dtype 'int4'"),
         ({"--device": "abacus"}, "device 'abacus' cannot be used here"),
         ({"--alpha-start": 3}, "alpha_start must be in [0, 1]"),
         ({"--batch-size": 0}, "--batch-size must be at least 1"),
-        ({"--seq-len": 1}, "seq_len ≥ 2"),
+        ({"--seq-len": 1}, "--seq-len must be at least 2, got 1"),
         ({"--seed": -1}, "--seed must be between 0 and"),
         ({"--log-std-init": "nan"}, "--log-std-init must be between -20 and 5"),
         ({"--model": "bloom_folder"}, "BloomForCausalLM cannot be pruned"),
@@ -288,7 +298,7 @@ def bad_folders(tmp_path_factory, save_tiny):
         ({"--run": __file__ + "/run"}, "is not a folder that can be written to"),
         ({"--action-scale": 0}, "--action-scale must be between"),
         ({"--ridge": -1}, "ridge must be a finite number, at least 0 (0.01 is usual), got -1"),
-        ({"--ridge": None}, "--calibrated needs a calibration"),
+        ({"--calibration": "none"}, "--calibration none leaves no calibrated model to reward: add --reward-model cut"),
     ],
 )
 def test_bad_input_gets_one_line_and_writes_nothing(ppo, monkeypatch, flags, bad_folders, capsys, changes, message):
@@ -314,7 +324,7 @@ def test_bad_input_gets_one_line_and_writes_nothing(ppo, monkeypatch, flags, bad
 def test_what_cannot_be_pruned_or_written_is_said_once(ppo, monkeypatch, flags, bad_folders, capsys, name, flag, says):
     """No line recommends what the next one refuses, and where the model would be written its weights are not read."""
     if flag == "--save-model":
-        monkeypatch.setattr(ppo, "load_model", lambda *args: pytest.fail("the model was loaded"))
+        monkeypatch.setattr(flag_groups, "load_model", lambda *args: pytest.fail("the model was loaded"))
     flags |= {"--model": bad_folders[name]}
     assert run_main(ppo, monkeypatch, [*argv(flags), flag]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -347,7 +357,7 @@ def test_ctrl_c_while_loading_writes_nothing(ppo, monkeypatch, flags, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ppo, "load_model", interrupted)
+    monkeypatch.setattr(flag_groups, "load_model", interrupted)
     assert run_main(ppo, monkeypatch, argv(flags)) == 130
     assert "interrupted before the search began; nothing is lost" in capsys.readouterr().err
     assert not flags["--run"].exists()
@@ -360,10 +370,10 @@ def test_ffn_only_is_left_out_where_it_cannot_go(ppo, monkeypatch, flags, capsys
     assert best["uniform"]["sparsity"] >= 0.75
 
 
-@pytest.mark.parametrize("calibrated", ["--calibrated", "--no-calibrated"])
-def test_a_search_can_start_from_damage_curves(ppo, monkeypatch, flags, calibrated):
+@pytest.mark.parametrize("rewarded", ["calibrated", "cut"])
+def test_a_search_can_start_from_damage_curves(ppo, monkeypatch, flags, rewarded):
     """With no noise to speak of and no ramp, what is measured first is the start; it differs from that of ffn-only."""
-    quiet = [calibrated, "--log-std-init", "-12", "--no-ramp-sparsity", "--no-ramp-samples"]
+    quiet = ["--reward-model", rewarded, "--log-std-init", "-12", "--no-ramp-sparsity", "--no-ramp-windows"]
     first = {}
     for init in ("fisher", "ffn-only"):
         run = flags["--run"].with_name(init)
@@ -377,19 +387,20 @@ def test_a_search_can_start_from_damage_curves(ppo, monkeypatch, flags, calibrat
 
 def test_a_search_starts_from_the_policy_of_another(ppo, monkeypatch, flags, tmp_path, capsys):
     """With no noise to speak of, what is measured first is what the policy of the other run says of the new target."""
-    quiet = ["--log-std-init", "-12", "--no-ramp-sparsity", "--no-ramp-samples", "--sparsity", "0.3"]
+    quiet = ["--log-std-init", "-12", "--no-ramp-sparsity", "--no-ramp-windows", "--sparsity", "0.3"]
     assert run_main(ppo, monkeypatch, [*argv(flags), "--learning-rate", "0.01"]) == 0
     second = {**flags, "--run": tmp_path / "second", "--init": flags["--run"]}
     assert run_main(ppo, monkeypatch, [*argv(second), *quiet, "--init-steps", "0"]) == 0
     policy = PPO.load(flags["--run"] / "checkpoints" / "policy.zip")
     start = json.loads((flags["--run"] / "start.json").read_text())
+    start = {**start["targets"], **start["known"]}
     now, _ = policy.predict(np.array([0.2], dtype=np.float32), deterministic=True)
     then, known = (np.clip(np.array(start[at]) / 3, -0.8, 0.8) for at in ("0.2", str(1.5 * 0.2)))
     mean = np.clip(known + now - then, -0.8, 0.8)  # what the run started from at 0.3, and what it learned at 0.2
     np.testing.assert_allclose(read_samples(tmp_path / "second")[0]["scores"], 3 * mean, atol=1e-3)
     better = {**second, "--run": tmp_path / "better"}  # improved by three steps
     assert run_main(ppo, monkeypatch, [*argv(better), *quiet]) == 0
-    start = json.loads((tmp_path / "better" / "start.json").read_text())["0.3"]
+    start = json.loads((tmp_path / "better" / "start.json").read_text())["targets"]["0.3"]
     np.testing.assert_allclose(read_samples(tmp_path / "better")[0]["scores"], np.clip(start, -2.4, 2.4), atol=1e-3)
     assert np.abs(np.array(start) - 3 * mean).max() > 0.01
     capsys.readouterr()
@@ -422,7 +433,7 @@ def test_one_policy_serves_several_targets(ppo, monkeypatch, flags, tmp_path):
         assert sparsity <= best["chosen"]["sparsity"] < sparsity + 0.02
         assert (run / name / "model" / "model.safetensors").is_file()
         assert (run / name / "plots" / "retention.png").is_file()
-    args = parse_settings(["--config", str(run / "config.yaml")], ppo.PRESETS)
+    args = parse_settings(["--config", str(run / "config.yaml")], ppo.Args, ppo.PRESETS)
     assert args.sparsity == (0.1, 0.3)
 
 
@@ -430,14 +441,14 @@ def test_targets_that_are_near_each_other_are_not_ranked_together(ppo, monkeypat
     """What was pruned at 0.19 looks better than what was at 0.2, and every target counts its own samples alone."""
     caplog.set_level("INFO")
     kept = {}
-    real = ppo.choose
+    real = run_search.candidates
 
-    def look(args, units, start, policy, archive, measure):
-        kept[args.target] = archive.best()
-        return real(args, units, start, policy, archive, measure)
+    def look(settings, units, start, mean, archive):
+        kept[settings.target] = archive.best()
+        return real(settings, units, start, mean, archive)
 
-    monkeypatch.setattr(ppo, "choose", look)
-    several = ["--sparsity", "0.19", "0.2", "--timesteps", "12", "--finalists", "12", "--no-save-model"]
+    monkeypatch.setattr(run_search, "candidates", look)
+    several = ["--sparsity", "0.19", "0.2", "--evaluations", "12", "--finalists", "12", "--no-save-model"]
     assert run_main(ppo, monkeypatch, [*argv(flags), *several]) == 0
     assert {target: {x.target_sparsity for x in samples} for target, samples in kept.items()} == {
         0.19: {0.19}, 0.2: {0.2},
@@ -452,11 +463,11 @@ def test_targets_that_are_near_each_other_are_not_ranked_together(ppo, monkeypat
 
 def test_tensorboard_has_the_windows_that_were_made_of_what_was_asked_for(ppo, monkeypatch, flags):
     logged = []
-    monkeypatch.setattr(ppo, "log_final", lambda policy, settings, *others: logged.append(settings))
+    monkeypatch.setattr(report, "log_final", lambda policy, settings, *others: logged.append(settings))
     asked = {"--seq-len": 1024, "--test-seq-len": 2048, "--calibration-windows": 500, "--init": "ffn-only"}
     assert run_main(ppo, monkeypatch, [*argv(flags | asked), "--no-save-model"]) == 0
     (settings,) = logged
-    assert (settings["seq_len"], settings["test_seq_len"], settings["samples"]) == (128, 128, 2)
+    assert (settings["seq_len"], settings["test_seq_len"], settings["search_windows"]) == (128, 128, 2)
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert settings["calibration_windows"] == best["windows"]["calibration"] < 500
 

@@ -14,6 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import ffprune_env as ff
+from ffprune_env.run.tensorboard import RetentionCallback
 from ffprune_env.search.callbacks import (
     CheckpointCallback,
     InterruptCallback,
@@ -53,7 +54,7 @@ def test_every_step_has_the_task_of_its_time_and_the_policy_saw_it(n_envs):
     schedule = ff.ProgressiveSchedule(0.3, 8, 60, alpha_start=0.2)
     policy = PPO("MlpPolicy", DummyVecEnv([make_env] * n_envs), n_steps=60 // n_envs, batch_size=60, device="cpu")
     samples, observations = [], Observations()
-    record = SampleCallback(make_env().evaluator.units, samples.append)
+    record = SampleCallback(samples.append)
     policy.learn(60, [ProgressiveSchedulingCallback(schedule), record, observations])
     assert [sample.step for sample in samples] == list(range(60))
     for sample, seen in zip(samples, observations.seen, strict=True):
@@ -67,7 +68,7 @@ def test_the_schedule_goes_on_where_a_second_learn_starts():
     schedule = ff.ProgressiveSchedule(0.3, 8, 40, alpha_start=0.2)
     policy = A2C("MlpPolicy", make_env(), n_steps=20, device="cpu")
     samples = []
-    callbacks = [ProgressiveSchedulingCallback(schedule), SampleCallback(make_env().evaluator.units, samples.append)]
+    callbacks = [ProgressiveSchedulingCallback(schedule), SampleCallback(samples.append)]
     policy.learn(20, callbacks)
     policy.learn(20, callbacks, reset_num_timesteps=False)
     assert [sample.target_sparsity for sample in samples] == [schedule.sparsity(t) for t in range(40)]
@@ -85,8 +86,8 @@ def test_everything_promised_is_logged(tmp_path):
     schedule = ff.ProgressiveSchedule(0.3, 8, 16, alpha_start=0.5, ramp_sparsity=False)
     policy = PPO("MlpPolicy", make_env(), n_steps=8, batch_size=8, device="cpu")
     policy.set_logger(configure(str(tmp_path), ["tensorboard"]))
-    record = SampleCallback(make_env().evaluator.units)
-    policy.learn(16, [ProgressiveSchedulingCallback(schedule), record])
+    listening = [SampleCallback(), RetentionCallback(make_env().evaluator.units)]
+    policy.learn(16, [ProgressiveSchedulingCallback(schedule), *listening])
     policy.logger.dump(16)
     events = EventAccumulator(str(tmp_path)).Reload()
     scalars = set(events.Tags()["scalars"])
@@ -151,7 +152,7 @@ def test_samples_say_what_the_environment_saw():
     env = make_env()
     samples = []
     PPO("MlpPolicy", env, n_steps=8, batch_size=8, policy_kwargs={"log_std_init": 2.0}, device="cpu").learn(
-        8, SampleCallback(env.evaluator.units, samples.append)
+        8, SampleCallback(samples.append)
     )
     for sample in samples:
         assert np.abs(sample.scores).max() <= env.action_scale  # clipped to the box before it was scaled
@@ -171,9 +172,7 @@ def test_ctrl_c_ends_the_search_after_the_evaluation_under_way():
 
     before = signal.getsignal(signal.SIGINT)
     with InterruptCallback() as interrupt:
-        PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu").learn(
-            64, [SampleCallback(env.evaluator.units, press), interrupt]
-        )
+        PPO("MlpPolicy", env, n_steps=8, batch_size=8, device="cpu").learn(64, [SampleCallback(press), interrupt])
     assert interrupt.interrupted
     assert len(samples) == 5
     assert signal.getsignal(signal.SIGINT) is before

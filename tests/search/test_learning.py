@@ -55,7 +55,7 @@ def test_ppo_comes_within_ten_percent_of_the_optimum(seed):
     )
     archive = Archive(sparsity)
     schedule = ff.ProgressiveSchedule(sparsity, evaluator.max_samples, 768)
-    policy.learn(768, [ProgressiveSchedulingCallback(schedule), SampleCallback(evaluator.units, archive)])
+    policy.learn(768, [ProgressiveSchedulingCallback(schedule), SampleCallback(archive)])
     action, _ = policy.predict(np.array([sparsity], dtype=np.float32), deterministic=True)
     found = evaluator.measure(ff.allocate(3.0 * action, sparsity, evaluator.units, mapping="waterfill").kept, 1)
     assert found < 1.1 * best

@@ -86,12 +86,12 @@ def test_several_targets_take_turns():
 
 
 @given(st.integers(2, 200), st.integers(2, 64), st.integers(2, 16))
-def test_what_one_update_compares_was_measured_on_the_same_windows(timesteps, n_steps, samples):
-    settings = SearchSettings(timesteps=timesteps, n_steps=n_steps, samples=samples)
-    schedule, rollout = settings.schedule(), settings.rollout
-    numbers = [schedule.samples(t) for t in range(settings.evaluations)]
+def test_what_one_update_compares_was_measured_on_the_same_windows(evaluations, rollout, windows):
+    settings = SearchSettings(evaluations=evaluations, rollout=rollout, search_windows=windows)
+    schedule, rollout = settings.schedule(), settings.per_update
+    numbers = [schedule.samples(t) for t in range(settings.total)]
     rollouts = [numbers[t : t + rollout] for t in range(0, len(numbers), rollout)]
     assert all(len(set(one)) == 1 for one in rollouts)
     assert [one[0] for one in rollouts] == [
-        max(1, round(samples * schedule.alpha(t))) for t in range(0, len(numbers), rollout)
+        max(1, round(windows * schedule.alpha(t))) for t in range(0, len(numbers), rollout)
     ]

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from plain import plainly
 from tiny_runs import best_of, run_main, samples_of, settings
 
 from ffprune_env.search import worker_places as places
@@ -27,7 +28,11 @@ def cluster():
 
 @pytest.fixture
 def arguments(tiny_folder, text_file):
-    return {"model": str(tiny_folder), "text": str(text_file), "seq_len": 64, "n_samples": 2, "calibration_windows": 2}
+    return {
+        "model": str(tiny_folder),
+        "text": str(text_file),
+        **plainly(seq_len=64, search_windows=2, calibration_windows=2),
+    }
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def test_a_worker_with_another_model_or_text_of_that_name_does_not_answer(argume
 
 
 def search(ppo_script, tiny_folder, text_file, run, workers):
-    flags = settings(tiny_folder, text_file, run, workers=workers, timesteps=16)
+    flags = settings(tiny_folder, text_file, run, workers=workers, evaluations=16)
     assert run_main(ppo_script, [*flags, "--no-save-model"]) == 0
     return samples_of(run), best_of(run)
 
@@ -79,7 +84,7 @@ def test_answers_of_a_rollout_that_was_cut_off_are_kept(
 ):
     """The first of a rollout are known when the process ends: they are not measured again."""
     whole = search(ppo_script, tiny_folder, text_file, tmp_path / "whole", 1)
-    flags = settings(tiny_folder, text_file, tmp_path / "run", workers=1, timesteps=16)
+    flags = settings(tiny_folder, text_file, tmp_path / "run", workers=1, evaluations=16)
     measured = []
     log = sys.modules["ffprune_env.run.sample_log"].SampleLog
     note = log.note

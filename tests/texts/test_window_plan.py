@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ffprune_env.texts.window_plan import load_planned_windows, plan_rows, ranges, share_out
+from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import _text, load_test_windows
 
 MODEL = tiny_model("llama")
@@ -63,17 +65,17 @@ def counted(tmp_path_factory):
 @settings(max_examples=40)
 @given(
     seq_len=st.sampled_from([16, 50, 64, 128, 500]),
-    samples=st.integers(1, 6),
-    final_samples=st.integers(0, 12),
+    search_windows=st.integers(1, 6),
+    final_windows=st.integers(0, 12),
     curve_windows=st.integers(0, 20),
     calibration_windows=st.integers(1, 60),
     test_windows=st.one_of(st.none(), st.integers(1, 12)),
 )
-def test_no_token_of_text_has_two_purposes(counted, seq_len, test_windows, samples, **asked):
+def test_no_token_of_text_has_two_purposes(counted, seq_len, test_windows, **asked):
     """Places in the text, of which a window is a stretch: one byte is one token here."""
     whole, tokenizer, text = counted.read_text(), byte_tokenizer(), str(counted)
     try:
-        planned = load_planned_windows(MODEL, tokenizer, text, seq_len=seq_len, samples=samples, **asked)
+        planned = load_planned_windows(MODEL, tokenizer, text, WindowSettings(seq_len, **asked))
     except ValueError as error:
         assert "ask for fewer or shorter windows, or give a longer text" in str(error)  # noqa: PT017
         return
@@ -88,8 +90,7 @@ def test_no_token_of_text_has_two_purposes(counted, seq_len, test_windows, sampl
 def test_no_window_of_a_real_text_has_two_purposes(text, seq_len, request, tokenizer):
     if text != "python-docs":
         text = str(request.getfixturevalue("shared_data") / "wikitext-2" / text)
-    sizes = {"samples": 2, "final_samples": 8, "curve_windows": 16, "calibration_windows": 96}
-    texts = load_planned_windows(MODEL, tokenizer, text, seq_len=seq_len, **sizes).texts
+    texts = load_planned_windows(MODEL, tokenizer, text, WindowSettings(seq_len)).texts
     texts["test"] = load_test_windows(text, None, tokenizer, seq_len, 8)
     rows = [tuple(row) for windows in texts.values() for row in windows.tolist()]
     assert [len(x) for x in texts.values()] == [2, 8, 16, 96, 8]
@@ -99,15 +100,15 @@ def test_no_window_of_a_real_text_has_two_purposes(text, seq_len, request, token
 
 
 def test_what_a_text_is_too_short_for_is_said(counted, tokenizer, caplog):
-    sizes = {"samples": 2, "final_samples": 8, "curve_windows": 16, "calibration_windows": 4}
-    planned = load_planned_windows(MODEL, tokenizer, str(counted), seq_len=128, **sizes)
+    asked = WindowSettings(128, calibration_windows=4)
+    planned = load_planned_windows(MODEL, tokenizer, str(counted), asked)
     assert not caplog.records
     assert {key: len(x) for key, x in planned.texts.items()} == {
         "search": 2, "finalists": 8, "curves": 16, "calibration": 4
     }  # fmt: skip
     long = tiny_model("llama")
     long.config.max_position_embeddings = 500
-    load_planned_windows(long, tokenizer, str(counted), seq_len=500, **sizes)
+    load_planned_windows(long, tokenizer, str(counted), replace(asked, seq_len=500))
     said = "(search part) has 11 windows of 500 tokens, 26 were asked for: damage curves get 5 of 16, finalists 4 of 8"
     assert f"text {counted} {said}" in caplog.text
     refused = (
@@ -115,12 +116,12 @@ def test_what_a_text_is_too_short_for_is_said(counted, tokenizer, caplog):
         "needed for finalists and damage curves: ask for fewer or shorter windows, or give a longer text"
     )
     with pytest.raises(ValueError, match=re.escape(refused)):
-        load_planned_windows(long, tokenizer, str(counted), seq_len=500, **sizes | {"samples": 10})
+        load_planned_windows(long, tokenizer, str(counted), replace(asked, seq_len=500, search_windows=10))
 
 
 def test_the_table_holds_every_purpose(counted, tokenizer):
-    sizes = {"samples": 2, "final_samples": 4, "curve_windows": 6, "calibration_windows": 5}
-    planned = load_planned_windows(MODEL, tokenizer, str(counted), seq_len=100, **sizes)
+    asked = WindowSettings(100, final_windows=4, curve_windows=6, calibration_windows=5)
+    planned = load_planned_windows(MODEL, tokenizer, str(counted), asked)
     rows = plan_rows(planned, load_test_windows(str(counted), None, tokenizer, 128, 3), "some text")
     assert [(row.purpose, row.windows, row.tokens) for row in rows] == [
         ("ranking", 5, 500), ("calibration", 5, 500), ("curves", 6, 600), ("search", 2, 200), ("finalists", 4, 400),
@@ -151,8 +152,8 @@ def test_the_script_prints_the_plan(tiny_folder, text_file, monkeypatch, capsys)
     assert f"{text_file}, test part" in lines["test"]
     assert "│       7 │    448 │" in lines["curves"]
     for flags, message in (
-        ({"text": text_file, "seq_len": 64, "samples": 9999}, "9999 were asked for to search on"),
-        ({"text": text_file, "final_samples": 0}, "--final-samples must be at least 1, got 0"),
+        ({"text": text_file, "seq_len": 64, "search-windows": 9999}, "9999 were asked for to search on"),
+        ({"text": text_file, "final_windows": 0}, "--final-windows must be at least 1, got 0"),
         ({"text": "nowhere.txt"}, "no such file"),
     ):
         code, said = run(**flags)

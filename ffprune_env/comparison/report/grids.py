@@ -210,9 +210,11 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
         uncertain += "All methods see the same windows, so differences between them are less uncertain than these."
     else:
         uncertain = f"No intervals: they need {LEAST_WINDOWS} test windows, and finite losses."
-    samples = comparison.settings.get("samples")
+    windows = comparison.settings.get("search_windows")
     evaluations = "A search evaluation is a measurement on "
-    evaluations += "as many windows as --samples says" if samples is None else f"{samples} windows of search text"
+    evaluations += (
+        "as many windows as --search-windows says" if windows is None else f"{windows} windows of search text"
+    )
     charged = "A token that gradients are taken on is read once and charged as three."
     return [
         f"{means} Bold: best of its column. {evaluations}. {charged}",

@@ -114,9 +114,9 @@ def _figure_sections(comparison: Comparison) -> list[str]:
     sections = []
     searches = search_figure(comparison)
     if searches is not None:
-        samples = comparison.settings.get("samples", "few")
+        windows = comparison.settings.get("search_windows", "few")
         caption = (
-            f"Perplexity of what each search would return, on the {samples} windows of search text of an evaluation, "
+            f"Perplexity of what each search would return, on the {windows} windows of search text of an evaluation, "
             "against tokens of search text that it was charged: means over seeds, bands from the lowest to the highest "
             "seed. Horizontal lines: methods that do not search. "
             "Searches are drawn by the best they measured; ppo by its policy's mean, until it chooses at the end. "

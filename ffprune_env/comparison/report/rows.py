@@ -100,7 +100,7 @@ class Row:
 
     @property
     def evaluations(self) -> float:
-        """What the method was charged, in measurements on as many windows as --samples says, mean over seeds."""
+        """What the method was charged, in measurements on as many windows as --search-windows says, mean over seeds."""
         return fmean(cell.evaluations for cell in self.cells)
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from ffprune_env.budget.allocation import (
     Allocation,
@@ -42,9 +43,14 @@ def fisher(problem: Problem) -> Allocation:
 def dense_curves(problem: Problem) -> list[FloatArray]:
     """The damage curves of the dense model, on search text."""
     prunable, windows = problem.look_inside("fisher")
-    seen = spread_windows(windows, CURVE_TOKENS)
+    seen = windows_of_curves(windows)
     problem.meter.look(len(seen))
     return damage_curves(prunable, seen, problem.calibration)
+
+
+def windows_of_curves(windows: torch.Tensor) -> torch.Tensor:
+    """The windows that one set of curves is made from, spread over all that there are: int64 [n, seq_len]."""
+    return spread_windows(windows, CURVE_TOKENS)
 
 
 def cheapest(
@@ -52,7 +58,7 @@ def cheapest(
 ) -> Allocation:
     """:func:`least_damage` as the problem has it."""
     bounds = {"a_min": problem.a_min, "a_max": problem.a_max}
-    return least_damage(curves, problem.sparsity, problem.meter.units, **bounds, within=within)
+    return least_damage(curves, problem.sparsity, problem.units, **bounds, within=within)
 
 
 def least_damage(

@@ -7,6 +7,7 @@ import torch
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray
+from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.search.problem import Problem
@@ -49,13 +50,15 @@ def iterate(problem: Problem, steps: int, start: Allocation | None = None) -> tu
     """
     prunable, windows = problem.look_inside("fisher-iterated")
     trust = min(_TRUST * max(1.0, STEPS / steps), _MOST_TRUST)
-    reach = np.maximum(1, np.floor(trust * np.array([unit.n_groups for unit in problem.meter.units]))).astype(np.int64)
+    reach = np.maximum(1, np.floor(trust * np.array([unit.n_groups for unit in problem.units]))).astype(np.int64)
     found, looks = [start or fisher(problem)], []
-    for step in range(steps):
-        kept, seen = found[-1].kept, step_windows(windows, step)
-        problem.meter.look(len(seen))
-        looks.append(damage_curves(prunable, seen, problem.calibration, kept))
-        found.append(cheapest(problem, looks[-1], (kept - reach, kept + reach)))
+    with phase("improving the start", f"{steps} steps", steps) as advance:
+        for step in range(steps):
+            kept, seen = found[-1].kept, step_windows(windows, step)
+            problem.meter.look(len(seen))
+            looks.append(damage_curves(prunable, seen, problem.calibration, kept))
+            found.append(cheapest(problem, looks[-1], (kept - reach, kept + reach)))
+            advance()
     good = found if start is not None else found[min(2, steps) :]
     mean = problem.allocate(np.mean([allocation.rates for allocation in good], axis=0))
     return mean, [np.mean(curves, axis=0) for curves in zip(*looks, strict=True)]

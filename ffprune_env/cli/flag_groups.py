@@ -1,0 +1,249 @@
+"""Groups of flags that scripts share, each declared once; a script's settings inherit those that it has.
+
+The groups that the library itself is set by are :class:`~ffprune_env.evaluators.settings.EvaluatorSettings` and
+:class:`~ffprune_env.search.settings.SearchSettings`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from ffprune_env.cli.settings import require_folder_of
+from ffprune_env.lm.models import DeviceMap, load_model
+from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.lm.replacing import replacing
+from ffprune_env.run.folder import RunFolder
+from ffprune_env.run.strict_json import strict_json
+from ffprune_env.search.presets import Preset
+from ffprune_env.texts.window_settings import WindowLength
+from ffprune_env.texts.windows import load_test_windows
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class NameFlags:
+    """A model by name."""
+
+    model: str = "smollm2-135m"
+    """smollm2-135m, opt-125m, opt-1.3b, llama-7b, ..., a local folder, or a hub id owner/repository"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedFlags:
+    """A model by name, which is not a flag but the first word."""
+
+    measured: tyro.conf.Positional[str]
+    """the model: a name as --model of train/ppo.py has it, or model/ of a run"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedFlags:
+    """A pruned model on disk, as the first word."""
+
+    pruned: tyro.conf.Positional[Path]
+    """model/ of a run, or another folder that save_pruned wrote"""
+
+
+@dataclass(frozen=True)
+class DeviceFlags:
+    """Where a model runs."""
+
+    device: str = "auto"
+    """auto (CUDA if there is one), cpu, cuda, cuda:1, ..."""
+
+
+@dataclass(frozen=True)
+class TrustFlags:
+    """Whose code is run."""
+
+    trust_remote_code: bool = False
+    """run Python code that a checkpoint brings along; it is not saved, and so to be said again with --resume, --config,
+    and whenever a run is measured again"""
+
+
+@dataclass(frozen=True)
+class PlaceFlags(TrustFlags, DeviceFlags):
+    """How a model is loaded, and where to."""
+
+    dtype: str = "auto"
+    """auto (bfloat16 where the hardware multiplies it fast), bfloat16, float16 or float32"""
+    device_map: DeviceMap | None = None
+    """auto spreads a model that is too large for one device over all GPUs, host memory and disk. What is on host or
+    disk is neither calibrated nor written"""
+    max_memory: str | None = None
+    """with --device-map auto, what the model may take of every device, such as 6GB; None: what is free"""
+
+    def load_named(self, name: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Loads a model and its tokenizer; see :func:`ffprune_env.load_model`."""
+        return load_model(name, self.dtype, self.device, self.trust_remote_code, self.device_map, self.max_memory)
+
+
+@dataclass(frozen=True)
+class ModelFlags(PlaceFlags, NameFlags):
+    """A model, and where it runs."""
+
+    def load(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Loads the model and its tokenizer; see :func:`ffprune_env.load_model`."""
+        return self.load_named(self.model)
+
+
+@dataclass(frozen=True)
+class OneTextFlags:
+    """A text."""
+
+    text: str = "python-docs"
+    """python-docs, wikitext2, c4, or a .txt, .jsonl, .csv, .parquet, .raw, ... file: what is measured on or, with
+    --test-text beside it, what is searched and calibrated on"""
+
+
+@dataclass(frozen=True)
+class WindowsFlags(OneTextFlags, WindowLength):
+    """Windows of a text that serve one purpose."""
+
+    windows: int | None = None
+    """windows of --text, from its beginning; None takes all"""
+
+
+@dataclass(frozen=True)
+class TestedTextFlags:
+    """The text that figures are reported of."""
+
+    test_text: str | None = None
+    """test text; by default the test part of the text that is searched on. No search sees it"""
+    test_seq_len: int = 2048
+    """tokens per window of test text"""
+    test_windows: int | None = 8
+    """windows of test text, from its beginning; None takes all. Of fewer than 4 there is no interval"""
+
+    def require_windows(self) -> None:
+        """Raises ValueError, in the words of the command line, for windows that cannot be."""
+        require_in_range("--test-windows", self.test_windows, 1)
+        require_in_range("--test-seq-len", self.test_seq_len, 2)
+
+    def load_test_beside(self, text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+        """The windows of test text: int64 [n, seq_len]; see :func:`ffprune_env.load_windows`.
+
+        Args:
+            text: what is searched and calibrated on, whose test part it is by default.
+            model: whose context windows must fit in.
+            tokenizer: its tokenizer.
+        """
+        return load_test_windows(text, self.test_text, tokenizer, self.test_seq_len, self.test_windows, model=model)
+
+
+@dataclass(frozen=True)
+class TextFlags(TestedTextFlags, OneTextFlags):
+    """The text that a model is searched and calibrated on, and the one it is tested on."""
+
+    @property
+    def tested_on(self) -> str:
+        """Where test text comes from."""
+        return self.test_text or self.text
+
+    def load_test(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+        """The windows of test text: int64 [n, seq_len]; see :meth:`load_test_beside`."""
+        return self.load_test_beside(self.text, model, tokenizer)
+
+
+@dataclass(frozen=True)
+class JsonFlags:
+    """Results as a file, for programs."""
+
+    json: Path | None = None
+    """file to write every result to"""
+
+    def require_folder(self) -> None:
+        """Raises OSError if the file could not be written in the end, for want of its folder."""
+        require_folder_of("--json", self.json)
+
+    def write_json(self, content: Mapping[str, Any]) -> None:
+        """Writes strict JSON, if that was asked for: whole, or not at all."""
+        if self.json is not None:
+            with replacing(self.json) as scratch:
+                scratch.write_text(strict_json(content, indent=2) + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class RepeatFlags:
+    """How often what is drawn at random is drawn."""
+
+    seeds: int = 1
+    """how many times each search is run, with seeds 0, 1, ..."""
+
+
+@dataclass(frozen=True)
+class RoundFlags:
+    """How often what takes time is timed."""
+
+    rounds: int = 7
+    """times that everything is measured"""
+
+
+@dataclass(frozen=True)
+class QuestionFlags:
+    """Questions of the zero-shot tasks."""
+
+    data_dir: Path | None = None
+    """folder with a file <task>.jsonl for each zero-shot task, in the columns of the hub's data set; by default the
+    data come from the hub"""
+    limit: int | None = None
+    """questions per zero-shot task, from the first; None asks all"""
+
+
+@dataclass(frozen=True)
+class RunFlags:
+    """Where a run goes, and which one it repeats or goes on with."""
+
+    preset: Preset = "default"
+    """defaults of the other flags: what worked best here, a quick and rough look, or the paper's own"""
+    quick: bool = False
+    """the same as --preset quick: the whole way in minutes, with little text and no baselines"""
+    config: str | None = None
+    """config.yaml of a run whose settings to start from; flags beside it win"""
+    resume: str | None = None
+    """folder of a run that was cut off, to go on with; beside it only --workers, --ray-address, --trust-remote-code"""
+    run: str | None = None
+    """folder of the run, new or empty; by default runs/<model>-<text>-s<sparsity>-<time>"""
+
+    def claim(self, default: str) -> RunFolder:
+        """Makes the folder of a new run this process's own, before the work of minutes begins.
+
+        Args:
+            default: how the folder is called if the user does not say; the time is put behind it.
+        """
+        if self.run is None:
+            return RunFolder.claim_next(Path("runs") / f"{default}-{time.strftime('%Y%m%d-%H%M%S')}")
+        run = RunFolder(self.run)
+        run.claim()
+        return run
+
+
+@dataclass(frozen=True)
+class WorkerFlags:
+    """Other processes that measure."""
+
+    workers: int = 0
+    """measure the candidates of a rollout side by side in so many Ray actors, one per GPU or, with one thread each, per
+    CPU; 0 measures one after another in this process"""
+    ray_address: str | None = None
+    """of a running Ray cluster that the workers live on; None starts one on this machine"""
+
+    def require_workers(self, device_map: DeviceMap | None) -> None:
+        """Raises ValueError, in the words of the command line, for workers that cannot be."""
+        require_in_range("--workers", self.workers, 0)
+        if self.ray_address is not None and not self.workers:
+            raise ValueError("--ray-address says where workers live: say how many with --workers")
+        if self.workers and device_map is not None:
+            raise ValueError("a worker has one device: leave out --workers with --device-map")
+        if self.workers and find_spec("ray") is None:
+            raise ValueError("--workers needs Ray: pip install -e '.[ray]'")

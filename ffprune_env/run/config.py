@@ -1,0 +1,117 @@
+"""``config.yaml``: every setting of a run, read as data; what earlier versions wrote is translated here."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from ffprune_env.evaluators.settings import EvaluatorSettings
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+#: Whose code is trusted, and what cluster is joined, says who starts a program, every time: a run folder may come from
+#: elsewhere.
+TRUST = "trust_remote_code"
+SAID_EVERY_TIME = (TRUST, "ray_address")
+#: What a config does not hold, or holds of one process alone.
+NOT_REPLAYED = (*SAID_EVERY_TIME, "run", "config", "resume")
+
+_RENAMED = {
+    "samples": "search_windows",
+    "final_samples": "final_windows",
+    "timesteps": "evaluations",
+    "n_steps": "rollout",
+    "ramp_samples": "ramp_windows",
+}
+_CRITERIA = {"fisher": "taylor", "wanda+fisher": "wanda+taylor"}
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings of a run, by the names that they have now.
+
+    Args:
+        path: its config.yaml.
+
+    Raises:
+        ValueError: it cannot be read, or is none.
+    """
+    try:
+        settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} is not the config.yaml of a run: settings expected, got {type(settings).__name__}")
+    return translated({str(name).replace("-", "_"): value for name, value in settings.items()})
+
+
+def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of any version by the names and values that they have now.
+
+    Until 0.1 three flags said what ``calibration`` and ``reward_model`` say, and what a config of the first versions
+    lacks was not done then: no calibration in sequence, and channels one by one.
+
+    Args:
+        settings: by name.
+    """
+    found = {_RENAMED.get(name, name): value for name, value in settings.items()}
+    if found.get("criterion") in _CRITERIA:
+        found["criterion"] = _CRITERIA[found["criterion"]]
+    if "calibrated" in found:
+        sequential, calibrated = found.pop("sequential", False), found.pop("calibrated")
+        found.setdefault("channels_per_group", 1)
+        found["reward_model"] = "calibrated" if calibrated else "cut"
+        found["calibration"] = "sequential" if sequential else "ridge"
+        if found.get("ridge", 0) is None:
+            del found["ridge"]
+            found["calibration"] = "none"
+    return found
+
+
+def evaluator_settings(config: Mapping[str, Any], where: Path) -> EvaluatorSettings:
+    """How a run ranked, calibrated and measured its model, to do it again.
+
+    Args:
+        config: its settings, as :func:`read_config` gives them.
+        where: its config.yaml, for the message.
+
+    Raises:
+        ValueError: a setting is missing, or is none that there can be.
+    """
+    names = [field.name for field in fields(EvaluatorSettings)]
+    missing = [name for name in (*names, "model", "text", "dtype", "device", "sparsity") if name not in config]
+    if missing:
+        raise ValueError(f"{where} is not the config.yaml of a run of this version: it has no {missing[0]}")
+    settings = checked(EvaluatorSettings, {name: config[name] for name in names}, str(where))
+    settings.require_allowed()
+    return settings
+
+
+def checked(settings: type[T], values: Mapping[str, Any], where: str) -> T:
+    """An instance of a dataclass with these values; ValueError, in one line, for what a field does not allow.
+
+    Args:
+        settings: the dataclass.
+        values: by the names of its fields.
+        where: where they stand, for the message.
+    """
+    try:
+        return TypeAdapter(settings).validate_python(dict(values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        raise ValueError(f"{where} has {name} {values.get(name)!r}: {first['msg'].lower()}") from error
+
+
+def warn_of_trust(settings: Mapping[str, Any], where: Path) -> None:
+    """Says that a saved config is not believed where it says that code is trusted or a cluster joined."""
+    for name in SAID_EVERY_TIME:
+        if settings.get(name):
+            logger.warning("%s says %s: it is not taken from there, give the flag if you want it", where, name)

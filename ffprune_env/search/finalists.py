@@ -1,0 +1,90 @@
+"""The last look: which of a few candidates is the best at exactly the sparsity that was asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.even import ffn_only
+from ffprune_env.budget.mapping import allocate
+from ffprune_env.budget.units import PruneUnit
+from ffprune_env.search.mean import scores_of
+from ffprune_env.search.samples import Archive
+from ffprune_env.search.settings import SearchSettings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a search says of one sparsity.
+
+    Attributes:
+        name: where it comes from: the start, the policy's mean, `ffn-only`, or a sample.
+        scores: float64 [N].
+        allocation: what they are mapped to.
+    """
+
+    name: str
+    scores: FloatArray
+    allocation: Allocation
+
+
+def candidates(
+    settings: SearchSettings, units: Sequence[PruneUnit], start: FloatArray, mean: FloatArray, archive: Archive
+) -> dict[str, FloatArray]:
+    """Scores of everything that the last look is given, by name; what comes first wins ties.
+
+    Args:
+        settings: of the search.
+        units: the N units.
+        start: [N] scores that the search started from.
+        mean: [N] scores of the policy's mean.
+        archive: the best samples of the search.
+    """
+    scores = {"the start": start, "the policy's mean": mean}
+    if settings.mapping == "waterfill":
+        # The best of the simple answers, and often hard to beat: a search should never end behind it.
+        with suppress(ValueError):  # that attention stays whole is not always possible
+            scores["ffn-only"] = scores_of(ffn_only(settings.target, units), **settings.bounds)
+    return scores | {f"archived sample {i}": sample.scores for i, sample in enumerate(archive.best(), 1)}
+
+
+def choose(
+    settings: SearchSettings,
+    units: Sequence[PruneUnit],
+    scores: Mapping[str, FloatArray],
+    measure: Callable[[IntArray, int], float],
+    unseen: str = "neither start nor search saw",
+) -> Answer:
+    """The best of some candidates at S_final, by successive halving.
+
+    All are measured on twice N_max windows, the better half on twice as many, and so on. Samples that were the best of
+    many are lucky on the windows that they were found on, and so is the start on those of its curves: what they are
+    ranked by is text that neither saw.
+
+    Args:
+        settings: of the search; its target is the sparsity.
+        units: the N units.
+        scores: [N] scores by name.
+        measure: perplexity with ``kept[i]`` groups of unit i, on so many windows for finalists.
+        unseen: who did not see these windows, in words.
+    """
+    bounds = settings.bounds
+    answers = [
+        Answer(name, x, allocate(x, settings.target, units, **bounds, mapping=settings.mapping))
+        for name, x in scores.items()
+    ]
+    # What comes first wins ties; candidates that keep the same are one.
+    ranked = list({x.allocation.kept.tobytes(): x for x in reversed(answers)}.values())[::-1]
+    for rivals, n_samples in settings.rounds(len(ranked)):
+        text = f"{n_samples} window{'s' if n_samples > 1 else ''} that {unseen}"
+        logger.info("measuring %d finalists at sparsity %g on %s", rivals, settings.target, text)
+        ppls = {x.name: measure(x.allocation.kept, n_samples) for x in ranked[:rivals]}
+        ranked = sorted(ranked[:rivals], key=lambda x: ppls[x.name])
+    logger.info("the best is %s", ranked[0].name)
+    return ranked[0]

@@ -1,0 +1,102 @@
+"""One search, from its environment to its answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger
+
+from ffprune_env.env import PruneBanditEnv
+from ffprune_env.evaluators.protocol import SearchEvaluator
+from ffprune_env.lm.phases import phase
+from ffprune_env.search.callbacks import ProgressiveSchedulingCallback, SampleCallback
+from ffprune_env.search.finalists import Answer, candidates, choose
+from ffprune_env.search.mean import mean_actions, mean_scores
+from ffprune_env.search.policy import make_env, make_policy
+from ffprune_env.search.samples import Archive, Sample, told
+from ffprune_env.search.schedule import ProgressiveSchedule
+from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.start import Start, StartScores
+from ffprune_env.search.workers import WorkersVecEnv
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search leaves.
+
+    Attributes:
+        policy: as it was trained.
+        samples: every evaluation, in order.
+        answers: what was chosen, by target sparsity.
+        schedule: what was asked for when.
+        seconds: wall time of the evaluations and of the training.
+    """
+
+    policy: PPO
+    samples: list[Sample]
+    answers: Mapping[float, Answer]
+    schedule: ProgressiveSchedule
+    seconds: float
+
+    def samples_for(self, target: float) -> list[Sample]:
+        """Those of one target."""
+        return [sample for sample in self.samples if self.schedule.target(sample.step) == target]
+
+
+def run_search(
+    settings: SearchSettings,
+    evaluator: SearchEvaluator,
+    start: Start,
+    scores: StartScores,
+    *,
+    env: PruneBanditEnv | WorkersVecEnv | None = None,
+    listeners: Sequence[Callable[[Sample], None]] = (),
+    callbacks: Sequence[BaseCallback] = (),
+    logger: Logger | None = None,
+) -> Outcome:
+    """Trains a policy to prune a model at one or several sparsities, and chooses what it found.
+
+    Args:
+        settings: of the search.
+        evaluator: measures the last candidates, and everything else unless ``env`` is given.
+        start: where the policy's mean starts.
+        scores: what ``start.scores`` gave, now or in the process that this one goes on for.
+        env: environments that measure in other processes; None measures with the evaluator.
+        listeners: called with every sample in turn: a log file, a progress bar.
+        callbacks: Stable-Baselines3's; one that returns False ends the search early, and what there is then is what is
+            chosen from.
+        logger: where the policy logs to.
+
+    Raises:
+        ValueError: the settings ask for what the units or the evaluator cannot give.
+    """
+    units, schedule = evaluator.units, settings.schedule()
+    policy = make_policy(settings, env or make_env(settings, evaluator))
+    start.move_mean(policy, mean_actions(scores, settings.action_scale))
+    if logger is not None:
+        policy.set_logger(logger)
+    samples: list[Sample] = []
+    archives = {target: Archive(target, settings.finalists) for target in settings.targets}
+
+    def keep(sample: Sample) -> None:
+        samples.append(sample)
+        archives[schedule.target(sample.step)](sample)  # of a target near this one a lighter pruning would look better
+
+    began = time.perf_counter()
+    with phase("search", f"{settings.total} evaluations", settings.total) as advance:
+        record = SampleCallback(keep, *listeners, lambda sample: advance(note=told(sample)))
+        policy.learn(settings.total, [ProgressiveSchedulingCallback(schedule), record, *callbacks])
+    seconds = time.perf_counter() - began
+    answers = {}
+    for target, archive in archives.items():
+        of_target = replace(settings, sparsity=target)
+        made = sum(schedule.target(sample.step) == target for sample in samples)
+        with phase("finalists", f"best of {made} samples at sparsity {target:g}"):
+            mean = mean_scores(policy, target, settings.action_scale)
+            final = candidates(of_target, units, scores.targets[target], mean, archive)
+            answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
+    return Outcome(policy, samples, answers, schedule, seconds)

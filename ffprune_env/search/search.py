@@ -1,0 +1,161 @@
+"""``ff.search``: from a model and a text to a pruned model, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stable_baselines3 import PPO
+
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import FloatArray
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.export.folder import save_pruned
+from ffprune_env.export.model_card import CardFacts
+from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.models import load_model
+from ffprune_env.search.presets import PRESETS
+from ffprune_env.search.problem import Problem
+from ffprune_env.search.run_search import run_search
+from ffprune_env.search.samples import Sample
+from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.parse import parse_start
+from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.windows import load_test_windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Attributes:
+        allocation: how much of every unit stays.
+        scores: float64 [N], what the allocation was mapped from.
+        samples: every evaluation of the search, in order.
+        policy: Stable-Baselines3's PPO, as it was trained.
+        dense_ppl: perplexity of the dense model on test text.
+        search_ppl: of the model that :meth:`save` writes, on the windows that the search and its finalists saw.
+        test_ppl: of that model on test text, which nothing saw before.
+        evaluator: the ranked model, dense again, with its calibration.
+        tokenizer: the model's.
+        facts: what the model card will tell.
+    """
+
+    allocation: Allocation
+    scores: FloatArray
+    samples: Sequence[Sample]
+    policy: PPO
+    dense_ppl: float
+    search_ppl: float
+    test_ppl: float
+    evaluator: LMEvaluator
+    tokenizer: PreTrainedTokenizerBase
+    facts: CardFacts
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the pruned model, calibrated if the settings say so; see :func:`ffprune_env.save_pruned`.
+
+        Args:
+            folder: where to; must not exist, or be empty.
+        """
+        kept = self.allocation.kept
+        calibration = self.evaluator.final_calibration(kept)
+        save_pruned(self.evaluator.prunable, kept, folder, self.tokenizer, calibration, self.facts)
+
+
+def search(
+    model: str | Path | PreTrainedModel = "smollm2-135m",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    text: str = "python-docs",
+    sparsity: float = 0.2,
+    *,
+    test_text: str | None = None,
+    test_seq_len: int = 2048,
+    test_windows: int | None = 8,
+    preset: str = "default",
+    listeners: Sequence[Callable[[Sample], None]] = (),
+    **settings: Any,
+) -> SearchResult:
+    """Finds out how much of each layer of a model to keep.
+
+    The same search as ``train/ppo.py``, without a folder: nothing is written until the result is saved.
+
+    Args:
+        model: a name, a folder or a hub id, as for :func:`ffprune_env.load_model`; or a model in memory, whose heads
+            and channels are put in order in place, which changes nothing that it computes.
+        tokenizer: of a model in memory; one that is loaded brings its own.
+        text: search and calibration text; see :func:`ffprune_env.load_windows`.
+        sparsity: σ, the fraction of the prunable parameters to remove, between 0 and 1.
+        test_text: test text; None takes the test part of ``text``.
+        test_seq_len: tokens per window of test text.
+        test_windows: windows of test text; None takes all.
+        preset: which defaults the settings have: ``"default"`` or ``"paper"``.
+        listeners: called with every sample: a progress bar, a log.
+        **settings: fields of :class:`~ffprune_env.search.settings.SearchSettings` and
+            :class:`~ffprune_env.evaluators.settings.EvaluatorSettings`, such as ``evaluations=96`` or ``seed=1``.
+
+    Raises:
+        ValueError: a setting is out of range, the model cannot be pruned, or a text is too short.
+        TypeError: there is no such setting, or a model in memory has no tokenizer beside it.
+        OSError: something cannot be loaded.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}")
+    asked = {**PRESETS[preset], **settings}
+    searching = SearchSettings(sparsity=sparsity, **_of(SearchSettings, asked))
+    measuring = EvaluatorSettings(**_of(EvaluatorSettings, asked))
+    unknown = asked.keys() - asdict(searching).keys() - asdict(measuring).keys()
+    if unknown:
+        raise TypeError(f"there is no setting {min(unknown)!r}; allowed are those of SearchSettings, EvaluatorSettings")
+    searching.require_allowed()
+    measuring.require_allowed()
+    start = parse_start(searching)
+    name = str(model) if isinstance(model, str | Path) else type(model).__name__
+    if isinstance(model, str | Path):
+        model, tokenizer = load_model(str(model))
+    if tokenizer is None:
+        raise TypeError("a model in memory needs its tokenizer beside it: ff.search(model, tokenizer, ...)")
+    tested_on = load_test_windows(text, test_text, tokenizer, test_seq_len, test_windows, model=model)
+    evaluator = build_evaluator(model, tokenizer, text, measuring)
+    require_unseen(tested_on, *evaluator.texts.values())
+    problem = Problem.of(evaluator, sparsity, seed=searching.seed, a_min=searching.a_min, a_max=searching.a_max)
+    scores = start.scores(problem, searching.targets)
+    outcome = run_search(searching, evaluator, start, scores, listeners=listeners)
+    answer = outcome.answers[sparsity]
+    dense_ppl = perplexity(evaluator.prunable.model, tested_on, measuring.batch_size)
+    kept = answer.allocation.kept
+    with evaluator.prunable.pruned(kept, evaluator.final_calibration(kept)) as pruned:
+        search_ppl, test_ppl = (perplexity(pruned, x, measuring.batch_size) for x in (evaluator.chosen_on, tested_on))
+    facts = CardFacts(
+        base_model=Path(name).name if Path(name).exists() else name,
+        target_sparsity=sparsity,
+        dense_ppl=dense_ppl,
+        pruned_ppl=test_ppl,
+        protocol="{} test text, {} windows of {} tokens".format(Path(test_text or text).name, *tested_on.shape),
+        calibration_asked=evaluator.calibration_asked,
+    )
+    return SearchResult(
+        answer.allocation,
+        answer.scores,
+        outcome.samples,
+        outcome.policy,
+        dense_ppl,
+        search_ppl,
+        test_ppl,
+        evaluator,
+        tokenizer,
+        facts,
+    )
+
+
+def _of(group: type, settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of some settings that a group has a field for."""
+    names = {field.name for field in fields(group)}
+    return {name: value for name, value in settings.items() if name in names}

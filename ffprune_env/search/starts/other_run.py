@@ -1,0 +1,92 @@
+"""The policy of another run, at whatever sparsity that was trained (Sec. 2.2 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ffprune_env.budget.arrays import FloatArray
+from ffprune_env.budget.mapping import allocate
+from ffprune_env.budget.units import PruneUnit
+from ffprune_env.search.mean import scores_of, shift_mean
+from ffprune_env.search.problem import LOOK_COST, Problem
+from ffprune_env.search.saved_policy import SavedPolicy
+from ffprune_env.search.starts.fisher import fisher
+from ffprune_env.search.starts.fisher_iterated import iterate, step_windows
+from ffprune_env.search.starts.known import Fisher
+from ffprune_env.search.starts.start import Start, StartScores
+
+if TYPE_CHECKING:
+    from stable_baselines3 import PPO
+
+#: Steps on the pruned model that what another run says is improved by.
+STEPS = 3
+
+
+@dataclass(frozen=True)
+class OtherRun(Start):
+    """What another run has learnt, improved by a few steps on the pruned model.
+
+    Attributes:
+        policy: its policy, read once.
+        meaning: what its scores must mean here: mapping, bounds, scale.
+        steps: of improvement; 0 takes the policy as it is.
+    """
+
+    policy: SavedPolicy
+    meaning: Mapping[str, Any]
+    steps: int = STEPS
+
+    @property
+    def name(self) -> str:  # type: ignore[override]
+        """Where it was read from."""
+        return str(self.policy.run)
+
+    @property
+    def looks(self) -> bool:  # type: ignore[override]
+        """Whether it is improved."""
+        return self.steps > 0
+
+    @property
+    def unseen(self) -> str:  # type: ignore[override]
+        """Of the other run other windows may have been shared out."""
+        return f"neither this search nor its start saw, whatever {self.name} did"
+
+    def cost(self, problem: Problem) -> int:
+        """A look at the dense model, and one at every step."""
+        if problem.windows is None or not self.steps:
+            return 0
+        return Fisher().cost(problem) + LOOK_COST * self.steps * len(step_windows(problem.windows, 0))
+
+    def cheaper(self) -> Iterator[Start]:
+        """Fewer steps, down to none."""
+        yield from (replace(self, steps=steps) for steps in range(self.steps - 1, -1, -1))
+
+    def require_fits(self, units: Sequence[PruneUnit]) -> None:
+        """Raises ValueError if the policy is of another model, or its scores mean something else."""
+        self.policy.require_fits(units, self.meaning)
+
+    def scores(self, problem: Problem, targets: Sequence[float]) -> StartScores:
+        """What the policy says of every target."""
+        self.require_fits(problem.units)
+        return StartScores({target: self._scores(replace(problem, sparsity=target)) for target in targets})
+
+    def _scores(self, problem: Problem) -> FloatArray:
+        """Of a sparsity that the policy was not trained for its guess and `fisher` are about as good.
+
+        They miss in different ways: the steps begin half-way between them, which is better than either.
+        """
+        scores: FloatArray = self.policy.guess(problem.sparsity) * self.meaning["action_scale"]
+        if not self.steps or problem.windows is None:
+            return scores
+        bounds = {"a_min": problem.a_min, "a_max": problem.a_max}
+        there = allocate(scores, problem.sparsity, problem.units, **bounds, mapping=self.meaning["mapping"])
+        if problem.sparsity not in self.policy.targets:
+            there = problem.allocate((there.rates + fisher(problem).rates) / 2)
+        return scores_of(iterate(problem, self.steps, there)[0], **bounds)
+
+    def move_mean(self, policy: PPO, actions: StartScores) -> None:
+        """The other run's network, shifted so that its mean is at the targets, on the average."""
+        self.policy.load_into(policy)
+        shift_mean(policy, actions.targets)

@@ -1,0 +1,45 @@
+"""``--init``, parsed once into a value."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ffprune_env.search.saved_policy import read_policy
+from ffprune_env.search.starts.equal import Equal
+from ffprune_env.search.starts.fisher_iterated import STEPS
+from ffprune_env.search.starts.known import FfnOnly, Fisher, FisherIterated
+from ffprune_env.search.starts.other_run import STEPS as OTHER_STEPS
+from ffprune_env.search.starts.other_run import OtherRun
+from ffprune_env.search.starts.start import Start
+
+if TYPE_CHECKING:
+    from ffprune_env.search.settings import SearchSettings
+
+logger = logging.getLogger(__name__)
+
+NAMES = ("none", "ffn-only", "fisher", "fisher-iterated")
+
+
+def parse_start(settings: SearchSettings) -> Start:
+    """Where the search is to start; the policy of another run is read here, and nowhere else.
+
+    Args:
+        settings: of the search: ``init`` says where, ``init_steps`` how often that is improved.
+
+    Raises:
+        ValueError: ``init`` is neither a name nor the folder of a run that left a policy.
+    """
+    init, steps = settings.init, settings.init_steps
+    if init not in NAMES:
+        if not Path(init).is_dir():
+            raise ValueError(f"--init must be {', '.join(NAMES)} or the folder of a run, got {init!r}")
+        steps = OTHER_STEPS if steps is None else steps
+        greedy = settings.mapping == "greedy"  # steps are in rates, of which greedy keeps the order alone
+        return OtherRun(read_policy(init), settings.meaning(), 0 if greedy else steps)
+    if settings.mapping == "greedy" and init != "none":
+        logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", init)
+        return Equal()
+    named = {"none": Equal(), "ffn-only": FfnOnly(), "fisher": Fisher()}
+    return named.get(init) or FisherIterated(STEPS if steps is None else steps)

@@ -1,0 +1,55 @@
+"""The last look: on windows that nobody saw, luck does not count."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from ffprune_env.budget.mapping import allocate
+from ffprune_env.evaluators.surrogate import SurrogateEvaluator
+from ffprune_env.search.finalists import candidates, choose
+from ffprune_env.search.samples import Archive, Sample
+from ffprune_env.search.settings import SearchSettings, affordable
+
+CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
+
+
+@pytest.mark.parametrize("windows", [90, 200, 1000])
+def test_ppo_runs_as_many_rollouts_as_the_windows_last(windows):
+    settings = SearchSettings(search_windows=4, rollout=8)
+    affording = affordable(settings, windows)
+    assert affording.windows() <= windows
+    assert affording.evaluations % settings.rollout == 0
+    longer = affordable(settings, affording.windows() + 8 * 4)  # a rollout more always fits in eight evaluations more
+    assert longer.evaluations > affording.evaluations
+    finals = 8 * 4 + sum(rivals * n for rivals, n in settings.rounds(8))
+    assert affording.evaluations > (windows - finals) / 4 - 9  # the curriculum buys evaluations
+
+
+def test_finalists_are_halved_while_their_text_doubles():
+    settings = SearchSettings(search_windows=4, final_windows=16)
+    assert settings.rounds(8) == [(8, 8), (4, 16)]
+    assert settings.rounds(1) == [(1, 8)]
+    assert SearchSettings(search_windows=4, final_windows=4).rounds(8) == [(8, 4)]
+
+
+def test_luck_on_the_windows_of_the_search_does_not_count():
+    """A sample of a reward that nothing comes near is only as good as it is on the windows for finalists."""
+    settings = SearchSettings(sparsity=0.3, search_windows=2, final_windows=8, init="ffn-only")
+    start, lucky = np.zeros(len(CURVES.units)), np.linspace(-1, 1, len(CURVES.units))
+    kept, uniform_kept = (allocate(x, 0.3, CURVES.units).kept for x in (lucky, start))
+    known, asked = {kept.tobytes(): 3.1, uniform_kept.tobytes(): 3.0}, []
+
+    def measure_final(some, n):
+        asked.append(n)
+        return math.exp(known.get(some.tobytes(), 4.0))
+
+    archive = Archive(0.3)
+    archive(Sample(0, 0.3, 2, lucky, kept, kept / 1.0, 0.3, 2.7, 2.0, 0.9, False, 0.1))
+    rivals = candidates(settings, CURVES.units, start, start, archive)
+    chosen = choose(settings, CURVES.units, rivals, measure_final)
+    assert chosen.name == "the start"  # and not the policy's mean, which is the same and comes second
+    np.testing.assert_array_equal(chosen.allocation.kept, uniform_kept)
+    assert asked == [4, 4, 4, 8, 8]  # the start, which is the policy's mean, ffn-only, the sample; then the best two

@@ -1,0 +1,76 @@
+"""ff.search: from a model and a text to a pruned model, in one call."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import byte_tokenizer, tiny_model
+
+import ffprune_env as ff
+
+SMALL = {
+    "seq_len": 64, "search_windows": 2, "final_windows": 2, "curve_windows": 2, "calibration_windows": 4,
+    "test_seq_len": 64, "test_windows": 2, "evaluations": 8, "batch_size": 1,
+}  # fmt: skip
+
+
+def test_a_folder_goes_in_and_a_smaller_model_comes_out(tiny_folder, text_file, tmp_path):
+    heard = []
+    result = ff.search(tiny_folder, text=str(text_file), sparsity=0.3, listeners=[heard.append], **SMALL)
+    assert result.samples == heard
+    assert len(heard) == 8
+    assert result.allocation.sparsity >= 0.3
+    again = ff.allocate(result.scores, 0.3, result.evaluator.units)
+    np.testing.assert_array_equal(again.kept, result.allocation.kept)
+    assert result.dense_ppl < result.test_ppl
+    result.save(tmp_path / "pruned")
+    model, tokenizer = ff.load_model(str(tmp_path / "pruned"))
+    test = ff.load_windows(str(text_file), tokenizer, "test", 64, 2)
+    assert ff.perplexity(model, test) == pytest.approx(result.test_ppl, rel=1e-4)
+    assert f"| perplexity, pruned | {result.test_ppl:.2f} |" in (tmp_path / "pruned" / "README.md").read_text()
+
+
+def test_a_model_in_memory_is_dense_afterwards_and_finds_the_same(tiny_folder, text_file, windows):
+    model, tokenizer = ff.load_model(str(tiny_folder))
+    before = ff.perplexity(model, windows)
+    found = [
+        ff.search(x, y, str(text_file), 0.3, **SMALL).allocation.kept
+        for x, y in ((model, tokenizer), (tiny_folder, None))
+    ]
+    np.testing.assert_array_equal(*found)
+    assert ff.perplexity(model, windows) == pytest.approx(before, rel=1e-5)
+
+
+def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
+    monkeypatch.setattr("ffprune_env.search.search.load_model", lambda *a: pytest.fail("the model was loaded"))
+    for wrong, error, says in (
+        ({"evaluatons": 8}, TypeError, "there is no setting 'evaluatons'"),
+        ({"preset": "papers"}, ValueError, "unknown preset 'papers'; allowed are default, quick, paper"),
+        ({"sparsity": 1.5}, ValueError, "--sparsity must be between 0 and 1, got 1.5"),
+        ({"criterion": "magic"}, ValueError, "unknown criterion 'magic'"),
+        ({"init": "fishr"}, ValueError, "--init must be none, ffn-only"),
+    ):
+        with pytest.raises(error, match=says):
+            ff.search("smollm2-135m", **wrong)
+    with pytest.raises(TypeError, match="needs its tokenizer beside it"):
+        ff.search(tiny_model("llama"))
+
+
+def test_the_paper_s_settings_can_be_asked_for(text_file):
+    model = tiny_model("opt").float()
+    result = ff.search(model, byte_tokenizer(), str(text_file), preset="paper", **{**SMALL, "rollout": 4})
+    assert result.evaluator.calibration_asked == "ridge"
+    assert not result.evaluator.calibrated
+
+
+def test_the_name_is_a_function_whatever_was_imported_first():
+    code = (
+        "import ffprune_env as ff\nbefore = ff.search\nimport ffprune_env.search.settings as settings\n"
+        "import ffprune_env.search.settings\nassert ffprune_env.search.settings is settings\n"
+        "for found in (before, ff.search):\n    try:\n        found(preset='x')\n    except ValueError as error:\n"
+        "        assert 'unknown preset' in str(error)\n    else:\n        raise SystemExit(1)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,178 @@
+"""A search starts where it is told, from knowledge that one look at the model gives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_model
+
+from ffprune_env.budget.even import ffn_only
+from ffprune_env.budget.mapping import allocate
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.surrogate import SurrogateEvaluator
+from ffprune_env.methods.registry import METHODS
+from ffprune_env.pruning import damage as damage_module
+from ffprune_env.pruning.backward import back_propagate
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
+from ffprune_env.search.mean import mean_actions, mean_scores
+from ffprune_env.search.policy import make_env, make_policy
+from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.saved_policy import save_policy
+from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts import other_run
+from ffprune_env.search.starts.fisher_iterated import iterate, step_windows
+from ffprune_env.search.starts.known import FfnOnly, FisherIterated
+from ffprune_env.search.starts.parse import NAMES, parse_start
+from ffprune_env.search.starts.start import StartScores, cheap_enough
+
+CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
+
+
+@pytest.fixture
+def on_model(windows: torch.Tensor) -> Problem:
+    prunable = PrunableModel(tiny_model("llama-gqa"))
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    evaluator = LMEvaluator(prunable, windows, texts={"finalists": windows.flip(1)})
+    return Problem(prunable, stats, Meter(evaluator, 40), 0.3, 0, windows=windows)
+
+
+def scores_for(settings, problem):
+    return parse_start(settings).scores(problem, settings.targets)
+
+
+def policy_from(settings, problem, scores):
+    policy = make_policy(settings, make_env(settings, problem.meter))
+    parse_start(settings).move_mean(policy, mean_actions(scores, settings.action_scale))
+    return policy
+
+
+def test_every_name_is_a_start_and_nothing_else_is(tmp_path):
+    assert [parse_start(SearchSettings(init=name)).name for name in NAMES] == list(NAMES)
+    with pytest.raises(ValueError, match="--init must be none, ffn-only, fisher, fisher-iterated or the folder of a"):
+        parse_start(SearchSettings(init="fishr"))
+    with pytest.raises(ValueError, match="no policy can be read from"):
+        parse_start(SearchSettings(init=str(tmp_path)))
+
+
+def test_greedy_starts_equal_and_says_why(caplog):
+    assert parse_start(SearchSettings(mapping="greedy")).name == "none"
+    assert "greedy keeps the order of scores alone, which cannot say fisher-iterated: starting equal" in caplog.text
+
+
+@pytest.mark.parametrize("init", NAMES)
+def test_a_policy_starts_where_it_is_told(on_model, init):
+    settings = SearchSettings(sparsity=0.3, search_windows=3, init=init)
+    scores = scores_for(settings, on_model)
+    start = scores.targets[0.3]
+    mapped = allocate(start, 0.3, on_model.units, a_min=0.2)
+    methods = {"none": "uniform", "ffn-only": "ffn-only", "fisher": "fisher", "fisher-iterated": "fisher-iterated"}
+    asked = METHODS[methods.pop(init)].answer(on_model)
+    assert np.abs(mapped.kept - asked.kept).max() <= 1  # of 4 heads or 24 channels
+    policy = policy_from(settings, on_model, scores)
+    np.testing.assert_allclose(mean_scores(policy, 0.3, 3.0), np.clip(start, -2.4, 2.4), atol=0.02)
+    others = [METHODS[name].answer(on_model).kept for name in methods.values() if "fisher" not in name]
+    assert all(np.abs(mapped.kept - other).max() > 1 for other in others)
+
+
+@pytest.mark.parametrize("init", ["ffn-only", "fisher", "fisher-iterated"])
+def test_a_policy_starts_with_knowledge_of_the_sparsities_around_its_target(on_model, init):
+    settings = SearchSettings(sparsity=0.3, search_windows=3, init=init)
+    scores = scores_for(settings, on_model)
+    assert len(scores.known) > 2
+    policy = policy_from(settings, on_model, scores)
+    line, constant = 0.0, 0.0
+    for at, wanted in scores.everywhere.items():
+        wanted = np.clip(wanted, -2.4, 2.4)
+        line += float(np.square(mean_scores(policy, at, 3.0) - wanted).sum())
+        constant += float(np.square(np.clip(scores.targets[0.3], -2.4, 2.4) - wanted).sum())
+    assert line < 0.9 * constant
+
+
+@pytest.mark.parametrize(("target", "half_way"), [(0.2, False), (0.3, True)])
+def test_the_steps_after_another_run_begin_where_that_leads(on_model, tmp_path, monkeypatch, target, half_way):
+    """At a target that it was trained for; half-way from there to `fisher` at others, which it only guesses."""
+    settings = SearchSettings(sparsity=0.2, search_windows=3, init="ffn-only")
+    scores = scores_for(settings, replace(on_model, sparsity=0.2))
+    policy = policy_from(settings, on_model, scores)
+    (tmp_path / "checkpoints").mkdir()
+    means = mean_actions(scores, settings.action_scale).everywhere
+    save_policy(policy, tmp_path / "checkpoints", on_model.units, settings.meaning(), settings.targets, means)
+    begun = []
+    monkeypatch.setattr(other_run, "iterate", lambda *a: begun.append(a[2]) or iterate(*a))
+    asked = replace(on_model, sparsity=target)
+    start = parse_start(replace(settings, sparsity=target, init=str(tmp_path)))
+    start.scores(asked, (target,))
+    expected = ffn_only(target, on_model.units).rates
+    if half_way:
+        expected = (expected + METHODS["fisher"].answer(asked).rates) / 2
+    groups = np.array([unit.n_groups for unit in on_model.units])
+    assert np.abs(begun[0].kept - groups * expected).max() <= 1.5  # of 4 heads or 24 channels
+    assert start.cost(asked) == 3 * 4 * 3  # as many sets of curves as for `fisher` and three steps
+    assert [x.steps for x in start.cheaper()] == [2, 1, 0]
+
+
+def test_a_target_out_of_reach_costs_the_others_nothing(on_model):
+    settings = SearchSettings(sparsity=(0.1, 0.7), init="ffn-only", a_min=0.05)
+    found = scores_for(settings, replace(on_model, a_min=0.05)).targets
+    assert not found[0.7].any()
+    assert found[0.1].any()
+
+
+def test_one_look_serves_several_targets(on_model, monkeypatch):
+    looks = []
+    monkeypatch.setattr(damage_module, "back_propagate", lambda *a: looks.append(back_propagate(*a)))
+    settings = SearchSettings(sparsity=(0.1, 0.2, 0.3), init="fisher", a_min=0.2)
+    found = scores_for(settings, on_model)
+    assert (list(found.targets), found.known) == ([0.1, 0.2, 0.3], {})
+    assert len(looks) == len(on_model.windows)
+    for target, scores in found.targets.items():
+        alone = METHODS["fisher"].answer(replace(on_model, sparsity=target))
+        mapped = allocate(scores, target, on_model.units, a_min=0.2)
+        assert np.abs(mapped.kept - alone.kept).max() <= 1
+
+
+def test_iterating_improves_on_the_curves_of_the_dense_model(windows):
+    """On the text that the curves were made from, which for a random model is all there is to learn."""
+    prunable = PrunableModel(tiny_model("llama", seed=2))
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    evaluator = LMEvaluator(prunable, windows, statistics=stats)
+    problem = Problem(prunable, stats, Meter(evaluator, 0), 0.4, 0, windows=windows.repeat(3, 1))
+    once, iterated = (METHODS[name].answer(problem).kept for name in ("fisher", "fisher-iterated"))
+    assert evaluator.measure(iterated, 3) < evaluator.measure(once, 3)
+
+
+def test_steps_see_other_text_than_the_steps_next_to_them():
+    windows = torch.arange(16)[:, None].expand(16, 1024)
+    seen = [step_windows(windows, step)[:, 0].tolist() for step in range(8)]
+    assert sorted(x for step in seen[:4] for x in step) == list(range(16))
+    assert seen[4:] == seen[:4]
+    assert all(max(x) - min(x) == 12 for x in seen)  # spread over all of it
+    assert step_windows(windows[:3], 5).shape == (3, 1024)
+
+
+def test_a_start_that_the_budget_does_not_cover_gives_way(on_model):
+    whole = FisherIterated()
+    assert whole.cost(on_model) == 3 * 9 * 3  # nine sets of curves of all three windows, forward and backward
+    assert cheap_enough(whole, 1000, on_model) == whole
+    fewer = cheap_enough(whole, 30, on_model)
+    assert (fewer.name, fewer.steps, fewer.cost(on_model)) == ("fisher-iterated", 2, 27)
+    assert cheap_enough(whole, 10, on_model).name == "fisher"
+    assert cheap_enough(whole, 0, on_model) == FfnOnly()
+
+
+def test_a_policy_of_several_targets_starts_at_all_of_them():
+    """Its network is linear in σ at first: two targets are met, and a third between them nearly."""
+    settings = SearchSettings(sparsity=(0.1, 0.3), init="ffn-only")
+    rng = np.random.default_rng(0)
+    starts = StartScores({target: rng.uniform(-2, 2, len(CURVES.units)) for target in settings.targets})
+    policy = policy_from(settings, Problem.of(CURVES, 0.3), starts)
+    for target, start in starts.targets.items():
+        np.testing.assert_allclose(mean_scores(policy, target, 3.0), start, atol=1e-3)
+    middle = mean_scores(policy, 0.2, 3.0)
+    np.testing.assert_allclose(middle, (starts.targets[0.1] + starts.targets[0.3]) / 2, atol=0.1)
