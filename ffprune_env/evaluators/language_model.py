@@ -192,9 +192,8 @@ class LMEvaluator:
         self, calibration: RidgeCalibration, windows: torch.Tensor, kept: IntArray
     ) -> SequentialCalibration | None:
         try:
-            return SequentialCalibration(
-                calibration, kept, windows, batch_size=self.batch_size, dense=self._dense_pass_over(windows)
-            )
+            dense = self._dense_pass_over(windows)
+            return SequentialCalibration(calibration, kept, dense or windows, batch_size=self.batch_size)
         except CollapsedError as error:
             logger.warning("%s: calibrated by Eqs. 6-7 alone", error)
             return None
@@ -205,7 +204,7 @@ class LMEvaluator:
         shared, self._shares, self._dense_pass = self._dense_pass is not None, False, None
         release_memory()
         if shared:
-            logger.warning("out of memory: calibrations no longer share the dense model's pass")
+            logger.warning("out of memory: calibrations in sequence no longer share the dense model's pass")
             return self._calibrate_in_sequence(calibration, windows, kept)
         logger.warning("out of memory: this model is calibrated by Eqs. 6-7 alone, not in sequence")
         return None

@@ -1,91 +1,110 @@
-"""The dense model's pass over calibration text, layer by layer: made once for as many calibrations as ask for it."""
+"""The hidden states of the dense model, layer by layer, shared by calibrations in sequence as far as memory allows."""
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Iterator
 
 import psutil
 import torch
 
-from ffprune_env.lm.batches import fitting_size
-from ffprune_env.pruning.layer_calls import layer_calls
+from ffprune_env.lm.batches import evaluating, fitting_size
+from ffprune_env.pruning.layer_calls import LayerCalls, layer_calls, require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 
-logger = logging.getLogger(__name__)
+# Of the memory that is free on a device when the pass is made: the rest is for the calibrations themselves.
+_SHARE_OF_FREE = 0.5
 
-#: Of one batch, the hidden states after the attention and after the FFN of a layer, [B, T, C] each.
-Goals = tuple[torch.Tensor, ...]
-
-# What is remembered may take this part of the memory that is free.
-_SHARE = 0.5
+#: The hidden state of one batch after the attention and after the FFN of a layer, [B, T, C] each.
+Behind = tuple[torch.Tensor, ...]
 
 
 class DensePass:
-    """What every unit of the dense model leaves on the residual path.
+    """What every unit of the dense model leaves on the residual path, for all batches of a text.
 
-    Half of a calibration in sequence is a pass through the dense model, and the same for all of them. Where its hidden
-    states fit into half of the memory that is free on the model's device, they are remembered; elsewhere every
-    calibration makes the pass again. Nothing is copied from one device to another.
+    The first to ask runs the model. The states of the first layers are remembered, as many layers as there is room
+    for, on the device where they were made; nothing is copied elsewhere. Whoever asks again gets these at once, and
+    the model runs from the last of them on. States are the same to the last bit either way.
 
     Args:
-        prunable: the ranked model, dense now; ranking it again makes this void.
-        windows: int64 [n, seq_len], calibration text.
+        prunable: the model, dense now. Ranking it again makes the pass void.
+        windows: int64 [n, seq_len].
         batch_size: windows per forward pass, at the most; None chooses.
-        remember: keep the states for other calibrations, if there is room for them.
+        room: bytes per device for what is remembered; None: half of what is free there now; 0: nothing is remembered,
+            so that a pass that one calibration looks at takes the states of two layers, whatever the model.
 
     Attributes:
+        prunable, windows: as given.
+        rankings: number of the ranking that it is of.
         calls: how the model calls its layers, per batch.
-        remembers: whether states are kept.
+
+    Raises:
+        ValueError: there are no windows, or the layers of the model are not h + attention, then h + FFN.
+        RuntimeError: the model is pruned now.
     """
 
     def __init__(
-        self, prunable: PrunableModel, windows: torch.Tensor, batch_size: int | None = 1, remember: bool = True
+        self,
+        prunable: PrunableModel,
+        windows: torch.Tensor,
+        batch_size: int | None = 1,
+        room: int | None = None,
     ) -> None:
         prunable.require_dense("calibrate")
+        require_residual_layers(prunable.model, prunable.layouts, windows)
         self.prunable, self.windows = prunable, windows
-        self.calls = layer_calls(
-            prunable.model, torch.split(windows, fitting_size(prunable.model, windows, batch_size))
-        )
-        self.remembers = remember and self._size() <= _SHARE * _free(self.calls[0].hidden.device)
-        self._rankings = prunable.rankings
-        # What comes before layer _first, and after it and those that follow.
-        self._first, self._goals = 0, [self._before()]
-        if remember and not self.remembers:
-            logger.info("hidden states of the dense model do not fit in memory: every calibration makes them again")
+        self.rankings = prunable.rankings
+        self._left = {x.device: _room(x.device) if room is None else room for x in prunable.layouts}
+        self._remembered: list[list[Behind]] = []
+        with evaluating(prunable.model):
+            batches = torch.split(windows, fitting_size(prunable.model, windows, batch_size))
+            self.calls: list[LayerCalls] = layer_calls(prunable.model, batches)
+
+    @property
+    def remembered(self) -> int:
+        """Layers whose states are in memory; they are always the first ones."""
+        return len(self._remembered)
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that is taken by what is remembered."""
+        return sum(_n_bytes(layer) for layer in self._remembered)
 
     @torch.no_grad()
-    def goals(self, number: int) -> list[Goals]:
-        """The states after attention and FFN of a layer, per batch.
-
-        Args:
-            number: of the layer: any that is remembered, or the one after the last that was asked for, or 0.
+    def layers(self) -> Iterator[list[Behind]]:
+        """Yields, layer after layer, the states of all batches; the model must be dense whenever the next is asked for.
 
         Raises:
-            RuntimeError: the model is pruned now, or was ranked since.
+            RuntimeError: the model is pruned now, or was ranked since the pass was made.
         """
-        self.prunable.require_current(self._rankings)
-        if number < self._first:
-            self._first, self._goals = 0, [self._before()]
-        while len(self._goals) <= number + 1 - self._first:
-            layer = self._first + len(self._goals) - 1
-            units, before = self.prunable.layouts[2 * layer : 2 * layer + 2], self._goals[-1]
-            after = [call.passage(layer, units, h[-1]).after for call, h in zip(self.calls, before, strict=True)]
-            self._goals.append(after)
-            if not self.remembers:
-                del self._goals[0]
-                self._first += 1
-        return self._goals[number + 1 - self._first]
+        before = [call.hidden for call in self.calls]
+        for number in range(len(self.prunable.layouts) // 2):
+            self.prunable.require_current(self.rankings)
+            if number < len(self._remembered):
+                behind = self._remembered[number]
+            else:
+                behind = self._run(number, before)
+                self._remember(number, behind)
+            before = [after for _, after in behind]
+            yield behind
 
-    def _before(self) -> list[Goals]:
-        return [(call.hidden,) for call in self.calls]
+    def _run(self, number: int, before: list[torch.Tensor]) -> list[Behind]:
+        units = self.prunable.layouts[2 * number : 2 * number + 2]
+        return [call.passage(number, units, h).after for call, h in zip(self.calls, before, strict=True)]
 
-    def _size(self) -> int:
-        """Bytes of all hidden states."""
-        return sum(call.hidden.nbytes for call in self.calls) * len(self.prunable.units)
+    def _remember(self, number: int, behind: list[Behind]) -> None:
+        """Keeps the states of a layer if those before it are kept and there is room."""
+        device, n_bytes = behind[0][1].device, _n_bytes(behind)
+        if number == len(self._remembered) and n_bytes <= self._left.get(device, 0):
+            self._left[device] -= n_bytes
+            self._remembered.append(behind)
 
 
-def _free(device: torch.device) -> int:
-    """Bytes that are free where a model runs."""
+def _n_bytes(layer: list[Behind]) -> int:
+    return sum(state.nbytes for batch in layer for state in batch)
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that may be taken on a device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
+        return int(_SHARE_OF_FREE * torch.cuda.mem_get_info(device)[0])
+    return int(_SHARE_OF_FREE * psutil.virtual_memory().available) if device.type == "cpu" else 0

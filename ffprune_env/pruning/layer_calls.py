@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.head import decoder_outputs, head_of, replaced_forward
 from ffprune_env.pruning.units import UnitLayout, find_layers
 
@@ -32,11 +33,14 @@ class Passage:
             each; so are the others.
         outputs: what comes out of them, [B, T, C] each.
         after: the hidden state after the attention, and after the FFN, [B, T, C] each.
+        extras: how many more things the attention returned to its layer beside what came out of its projection; None
+            if it ran with its layer, or did something else with that.
     """
 
     inputs: tuple[torch.Tensor, ...]
     outputs: tuple[torch.Tensor, ...]
     after: tuple[torch.Tensor, ...]
+    extras: int | None = None
 
 
 class _Enough(Exception):  # noqa: N818 - nothing is wrong
@@ -57,27 +61,45 @@ class LayerCalls:
     layers: nn.ModuleList
     arguments: Sequence[dict[str, Any]]
 
-    def passage(self, number: int, units: Sequence[UnitLayout], hidden: torch.Tensor) -> Passage:
+    def passage(
+        self, number: int, units: Sequence[UnitLayout], hidden: torch.Tensor, attended: Passage | None = None
+    ) -> Passage:
         """Runs a layer, as it is now, on a hidden state of this batch: all of it, or its attention alone.
 
         Args:
             number: of the layer.
             units: its attention and its FFN, or the attention alone.
             hidden: [B, T, C].
+            attended: the passage of the same hidden state through the attention alone, if nothing of the attention but
+                the weights of its output projection changed since: then that is all of it that runs again.
         """
-        inputs, outputs, after = [], [], []
+        inputs, outputs, after, extras = [], [], [], []
 
         def note(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
             inputs.append(args[0].flatten(0, -2))
             outputs.append(output.reshape(hidden.shape))  # OPT flattens the tokens of a batch before its FFN
-            if len(units) == 1:
-                raise _Enough
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, tuple) and output[0].data_ptr() == outputs[0].data_ptr():
+                extras.append(len(output) - 1)
+            raise _Enough
 
         with ExitStack() as hooks, suppress(_Enough):
             for layout in units:
                 hooks.callback(layout.output.register_forward_hook(note).remove)
+            if len(units) == 1:
+                hooks.callback(units[0].owner.register_forward_hook(leave).remove)
+            if attended is not None and attended.extras is not None:
+                again = partial(_project, units[0], attended, hidden.shape)
+                hooks.enter_context(replaced_forward(units[0].owner, again))
             after.append(self.layers[number](hidden, **self.arguments[number]))
-        return Passage(tuple(inputs), tuple(outputs), (hidden.to(outputs[0].device) + outputs[0], *after))
+        states = (hidden.to(outputs[0].device) + outputs[0], *after)
+        return Passage(tuple(inputs), tuple(outputs), states, extras[0] if extras else None)
+
+
+def _project(unit: UnitLayout, attended: Passage, shape: torch.Size, *_: Any, **__: Any) -> tuple[Any, ...]:
+    """What an attention returns to its layer, from what flowed into its output projection before."""
+    return (unit.output(attended.inputs[0].view(*shape[:-1], -1)), *[None] * (attended.extras or 0))
 
 
 def probe_text(windows: torch.Tensor) -> torch.Tensor:
@@ -131,16 +153,18 @@ def require_residual_layers(model: PreTrainedModel, units: Sequence[UnitLayout],
         units: its 2 · layers units.
         windows: int64 [n, seq_len].
     """
-    (call,) = layer_calls(model, [probe_text(windows)])
-    h = call.hidden
-    for number in range(len(call.layers)):
-        passage = call.passage(number, units[2 * number : 2 * number + 2], h)
-        before, (attended, after) = h.to(passage.after[1].device), passage.after
-        change = (after - before).double()
-        # What is not finite is said where activations are looked at.
-        if bool((attended + passage.outputs[1] - after).double().norm() > _TOLERANCE * change.norm()):
-            raise ValueError(
-                f"{type(model).__name__} cannot be calibrated in sequence: its layers are not h + attention, "
-                "then h + FFN; say --calibration ridge"
-            )
-        h = after
+    text = probe_text(windows)
+    with evaluating(model):
+        (call,) = layer_calls(model, [text])
+        h = call.hidden
+        for number in range(len(call.layers)):
+            passage = call.passage(number, units[2 * number : 2 * number + 2], h)
+            before, (attended, after) = h.to(passage.after[1].device), passage.after
+            change = (after - before).double()
+            # What is not finite is said where activations are looked at.
+            if bool((attended + passage.outputs[1] - after).double().norm() > _TOLERANCE * change.norm()):
+                raise ValueError(
+                    f"{type(model).__name__} cannot be calibrated in sequence: its layers are not h + attention, "
+                    "then h + FFN; say --calibration ridge"
+                )
+            h = after

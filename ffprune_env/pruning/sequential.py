@@ -1,4 +1,4 @@
-"""Sequential calibration: every unit makes up for what went wrong before it (docs/design.md, 4.9)."""
+"""Sequential calibration: unit after unit, what is left makes up for all that went wrong before it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration import RidgeCalibration
-from ffprune_env.pruning.dense_pass import DensePass
+from ffprune_env.pruning.dense_pass import Behind, DensePass
 from ffprune_env.pruning.gram import add_products
-from ffprune_env.pruning.layer_calls import require_residual_layers
+from ffprune_env.pruning.layer_calls import LayerCalls, Passage
 from ffprune_env.pruning.prunable import PrunableModel
 
 #: How many tokens of calibration text weigh as much as λ.
@@ -34,19 +34,19 @@ class SequentialCalibration:
 
         ‖(h + W x) - (h̃ + W' x̃)‖² + λ‖W' - W₀‖², so W' = W₀ + EᵀX̃ (X̃ᵀX̃ + λI)⁻¹ with E = (h + W x) - (h̃ + W₀ x̃).
 
-    That takes one pass through the dense model and one and a half through the pruned one, layer by layer, and serves
-    one allocation, where :class:`RidgeCalibration` serves all: it is for the model that is kept, not for the search.
+    That takes one pass through the dense model and one through the pruned one, layer by layer, and serves one
+    allocation, where :class:`RidgeCalibration` serves all: it is for the model that is kept, not for the search. The
+    pass through the dense model is the same for every allocation, and can be shared.
 
     Args:
         first: the calibration by Eqs. 6-7, which gives W₀. Ranking the model again makes this one void, too.
         kept: int [N], groups kept per unit: the allocation that is calibrated.
-        windows: int64 [n, seq_len], calibration text.
+        windows: int64 [n, seq_len], calibration text; or a pass of the dense model over it that calibrations share.
         prior_tokens: λ, in tokens: it is so many times the mean diagonal of X̃ᵀX̃ per token, above 0, and so means less
             the more text there is. It is far more than Eq. 6 needs: most of E is what the unit cannot know, and a fit
             that follows it closely serves no other text.
         batch_size: windows per forward pass, at the most; None chooses. Most of the memory goes to the hidden states
-            of all windows, whatever their number.
-        dense: the pass through the dense model over these windows, if there is one already; the batches are its own.
+            of all windows, whatever their number. A pass that is shared has its own.
 
     Attributes:
         first, kept, prior_tokens: as given.
@@ -65,24 +65,25 @@ class SequentialCalibration:
         self,
         first: RidgeCalibration,
         kept: npt.ArrayLike,
-        windows: torch.Tensor,
+        windows: torch.Tensor | DensePass,
         prior_tokens: float = PRIOR_TOKENS,
         batch_size: int | None = 1,
-        dense: DensePass | None = None,
     ) -> None:
         if not 0 < prior_tokens < math.inf:
             raise ValueError(f"prior_tokens must be a finite number above 0, got {prior_tokens}; 32768 is usual")
         self.prunable: PrunableModel = first.prunable
         self.prunable.require_dense("calibrate")
-        require_residual_layers(self.prunable.model, self.prunable.layouts, windows)
         self.first = first
         self.kept = self.prunable.check_kept(kept)
         self._rankings = self.prunable.rankings
         self.prior_tokens = prior_tokens
         self._weights = [first.weight(i, int(k)) for i, k in enumerate(self.kept)]
-        size, units = windows_size(tuple(windows.shape)), len(self.kept)
-        with phase("calibration in sequence", size, units) as advance, evaluating(self.prunable.model):
-            self._fit(dense or DensePass(self.prunable, windows, batch_size, remember=False), advance)
+        dense = windows if isinstance(windows, DensePass) else DensePass(self.prunable, windows, batch_size, room=0)
+        if dense.prunable is not self.prunable:
+            raise ValueError("the pass through the dense model is one of another PrunableModel")
+        size = windows_size(tuple(dense.windows.shape))
+        with phase("calibration in sequence", size, len(self.kept)) as advance, evaluating(self.prunable.model):
+            self._fit(dense, advance)
 
     def weight(self, i: int, k: int) -> torch.Tensor:
         """The output projection of unit i, [C, k * width], for as many groups as it was made for.
@@ -102,25 +103,40 @@ class SequentialCalibration:
 
     @torch.no_grad()
     def _fit(self, dense: DensePass, advance: Advance) -> None:
-        prunable, calls = self.prunable, dense.calls
-        pruned = [call.hidden for call in calls]
-        for number in range(len(prunable.units) // 2):
-            units = prunable.layouts[2 * number : 2 * number + 2]
-            wanted = dense.goals(number)
-            for place, layout in enumerate(units):
-                regression, behind = _Regression(), []
-                with prunable.pruned(self.kept, self):
-                    for call, h, goal in zip(calls, pruned, wanted, strict=True):
-                        got = call.passage(number, units[: place + 1], h)
-                        x, after = got.inputs[place], got.after[place]
-                        regression.add(x, goal[place] - after)
-                        if place == 1:
-                            behind.append((after, x))
-                change = regression.solve(self.prior_tokens, layout.unit.name)
-                self._weights[2 * number + place] = _sum(self._weights[2 * number + place], change)
-                advance()
-            # What the correction of the FFN adds, without another run of the layer.
-            pruned = [_sum(h, F.linear(x.to(change), change)) for h, x in behind]
+        hidden = [call.hidden for call in dense.calls]
+        for number, wanted in enumerate(dense.layers()):
+            hidden = self._fit_layer(dense.calls, number, hidden, wanted)
+            advance(2)
+
+    def _fit_layer(
+        self, calls: list[LayerCalls], number: int, hidden: list[torch.Tensor], wanted: list[Behind]
+    ) -> list[torch.Tensor]:
+        """Corrects the two units of a layer, and returns the hidden states behind it, one per batch like all others."""
+        prunable, units = self.prunable, self.prunable.layouts[2 * number : 2 * number + 2]
+        passages: list[Passage] = []
+        with prunable.pruned(self.kept, self):
+            regression = _Regression()
+            for call, h, goal in zip(calls, hidden, wanted, strict=True):
+                passages.append(call.passage(number, units[:1], h))
+                regression.add(passages[-1].inputs[0], goal[0] - passages[-1].after[0])
+        self._correct(2 * number, regression)
+        behind: list[tuple[torch.Tensor, torch.Tensor]] = []
+        with prunable.pruned(self.kept, self):
+            regression = _Regression()
+            passages.reverse()
+            for call, h, goal in zip(calls, hidden, wanted, strict=True):
+                got = call.passage(number, units, h, attended=passages.pop())
+                regression.add(got.inputs[1], goal[1] - got.after[1])
+                behind.append((got.after[1], got.inputs[1]))
+        change = self._correct(2 * number + 1, regression)
+        # What the correction of the FFN adds, without another run of the layer.
+        return [_sum(h, F.linear(x.to(change), change)) for h, x in behind]
+
+    def _correct(self, i: int, regression: _Regression) -> torch.Tensor:
+        """Adds its correction to the weights of unit i, and returns it: float32 [C, columns]."""
+        change = regression.solve(self.prior_tokens, self.prunable.units[i].name)
+        self._weights[i] = _sum(self._weights[i], change)
+        return change
 
 
 #: Calibrations that change weights and nothing else, so that what they leave can be written.

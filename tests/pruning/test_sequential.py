@@ -20,12 +20,8 @@ from ffprune_env.budget.allocation import whole
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.export.model_card import CardFacts, model_card
 from ffprune_env.lm.head import decoder_outputs
-from ffprune_env.pruning import dense_pass
 from ffprune_env.pruning.calibration import RidgeCalibration
-from ffprune_env.pruning.dense_pass import DensePass
-from ffprune_env.pruning.layer_calls import LayerCalls
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.run.results import best_policy, measure_policies, results_table
 
@@ -324,49 +320,3 @@ def test_it_serves_text_that_it_has_not_seen(capsys):
     with capsys.disabled():
         print(f"\nuniform, σ = 0.3, e(x): {excess[0]:.4f} by Eqs. 6-7, {excess[1]:.4f} with a correction in sequence")
     assert excess[1] < 0.95 * excess[0]
-
-
-@pytest.mark.parametrize("remembers", [True, False])
-@pytest.mark.parametrize("name", ["opt", "llama", "llama-gqa"])
-def test_calibrations_that_share_the_dense_pass_are_those_that_do_not(name, remembers, windows, monkeypatch):
-    monkeypatch.setattr(dense_pass, "_free", lambda device: 2**40 if remembers else 0)
-    prunable = PrunableModel(tiny_model(name))
-    stats = collect_statistics(prunable, windows)
-    prunable.rank(wanda_scores(prunable, stats))
-    first, shared = RidgeCalibration(prunable, stats), DensePass(prunable, windows)
-    assert shared.remembers is remembers
-    for part in (0.5, 0.75, 1.0):
-        kept = np.array([max(1, int(part * unit.n_groups)) for unit in prunable.units])
-        alone, together = (
-            SequentialCalibration(first, kept, windows),
-            SequentialCalibration(first, kept, windows, dense=shared),
-        )
-        for i, k in enumerate(kept):
-            assert torch.equal(alone.weight(i, int(k)), together.weight(i, int(k)))
-
-
-def test_a_shared_dense_pass_runs_every_layer_once_and_is_gone_afterwards(tokenizer, text_file, monkeypatch):
-    sizes = {"seq_len": 32, "search_windows": 2, "calibration_windows": 4, "batch_size": 4}
-    evaluator = build_evaluator(
-        tiny_model("llama"), tokenizer, str(text_file), plain(calibration="sequential", **sizes)
-    )
-    calls = []
-    run = LayerCalls.passage
-    monkeypatch.setattr(LayerCalls, "passage", lambda self, *a: calls.append(a) or run(self, *a))
-    with evaluator.sharing_dense_pass():
-        for k in (1, 2, 3):
-            evaluator.final_calibration(np.array([k, 8 * k] * 3))
-            assert len(calls) == 3 + (3 + 3 * 2) * k  # the dense pass; per policy a look at 3 layers, then 6 units
-        held = evaluator._dense_pass
-    assert held is not None
-    assert evaluator._dense_pass is None
-
-
-def test_a_dense_pass_is_of_one_ranking(windows):
-    prunable = PrunableModel(tiny_model("llama"))
-    stats = collect_statistics(prunable, windows)
-    prunable.rank(wanda_scores(prunable, stats))
-    shared = DensePass(prunable, windows)
-    prunable.rank(wanda_scores(prunable, stats))
-    with pytest.raises(RuntimeError, match="ranked again"):
-        shared.goals(0)
