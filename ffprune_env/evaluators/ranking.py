@@ -48,7 +48,7 @@ def rank(
     gradients = None
     if criterion.gradients and order is None:
         looked_at = spread_windows(calibration_windows, _GRADIENT_TOKENS)
-        gradients = collect_gradients(prunable, looked_at, outputs=criterion.outputs)
+        gradients = collect_gradients(prunable, looked_at, criterion.outputs, criterion.carried)
     room = room_for_grams(prunable)
     at_once = settings.calibration != "none" and gram_bytes(prunable) <= room
     stats = collect_statistics(prunable, calibration_windows, gram=at_once, batch_size=settings.batch_size)

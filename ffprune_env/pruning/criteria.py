@@ -39,12 +39,14 @@ class Criterion:
     Attributes:
         score: makes N arrays of [n_members] scores, in original order.
         gradients: whether it needs backward passes.
-        outputs: whether it needs F, the second moments of the gradients, too.
+        outputs: whether it needs F, the second moments of the gradients.
+        carried: whether it needs what every head and channel carries of the loss.
     """
 
     score: Callable[[PrunableModel, Evidence], list[FloatArray]]
     gradients: bool = False
     outputs: bool = False
+    carried: bool = False
 
 
 def taylor_scores(gradients: GradientStatistics) -> list[FloatArray]:
@@ -56,6 +58,8 @@ def taylor_scores(gradients: GradientStatistics) -> list[FloatArray]:
     Returns:
         N arrays, [n_members] each, in original order.
     """
+    if gradients.carried is None:
+        raise ValueError("taylor looks at what heads and channels carry: collect gradients with carried=True")
     return [carried.double().cpu().numpy() for carried in gradients.carried]
 
 
@@ -87,12 +91,13 @@ def _surgeon(prunable: PrunableModel, evidence: Evidence) -> list[FloatArray]:
 CRITERIA: dict[str, Criterion] = {
     "wanda": Criterion(lambda prunable, evidence: wanda_scores(prunable, evidence.stats)),
     "wifv": Criterion(lambda prunable, evidence: wifv_scores(prunable, evidence.stats)),
-    "taylor": Criterion(lambda prunable, evidence: taylor_scores(_gradients(evidence)), gradients=True),
+    "taylor": Criterion(lambda prunable, evidence: taylor_scores(_gradients(evidence)), gradients=True, carried=True),
     "wanda+taylor": Criterion(
         lambda prunable, evidence: average_ranks(
             wanda_scores(prunable, evidence.stats), taylor_scores(_gradients(evidence))
         ),
         gradients=True,
+        carried=True,
     ),
     "surgeon": Criterion(_surgeon, gradients=True, outputs=True),
 }

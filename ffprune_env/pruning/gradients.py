@@ -22,23 +22,26 @@ class GradientStatistics:
 
     Attributes:
         carried: per unit, float32 [n_members], E[(Σ_{j in member} x_j (Wᵀg)_j)²], in original order: the loss that
-            each head or channel carries, to first order, squared.
+            each head or channel carries, to first order, squared; None if not asked for.
         outputs: per unit, float32 [C, C], F = E[g gᵀ]; None if not asked for.
         n_tokens: tokens the means run over.
     """
 
-    carried: tuple[torch.Tensor, ...]
+    carried: tuple[torch.Tensor, ...] | None
     outputs: tuple[torch.Tensor, ...] | None
     n_tokens: int
 
 
-def collect_gradients(prunable: PrunableModel, windows: torch.Tensor, outputs: bool = True) -> GradientStatistics:
+def collect_gradients(
+    prunable: PrunableModel, windows: torch.Tensor, outputs: bool = True, carried: bool = True
+) -> GradientStatistics:
     """Runs the dense model forward and backward over calibration text.
 
     Args:
         prunable: the model, dense now. Its gradients are not touched.
         windows: int64 [n, seq_len], calibration text; one backward pass each.
-        outputs: make F too, which takes C² numbers per unit.
+        outputs: make F, which takes C² numbers per unit.
+        carried: make what every member carries, which takes a product per unit and token.
 
     Raises:
         RuntimeError: the model is pruned.
@@ -46,28 +49,33 @@ def collect_gradients(prunable: PrunableModel, windows: torch.Tensor, outputs: b
     """
     prunable.require_dense("collect gradients of")
     check_windows(windows)
-    carried = [torch.zeros(x.n_members, device=x.output.weight.device) for x in prunable.layouts]
+    losses = [torch.zeros(x.n_members, device=x.output.weight.device) if carried else None for x in prunable.layouts]
     moments = [
         torch.zeros((x.output.out_features,) * 2, device=x.output.weight.device) if outputs else None
         for x in prunable.layouts
     ]
     with phase("gradients", windows_size(tuple(windows.shape)), len(windows)) as advance, ExitStack() as stack:
         stack.enter_context(frozen(prunable.model))
-        for layout, total, moment in zip(prunable.layouts, carried, moments, strict=True):
+        for layout, total, moment in zip(prunable.layouts, losses, moments, strict=True):
             stack.callback(layout.output.register_forward_hook(_accumulate(layout, total, moment)).remove)
         for window in windows:
             back_propagate(prunable.model, window[None])
             advance()
-    for i, (layout, total) in enumerate(zip(prunable.layouts, carried, strict=True)):
-        if not bool(torch.isfinite(total).all()):
+    for layout, *sums in zip(prunable.layouts, losses, moments, strict=True):
+        if not all(bool(torch.isfinite(total).all()) for total in sums if total is not None):
             raise ValueError(f"{layout.unit.name}: gradients are not finite: check weights and dtype")
-        carried[i] = torch.empty_like(total).index_copy_(0, prunable.order[i], total / windows.numel())
-    means = tuple(moment.div_(windows.numel()) for moment in moments if moment is not None)
-    return GradientStatistics(tuple(carried), means if outputs else None, windows.numel())
+    n = windows.numel()
+    means = tuple(moment.div_(n) for moment in moments if moment is not None)
+    each = tuple(
+        torch.empty_like(total).index_copy_(0, prunable.order[i], total / n)
+        for i, total in enumerate(losses)
+        if total is not None
+    )
+    return GradientStatistics(each if carried else None, means if outputs else None, n)
 
 
 def _accumulate(
-    layout: UnitLayout, carried: torch.Tensor, moment: torch.Tensor | None
+    layout: UnitLayout, carried: torch.Tensor | None, moment: torch.Tensor | None
 ) -> Callable[[nn.Module, tuple[torch.Tensor, ...], torch.Tensor], None]:
     """A hook that adds to the sums of a unit when the gradient of its output arrives."""
     weight = layout.output.weight.detach()
@@ -77,8 +85,9 @@ def _accumulate(
 
         def on_gradient(gradient: torch.Tensor) -> None:
             g = gradient.flatten(0, -2)  # (B * T, C)
-            columns = (g.float() @ weight.float()) * x.float()
-            carried.add_(columns.view(len(g), -1, layout.member_width).sum(2).square().sum(0))
+            if carried is not None:
+                columns = (g.float() @ weight.float()) * x.float()
+                carried.add_(columns.view(len(g), -1, layout.member_width).sum(2).square().sum(0))
             if moment is not None:
                 add_products(moment, g, g)
 

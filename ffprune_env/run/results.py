@@ -208,7 +208,7 @@ def results_table(results: Measured, texts: Mapping[str, torch.Tensor]) -> Table
         "params\nleft",
         "search\nPPL",
         "test\nPPL",
-        "against\nuniform",
+        *(["against\nuniform"] if "uniform" in results.plain else []),
     ):
         table.add_column(column, justify="right")
     sections = [
@@ -223,15 +223,19 @@ def results_table(results: Measured, texts: Mapping[str, torch.Tensor]) -> Table
             marked = result.calibrated and result.calibration != results.asked
             fell_back |= marked
             comparable = uniform is not None and uniform.calibration == result.calibration
-            table.add_row(
+            row = [
                 f"{name} {FELL_BACK_MARK}" if marked else name,
                 f"{result.sparsity:.2%}",
                 f"{result.total_sparsity:.2%}",
                 f"{result.params / 1e6:.1f} M",
                 f"{result.search_ppl:.2f}",
                 f"{result.test_ppl:.2f}",
-                f"{result.test_ppl / uniform.test_ppl - 1:+.1%}" if uniform is not None and comparable else "",
-            )
+            ]
+            if "uniform" in results.plain:
+                row.append(
+                    f"{result.test_ppl / uniform.test_ppl - 1:+.1%}" if uniform is not None and comparable else ""
+                )
+            table.add_row(*row)
         table.add_section()
     if fell_back:
         table.caption, table.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"

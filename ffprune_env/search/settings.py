@@ -20,7 +20,7 @@ class TargetSettings:
     sparsity: float | tuple[float, ...] = 0.2
     """fraction of the prunable parameters to remove; of several, train/ppo.py trains one policy over all, in turns, and
     evaluate/compare.py compares the methods at each"""
-    evaluations: int = 192
+    evaluations: int = 64
     """candidates that a search measures, rounded up to whole rollouts; in a comparison, the budget of every search, in
     measurements on all --search-windows: who measures on fewer windows makes more of them"""
 
