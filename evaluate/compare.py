@@ -115,6 +115,7 @@ def main() -> int:
     code = 0
     try:
         args.require_allowed()
+        args.require_texts()
         folder = ComparisonFolder(args.out, args.shared())
         try:
             with ExitStack() as stack:

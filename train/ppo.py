@@ -129,6 +129,7 @@ def main() -> int:
 
 def open_folder(args: Args) -> RunFolder:
     """Makes the folder of the run this process's own; of a run that goes on, checks that it is the same."""
+    args.require_texts()
     if args.resume is None:
         args.require_allowed()
         asked = "-".join(f"{100 * target:g}" for target in args.targets)

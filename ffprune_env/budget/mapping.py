@@ -97,6 +97,8 @@ def allocate_rates(
 def greedy_rates(scores: FloatArray, retention: float, weights: FloatArray, a_min: float, a_max: float) -> FloatArray:
     """Algorithm 1, steps 1-4: units in descending score take as much of the budget as a_max allows.
 
+    Of steps 1-2, which squash the scores, the order alone counts: see :func:`descending`.
+
     Step 5, which rounds rates to 0.01 and gives the difference to the highest scores, is left to step 6: whole groups
     are the rounding that counts, and one before it would only move parameters away from where the scores put them.
 

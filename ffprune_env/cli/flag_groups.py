@@ -23,7 +23,7 @@ from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.presets import Preset
 from ffprune_env.texts.window_settings import WindowLength
-from ffprune_env.texts.windows import load_test_windows
+from ffprune_env.texts.windows import load_test_windows, require_text
 
 if TYPE_CHECKING:
     import torch
@@ -144,6 +144,11 @@ class TestedTextFlags:
 @dataclass(frozen=True)
 class TextFlags(TestedTextFlags, OneTextFlags):
     """The text that a model is searched and calibrated on, and the one it is tested on."""
+
+    def require_texts(self) -> None:
+        """Raises OSError or ValueError for a text that is not there: said before a model is loaded for it."""
+        for name in filter(None, (self.text, self.test_text)):
+            require_text(name)
 
     @property
     def tested_on(self) -> str:

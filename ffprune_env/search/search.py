@@ -25,7 +25,7 @@ from ffprune_env.search.samples import Sample
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.parse import parse_start
 from ffprune_env.texts.overlap import require_unseen
-from ffprune_env.texts.windows import load_test_windows
+from ffprune_env.texts.windows import load_test_windows, require_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -116,6 +116,8 @@ def search(
         raise TypeError(f"there is no setting {min(unknown)!r}; allowed are those of SearchSettings, EvaluatorSettings")
     searching.require_allowed()
     measuring.require_allowed()
+    for name in filter(None, (text, test_text)):
+        require_text(name)
     start = parse_start(searching)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     if isinstance(model, str | Path):

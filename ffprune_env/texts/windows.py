@@ -153,6 +153,32 @@ def _cut(text: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> torch.T
     return tokens[: n * seq_len].view(n, seq_len)
 
 
+def require_text(name: str) -> None:
+    """Refuses a text that is not there, before a model is loaded for it.
+
+    Args:
+        name: see :func:`load_windows`.
+
+    Raises:
+        ValueError: an unknown name.
+        OSError: there is no such file, or it is none.
+    """
+    if name in NAMED_TEXTS or Path(name).is_file():
+        return
+    list(read_rows(_path_of(name)))  # says what is wrong with it
+
+
+def _path_of(name: str) -> Path:
+    path = Path(name)
+    if kind_of(path) is None and not path.exists():
+        near = difflib.get_close_matches(name, NAMED_TEXTS, n=3) or NAMED_TEXTS
+        kinds = ", ".join(SUFFIXES)
+        raise ValueError(
+            f"unknown text {name!r}: neither a known name nor a {kinds} file; near names: {', '.join(near)}"
+        )
+    return path
+
+
 def _text(name: str, split: Split) -> str:
     if name == DEFAULT_TEXT:
         return part(_SEPARATOR.join(_python_docs()), _CUTS[split])
@@ -160,14 +186,9 @@ def _text(name: str, split: Split) -> str:
         if split == "test":
             return _SEPARATOR.join(_hub_rows(name, test=True))
         return part(_SEPARATOR.join(_hub_rows(name, test=False)), _TRAIN_CUTS[split])
-    path = Path(name)
-    kind = kind_of(path)
-    if kind is not None or path.exists():
-        cut = part(_SEPARATOR.join(read_rows(path)), _CUTS[split])
-        return cut.replace(_UNKNOWN, "") if kind == ".tokens" and split in ("search", "calibration") else cut
-    near = difflib.get_close_matches(name, NAMED_TEXTS, n=3) or NAMED_TEXTS
-    kinds = ", ".join(SUFFIXES)
-    raise ValueError(f"unknown text {name!r}: neither a known name nor a {kinds} file; near names: {', '.join(near)}")
+    path = _path_of(name)
+    cut = part(_SEPARATOR.join(read_rows(path)), _CUTS[split])
+    return cut.replace(_UNKNOWN, "") if kind_of(path) == ".tokens" and split in ("search", "calibration") else cut
 
 
 def _python_docs() -> Iterator[str]:

@@ -332,6 +332,13 @@ def test_what_cannot_be_pruned_or_written_is_said_once(ppo, monkeypatch, flags, 
     assert ("--no-save-model" in line) is (name == "qwen3_folder")
 
 
+@pytest.mark.parametrize("flag", ["--text", "--test-text"])
+def test_a_text_that_is_not_there_is_said_before_a_model_is_loaded(ppo, monkeypatch, flags, capsys, flag):
+    monkeypatch.setattr(flag_groups, "load_model", lambda *args: pytest.fail("the model was loaded"))
+    assert run_main(ppo, monkeypatch, argv({**flags, flag: "absent.txt"})) == 2
+    assert "no such file" in capsys.readouterr().err
+
+
 def test_a_family_that_cannot_be_written_can_be_searched(ppo, monkeypatch, flags, save_tiny):
     flags |= {"--model": save_tiny("qwen3")}
     assert run_main(ppo, monkeypatch, [*argv(flags), "--no-save-model"]) == 0

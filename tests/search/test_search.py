@@ -52,6 +52,8 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
         ({"sparsity": 1.5}, ValueError, "--sparsity must be between 0 and 1, got 1.5"),
         ({"criterion": "magic"}, ValueError, "unknown criterion 'magic'"),
         ({"init": "fishr"}, ValueError, "--init must be none, ffn-only"),
+        ({"text": "absent.txt"}, OSError, "no such file"),
+        ({"test_text": "wikitext"}, ValueError, "near names: wikitext2"),
     ):
         with pytest.raises(error, match=says):
             ff.search("smollm2-135m", **wrong)
