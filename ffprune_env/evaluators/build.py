@@ -14,6 +14,7 @@ from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.loss import check_tokens, perplexity
 from ffprune_env.lm.models import DeviceMap, load_model
+from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.pruning.layer_calls import require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
@@ -94,8 +95,9 @@ def build_evaluator(
     if settings.calibration == "sequential":
         require_residual_layers(model, find_units(model), texts["calibration"])
     first = texts["search"][:1]
-    before = perplexity(model, first)
-    prunable = PrunableModel(model, settings.channels_per_group)
+    with phase("trying the model", "a window, and what pruning relies on"):
+        before = perplexity(model, first)
+        prunable = PrunableModel(model, settings.channels_per_group)
     stats = rank(prunable, texts["calibration"], settings, order)
     require_same_perplexity(model, first, before)
     calibration, stats = fit(prunable, stats, texts["calibration"], settings)
