@@ -39,8 +39,6 @@ EXAMPLES = [
 SCRIPTS = sorted([*(ROOT / "examples").glob("*.py")])
 #: Flags of every program, of pip, of TensorBoard and of git.
 FOREIGN = {"help", "version", "no-deps", "logdir", "error-unmatch"}
-#: Nobody has written these yet.
-TO_COME = {"docs/frontier.png"}
 LONGEST_README = 200
 LONGEST_EXAMPLE = 40
 
@@ -99,7 +97,7 @@ def commands() -> list[Any]:
             for line in block.replace("\\\n", " ").splitlines():
                 words = [word for word in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", word)]
                 script = script_of(words)
-                if script is not None and script.split("/")[0] != "examples" and script not in TO_COME:
+                if script is not None and script.split("/")[0] != "examples":
                     found.append(pytest.param(script, words[2:], id=f"{name}: {' '.join(words)}"))
     return found
 
@@ -137,7 +135,7 @@ def flags() -> frozenset[str]:
 def unknown_flags(text: str) -> set[str]:
     """Flags that a text names and that there are not."""
     named = set(re.findall(r"(?<![\w-])--([a-z][a-z-]+[a-z])", text))
-    return {flag for flag in named if not {flag, flag.removeprefix("no-")} & flags() and f"--{flag}" not in TO_COME}
+    return {flag for flag in named if not {flag, flag.removeprefix("no-")} & flags()}
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -161,14 +159,12 @@ def test_every_file_named_exists(name):
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        if str(file.relative_to(ROOT)) in TO_COME:
-            continue
         assert file.exists(), target
         assert not anchor or anchor in anchors(file.read_text(encoding="utf-8")), target
     rooms = "|".join(sorted({file.parent.name for file in (ROOT / "ffprune_env").glob("*/__init__.py")}))
     roots = f"ffprune_env|train|evaluate|examples|tests|docs|{rooms}"
     for path in re.findall(rf"(?<![\w/.-])((?:{roots})/[\w/]+\.(?:py|md|png))\b", PAGES[name]):
-        assert path in TO_COME or (ROOT / path).exists() or (ROOT / "ffprune_env" / path).exists(), path
+        assert (ROOT / path).exists() or (ROOT / "ffprune_env" / path).exists(), path
 
 
 def anchors(text: str) -> set[str]:
