@@ -61,9 +61,11 @@ class Advance(Protocol):
 
 
 class LogLines:
-    """Logs a line when a phase begins, with its size, and one when it ends, with its time; a log file must tell a slow
-    run from a dead one. In between a line every half a minute, where steps are counted.
-    """  # noqa: D205
+    """Logs a line when a phase begins, with its size, and one when it ends, with its time.
+
+    A log file must tell a slow run from a dead one: in between there is a line every half a minute, where steps are
+    counted.
+    """
 
     def __init__(self) -> None:
         self._told = 0.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -32,9 +33,9 @@ _AROUND = (0.5, 0.75, 1.25, 1.5)
 class Known(Start):
     """A start that answers every sparsity after one look at the model, from the middle of the targets."""
 
+    @abstractmethod
     def answer(self, problem: Problem) -> Answer:
         """Looks at the model, and says what to keep at any sparsity."""
-        raise NotImplementedError
 
     def scores(self, problem: Problem, targets: Sequence[float]) -> StartScores:
         """The scores of what is known; where that does not reach a target those of `ffn-only`, or equal ones.

@@ -39,17 +39,17 @@ class OtherRun(Start):
     steps: int = STEPS
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> str:
         """Where it was read from."""
         return str(self.policy.run)
 
     @property
-    def looks(self) -> bool:  # type: ignore[override]
+    def looks(self) -> bool:
         """Whether it is improved."""
         return self.steps > 0
 
     @property
-    def unseen(self) -> str:  # type: ignore[override]
+    def unseen(self) -> str:
         """Of the other run other windows may have been shared out."""
         return f"neither this search nor its start saw, whatever {self.name} did"
 

@@ -38,19 +38,22 @@ class StartScores:
 
 
 class Start(ABC):
-    """Where a search starts, what that costs and what it looks at.
+    """Where a search starts, what that costs and what it looks at."""
 
-    Attributes:
-        name: what ``--init`` calls it.
-        steps: times that the pruned model is looked at.
-        looks: whether gradients on search text are looked at.
-        unseen: who did not see the windows that the last candidates are ranked on, in words.
-    """
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What ``--init`` calls it."""
 
-    name: str
-    steps: int = 0
-    looks: bool = False
-    unseen: str = "neither start nor search saw"
+    @property
+    def looks(self) -> bool:
+        """Whether gradients on search text are looked at."""
+        return False
+
+    @property
+    def unseen(self) -> str:
+        """Who did not see the windows that the last candidates are ranked on, in words."""
+        return "neither start nor search saw"
 
     def cost(self, problem: Problem) -> int:
         """What it costs at the most, in windows of search text that are charged."""
