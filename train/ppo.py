@@ -47,12 +47,11 @@ from ffprune_env.run.sample_log import DifferentSearchError, SampleLog
 from ffprune_env.run.start_file import read_start, start_content
 from ffprune_env.run.tensorboard import RetentionCallback
 from ffprune_env.search.callbacks import CheckpointCallback, InterruptCallback
-from ffprune_env.search.mean import mean_actions
 from ffprune_env.search.policy import make_env
 from ffprune_env.search.presets import PRESETS
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import Outcome, run_search
-from ffprune_env.search.saved_policy import copy_policy, save_policy
+from ffprune_env.search.saved_policy import copy_policy
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.other_run import OtherRun
 from ffprune_env.search.starts.parse import NAMES, parse_start
@@ -225,8 +224,7 @@ def search(args: Args, job: Job) -> Outcome:
         )
     for events in written_before:  # those of this process tell the whole search
         events.unlink()
-    actions = mean_actions(job.scores, args.action_scale)
-    save_policy(outcome.policy, run.checkpoints, units, args.meaning(), args.targets, actions.everywhere)
+    outcome.learned.save(run.checkpoints)
     if interrupt.interrupted:
         done = f"stopped after {len(outcome.samples)} of {args.total} evaluations"
         logger.warning("Ctrl-C: %s; --resume %s makes the others", done, run.path)

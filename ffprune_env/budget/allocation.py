@@ -54,7 +54,7 @@ def settle(
     """
     low, high = group_bounds(units, a_min, a_max)
     check_sparsity(sparsity, units, a_min, a_max)
-    sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])  # the check forgives rounding, groups do not
+    sparsity = min(sparsity, reachable_sparsities(units, a_min, a_max)[1])  # the check forgives rounding, groups do not
     size = np.array([unit.group_params for unit in units])
     total = sum(unit.n_params for unit in units)
     nearly = np.clip(np.asarray(kept, dtype=np.int64), low, high)
@@ -102,7 +102,7 @@ def group_bounds(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tupl
     return low, high
 
 
-def sparsity_range(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tuple[float, float]:
+def reachable_sparsities(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tuple[float, float]:
     """The target sparsities that :func:`~ffprune_env.budget.mapping.allocate` can meet with whole groups."""
     low, _ = group_bounds(units, a_min, a_max)
     total = sum(unit.n_params for unit in units)
@@ -112,7 +112,7 @@ def sparsity_range(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tu
 
 def check_sparsity(sparsity: float, units: Sequence[PruneUnit], a_min: float, a_max: float) -> None:
     """Raises ValueError with the feasible range where whole groups could not meet a target sparsity."""
-    lowest, highest = sparsity_range(units, a_min, a_max)
+    lowest, highest = reachable_sparsities(units, a_min, a_max)
     tolerance = 1e-9
     if not lowest - tolerance <= sparsity <= highest + tolerance:  # also refuses NaN
         bound = f"a_max={a_max}" if sparsity < lowest else f"a_min={a_min} (at least one group per unit)"

@@ -13,8 +13,8 @@ from ffprune_env.budget.allocation import (
     check_sparsity,
     group_bounds,
     parameter_budget,
+    reachable_sparsities,
     settle,
-    sparsity_range,
 )
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
@@ -57,7 +57,7 @@ def allocate(
     scores = _checked_scores(scores, len(units))
     low, high = group_bounds(units, a_min, a_max)
     check_sparsity(sparsity, units, a_min, a_max)
-    sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])
+    sparsity = min(sparsity, reachable_sparsities(units, a_min, a_max)[1])
     n = np.array([unit.n_groups for unit in units])
     size = np.array([unit.group_params for unit in units])
     budget = parameter_budget(sparsity, int(n @ size))

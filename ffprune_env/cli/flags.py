@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
+from ffprune_env.budget.sparsity_range import Sparsity, SparsityRange, parse_sparsity
 from ffprune_env.cli.commands import as_called
 from ffprune_env.cli.consoles import fail
 
@@ -21,6 +22,25 @@ _FRAME = "│╭╮╰╯ "
 _RULE = re.compile("[─-]*")
 _FLAG = re.compile(r"(--[a-z][a-z-]*)[ ,].*")
 _SUGGESTIONS = 3
+
+
+_REGISTRY = tyro.constructors.ConstructorRegistry()
+
+
+@_REGISTRY.primitive_rule
+def _sparsity(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Sparsity] | None:
+    """One number, several, or ``low:high``; a dataclass in a union would else be a command of its own."""
+    if type_info.type != Sparsity:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="{FLOAT [FLOAT ...]|LOW:HIGH}",
+        instance_from_str=parse_sparsity,
+        is_instance=lambda x: isinstance(x, float | tuple | SparsityRange),
+        str_from_instance=lambda x: [str(at) for at in x] if isinstance(x, tuple) else [str(x)],
+    )
 
 
 def read_flags(
@@ -48,7 +68,7 @@ def read_flags(
     about = as_called(description or "", sys.argv[0]) or None
     try:
         with contextlib.redirect_stderr(said):
-            found = cast("T", tyro.cli(flags, args=argv, default=default, description=about))
+            found = cast("T", tyro.cli(flags, args=argv, default=default, description=about, registry=_REGISTRY))
     except SystemExit as stop:
         if stop.code:
             fail(f"{one_line(said.getvalue())}; {sys.argv[0]} --help lists all flags", 2)

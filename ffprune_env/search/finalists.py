@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
+import numpy as np
+
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import ffn_only
@@ -88,3 +90,65 @@ def choose(
         ranked = sorted(ranked[:rivals], key=lambda x: ppls[x.name])
     logger.info("the best is %s", ranked[0].name)
     return ranked[0]
+
+
+def choose_everywhere(
+    settings: SearchSettings,
+    units: Sequence[PruneUnit],
+    functions: Mapping[str, Mapping[float, FloatArray]],
+    measure: Callable[[IntArray, int], float],
+    unseen: str = "neither start nor search saw",
+) -> dict[float, Answer]:
+    """The best of some functions of σ, by the mean of ln PPL over the targets.
+
+    One function is chosen for all σ, since what is asked for later lies between the targets.
+
+    Args:
+        settings: of the search; the sparsities that are measured are its targets.
+        units: the N units.
+        functions: [N] scores by target, by name; what comes first wins ties.
+        measure: as for :func:`choose`.
+        unseen: as for :func:`choose`.
+
+    Returns:
+        By target, what the best function says.
+    """
+    n_samples = settings.windows_everywhere
+    text = f"{n_samples} window{'s' if n_samples > 1 else ''} that {unseen}"
+    logger.info("measuring %s at %d sparsities on %s", ", ".join(functions), len(settings.targets), text)
+    bounds = settings.bounds
+    answers = {
+        name: {
+            at: Answer(name, x, allocate(x, at, units, **bounds, mapping=settings.mapping)) for at, x in scores.items()
+        }
+        for name, scores in functions.items()
+    }
+    losses = {
+        name: float(np.mean([np.log(measure(answer.allocation.kept, n_samples)) for answer in by_target.values()]))
+        for name, by_target in answers.items()
+    }
+    best = min(losses, key=lambda name: losses[name])
+    others = ", ".join(f"{name} {losses[name] - losses[best]:+.3f}" for name in losses if name != best)
+    logger.info("the best is %s; nats per token more, on the average: %s", best, others)
+    return answers[best]
+
+
+def functions_of(
+    settings: SearchSettings,
+    units: Sequence[PruneUnit],
+    starts: Mapping[float, FloatArray],
+    means: Mapping[float, FloatArray],
+) -> dict[str, dict[float, FloatArray]]:
+    """The functions of σ that a search over a range ends with, by name.
+
+    Args:
+        settings: of the search.
+        units: the N units.
+        starts: [N] scores that it started from, by sparsity.
+        means: [N] scores of the policy's mean, by the same sparsities.
+    """
+    functions = {"the start": dict(starts), "the policy's mean": dict(means)}
+    if settings.mapping == "waterfill":
+        with suppress(ValueError):
+            functions["ffn-only"] = {at: scores_of(ffn_only(at, units), **settings.bounds) for at in starts}
+    return functions

@@ -1,16 +1,16 @@
 """The way from an allocation to the mean of a policy, and back.
 
-    rates ─▶ scores ─▶ action ─▶ last layer of the network    :func:`scores_of`, :func:`mean_actions`, :func:`draw_line`
-    allocation ◀─ scores ◀─ action ◀─ mean of the network     :func:`mean_scores`, :func:`mean_allocation`
+    rates ─▶ scores ─▶ action ─▶ last layer of the policy    :func:`scores_of`, :func:`mean_actions`, :func:`write_mean`
+    allocation ◀─ scores ◀─ action ◀─ mean of the policy     :func:`mean_scores`, :func:`mean_allocation`
 
-Three things are lost on the way. Rates at a bound become scores a little inside of it; actions are clipped to 0.8 of
-their box, near whose edge clipped samples teach nothing; and over several sparsities the network starts as a straight
-line in σ. ``tests/search/test_mean.py`` says how near a policy comes to the allocation that it was given.
+Two things are lost on the way. Rates at a bound become scores a little inside of it, and actions are clipped to 0.8 of
+their box, near whose edge clipped samples teach nothing. Between the sparsities that a start knows the mean is a
+straight line. ``tests/search/test_mean.py`` says how near a policy comes to the allocations that it was given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,30 +40,19 @@ def mean_actions(scores: StartScores, action_scale: float) -> StartScores:
     return scores.map(lambda x: np.clip(x / action_scale, -_FARTHEST, _FARTHEST))
 
 
-def draw_line(policy: PPO, actions: Mapping[float, FloatArray]) -> None:
-    """Makes the mean of a new policy the straight line in σ that passes nearest to given actions.
+def write_mean(policy: PPO, actions: Sequence[FloatArray], tent: float) -> None:
+    """Gives a new policy over knots its mean.
 
     Args:
-        policy: as Stable-Baselines3 makes it: without biases, so that its last layer sees what is linear in σ.
-        actions: [N] by sparsity.
+        policy: whose last layer sees :class:`~ffprune_env.search.policy.SparsityFeatures`.
+        actions: [N] mean action at every knot.
+        tent: height of the tents that it sees.
     """
-    last, hidden = _last_layer(policy, actions)
-    inputs = np.c_[hidden, np.ones(len(hidden))]
-    slope_and_offset = np.linalg.lstsq(inputs, np.stack(list(actions.values())), rcond=1e-4)[0]
-    last.weight.data.copy_(torch.from_numpy(slope_and_offset[:-1].T))
-    last.bias.data.copy_(torch.from_numpy(slope_and_offset[-1]))
-
-
-def shift_mean(policy: PPO, actions: Mapping[float, FloatArray]) -> None:
-    """Shifts the mean by a constant, so that on the average it is that of given actions; of a single one it is met.
-
-    Args:
-        policy: any.
-        actions: [N] by sparsity.
-    """
-    last, hidden = _last_layer(policy, actions)
-    now = hidden @ last.weight.detach().double().numpy().T
-    last.bias.data.copy_(torch.from_numpy((np.stack(list(actions.values())) - now).mean(axis=0)))
+    last = policy.policy.action_net
+    assert isinstance(last, torch.nn.Linear)
+    last.weight.data.zero_()
+    last.bias.data.zero_()
+    last.weight.data[:, 1:] = torch.from_numpy(np.stack(actions, axis=1)) / tent
 
 
 def mean_scores(policy: PPO, sparsity: float, action_scale: float) -> FloatArray:
@@ -76,12 +65,3 @@ def mean_allocation(settings: SearchSettings, units: Sequence[PruneUnit], policy
     """What the scores of the policy's mean at the final sparsity are mapped to."""
     scores = mean_scores(policy, settings.target, settings.action_scale)
     return allocate(scores, settings.target, units, **settings.bounds, mapping=settings.mapping)
-
-
-def _last_layer(policy: PPO, sparsities: Iterable[float]) -> tuple[torch.nn.Linear, FloatArray]:
-    """The layer that the mean comes from, and what it sees at every sparsity."""
-    last = policy.policy.action_net
-    assert isinstance(last, torch.nn.Linear)
-    with torch.no_grad():
-        hidden = policy.policy.mlp_extractor.forward_actor(torch.tensor(list(sparsities), dtype=torch.float32)[:, None])
-    return last, hidden.double().numpy()

@@ -1,15 +1,68 @@
-"""The policy of a search: Stable-Baselines3's PPO, over the environment that the settings describe."""
+"""The policy of a search: Stable-Baselines3's PPO, over the environment that the settings describe.
+
+Its mean is start(σ) + b + c · u, where u is the place of σ in its range: what the start knows at every σ, and what was
+learned, which goes to all σ at once. That is one linear layer over :class:`SparsityFeatures`.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
+from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.protocol import Evaluator
+from ffprune_env.search.mean import write_mean
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.workers import WorkersVecEnv
+
+#: Height of a tent: a step of Adam moves every weight about as far, so that what the start knows at a knot stays, and
+#: what is learned goes where all σ see it. A power of two, which costs no digits.
+TENT = 2.0**-10
+#: Of the slope: from the middle of the range to its end the mean turns half as fast as it moves in all.
+_SLOPE = 0.5
+# Without momentum: it would go on with what eight noisy measurements said long after others said otherwise.
+_ADAM = {"betas": (0.0, 0.99), "eps": 1e-5}
+
+
+class SparsityFeatures(BaseFeaturesExtractor):
+    """What a policy sees of σ: where it is in its range, and how near it is to every knot.
+
+    The first feature is σ, moved to [-1/2, 1/2] over the knots. The others are tents: ``TENT`` high at their own knot,
+    0 at the next ones, a straight line between, and outside of the range as at its ends. A last layer over them is any
+    function that is linear from knot to knot: it can be given what is known at every knot, and what it learns at one σ
+    it passes on to all, by its bias and its slope.
+
+    Args:
+        observation_space: of the environment: σ alone.
+        knots: sparsities, ascending, at least one.
+    """
+
+    def __init__(self, observation_space: spaces.Box, knots: tuple[float, ...]) -> None:
+        super().__init__(observation_space, 1 + len(knots))
+        self.knots: torch.Tensor
+        self.register_buffer("knots", torch.tensor(knots, dtype=torch.float32))
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        """Features of sparsities: float32 [batch, 1] to [batch, 1 + knots]."""
+        knots = self.knots
+        sparsity = observations.clamp(knots[0], knots[-1])
+        middle, half = (knots[-1] + knots[0]) / 2, (knots[-1] - knots[0]) / 2
+        if len(knots) == 1:
+            return torch.cat([torch.zeros_like(sparsity), torch.full_like(sparsity, TENT)], 1)
+        gaps = torch.diff(knots)
+        first, last = torch.full((1,), math.inf), torch.full((1,), math.inf)
+        up = (sparsity - knots) / torch.cat([first.to(gaps), gaps]) + 1
+        down = (knots - sparsity) / torch.cat([gaps, last.to(gaps)]) + 1
+        slope, tents = _SLOPE * (sparsity - middle) / half, TENT * torch.minimum(up, down).clamp(0, 1)
+        return torch.cat([slope, tents], 1)
 
 
 def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
@@ -26,29 +79,44 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
     )
 
 
-def make_policy(settings: SearchSettings, env: PruneBanditEnv | WorkersVecEnv) -> PPO:
-    """PPO with a mean of nearly zero.
+def make_policy(
+    settings: SearchSettings, env: PruneBanditEnv | WorkersVecEnv, actions: Mapping[float, FloatArray]
+) -> PPO:
+    """PPO whose mean starts at given actions; of ``mlp``, which cannot be given any, at nearly zero.
 
     Args:
         settings: of the search.
         env: its environment, or one for every evaluation of a rollout.
+        actions: [N] mean actions by sparsity, the targets among them: the knots of the policy.
     """
-    return PPO(
+    knots = tuple(sorted(actions))
+    policy = PPO(
         "MlpPolicy",
         # Wrapped here, or SB3 adds a monitor that logs the mean reward of 100 episodes, whatever they were measured on.
         DummyVecEnv([lambda: env]) if isinstance(env, PruneBanditEnv) else env,
-        learning_rate=settings.learning_rate,
+        learning_rate=settings.rate_of_learning,
         n_steps=settings.per_update if isinstance(env, PruneBanditEnv) else 1,
         batch_size=settings.per_update,
         n_epochs=settings.n_epochs,
         clip_range=settings.clip_range,
         normalize_advantage=settings.normalize_advantage,
         # gamma and gae_lambda do nothing in episodes of one step: the advantage is r - V(σ).
-        policy_kwargs={
-            "net_arch": [256, 128],
-            "activation_fn": torch.nn.ReLU,
-            "log_std_init": settings.log_std_init,
-        },
+        policy_kwargs={"log_std_init": settings.log_std_init, **_network(settings, knots)},
         seed=settings.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
+    policy.policy.log_std.requires_grad_(settings.learn_std)
+    if settings.network == "knots":
+        write_mean(policy, [actions[at] for at in knots], TENT)
+    return policy
+
+
+def _network(settings: SearchSettings, knots: tuple[float, ...]) -> dict[str, Any]:
+    if settings.network == "mlp":
+        return {"net_arch": [256, 128], "activation_fn": torch.nn.ReLU}
+    return {
+        "net_arch": [],
+        "features_extractor_class": SparsityFeatures,
+        "features_extractor_kwargs": {"knots": knots},
+        "optimizer_kwargs": _ADAM,
+    }

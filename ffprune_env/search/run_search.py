@@ -6,18 +6,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
+from ffprune_env.budget.arrays import FloatArray
+from ffprune_env.budget.sparsity_range import SparsityRange
+from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.protocol import SearchEvaluator
 from ffprune_env.lm.phases import phase
 from ffprune_env.search.callbacks import ProgressiveSchedulingCallback, SampleCallback
-from ffprune_env.search.finalists import Answer, candidates, choose
+from ffprune_env.search.finalists import Answer, candidates, choose, choose_everywhere, functions_of
 from ffprune_env.search.mean import mean_actions, mean_scores
 from ffprune_env.search.policy import make_env, make_policy
 from ffprune_env.search.samples import Archive, Sample, told
+from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.schedule import ProgressiveSchedule
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.start import Start, StartScores
@@ -32,6 +37,7 @@ class Outcome:
         policy: as it was trained.
         samples: every evaluation, in order.
         answers: what was chosen, by target sparsity.
+        learned: what it says of any sparsity: of a range the function of σ that was chosen, else the policy's mean.
         schedule: what was asked for when.
         seconds: wall time of the evaluations and of the training.
     """
@@ -39,12 +45,13 @@ class Outcome:
     policy: PPO
     samples: list[Sample]
     answers: Mapping[float, Answer]
+    learned: Policy
     schedule: ProgressiveSchedule
     seconds: float
 
     def samples_for(self, target: float) -> list[Sample]:
         """Those of one target."""
-        return [sample for sample in self.samples if self.schedule.target(sample.step) == target]
+        return [sample for sample in self.samples if self.schedule.counts_for(sample.step) == target]
 
 
 def run_search(
@@ -75,8 +82,8 @@ def run_search(
         ValueError: the settings ask for what the units or the evaluator cannot give.
     """
     units, schedule = evaluator.units, settings.schedule()
-    policy = make_policy(settings, env or make_env(settings, evaluator))
-    start.move_mean(policy, mean_actions(scores, settings.action_scale))
+    actions = mean_actions(scores, settings.action_scale).everywhere
+    policy = make_policy(settings, env or make_env(settings, evaluator), actions)
     if logger is not None:
         policy.set_logger(logger)
     samples: list[Sample] = []
@@ -84,19 +91,40 @@ def run_search(
 
     def keep(sample: Sample) -> None:
         samples.append(sample)
-        archives[schedule.target(sample.step)](sample)  # of a target near this one a lighter pruning would look better
+        archives[schedule.counts_for(sample.step)](sample)
 
     began = time.perf_counter()
     with phase("search", f"{settings.total} evaluations", settings.total) as advance:
         record = SampleCallback(keep, *listeners, lambda sample: advance(note=told(sample)))
         policy.learn(settings.total, [ProgressiveSchedulingCallback(schedule), record, *callbacks])
     seconds = time.perf_counter() - began
-    answers = {}
-    for target, archive in archives.items():
-        of_target = replace(settings, sparsity=target)
-        made = sum(schedule.target(sample.step) == target for sample in samples)
-        with phase("finalists", f"best of {made} samples at sparsity {target:g}"):
-            mean = mean_scores(policy, target, settings.action_scale)
-            final = candidates(of_target, units, scores.targets[target], mean, archive)
-            answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
-    return Outcome(policy, samples, answers, schedule, seconds)
+    knots = scores.everywhere
+    means = {at: mean_scores(policy, at, settings.action_scale) for at in knots}
+    answers, table = {}, means
+    if isinstance(settings.sparsity, SparsityRange):
+        with phase("finalists", f"functions of sparsity from {settings.sparsity}"):
+            functions = functions_of(settings, units, knots, means)
+            at_targets = {name: {at: x[at] for at in settings.targets} for name, x in functions.items()}
+            answers = choose_everywhere(settings, units, at_targets, evaluator.measure_final, start.unseen)
+            table = functions[answers[settings.target].name]
+    else:
+        for target, archive in archives.items():
+            of_target = replace(settings, sparsity=target)
+            made = sum(schedule.target(sample.step) == target for sample in samples)
+            with phase("finalists", f"best of {made} samples at sparsity {target:g}"):
+                final = candidates(of_target, units, scores.targets[target], means[target], archive)
+                answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
+    return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds)
+
+
+def learned(settings: SearchSettings, units: Sequence[PruneUnit], table: Mapping[float, FloatArray]) -> Policy:
+    """What a search leaves for other sparsities and other searches.
+
+    Args:
+        settings: of the search.
+        units: the N units.
+        table: [N] scores by sparsity.
+    """
+    knots = sorted(table)
+    scores = np.stack([table[at] for at in knots])
+    return Policy(np.array(knots), scores, tuple(units), settings.meaning(), settings.targets)

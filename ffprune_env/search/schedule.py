@@ -27,6 +27,7 @@ class ProgressiveSchedule:
         ramp_samples: False measures on ``max_samples`` windows from the start.
         targets: final sparsities of a search for several, taken in turns, none above ``final_sparsity``; empty stands
             for that one alone.
+        span: lowest and highest of all sparsities that are searched; every turn is of another of them, spread evenly.
         turn: steps that a target and a number of windows are kept for: whole rollouts, so that the rewards that one
             update compares are of the same windows.
 
@@ -48,6 +49,7 @@ class ProgressiveSchedule:
     ramp_samples: bool = True
     targets: tuple[float, ...] = ()
     turn: int = 1
+    span: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -80,9 +82,23 @@ class ProgressiveSchedule:
 
     def target(self, t: float) -> float:
         """The sparsity that σ_t is on its way to."""
+        if self.span is not None:
+            low, high = self.span
+            return low + (high - low) * _halves(int(t) // self.turn)
         return self.targets[int(t) // self.turn % len(self.targets)] if self.targets else self.final_sparsity
+
+    def counts_for(self, t: float) -> float:
+        """The target that a measurement at step t says most of: the nearest one."""
+        at = self.target(t)
+        return min(self.targets or (self.final_sparsity,), key=lambda target: abs(target - at))
 
     def samples(self, t: float) -> int:
         """n_t = max(1, round(N_max · α(t))) windows (Eq. 5), at the step t that the turn begins with."""
         begun = t - t % self.turn if self.turn > 1 else t
         return max(1, round(self.max_samples * self.alpha(begun))) if self.ramp_samples else self.max_samples
+
+
+def _halves(i: int) -> float:
+    """The i-th of numbers in (0, 1) that are spread evenly however many there are: 1/2, 1/4, 3/4, 1/8, 5/8, ..."""
+    bits = f"{i + 1:b}"
+    return int(bits[::-1], 2) / (1 << len(bits))

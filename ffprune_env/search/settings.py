@@ -4,29 +4,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from ffprune_env.budget.mapping import MappingName
+from ffprune_env.budget.sparsity_range import Sparsity, SparsityRange
 from ffprune_env.env import Reward
 from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.search.saved_policy import MEANING
 from ffprune_env.search.schedule import ProgressiveSchedule
 from ffprune_env.texts.window_settings import WindowSettings
+
+Network = Literal["knots", "mlp"]
+
+# Of updates that go every way about as often the mean moves by the root of their number: what short searches need to
+# get anywhere and long ones to come to rest. Found on invented models of 24 layers (docs/presets.md).
+_LEARNED = 0.5
 
 
 @dataclass(frozen=True)
 class TargetSettings:
     """What is to be found, and how long it may be searched for; the fields are flags, with their help."""
 
-    sparsity: float | tuple[float, ...] = 0.2
+    sparsity: Sparsity = 0.2
     """fraction of the prunable parameters to remove; of several, train/ppo.py trains one policy over all, in turns, and
-    evaluate/compare.py compares the methods at each"""
+    evaluate/compare.py compares the methods at each; of a range, as in 0.1:0.5, one policy for every sparsity in it"""
     evaluations: int = 64
     """candidates that a search measures, rounded up to whole rollouts; in a comparison, the budget of every search, in
     measurements on all --search-windows: who measures on fewer windows makes more of them"""
 
     @property
     def targets(self) -> tuple[float, ...]:
-        """The sparsities asked for, each once, ascending."""
+        """The sparsities asked for, each once, ascending; of a range some that are spread evenly over it."""
+        if isinstance(self.sparsity, SparsityRange):
+            return self.sparsity.spread()
         return tuple(sorted(set(self.sparsity))) if isinstance(self.sparsity, tuple) else (self.sparsity,)
 
     @property
@@ -57,11 +67,14 @@ class SearchSettings(WindowSettings, TargetSettings):
     ramp_windows: bool = True
     """let the schedule raise the number of windows; otherwise it is --search-windows from the start"""
 
-    learning_rate: float = 1e-3
-    """of Adam"""
-    rollout: int = 4
+    network: Network = "knots"
+    """what the policy's mean is of σ: knots (what the start knows, moved by an offset and a slope that are learned) or
+    mlp (the paper's, 256 and 128 wide; it starts from nothing)"""
+    learning_rate: float | None = None
+    """of Adam: about what an update moves the mean action of every unit; None falls with the root of --evaluations"""
+    rollout: int = 8
     """evaluations per policy update"""
-    n_epochs: int = 10
+    n_epochs: int = 1
     """passes over them per update"""
     clip_range: float = 0.2
     """PPO's clipping of the probability ratio"""
@@ -77,8 +90,10 @@ class SearchSettings(WindowSettings, TargetSettings):
     fisher, and 0 takes its policy as it is"""
     reward: Reward = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
-    log_std_init: float = -2.5
+    log_std_init: float = -2.2
     """log standard deviation of the actions at the start; actions live in [-1, 1]"""
+    learn_std: bool = False
+    """let PPO learn the deviation of the actions, as in the paper; otherwise it stays as it is at the start"""
     action_scale: float = 3.0
     """what actions are multiplied by to give scores"""
     seed: int = 0
@@ -99,12 +114,14 @@ class SearchSettings(WindowSettings, TargetSettings):
             ("--final-windows", self.final_windows, 1, math.inf),
             ("--seed", self.seed, 0, 2**32 - 1),
             *(("--sparsity", target, 0, 1) for target in self.targets or (math.nan,)),
-            ("--learning-rate", self.learning_rate, 1e-12, 1e3),
+            *(("--learning-rate", rate, 1e-12, 1e3) for rate in (self.learning_rate,) if rate is not None),
             ("--clip-range", self.clip_range, 1e-6, 1e3),
             ("--log-std-init", self.log_std_init, -20, 5),
             ("--action-scale", self.action_scale, 1e-6, 1e6),
         ):
             require_in_range(flag, value, least, most)
+        if self.network == "mlp" and self.init != "none":
+            raise ValueError(f"--network mlp starts from nothing: --init must be none, got {self.init!r}")
         self.schedule()
 
     @property
@@ -114,7 +131,12 @@ class SearchSettings(WindowSettings, TargetSettings):
 
     def meaning(self) -> dict[str, Any]:
         """What the scores of a policy depend on: another search can start from it if these are the same."""
-        return {name: getattr(self, name) for name in ("mapping", "a_min", "a_max", "action_scale")}
+        return {name: getattr(self, name) for name in MEANING}
+
+    @property
+    def rate_of_learning(self) -> float:
+        """Adam's: what was asked for, or what a search of this length does best with."""
+        return _LEARNED / math.sqrt(self.total) if self.learning_rate is None else self.learning_rate
 
     @property
     def per_update(self) -> int:
@@ -140,14 +162,22 @@ class SearchSettings(WindowSettings, TargetSettings):
             ramp_samples=self.ramp_windows,
             targets=self.targets,
             turn=self.per_update,
+            span=(self.sparsity.low, self.sparsity.high) if isinstance(self.sparsity, SparsityRange) else None,
         )
 
     def windows(self) -> int:
         """Windows of search text that the search measures in all, its finalists included."""
         schedule = self.schedule()
-        candidates = 3 + self.finalists
-        finals = sum(rivals * n for rivals, n in self.rounds(candidates))
+        if isinstance(self.sparsity, SparsityRange):
+            finals = 3 * len(self.targets) * self.windows_everywhere
+        else:
+            finals = len(self.targets) * sum(rivals * n for rivals, n in self.rounds(3 + self.finalists))
         return sum(schedule.samples(t) for t in range(self.total)) + finals
+
+    @property
+    def windows_everywhere(self) -> int:
+        """Windows that a function of σ is measured on at every target, when a search over a range ends."""
+        return max(1, self.final_windows // 2)
 
     def rounds(self, candidates: int) -> list[tuple[int, int]]:
         """Successive halving of the finalists: how many are measured, on how many windows, round after round."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from ffprune_env.budget.allocation import group_bounds, sparsity_range
+from ffprune_env.budget.allocation import group_bounds, reachable_sparsities
 from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.budget.mapping import allocate, descending, greedy_rates, waterfill_rates, waterfill_scores
 from ffprune_env.budget.units import PruneUnit
@@ -53,7 +53,7 @@ def group_problems(draw):
     a_min = draw(st.floats(0, 0.9))
     a_max = draw(st.floats(a_min + 0.05, 1))
     try:
-        lowest, highest = sparsity_range(units, a_min, a_max)
+        lowest, highest = reachable_sparsities(units, a_min, a_max)
     except ValueError:  # no whole number of groups between the bounds
         assume(False)
     assume(lowest <= highest)  # single-group units under tight bounds leave nothing to remove
@@ -216,7 +216,7 @@ def test_infeasible_input_says_what_would_do(arguments, message):
 @pytest.mark.parametrize("mapping", MAPPINGS)
 def test_the_ends_of_the_feasible_range_are_feasible(a_min, mapping):
     for units in (llama_like(), make_units([64, 2] * 3, [10, 1500] * 3)):
-        for sparsity in (*sparsity_range(units, a_min, 1.0), 1 - a_min if a_min else 0.5):
-            if sparsity <= sparsity_range(units, a_min, 1.0)[1] + 1e-9:
+        for sparsity in (*reachable_sparsities(units, a_min, 1.0), 1 - a_min if a_min else 0.5):
+            if sparsity <= reachable_sparsities(units, a_min, 1.0)[1] + 1e-9:
                 allocation = allocate(np.zeros(len(units)), sparsity, units, a_min=a_min, mapping=mapping)
                 assert allocation.sparsity >= sparsity - 1e-9

@@ -9,10 +9,9 @@ from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.budget.mapping import allocate_rates
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
-from ffprune_env.search.mean import mean_actions, mean_allocation, scores_of
+from ffprune_env.search.mean import mean_actions, mean_allocation, mean_scores, scores_of
 from ffprune_env.search.policy import make_env, make_policy
 from ffprune_env.search.settings import SearchSettings
-from ffprune_env.search.starts.known import FfnOnly
 from ffprune_env.search.starts.start import StartScores
 
 #: The units of smollm2-135m with FFN channels in blocks of 32: 9 heads, 48 blocks.
@@ -32,9 +31,9 @@ def uneven(sparsity, seed):
 def come_back(sparsity, allocations):
     """What a policy's mean keeps, after it was given allocations by sparsity as its start."""
     settings = SearchSettings(sparsity=sparsity, init="ffn-only")
-    policy = make_policy(settings, make_env(settings, EVALUATOR))
     targets = {at: scores_of(x, **settings.bounds) for at, x in allocations.items()}
-    FfnOnly().move_mean(policy, mean_actions(StartScores(targets), settings.action_scale))
+    actions = mean_actions(StartScores(targets), settings.action_scale).everywhere
+    policy = make_policy(settings, make_env(settings, EVALUATOR), actions)
     return {at: mean_allocation(SearchSettings(sparsity=at), UNITS, policy) for at in allocations}
 
 
@@ -62,9 +61,39 @@ def test_equal_rates_are_ties_and_one_ffn_or_two_get_what_is_left_over(sparsity)
     assert (off[1::2] > 0).sum() <= 2
 
 
-def test_of_several_sparsities_the_mean_is_as_near_as_a_line_in_sigma():
-    """`ffn-only` is a line in σ in its rates, and nearly one in its scores."""
-    sparsities = (0.1, 0.2, 0.3, 0.4)
-    given = {at: ffn_only(at, UNITS) for at in sparsities}
-    back = come_back(sparsities, given)
-    assert max(np.abs(back[at].kept - given[at].kept).max() for at in sparsities) <= 2
+@pytest.mark.parametrize("seed", range(3))
+def test_of_several_sparsities_every_one_comes_back_as_near_as_a_single_one(seed):
+    """However crooked the way between them: allocations of other units at every σ."""
+    given = {at: uneven(at, 10 * seed + i) for i, at in enumerate((0.1, 0.2, 0.3, 0.5))}
+    for at, back in come_back(tuple(given), given).items():
+        alone = come_back(at, {at: given[at]})[at]
+        np.testing.assert_array_equal(back.kept, alone.kept)
+
+
+def test_what_is_learned_at_one_sparsity_goes_to_all_and_what_the_start_knows_stays():
+    """One update at σ = 0.1 moves the mean at σ = 0.5 about half as far, and the differences that were there stay."""
+    settings = SearchSettings(sparsity=(0.1, 0.5), init="ffn-only", evaluations=8)
+    rng = np.random.default_rng(0)
+    actions = {at: rng.uniform(-0.5, 0.5, len(UNITS)) for at in (0.1, 0.3, 0.5)}
+    policy = make_policy(settings, make_env(settings, EVALUATOR), actions)
+    policy.env.env_method("set_task", 0.1)
+    policy.learn(8)
+    moved = {at: mean_scores(policy, at, 1.0) - x for at, x in actions.items()}
+    assert np.abs(moved[0.1]).min() > 0.01
+    np.testing.assert_allclose(moved[0.3], (moved[0.1] + moved[0.5]) / 2, atol=2e-3)
+    assert np.corrcoef(moved[0.1], moved[0.5])[0, 1] > 0.99
+    assert 0.3 < np.linalg.norm(moved[0.5]) / np.linalg.norm(moved[0.1]) < 0.7
+
+
+def test_the_paper_s_network_starts_from_nothing_and_learns_its_deviation():
+    settings = SearchSettings(network="mlp", init="none", learn_std=True, evaluations=8)
+    settings.require_allowed()
+    policy = make_policy(settings, make_env(settings, EVALUATOR), {0.2: np.zeros(len(UNITS))})
+    assert np.abs(mean_scores(policy, 0.2, 1.0)).max() < 0.1
+    assert policy.policy.log_std.requires_grad
+    assert [layer.out_features for layer in policy.policy.mlp_extractor.policy_net if hasattr(layer, "bias")] == [
+        256,
+        128,
+    ]
+    with pytest.raises(ValueError, match="--network mlp starts from nothing: --init must be none, got 'fisher'"):
+        SearchSettings(network="mlp", init="fisher").require_allowed()

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.starts.start import Start, StartScores
-
-if TYPE_CHECKING:
-    from stable_baselines3 import PPO
 
 
 @dataclass(frozen=True)
@@ -24,6 +20,3 @@ class Equal(Start):
     def scores(self, problem: Problem, targets: Sequence[float]) -> StartScores:
         """Zeros."""
         return StartScores({target: np.zeros(len(problem.units)) for target in targets})
-
-    def move_mean(self, policy: PPO, actions: StartScores) -> None:
-        """Leaves the mean where Stable-Baselines3 starts it, at nearly zero."""

@@ -13,7 +13,7 @@ from ffprune_env.budget.allocation import (
     check_sparsity,
     group_bounds,
     parameter_budget,
-    sparsity_range,
+    reachable_sparsities,
 )
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
@@ -91,7 +91,7 @@ def least_damage(
     if within is not None:
         low, high = np.maximum(low, within[0]), np.minimum(high, within[1])
     check_sparsity(sparsity, units, a_min, a_max)
-    sparsity = min(sparsity, sparsity_range(units, a_min, a_max)[1])
+    sparsity = min(sparsity, reachable_sparsities(units, a_min, a_max)[1])
     size = np.array([unit.group_params for unit in units])
     total = sum(unit.n_params for unit in units)
     left = parameter_budget(sparsity, total) - int(low @ size)

@@ -7,27 +7,31 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
 
 import numpy as np
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.even import ffn_only
-from ffprune_env.search.mean import draw_line, scores_of, shift_mean
+from ffprune_env.search.mean import scores_of
 from ffprune_env.search.problem import LOOK_COST, Problem
 from ffprune_env.search.starts.fisher import cheapest, dense_curves, windows_of_curves
 from ffprune_env.search.starts.fisher_iterated import STEPS, iterate, step_windows
 from ffprune_env.search.starts.start import Start, StartScores
-
-if TYPE_CHECKING:
-    from stable_baselines3 import PPO
 
 logger = logging.getLogger(__name__)
 
 Answer = Callable[[float], Allocation]
 # Sparsities around the target, as fractions of it, that say which way the mean goes as σ changes.
 _AROUND = (0.5, 0.75, 1.25, 1.5)
+
+
+def others(targets: Sequence[float]) -> list[float]:
+    """Sparsities whose answers say how the mean changes with σ: half-way between targets, or around a single one."""
+    if len(targets) == 1:
+        return [factor * targets[0] for factor in _AROUND]
+    return [(low + high) / 2 for low, high in pairwise(targets)]
 
 
 class Known(Start):
@@ -40,8 +44,8 @@ class Known(Start):
     def scores(self, problem: Problem, targets: Sequence[float]) -> StartScores:
         """The scores of what is known; where that does not reach a target those of `ffn-only`, or equal ones.
 
-        One look serves all targets: what curves know in the middle of them holds at the others too. For a single target
-        some sparsities around it are known as well.
+        One look serves all targets: what curves know in the middle of them holds at the others too, and between them.
+        For a single target some sparsities around it are known as well.
         """
         found: dict[float, FloatArray] = {}
         known: dict[float, FloatArray] = {}
@@ -57,18 +61,11 @@ class Known(Start):
             except ValueError as error:
                 logger.warning("the search does not start from %s: %s", start.name, error)
                 continue
-            for factor in _AROUND if len(targets) == 1 else ():
-                at = factor * targets[0]
+            for at in others(targets):
                 with suppress(ValueError):  # beyond what the bounds or the method can reach
                     known[at] = scores_of(answer(at), problem.a_min, problem.a_max)
         equal = np.zeros(len(problem.units))
         return StartScores({target: found.get(target, equal) for target in targets}, known)
-
-    def move_mean(self, policy: PPO, actions: StartScores) -> None:
-        """A straight line in σ through what is known; a single target is met, and the line only passes by the rest."""
-        draw_line(policy, actions.everywhere)
-        if len(actions.targets) == 1:
-            shift_mean(policy, actions.targets)
 
 
 @dataclass(frozen=True)

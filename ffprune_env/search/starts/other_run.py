@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.budget.units import PruneUnit
-from ffprune_env.search.mean import scores_of, shift_mean
+from ffprune_env.search.mean import scores_of
 from ffprune_env.search.problem import LOOK_COST, Problem
-from ffprune_env.search.saved_policy import SavedPolicy
+from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.starts.fisher import fisher
 from ffprune_env.search.starts.fisher_iterated import iterate, step_windows
-from ffprune_env.search.starts.known import Fisher
+from ffprune_env.search.starts.known import Fisher, others
 from ffprune_env.search.starts.start import Start, StartScores
-
-if TYPE_CHECKING:
-    from stable_baselines3 import PPO
 
 #: Steps on the pruned model that what another run says is improved by.
 STEPS = 3
@@ -34,7 +31,7 @@ class OtherRun(Start):
         steps: of improvement; 0 takes the policy as it is.
     """
 
-    policy: SavedPolicy
+    policy: Policy
     meaning: Mapping[str, Any]
     steps: int = STEPS
 
@@ -68,16 +65,21 @@ class OtherRun(Start):
         self.policy.require_fits(units, self.meaning)
 
     def scores(self, problem: Problem, targets: Sequence[float]) -> StartScores:
-        """What the policy says of every target."""
+        """What the policy says of every target, improved; of others, what it says of them moved as far."""
         self.require_fits(problem.units)
-        return StartScores({target: self._scores(replace(problem, sparsity=target)) for target in targets})
+        found = {target: self._scores(replace(problem, sparsity=target)) for target in targets}
+        known = {}
+        for at in others(targets):
+            nearest = min(targets, key=lambda target: abs(target - at))
+            known[at] = self.policy.scores(at) + found[nearest] - self.policy.scores(nearest)
+        return StartScores(found, known)
 
     def _scores(self, problem: Problem) -> FloatArray:
         """Of a sparsity that the policy was not trained for its guess and `fisher` are about as good.
 
         They miss in different ways: the steps begin half-way between them, which is better than either.
         """
-        scores: FloatArray = self.policy.guess(problem.sparsity) * self.meaning["action_scale"]
+        scores = self.policy.scores(problem.sparsity)
         if not self.steps or problem.windows is None:
             return scores
         bounds = {"a_min": problem.a_min, "a_max": problem.a_max}
@@ -85,8 +87,3 @@ class OtherRun(Start):
         if problem.sparsity not in self.policy.targets:
             there = problem.allocate((there.rates + fisher(problem).rates) / 2)
         return scores_of(iterate(problem, self.steps, there)[0], **bounds)
-
-    def move_mean(self, policy: PPO, actions: StartScores) -> None:
-        """The other run's network, shifted so that its mean is at the targets, on the average."""
-        self.policy.load_into(policy)
-        shift_mean(policy, actions.targets)

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ffprune_env.search.saved_policy import read_policy
+from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.starts.equal import Equal
 from ffprune_env.search.starts.fisher_iterated import STEPS
 from ffprune_env.search.starts.known import FfnOnly, Fisher, FisherIterated
@@ -37,7 +37,7 @@ def parse_start(settings: SearchSettings) -> Start:
             raise ValueError(f"--init must be {', '.join(NAMES)} or the folder of a run, got {init!r}")
         steps = OTHER_STEPS if steps is None else steps
         greedy = settings.mapping == "greedy"  # steps are in rates, of which greedy keeps the order alone
-        return OtherRun(read_policy(init), settings.meaning(), 0 if greedy else steps)
+        return OtherRun(Policy.load(init), settings.meaning(), 0 if greedy else steps)
     if settings.mapping == "greedy" and init != "none":
         logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", init)
         return Equal()

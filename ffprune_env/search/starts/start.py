@@ -5,13 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.search.problem import Problem
-
-if TYPE_CHECKING:
-    from stable_baselines3 import PPO
 
 
 @dataclass(frozen=True)
@@ -70,15 +66,6 @@ class Start(ABC):
         Args:
             problem: of the bounds of the search; its sparsity does not count.
             targets: the sparsities asked for, ascending.
-        """
-
-    @abstractmethod
-    def move_mean(self, policy: PPO, actions: StartScores) -> None:
-        """Gives a new policy a mean that comes as near to some actions as this start can.
-
-        Args:
-            policy: as Stable-Baselines3 made it.
-            actions: what :func:`~ffprune_env.search.mean.mean_actions` made of the scores.
         """
 
 
