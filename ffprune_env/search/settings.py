@@ -143,10 +143,10 @@ class SearchSettings(WindowSettings, TargetSettings):
         )
 
     def windows(self) -> int:
-        """Windows of search text that the search measures in all, its finalists included."""
+        """Windows of search text that the search measures in all, the finalists of every target included."""
         schedule = self.schedule()
         candidates = 3 + self.finalists
-        finals = sum(rivals * n for rivals, n in self.rounds(candidates))
+        finals = len(self.targets) * sum(rivals * n for rivals, n in self.rounds(candidates))
         return sum(schedule.samples(t) for t in range(self.total)) + finals
 
     def rounds(self, candidates: int) -> list[tuple[int, int]]:
