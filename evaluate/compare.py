@@ -34,7 +34,7 @@ from ffprune_env.comparison.contest import REBUILDERS, Subject, ask, ask_final, 
 from ffprune_env.comparison.plan import ANSWERING, Key, named_methods, plan, read_cell
 from ffprune_env.comparison.report.ablation import ablation_table
 from ffprune_env.comparison.report.files import write_reports
-from ffprune_env.comparison.report.tables import comparison_table
+from ffprune_env.comparison.report.tables import comparison_table, overview_table
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
@@ -292,6 +292,8 @@ def report(args: Args, folder: ComparisonFolder) -> None:
     for sparsity in args.targets:
         if any(cell.target_sparsity == sparsity for cell in cells):
             console.print(comparison_table(comparison, sparsity))
+    if (overview := overview_table(comparison)) is not None:
+        console.print(overview)
     if args.ablation:
         console.print(ablation_table(comparison))
     name = write_reports(comparison, args.out, args.ablation)
