@@ -54,7 +54,7 @@ def search_by_ppo(
         problem: what to answer; its sparsity does not count.
         targets: the sparsities, each once, ascending.
         settings: of the search; sparsity, windows, bounds, seed and evaluations are the problem's, and so is the start
-            if the problem names one.
+            if the problem names one. Where that is ``none``, `ffn-only` is not among the last candidates either.
 
     Raises:
         ValueError: the budget does not cover two evaluations and the finalists, or a sparsity is out of range.
@@ -80,7 +80,8 @@ def search_by_ppo(
     settings = affordable(settings, left - start.cost(problem))
     scores = start.scores(problem, settings.targets)
     means = _Means(settings, meter)
-    outcome = run_search(settings, meter, start, scores, callbacks=[means])
+    # Where all are to begin from nothing, what others were not given would make the answer look like a find.
+    outcome = run_search(settings, meter, start, scores, callbacks=[means], simple=problem.init != "none")
     return {
         target: Found(answer.allocation, [*means.traces[target], (meter.spent, answer.allocation.kept)])
         for target, answer in outcome.answers.items()

@@ -35,7 +35,12 @@ class Answer:
 
 
 def candidates(
-    settings: SearchSettings, units: Sequence[PruneUnit], start: FloatArray, mean: FloatArray, archive: Archive
+    settings: SearchSettings,
+    units: Sequence[PruneUnit],
+    start: FloatArray,
+    mean: FloatArray,
+    archive: Archive,
+    simple: bool = True,
 ) -> dict[str, FloatArray]:
     """Scores of everything that the last look is given, by name; what comes first wins ties.
 
@@ -45,9 +50,10 @@ def candidates(
         start: [N] scores that the search started from.
         mean: [N] scores of the policy's mean.
         archive: the best samples of the search.
+        simple: whether `ffn-only` is among them, where scores can say it.
     """
     scores = {"the start": start, "the policy's mean": mean}
-    if settings.mapping == "waterfill":
+    if simple and settings.mapping == "waterfill":
         # The best of the simple answers, and often hard to beat: a search should never end behind it.
         with suppress(ValueError):  # that attention stays whole is not always possible
             scores["ffn-only"] = scores_of(ffn_only(settings.target, units), **settings.bounds)

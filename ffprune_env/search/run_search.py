@@ -57,6 +57,7 @@ def run_search(
     listeners: Sequence[Callable[[Sample], None]] = (),
     callbacks: Sequence[BaseCallback] = (),
     logger: Logger | None = None,
+    simple: bool = True,
 ) -> Outcome:
     """Trains a policy to prune a model at one or several sparsities, and chooses what it found.
 
@@ -70,6 +71,7 @@ def run_search(
         callbacks: Stable-Baselines3's; one that returns False ends the search early, and what there is then is what is
             chosen from.
         logger: where the policy logs to.
+        simple: whether `ffn-only` is among the last candidates.
 
     Raises:
         ValueError: the settings ask for what the units or the evaluator cannot give.
@@ -97,6 +99,6 @@ def run_search(
         made = sum(schedule.target(sample.step) == target for sample in samples)
         with phase("finalists", f"best of {made} samples at sparsity {target:g}"):
             mean = mean_scores(policy, target, settings.action_scale)
-            final = candidates(of_target, units, scores.targets[target], mean, archive)
+            final = candidates(of_target, units, scores.targets[target], mean, archive, simple)
             answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
     return Outcome(policy, samples, answers, schedule, seconds)
