@@ -2,10 +2,12 @@
 
     python evaluate/compare.py --text valid.txt --test-text test.txt --sparsity 0.2 0.3 --seeds 3
     python evaluate/compare.py --text valid.txt --test-text test.txt --sparsity 0.2 0.3 --ablation
+    python evaluate/compare.py --text valid.txt --test-text test.txt --sparsity 0.1 0.2 0.3 0.4 --start none
 
 Every method answers the same problem with the same ranking, texts, calibration and budget of tokens, and its answer is
-measured on test text. What is finished is kept in --out, one file per cell: the same command goes on where it stopped,
-and another one adds cells to what is there; reports are of the command they end. Ctrl-C reports what there is so far.
+measured on test text; `policy` is one search for all sparsities, with the budgets of all together. What is finished is
+kept in --out, one file per cell: the same command goes on where it stopped, and another one adds cells to what is
+there; reports are of the command they end. Ctrl-C reports what there is so far.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from ffprune_env.comparison.contest import REBUILDERS, Subject, ask, ask_final, 
 from ffprune_env.comparison.plan import ANSWERING, Key, named_methods, plan, read_cell
 from ffprune_env.comparison.report.ablation import ablation_table
 from ffprune_env.comparison.report.files import write_reports
-from ffprune_env.comparison.report.tables import comparison_table
+from ffprune_env.comparison.report.tables import comparison_table, overview_table
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
@@ -48,6 +50,7 @@ from ffprune_env.lm.identity import (
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.pruning.stored_order import ORDER, order_as_json
 from ffprune_env.run.provenance import machine_facts, provenance
+from ffprune_env.search.problem import StartName
 from ffprune_env.search.settings import TargetSettings
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import counts, load_planned_windows, windows_made
@@ -64,6 +67,8 @@ class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags
     """folder of cells and reports; one folder, one model and one set of texts"""
     methods: tuple[str, ...] = ()
     """which methods, by name; none stands for all"""
+    start: StartName = "own"
+    """where searches start: own (each where it says itself), none (at equal rates) or ffn-only"""
     ablation: bool = False
     """compare ppo with itself instead, one part changed at a time; its reports are called ablation"""
     zero_shot: bool = False
@@ -73,11 +78,13 @@ class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags
         """Raises ValueError for settings that no model is needed to refuse."""
         EvaluatorSettings.require_allowed(self)
         self.require_windows()
-        named_methods(self.methods, self.ablation)
+        named_methods(self.methods, self.ablation, self.targets)
         if self.ablation and self.methods:
             raise ValueError("--ablation names its methods itself: leave out --methods")
         if self.ablation and self.reward_model == "cut":
             raise ValueError("--ablation compares the two rewards itself: leave out --reward-model cut")
+        if self.ablation and self.start != "own":
+            raise ValueError(f"--ablation names the starts itself: leave out --start {self.start}")
         for flag, value in (
             ("--seeds", self.seeds),
             ("--evaluations", self.evaluations),
@@ -92,7 +99,7 @@ class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags
 
     def cells(self) -> list[Key]:
         """All that is to be measured."""
-        return list(plan(named_methods(self.methods, self.ablation), self.targets, self.seeds))
+        return list(plan(named_methods(self.methods, self.ablation, self.targets), self.targets, self.seeds))
 
     def shared(self) -> dict[str, Any]:
         """What all cells of a folder have in common."""
@@ -157,7 +164,7 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
     if tasks is not None:
         folder.require_same("zero_shot.json", questions(args))
     keys = args.cells()
-    found = [read_cell(folder, key) for key in keys]
+    found = [read_cell(folder, key, args.targets) for key in keys]
     adds = folder.dense is None or any(
         cell is None or is_unasked(cell, key.seed, tasks) for key, cell in zip(keys, found, strict=True)
     )
@@ -169,7 +176,7 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
     subject = prepare(args, folder, tasks, loaded)
     failures = 0
     for key in keys:
-        cell = read_cell(folder, key)
+        cell = read_cell(folder, key, args.targets)
         unasked = is_unasked(cell, key.seed, tasks)
         if cell is not None and not unasked:
             continue
@@ -242,6 +249,8 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
         texts["test"],
         args.batch_size,
         None if tasks is None else lambda asked: score_tasks(asked, tokenizer, tasks, args.limit),
+        targets=args.targets,
+        start=args.start,
     )
     facts = {**machine_facts(model), "windows": counts(loaded.texts)}
     before = folder.manifest
@@ -267,7 +276,8 @@ def prepare(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | Non
 
 def report(args: Args, folder: ComparisonFolder) -> None:
     """Prints a table per sparsity, and writes the same, with figures, as .json, .md and .html."""
-    cells = [cell for cell in (read_cell(folder, key) for key in args.cells()) if cell is not None]
+    found = (read_cell(folder, key, args.targets) for key in args.cells())
+    cells = [cell for cell in found if cell is not None]
     if not cells:
         console.print("nothing was measured")
         return
@@ -282,6 +292,8 @@ def report(args: Args, folder: ComparisonFolder) -> None:
     for sparsity in args.targets:
         if any(cell.target_sparsity == sparsity for cell in cells):
             console.print(comparison_table(comparison, sparsity))
+    if (overview := overview_table(comparison)) is not None:
+        console.print(overview)
     if args.ablation:
         console.print(ablation_table(comparison))
     name = write_reports(comparison, args.out, args.ablation)

@@ -117,7 +117,14 @@ def study(args: Args, surrogate: SurrogateEvaluator) -> dict[tuple[int, str], li
     for i, init in track(rows, console=console):
         settings = replace(SearchSettings(init=init), **CHANGES[i])
         for seed in range(args.seeds):
-            problem = Problem.of(surrogate, args.target, evaluations=args.evaluations, seed=seed, **settings.bounds)
+            problem = Problem.of(
+                surrogate,
+                args.target,
+                evaluations=args.evaluations,
+                seed=seed,
+                a_min=settings.a_min,
+                a_max=settings.a_max,
+            )
             start = problem.start() if init == "ffn-only" else np.full(len(surrogate.units), 1 - args.target)
             before = total(surrogate, problem.allocate(start).kept)
             after = total(surrogate, ppo(problem, settings).kept)

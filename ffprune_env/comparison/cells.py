@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IDENTITY = "identity.json"
+# What a folder was made with that was filled before there was such a setting.
+_BEFORE = {"start": "own"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class Cell:
         calibration: how the final model was calibrated, as
             :func:`~ffprune_env.pruning.calibration_kind.calibration_kind` names it.
         calibration_asked: how it was to be.
-        settings: what the method was told beside the settings of the comparison: its defaults.
+        settings: what the method was told beside the settings of the comparison: its defaults, and for one that answers
+            several sparsities by one search, ``targets``: all of them.
         identity: what the figures depend on, see :mod:`ffprune_env.lm.identity`.
         tokens_seen: tokens of search text that the model read, each time that it did; None in cells of before.
     """
@@ -86,6 +89,11 @@ class Cell:
     def fell_back(self) -> bool:
         """Whether the final model is not calibrated as it was to be, and so not to be compared with those that are."""
         return self.calibration != self.calibration_asked
+
+    @property
+    def file(self) -> str:
+        """Where it is kept, inside the folder."""
+        return cell_name(self.method, self.target_sparsity, self.seed, self.settings.get("targets", ()))
 
     tokens_seen: int | None = None
 
@@ -141,7 +149,7 @@ class ComparisonFolder:
         """Raises ChangedError if a file of settings is there and differs."""
         made_with = self._read(name)
         for key in settings.keys() | (made_with or settings).keys():
-            there, asked = (made_with or settings).get(key), settings.get(key)
+            there, asked = (of.get(key, _BEFORE.get(key)) for of in (made_with or settings, settings))
             if there != asked:
                 raise ChangedError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
 
@@ -190,7 +198,7 @@ class ComparisonFolder:
                 is another cell.
             ValueError: it cannot be read.
         """
-        name = cell_name(method, sparsity, seed)
+        name = cell_name(method, sparsity, seed, (settings or {}).get("targets", ()))
         found = self._read(name)
         try:
             cell = None if found is None else _as_cell(found)
@@ -199,7 +207,7 @@ class ComparisonFolder:
         if cell is None:
             return None
         remedy = "remove it to measure it again, or give another --out"
-        holds = cell_name(cell.method, cell.target_sparsity, cell.seed)
+        holds = cell.file
         if holds != name:  # copied or renamed by hand
             raise ChangedError(f"{self.path / name} holds what belongs to {holds}: {remedy}")
         if self.identity:
@@ -214,7 +222,7 @@ class ComparisonFolder:
     def add(self, cell: Cell) -> None:
         """Keeps a cell, with what the figures of the folder depend on."""
         identified = replace(cell, identity=self.identity or None)
-        self.write(cell_name(cell.method, cell.target_sparsity, cell.seed), asdict(identified))
+        self.write(cell.file, asdict(identified))
 
     @property
     def dense(self) -> dict[str, Any] | None:
@@ -329,9 +337,17 @@ class ComparisonFolder:
         return ValueError(f"{self.path / name} is damaged, remove it to measure it again: {reason}")
 
 
-def cell_name(method: str, sparsity: float, seed: int | None) -> str:
-    """The file of a cell, inside the folder."""
-    return f"cells/{method}-s{100 * sparsity:g}{'' if seed is None else f'-seed{seed}'}.json"
+def cell_name(method: str, sparsity: float, seed: int | None, targets: Sequence[float] = ()) -> str:
+    """The file of a cell, inside the folder.
+
+    Args:
+        method: its name.
+        sparsity: σ.
+        seed: of what it drew, if anything.
+        targets: of a method that answers several sparsities by one search, all of them: with others it is another cell.
+    """
+    among = f"-of-{'-'.join(f'{100 * target:g}' for target in targets)}" if targets else ""
+    return f"cells/{method}-s{100 * sparsity:g}{among}{'' if seed is None else f'-seed{seed}'}.json"
 
 
 def _as_cell(content: dict[str, Any]) -> Cell:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from ffprune_env.comparison.cells import Cell
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.intervals import perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
+from ffprune_env.methods.ppo import Found
 from ffprune_env.methods.rebuilding.slicegpt import slicegpt
 from ffprune_env.methods.rebuilding.svd_llm import svd_llm
 from ffprune_env.methods.registry import Method, settings_of
@@ -22,7 +23,7 @@ from ffprune_env.pruning.calibration_kind import calibration_kind
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import Calibration
 from ffprune_env.pruning.saliency import wifv_scores
-from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.problem import Problem, StartName
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,6 +40,27 @@ ZeroShotTest = Callable[["PreTrainedModel"], "ZeroShot"]
 
 
 @dataclass(frozen=True)
+class Paid:
+    """What a method answers at one sparsity, and what that cost: of one search for several, an equal share each.
+
+    Attributes:
+        kept: groups kept per unit.
+        trace: (windows charged, groups that would have been kept then), ascending.
+        budget: windows of search text that it could have been charged.
+        spent: windows that it was charged.
+        seen: windows that the model read.
+        seconds: that it took.
+    """
+
+    kept: IntArray
+    trace: Sequence[tuple[float, IntArray]]
+    budget: float
+    spent: float
+    seen: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Subject:
     """The model that methods are compared on, and all that is the same for every one of them.
 
@@ -50,6 +72,9 @@ class Subject:
         batch_size: windows per forward pass, fewer where memory runs out; None chooses. Methods that rebuild weights
             take it as it is, and one window where it is None.
         zero_shot: what to ask the final models, if anything.
+        targets: all sparsities that are compared at, for methods that answer them by one search.
+        start: where searches start.
+        remembered: what such searches found, so that the next sparsity takes it from here; of this subject alone.
     """
 
     evaluator: LMEvaluator
@@ -58,6 +83,13 @@ class Subject:
     test_windows: torch.Tensor
     batch_size: int | None = None
     zero_shot: ZeroShotTest | None = None
+    targets: tuple[float, ...] = ()
+    start: StartName = "own"
+    remembered: dict[Hashable, dict[float, Paid]] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def all_targets(self, sparsity: float) -> tuple[float, ...]:
+        """All sparsities that are compared at, ascending, of which ``sparsity`` is one."""
+        return tuple(sorted({*self.targets, sparsity}))
 
     def test(self, model: PreTrainedModel) -> tuple[float, tuple[float, float] | None]:
         """Perplexity of a model on test text, with its interval if there is one."""
@@ -91,20 +123,14 @@ def search_and_measure(
         method: the method.
         sparsity: σ.
         seed: of what it draws; None for methods that draw nothing.
-        evaluations: its budget, in measurements on N_max windows of search text.
+        evaluations: its budget at one sparsity, in measurements on N_max windows of search text.
 
     Raises:
         ValueError: the method cannot reach the sparsity, or not with this budget.
     """
-    evaluator = subject.plain if method.plain_reward else subject.evaluator
-    evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
-    prunable = evaluator.prunable
-    started = time.perf_counter()
-    budget = evaluations if method.searches else 0
-    problem = Problem.of(evaluator, sparsity, evaluations=budget, seed=seed or 0)
-    meter = problem.meter
-    kept = method.answer(problem).kept
-    seconds = time.perf_counter() - started
+    prunable = subject.evaluator.prunable
+    paid = answer_of(subject, method, sparsity, seed or 0, evaluations if method.searches else 0)
+    kept = paid.kept
     with ranking_of(subject, method):
         with prunable.pruned(kept) as model:
             test_ppl, interval = subject.test(model)
@@ -115,7 +141,7 @@ def search_and_measure(
             with prunable.pruned(kept, calibration) as model:
                 params = parameters_of(model)  # FLAP's compensation adds biases
                 calibrated_ppl, calibrated_interval = subject.test(model)
-    tokens_per_window = evaluator.windows.shape[1]
+    n_windows, tokens_per_window = subject.evaluator.max_samples, subject.evaluator.windows.shape[1]
     return Cell(
         method=name,
         target_sparsity=sparsity,
@@ -124,20 +150,60 @@ def search_and_measure(
         sparsity=prunable.sparsity(kept),
         total_sparsity=(prunable.n_params - params) / prunable.n_params,
         params=params,
-        search_ppl=None if method.flap_bias else subject.evaluator.measure(kept, meter.max_samples),
+        search_ppl=None if method.flap_bias else subject.evaluator.measure(kept, n_windows),
         test_ppl=test_ppl,
         test_interval=interval,
         calibrated_test_ppl=calibrated_ppl,
         calibrated_test_interval=calibrated_interval,
-        evaluations=meter.spent / meter.max_samples,
-        tokens=meter.spent * tokens_per_window,
-        tokens_seen=meter.seen * tokens_per_window,
-        seconds=seconds,
-        trace=[(spent * tokens_per_window, ppl) for spent, ppl in progress(meter, subject.evaluator)],
+        evaluations=paid.spent / n_windows,
+        tokens=round(paid.spent * tokens_per_window),
+        tokens_seen=round(paid.seen * tokens_per_window),
+        seconds=paid.seconds,
+        trace=[(round(spent * tokens_per_window), ppl) for spent, ppl in progress(paid, subject.evaluator)],
         calibration=calibration_kind(calibration),
         calibration_asked="flap-bias" if method.flap_bias else subject.evaluator.calibration_asked,
-        settings=settings_of(method),
+        settings=settings_of(method, subject.all_targets(sparsity)),
     )
+
+
+def answer_of(subject: Subject, method: Method, sparsity: float, seed: int, evaluations: int) -> Paid:
+    """What a method answers and what it is charged; a search for several sparsities is run once, and remembered.
+
+    Args:
+        subject: the model and its texts.
+        method: the method.
+        sparsity: σ.
+        seed: of what it draws.
+        evaluations: its budget at one sparsity; of a search for several, the share of each.
+    """
+    targets = subject.all_targets(sparsity) if method.answer_all else (sparsity,)
+    which = (method, seed, evaluations, targets)
+    if which in subject.remembered:
+        return subject.remembered[which][sparsity]
+    evaluator = subject.plain if method.plain_reward else subject.evaluator
+    evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
+    started = time.perf_counter()
+    n = len(targets)
+    problem = Problem.of(
+        evaluator, sparsity, evaluations=n * evaluations, seed=seed, targets=targets, init=subject.start
+    )
+    meter = problem.meter
+    if method.answer_all is None:
+        found = {sparsity: Found(method.answer(problem), meter.trace)}
+    else:
+        found = dict(method.answer_all(problem))
+    seconds = time.perf_counter() - started
+    shares = {
+        target: Paid(
+            one.allocation.kept,
+            [(spent / n, kept) for spent, kept in one.trace],
+            *(total / n for total in (meter.budget, meter.spent, meter.seen, seconds)),
+        )
+        for target, one in found.items()
+    }
+    if method.answer_all is not None:
+        subject.remembered[which] = shares
+    return shares[sparsity]
 
 
 def parameters_of(model: PreTrainedModel) -> int:
@@ -186,19 +252,19 @@ def ask(subject: Subject, cell: Cell, model: PreTrainedModel) -> Cell:
     return replace(cell, zero_shot=scores, zero_shot_stderr=stderrs)
 
 
-def progress(meter: Meter, evaluator: LMEvaluator) -> list[tuple[int, float]]:
+def progress(paid: Paid, evaluator: LMEvaluator) -> list[tuple[float, float]]:
     """What the method would have returned after parts of its budget: (windows spent, perplexity on N_max windows).
 
     Args:
-        meter: what the method was given, with its notes.
+        paid: what the method answered, with what it noted on the way.
         evaluator: measures, the same for all methods, whatever they were rewarded for.
     """
     points = []
     for mark in _MARKS:
-        noted = [kept for spent, kept in meter.trace if spent <= mark * meter.budget]
+        noted = [kept for spent, kept in paid.trace if spent <= mark * paid.budget]
         if noted:
-            ppl = evaluator.measure(noted[-1], meter.max_samples)
-            points.append((min(round(mark * meter.budget), meter.spent), ppl))
+            ppl = evaluator.measure(noted[-1], evaluator.max_samples)
+            points.append((min(round(mark * paid.budget), paid.spent), ppl))
     return points
 
 

@@ -27,11 +27,13 @@ class Key(NamedTuple):
         return f"{self.method} at σ = {self.sparsity:g}" + ("" if self.seed is None else f", seed {self.seed}")
 
 
-def named_methods(names: Sequence[str], ablation: bool) -> list[str]:
+def named_methods(names: Sequence[str], ablation: bool, sparsities: Sequence[float] = ()) -> list[str]:
     """The methods of a comparison, each once.
 
     Args:
-        names: those asked for; none stands for all.
+        names: those asked for; none stands for all, but for one sparsity without those that answer several by one
+            search: they would be another method again.
+        sparsities: σ, each once.
         ablation: stand for ``ppo`` with one part changed at a time instead.
 
     Raises:
@@ -40,7 +42,9 @@ def named_methods(names: Sequence[str], ablation: bool) -> list[str]:
     for name in names:
         if name not in (*ANSWERING, *REBUILDERS):
             raise ValueError(f"unknown method {name!r}; allowed are {', '.join((*ANSWERING, *REBUILDERS))}")
-    return list(dict.fromkeys(names or (ABLATIONS if ablation else (*METHODS, *REBUILDERS))))
+    several = len(sparsities) > 1
+    every = (*(name for name, method in METHODS.items() if several or method.answer_all is None), *REBUILDERS)
+    return list(dict.fromkeys(names or (ABLATIONS if ablation else every)))
 
 
 def plan(methods: Sequence[str], sparsities: Sequence[float], seeds: int) -> Iterator[Key]:
@@ -59,6 +63,13 @@ def plan(methods: Sequence[str], sparsities: Sequence[float], seeds: int) -> Ite
             yield from (Key(name, sparsity, seed) for name in searching)
 
 
-def read_cell(folder: ComparisonFolder, key: Key) -> Cell | None:
-    """A cell that was measured before, with the settings that the method has now; ChangedError if it had others."""
-    return folder.cell(*key, settings_of(ANSWERING[key.method]) if key.method in ANSWERING else None)
+def read_cell(folder: ComparisonFolder, key: Key, sparsities: Sequence[float]) -> Cell | None:
+    """A cell that was measured before, with the settings that the method has now; ChangedError if it had others.
+
+    Args:
+        folder: of the comparison.
+        key: which cell.
+        sparsities: all σ that are compared at, ascending: of one search for others it is another cell.
+    """
+    told = settings_of(ANSWERING[key.method], sparsities) if key.method in ANSWERING else None
+    return folder.cell(*key, told)

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
+from ffprune_env.budget.allocation import Allocation
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.registry import METHODS, Method
+from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
 
 
+def _as_told(problem: Problem, settings: SearchSettings) -> Allocation:
+    """`ppo` from where its settings say, wherever other searches start."""
+    return ppo(replace(problem, init="own"), settings)
+
+
 def _ppo(settings: SearchSettings, plain_reward: bool = False) -> Method:
-    return Method(partial(ppo, settings=settings), searches=True, plain_reward=plain_reward)
+    return Method(partial(_as_told, settings=settings), searches=True, plain_reward=plain_reward)
 
 
 #: Calibration alone is `uniform` calibrated, search alone is `ppo-plain-reward` not calibrated, both are `ppo`

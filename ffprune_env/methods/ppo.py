@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.search.mean import mean_allocation
 from ffprune_env.search.problem import Meter, Problem
 from ffprune_env.search.run_search import run_search
 from ffprune_env.search.settings import SearchSettings, affordable
 from ffprune_env.search.starts.parse import parse_start
 from ffprune_env.search.starts.start import cheap_enough
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search answers at one sparsity.
+
+    Attributes:
+        allocation: its answer.
+        trace: (windows that the whole search had spent, groups that its answer here would then have kept), ascending.
+    """
+
+    allocation: Allocation
+    trace: list[tuple[int, IntArray]]
 
 
 def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
@@ -26,44 +40,72 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
     Raises:
         ValueError: the budget does not cover two evaluations and the finalists, or the sparsity is out of range.
     """
+    found = search_by_ppo(problem, (problem.sparsity,), settings)[problem.sparsity]
+    problem.meter.trace += found.trace
+    return found.allocation
+
+
+def search_by_ppo(
+    problem: Problem, targets: tuple[float, ...], settings: SearchSettings | None = None
+) -> dict[float, Found]:
+    """One search at some sparsities, for as many evaluations as the windows of the budget last.
+
+    Args:
+        problem: what to answer; its sparsity does not count.
+        targets: the sparsities, each once, ascending.
+        settings: of the search; sparsity, windows, bounds, seed and evaluations are the problem's, and so is the start
+            if the problem names one. Where that is ``none``, `ffn-only` is not among the last candidates either.
+
+    Raises:
+        ValueError: the budget does not cover two evaluations and the finalists, or a sparsity is out of range.
+    """
     meter = problem.meter
     if not meter.max_final_samples:
         raise ValueError("ppo ranks its last candidates on windows that no search saw: the evaluator needs finalists")
+    settings = settings or SearchSettings()
     settings = replace(
-        settings or SearchSettings(),
-        sparsity=problem.sparsity,
+        settings,
+        sparsity=targets,
         search_windows=meter.max_samples,
         final_windows=meter.max_final_samples,
         a_min=problem.a_min,
         a_max=problem.a_max,
         seed=problem.seed,
+        init=settings.init if problem.init == "own" else problem.init,
     )
     left = meter.budget - meter.spent
-    shortest = replace(settings, final_windows=meter.max_samples, evaluations=settings.rollout).windows()
+    rollout_each = settings.rollout * len(targets)
+    shortest = replace(settings, final_windows=meter.max_samples, evaluations=rollout_each).windows()
     start = cheap_enough(parse_start(settings), left - shortest, problem)
     settings = affordable(settings, left - start.cost(problem))
     scores = start.scores(problem, settings.targets)
-    outcome = run_search(settings, meter, start, scores, callbacks=[_NoteMean(settings, meter)])
-    chosen = outcome.answers[problem.sparsity]
-    meter.note(chosen.allocation)
-    return chosen.allocation
+    means = _Means(settings, meter)
+    # Where all are to begin from nothing, what others were not given would make the answer look like a find.
+    outcome = run_search(settings, meter, start, scores, callbacks=[means], simple=problem.init != "none")
+    return {
+        target: Found(answer.allocation, [*means.traces[target], (meter.spent, answer.allocation.kept)])
+        for target, answer in outcome.answers.items()
+    }
 
 
-class _NoteMean(BaseCallback):
-    """Notes what the policy's mean keeps after every update.
+class _Means(BaseCallback):
+    """Notes what the policy's mean keeps at every target after every update.
 
     Args:
         settings: of the search.
-        meter: where it is noted.
+        meter: what it spends from.
     """
 
     def __init__(self, settings: SearchSettings, meter: Meter) -> None:
         super().__init__()
         self.settings, self.meter = settings, meter
+        self.traces: dict[float, list[tuple[int, IntArray]]] = {target: [] for target in settings.targets}
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_start(self) -> None:
         assert isinstance(self.model, PPO)
-        self.meter.note(mean_allocation(self.settings, self.meter.units, self.model))
+        for target, trace in self.traces.items():
+            mean = mean_allocation(replace(self.settings, sparsity=target), self.meter.units, self.model)
+            trace.append((self.meter.spent, mean.kept))

@@ -11,6 +11,8 @@ from ffprune_env.search.problem import Problem
 def random_search(problem: Problem) -> Allocation:
     """Draws rates evenly between the bounds, moves them to the budget, and keeps the best.
 
+    It has no start of its own; one that the problem names is measured first.
+
     Args:
         problem: what to answer; the budget must cover one evaluation.
 
@@ -19,8 +21,10 @@ def random_search(problem: Problem) -> Allocation:
     """
     meter, rng = problem.meter, np.random.default_rng(problem.seed)
     best, least = None, np.inf
+    named = [] if problem.init == "own" else [problem.start()]
     while meter.affords(meter.max_samples):
-        drawn = problem.allocate(rng.uniform(problem.a_min, problem.a_max, len(problem.units)))
+        rates = named.pop() if named else rng.uniform(problem.a_min, problem.a_max, len(problem.units))
+        drawn = problem.allocate(rates)
         ppl = meter.measure(drawn.kept, meter.max_samples)
         if best is None or ppl < least:
             best, least = drawn, ppl

@@ -8,7 +8,7 @@ Each takes a :class:`~ffprune_env.search.problem.Problem` and returns an
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,8 @@ from ffprune_env.methods.cma_es import cma_es
 from ffprune_env.methods.evolution import evolution
 from ffprune_env.methods.evopress import evopress
 from ffprune_env.methods.flap import flap
-from ffprune_env.methods.ppo import ppo
+from ffprune_env.methods.policy import answer_all, policy
+from ffprune_env.methods.ppo import Found, ppo
 from ffprune_env.methods.random_search import random_search
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
@@ -37,16 +38,24 @@ class Method:
         plain_reward: whether it is rewarded for the model that is only cut, whatever the others are rewarded for.
         flap_bias: whether it is FLAP as its authors have it: it ranks by its own scores, not as all others do, and its
             own bias compensation takes the place of the ridge calibration.
+        answer_all: of a method that answers all sparsities of a problem by one search: the problem to what it found at
+            each; None for those that answer one at a time.
     """
 
     answer: Callable[[Problem], Allocation]
     searches: bool
     plain_reward: bool = False
     flap_bias: bool = False
+    answer_all: Callable[[Problem], Mapping[float, Found]] | None = None
 
 
-def settings_of(method: Method) -> dict[str, Any]:
-    """What a method is told beside its problem: whatever has a default in its signature, a dataclass by its fields."""
+def settings_of(method: Method, targets: Sequence[float] = ()) -> dict[str, Any]:
+    """What a method is told beside its problem: whatever has a default in its signature, a dataclass by its fields.
+
+    Args:
+        method: one of them.
+        targets: all sparsities that are asked about; they are settings of a method that answers them together.
+    """
     found: dict[str, Any] = {"plain_reward": method.plain_reward, "flap_bias": method.flap_bias}
     for name, parameter in inspect.signature(method.answer).parameters.items():
         default = parameter.default
@@ -54,7 +63,7 @@ def settings_of(method: Method) -> dict[str, Any]:
             found |= asdict(default)
         elif default is not parameter.empty:
             found[name] = default
-    return found
+    return found if method.answer_all is None else {**found, "targets": list(targets)}
 
 
 METHODS: dict[str, Method] = {
@@ -69,4 +78,9 @@ METHODS: dict[str, Method] = {
     "evopress": Method(evopress, searches=True),
     "cma-es": Method(cma_es, searches=True),
     "ppo": Method(partial(ppo, settings=SearchSettings()), searches=True),
+    "policy": Method(
+        partial(policy, settings=SearchSettings()),
+        searches=True,
+        answer_all=partial(answer_all, settings=SearchSettings()),
+    ),
 }

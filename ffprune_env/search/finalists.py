@@ -37,7 +37,12 @@ class Answer:
 
 
 def candidates(
-    settings: SearchSettings, units: Sequence[PruneUnit], start: FloatArray, mean: FloatArray, archive: Archive
+    settings: SearchSettings,
+    units: Sequence[PruneUnit],
+    start: FloatArray,
+    mean: FloatArray,
+    archive: Archive,
+    simple: bool = True,
 ) -> dict[str, FloatArray]:
     """Scores of everything that the last look is given, by name; what comes first wins ties.
 
@@ -47,9 +52,10 @@ def candidates(
         start: [N] scores that the search started from.
         mean: [N] scores of the policy's mean.
         archive: the best samples of the search.
+        simple: whether `ffn-only` is among them, where scores can say it.
     """
     scores = {"the start": start, "the policy's mean": mean}
-    if settings.mapping == "waterfill":
+    if simple and settings.mapping == "waterfill":
         # The best of the simple answers, and often hard to beat: a search should never end behind it.
         with suppress(ValueError):  # that attention stays whole is not always possible
             scores["ffn-only"] = scores_of(ffn_only(settings.target, units), **settings.bounds)
@@ -138,6 +144,7 @@ def functions_of(
     units: Sequence[PruneUnit],
     starts: Mapping[float, FloatArray],
     means: Mapping[float, FloatArray],
+    simple: bool = True,
 ) -> dict[str, dict[float, FloatArray]]:
     """The functions of σ that a search over a range ends with, by name.
 
@@ -146,9 +153,10 @@ def functions_of(
         units: the N units.
         starts: [N] scores that it started from, by sparsity.
         means: [N] scores of the policy's mean, by the same sparsities.
+        simple: whether `ffn-only` is among them, where scores can say it.
     """
     functions = {"the start": dict(starts), "the policy's mean": dict(means)}
-    if settings.mapping == "waterfill":
+    if simple and settings.mapping == "waterfill":
         with suppress(ValueError):
             functions["ffn-only"] = {at: scores_of(ffn_only(at, units), **settings.bounds) for at in starts}
     return functions

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy.typing as npt
 import torch
@@ -20,6 +21,9 @@ from ffprune_env.pruning.saliency import Statistics
 
 #: What a forward and a backward pass cost, in forward passes.
 LOOK_COST = 3
+
+#: Where searches are to start: each where it says itself, at equal rates, or with attention whole.
+StartName = Literal["own", "none", "ffn-only"]
 
 
 class BudgetSpentError(RuntimeError):
@@ -130,6 +134,10 @@ class Problem:
         calibration: what re-fits the model that is rewarded; None if it is only cut.
         windows: int64 [n, seq_len], search text for methods that look at gradients; None as for ``prunable``. Not
             calibration text, on which the calibrated model is better than it is.
+        targets: all sparsities that are asked about, for a method that answers them together; empty stands for
+            ``sparsity`` alone.
+        init: where searches start: ``own``, where each says itself; ``none``, at `uniform`, which equal scores stand
+            for; or ``ffn-only``.
     """
 
     prunable: PrunableModel | None
@@ -141,6 +149,8 @@ class Problem:
     a_max: float = 1.0
     calibration: RidgeCalibration | None = None
     windows: torch.Tensor | None = None
+    targets: tuple[float, ...] = ()
+    init: StartName = "own"
 
     @classmethod
     def of(
@@ -152,6 +162,8 @@ class Problem:
         seed: int = 0,
         a_min: float = 0.2,
         a_max: float = 1.0,
+        targets: tuple[float, ...] = (),
+        init: StartName = "own",
     ) -> Problem:
         """The question, and what an evaluator knows that helps to answer it.
 
@@ -162,14 +174,16 @@ class Problem:
             seed: of everything that is drawn.
             a_min: lowest retention rate.
             a_max: highest.
+            targets: all sparsities that are asked about.
+            init: where searches start.
         """
         meter = Meter(evaluator, evaluations)
         if not isinstance(evaluator, LMEvaluator):
-            return cls(None, None, meter, sparsity, seed, a_min, a_max)
+            return cls(None, None, meter, sparsity, seed, a_min, a_max, targets=targets, init=init)
         rewarded = evaluator.calibration if evaluator.calibrated else None
         windows = evaluator.texts.get("curves")
         known = evaluator.prunable, evaluator.statistics
-        return cls(*known, meter, sparsity, seed, a_min, a_max, rewarded, windows)
+        return cls(*known, meter, sparsity, seed, a_min, a_max, rewarded, windows, targets, init)
 
     @property
     def units(self) -> tuple[PruneUnit, ...]:
@@ -187,7 +201,9 @@ class Problem:
         return self.prunable, self.windows
 
     def start(self) -> FloatArray:
-        """The rates that searches start from: `ffn-only` where it reaches the sparsity, else `uniform`."""
+        """The rates that searches start from: `ffn-only` where that reaches σ, else `uniform`; or as ``init`` says."""
+        if self.init == "none":
+            return uniform(self.sparsity, self.units).rates
         try:
             return ffn_only(self.sparsity, self.units).rates
         except ValueError:

@@ -64,6 +64,7 @@ def run_search(
     listeners: Sequence[Callable[[Sample], None]] = (),
     callbacks: Sequence[BaseCallback] = (),
     logger: Logger | None = None,
+    simple: bool = True,
 ) -> Outcome:
     """Trains a policy to prune a model at one or several sparsities, and chooses what it found.
 
@@ -77,6 +78,7 @@ def run_search(
         callbacks: Stable-Baselines3's; one that returns False ends the search early, and what there is then is what is
             chosen from.
         logger: where the policy logs to.
+        simple: whether `ffn-only` is among the last candidates.
 
     Raises:
         ValueError: the settings ask for what the units or the evaluator cannot give.
@@ -103,7 +105,7 @@ def run_search(
     answers, table = {}, means
     if isinstance(settings.sparsity, SparsityRange):
         with phase("finalists", f"functions of sparsity from {settings.sparsity}"):
-            functions = functions_of(settings, units, knots, means)
+            functions = functions_of(settings, units, knots, means, simple)
             at_targets = {name: {at: x[at] for at in settings.targets} for name, x in functions.items()}
             answers = choose_everywhere(settings, units, at_targets, evaluator.measure_final, start.unseen)
             table = functions[answers[settings.target].name]
@@ -112,7 +114,7 @@ def run_search(
             of_target = replace(settings, sparsity=target)
             made = sum(schedule.target(sample.step) == target for sample in samples)
             with phase("finalists", f"best of {made} samples at sparsity {target:g}"):
-                final = candidates(of_target, units, scores.targets[target], means[target], archive)
+                final = candidates(of_target, units, scores.targets[target], means[target], archive, simple)
                 answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
     return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds)
 

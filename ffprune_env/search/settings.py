@@ -166,7 +166,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         )
 
     def windows(self) -> int:
-        """Windows of search text that the search measures in all, its finalists included."""
+        """Windows of search text that the search measures in all, the finalists of every target included."""
         schedule = self.schedule()
         if isinstance(self.sparsity, SparsityRange):
             finals = 3 * len(self.targets) * self.windows_everywhere

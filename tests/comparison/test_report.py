@@ -18,7 +18,7 @@ from ffprune_env.comparison.report.drawing import method_styles
 from ffprune_env.comparison.report.figures import mean_curve, perplexity_figure, retention_figure, search_figure
 from ffprune_env.comparison.report.page import comparison_page
 from ffprune_env.comparison.report.rows import findings, rows_at
-from ffprune_env.comparison.report.tables import comparison_markdown, comparison_table
+from ffprune_env.comparison.report.tables import comparison_markdown, comparison_table, overview_table
 
 # e(method) / e(uniform) with calibration, and how much a seed moves it.
 METHODS = {
@@ -220,7 +220,7 @@ def test_the_page_has_the_tables_of_the_markdown(comparison, page):
             markdown_tables(comparison_markdown(comparison))[1:]]  # fmt: skip
     theirs = [[[re.sub(r"[()]", "", x) for x in row] for row in table] for table in Page(page).tables]
     assert ours == theirs
-    assert len(theirs) == 4
+    assert len(theirs) == 5
 
 
 SEQUENTIAL = {"calibration": "sequential", "calibration_asked": "sequential"}
@@ -242,13 +242,16 @@ def test_what_was_not_calibrated_as_asked_is_marked_and_not_compared(comparison)
     text = comparison_markdown(mixed)
     tables = markdown_tables(text)[1:]
     marked = [[row[0] for row in table if "‡" in row[0]] for table in tables]
-    assert marked == [["evopress ‡"]] * 4
-    assert text.count("- ‡ With one seed at least calibrated by Eqs. 6-7 alone, not in sequence") == 4
+    assert marked == [["evopress ‡"]] * 5
+    assert text.count("- ‡ With one seed at least calibrated by Eqs. 6-7 alone, not in sequence") == 5
     for table in (tables[0], tables[2]):
         (row,) = (row for row in table if row[0] == "evopress ‡")
         assert "**" not in row[5]
         assert row[6:8] == ["–", "–"]
         assert all(x.strip("*").endswith("%") for other in table[2:] if other is not row for x in other[6:8])
+    (over_all,) = (row for row in tables[4] if row[0] == "evopress ‡")
+    assert over_all[-1] == "–"
+    assert not any("**" in x for x in over_all)
     for paragraph in findings(mixed):
         assert "`evolution` is best" in paragraph
         assert paragraph.endswith("not with every seed: `evopress`.")
@@ -289,7 +292,7 @@ def test_methods_that_rebuild_the_weights_are_marked(comparison):
     text = comparison_markdown(comparison)
     marked = {row[0] for table in markdown_tables(text) for row in table if row[0].endswith("†")}
     assert marked == {"svd-llm †", "slicegpt †"}
-    assert text.count("- † Rebuilds the weights") == 4  # below every table
+    assert text.count("- † Rebuilds the weights") == 5  # below every table
     assert "†" not in comparison_markdown(make_comparison(methods=("uniform", "ppo")))
 
 
@@ -559,3 +562,54 @@ def test_the_terminal_shows_whole_numbers_on_eighty_columns(comparison):
 def test_a_sparsity_that_was_not_measured_is_an_error(comparison):
     with pytest.raises(ValueError, match=r"nothing was measured at sparsity 0\.25; measured were 0\.2, 0\.3"):
         comparison_table(comparison, 0.25)
+
+
+def test_one_table_goes_over_all_sparsities(comparison):
+    table = markdown_tables(comparison_markdown(comparison))[-1]
+    assert table[0] == ["method", "σ = 0.2", "σ = 0.3", "mean share of e(uniform) removed"]
+    assert table[2] == ["dense", "20.16", "20.16", "–"]
+    shown = {}
+    for name, *ppls, share in table[3:]:
+        rows = [next(x for x in rows_at(comparison, s) if x.method == name.removesuffix(" †")) for s in (0.2, 0.3)]
+        assert [x.strip("*").split(" (")[0].strip("*") for x in ppls] == [f"{row.final.mean:.2f}" for row in rows]
+        uniform = [next(x for x in rows_at(comparison, s) if x.method == "uniform") for s in (0.2, 0.3)]
+        excess = [
+            math.log(row.final.mean / DENSE) / math.log(x.final.mean / DENSE)
+            for row, x in zip(rows, uniform, strict=True)
+        ]
+        shown[name] = float(share.strip("*%"))
+        assert shown[name] == pytest.approx(100 * (1 - np.mean(excess)), abs=0.051)
+    assert list(shown.values()) == sorted(shown.values(), reverse=True)
+    assert shown["uniform"] == 0
+    assert [row[0] for row in table[3:] if row[-1].startswith("**")] == ["evopress"]
+    console = Console(width=80, file=io.StringIO())
+    console.print(overview_table(comparison))
+    assert all(f"{share:.1f}%" in console.file.getvalue() for share in shown.values())
+
+
+def test_a_single_sparsity_needs_no_table_over_all():
+    alone = make_comparison((0.2,), methods=("uniform", "ppo"))
+    assert overview_table(alone) is None
+    assert "All σ" not in comparison_markdown(alone)
+
+
+def test_what_is_missing_at_one_sparsity_has_no_mean_share(comparison):
+    """Neither has anything where `uniform` is missing; all of them stay in the table."""
+    cells = [cell for cell in comparison.cells if (cell.method, cell.target_sparsity) != ("flap", 0.3)]
+    table = markdown_tables(comparison_markdown(replace(comparison, cells=cells)))[-1]
+    assert table[-1][0] == "flap"
+    assert table[-1][2:] == ["–", "–"]
+    assert all(row[-1].strip("*").endswith("%") for row in table[3:-1])
+    cells = [cell for cell in comparison.cells if (cell.method, cell.target_sparsity) != ("uniform", 0.3)]
+    table = markdown_tables(comparison_markdown(replace(comparison, cells=cells)))[-1]
+    assert {row[-1] for row in table[2:]} == {"–"}
+    assert len(table) == 3 + len(METHODS)
+
+
+def test_one_search_for_several_sparsities_is_said_to_be_one(comparison):
+    cells = [
+        replace(cell, settings={"targets": [0.2, 0.3]}) if cell.method == "ppo" else cell for cell in comparison.cells
+    ]
+    text = comparison_markdown(replace(comparison, cells=cells))
+    assert text.count("- `ppo`: one search for all σ of the comparison") == 3
+    assert "one search for all σ" not in comparison_markdown(comparison)

@@ -136,7 +136,7 @@ def test_a_measurement_that_is_not_a_number(ppo_script, tiny_folder, text_file, 
     assert_same(tmp_path / "again", tmp_path / "run")
 
 
-@pytest.mark.parametrize("limit", [1000, 100_000])
+@pytest.mark.parametrize("limit", [1000, 15_000])
 def test_a_full_disk(ppo_script, tiny_folder, text_file, whole, tmp_path, limit):
     """No file may grow beyond a limit: the settings do not fit, or the first checkpoint."""
     run = tmp_path / "run"

@@ -114,12 +114,12 @@ def perplexity_grid(comparison: Comparison, sparsity: float) -> Grid:
     for row in rows:
         entries.append(
             [
-                _name(row),
+                name_entry(row),
                 none if row.seeds is None else Entry(f"{row.seeds}"),
                 none if row.sparsity is None else Entry(f"{row.sparsity:.2%}"),
                 Entry(f"{row.total_sparsity:.2%}"),
-                _perplexity(row.plain),
-                none if row.calibrated is None else _perplexity(row.calibrated, row not in apart),
+                perplexity_entry(row.plain),
+                none if row.calibrated is None else perplexity_entry(row.calibrated, row not in apart),
                 *_against(row.final.mean, None if row in apart else base, dense),
                 Entry(f"{row.evaluations:,.0f}" if row.evaluations >= 10 else f"{row.evaluations:.2g}"),
                 none if row.tokens_seen is None else Entry(_tokens(row.tokens_seen)),
@@ -148,7 +148,7 @@ def zero_shot_grid(comparison: Comparison, sparsity: float) -> Grid | None:
     entries = [[Entry("dense"), *(_accuracy(dense.get(task), errors_of_dense.get(task)) for task in tasks)]]
     for row in tested:
         one, error, compared = scores[row.method], errors[row.method], row not in apart
-        entries.append([_name(row), *(_accuracy(one.get(task), error.get(task), compared) for task in tasks)])
+        entries.append([name_entry(row), *(_accuracy(one.get(task), error.get(task), compared) for task in tasks)])
     notes = [
         "Zero-shot accuracy of the final models, ± standard error over questions, mean over seeds that were tested: "
         "acc of boolq and winogrande, acc_norm of others, as in the paper. Bold: best of its column."
@@ -157,7 +157,7 @@ def zero_shot_grid(comparison: Comparison, sparsity: float) -> Grid | None:
         limit = comparison.settings["zero_shot_limit"]
         which = "All questions" if limit is None else f"The first {limit} questions"
         notes.append(f"{which} of every task were asked.")
-    return Grid(columns, entries, [*notes, *_rebuild_note(tested), *_fell_back_note(tested)])
+    return Grid(columns, entries, [*notes, *rebuild_note(tested), *fell_back_note(tested)])
 
 
 def settings_items(comparison: Comparison) -> list[tuple[str, str]]:
@@ -174,11 +174,13 @@ def command_line(comparison: Comparison) -> str | None:
     )
 
 
-def _name(row: Row) -> Entry:
+def name_entry(row: Row) -> Entry:
+    """The name of a method, marked where something about it has a note."""
     return Entry(row.method + _MARK * row.rebuilds + f" {FELL_BACK_MARK}" * row.fell_back)
 
 
-def _perplexity(spread: Spread, compared: bool = True) -> Entry:
+def perplexity_entry(spread: Spread, compared: bool = True) -> Entry:
+    """A perplexity over seeds, which takes part in the choice of the best if it can be compared."""
     one = spread.low == spread.high or math.isnan(spread.mean)
     detail = "" if one else f"{ppl_text(spread.low)}{NONE}{ppl_text(spread.high)}"
     return Entry(ppl_text(spread.mean), detail, spread.mean if compared else None)
@@ -220,17 +222,29 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
         f"{means} Bold: best of its column. {evaluations}. {charged}",
         f"{order}.",
         uncertain,
-        *_rebuild_note(rows),
-        *_fell_back_note(rows),
+        *joint_note(rows),
+        *rebuild_note(rows),
+        *fell_back_note(rows),
     ]
 
 
-def _rebuild_note(rows: Sequence[Row]) -> list[str]:
+def joint_note(rows: Sequence[Row]) -> list[str]:
+    """The note on methods that answer several sparsities by one search, if there are any."""
+    names = " and ".join(code(name) for name in dict.fromkeys(row.method for row in rows if row.joint))
+    note = (
+        f"{names}: one search for all σ of the comparison; what it was charged and its seconds are shared out equally."
+    )
+    return [note] if names else []
+
+
+def rebuild_note(rows: Sequence[Row]) -> list[str]:
+    """The note on methods that rebuild weights, if there are any."""
     note = f"{_MARK.strip()} Rebuilds the weights instead of removing groups; at equal removed parameters of the model."
     return [note] if any(row.rebuilds for row in rows) else []
 
 
-def _fell_back_note(rows: Sequence[Row]) -> list[str]:
+def fell_back_note(rows: Sequence[Row]) -> list[str]:
+    """The note on methods that were not calibrated as asked, if there are any."""
     return [f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}."] if any(row.fell_back for row in rows) else []
 
 

@@ -11,6 +11,7 @@ from ffprune_env.comparison.cells import Comparison
 from ffprune_env.comparison.report.drawing import LOOK
 from ffprune_env.comparison.report.figures import perplexity_figure, retention_figure, search_figure
 from ffprune_env.comparison.report.grids import Grid, command_line, perplexity_grid, settings_items, zero_shot_grid
+from ffprune_env.comparison.report.overview import overview_grid
 from ffprune_env.comparison.report.rows import findings, target_sparsities
 from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK
 
@@ -107,6 +108,8 @@ def _perplexity_sections(comparison: Comparison) -> list[str]:
         zero_shot = zero_shot_grid(comparison, sparsity)
         tables = _table(perplexity_grid(comparison, sparsity)) + ("" if zero_shot is None else _table(zero_shot))
         sections.append(f"<section><h2>Results at σ = {sparsity:g}</h2>{tables}</section>")
+    overview = overview_grid(comparison)
+    sections += [] if overview is None else [f"<section><h2>Results at all σ</h2>{_table(overview)}</section>"]
     return sections
 
 
@@ -119,8 +122,8 @@ def _figure_sections(comparison: Comparison) -> list[str]:
             f"Perplexity of what each search would return, on the {windows} windows of search text of an evaluation, "
             "against tokens of search text that it was charged: means over seeds, bands from the lowest to the highest "
             "seed. Horizontal lines: methods that do not search. "
-            "Searches are drawn by the best they measured; ppo by its policy's mean, until it chooses at the end. "
-            "Curves that begin higher come in from above."
+            "Searches are drawn by the best they measured; ppo and policy by the policy's mean, until they choose at "
+            "the end. Curves that begin higher come in from above."
         )
         sections.append(f"<section><h2>Searches</h2>{_figure(searches, 'search', caption)}</section>")
     maps = []

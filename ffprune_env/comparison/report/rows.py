@@ -57,6 +57,11 @@ class Row:
         return not self.rebuilds and not self.heuristic
 
     @property
+    def joint(self) -> bool:
+        """Whether one search answered this sparsity and others."""
+        return any(len(cell.settings.get("targets", ())) > 1 for cell in self.cells)
+
+    @property
     def fell_back(self) -> bool:
         """Whether the final model of a seed is not calibrated as it was to be."""
         return any(cell.fell_back for cell in self.cells)

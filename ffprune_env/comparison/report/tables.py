@@ -10,6 +10,7 @@ from rich.text import Text
 
 from ffprune_env.comparison.cells import Comparison
 from ffprune_env.comparison.report.grids import Grid, command_line, perplexity_grid, settings_items, zero_shot_grid
+from ffprune_env.comparison.report.overview import overview_grid
 from ffprune_env.comparison.report.rows import findings, target_sparsities
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&])")
@@ -30,6 +31,8 @@ def comparison_markdown(comparison: Comparison) -> str:
         parts += [f"## σ = {sparsity:g}", _markdown_table(perplexity_grid(comparison, sparsity))]
         zero_shot = zero_shot_grid(comparison, sparsity)
         parts += [] if zero_shot is None else [_markdown_table(zero_shot)]
+    overview = overview_grid(comparison)
+    parts += [] if overview is None else ["## All σ", _markdown_table(overview)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -40,10 +43,24 @@ def comparison_table(comparison: Comparison, sparsity: float) -> Table:
         comparison: what was measured.
         sparsity: σ that was asked for, one of the comparison's.
     """
-    grid = perplexity_grid(comparison, sparsity)
+    return _terminal_table(perplexity_grid(comparison, sparsity), f"σ = {sparsity:g}")
+
+
+def overview_table(comparison: Comparison) -> Table | None:
+    """Perplexities at all sparsities, for the terminal; None of a single one.
+
+    Args:
+        comparison: what was measured.
+    """
+    overview = overview_grid(comparison)
+    return None if overview is None else _terminal_table(overview, "all σ")
+
+
+def _terminal_table(grid: Grid, title: str) -> Table:
+    """The columns of a table that have a short title, and its notes."""
     best = grid.best()
     chosen = [j for j, column in enumerate(grid.columns) if column.short]
-    table = Table(title=f"σ = {sparsity:g}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.caption, table.caption_justify = Text("\n".join(grid.notes).replace("`", "")), "left"
     for j in chosen:
         table.add_column(grid.columns[j].short, justify="right" if j else "left", overflow="fold")
