@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +20,31 @@ class SurrogateEvaluator:
         units: the N units.
         curves: N arrays; ``curves[i][k]`` is the loss in nats that keeping k groups of unit i adds, k in 0..n_groups.
         dense_ppl: perplexity of the dense model.
-        max_samples: N_max that is claimed; measurements do not depend on the number of samples.
+        max_samples: N_max that is claimed.
+        noise: standard deviation, in nats, of what one window says of ln PPL; n windows say it with noise / √n.
+        max_final_samples: windows for finalists that are claimed; None claims as many as N_max.
+        seed: of the noise.
 
     Raises:
-        ValueError: a curve has the wrong length.
+        ValueError: a curve has the wrong length, or the noise is negative.
     """
 
     def __init__(
-        self, units: Sequence[PruneUnit], curves: Sequence[npt.ArrayLike], dense_ppl: float = 15.0, max_samples: int = 8
+        self,
+        units: Sequence[PruneUnit],
+        curves: Sequence[npt.ArrayLike],
+        dense_ppl: float = 15.0,
+        max_samples: int = 8,
+        noise: float = 0.0,
+        max_final_samples: int | None = None,
+        seed: int = 0,
     ) -> None:
+        if not 0 <= noise < math.inf:
+            raise ValueError(f"noise must be finite and at least 0, got {noise}")
         self.units = tuple(units)
-        self.max_samples = self.max_final_samples = max_samples
+        self.max_samples = max_samples
+        self.max_final_samples = max_samples if max_final_samples is None else max_final_samples
+        self.noise, self._rng = noise, np.random.default_rng(seed)
         self.curves: tuple[FloatArray, ...] = tuple(np.asarray(curve, dtype=np.float64) for curve in curves)
         self._dense_ppl = dense_ppl
         for unit, curve in zip(self.units, self.curves, strict=True):
@@ -37,7 +52,9 @@ class SurrogateEvaluator:
                 raise ValueError(f"{unit.name}: got a curve of shape {curve.shape}, expected ({unit.n_groups + 1},)")
 
     @classmethod
-    def synthetic(cls, n_layers: int = 12, heads: int = 8, channels: int = 256, seed: int = 0) -> SurrogateEvaluator:
+    def synthetic(
+        cls, n_layers: int = 12, heads: int = 8, channels: int = 256, seed: int = 0, **arguments: Any
+    ) -> SurrogateEvaluator:
         """An invented model whose units differ a hundredfold in how much their groups matter.
 
         The curve of unit i is s_i · (1 - k/n)², convex, with log s_i normal.
@@ -46,7 +63,8 @@ class SurrogateEvaluator:
             n_layers: decoder layers; N is twice that.
             heads: groups of every attention unit.
             channels: groups of every FFN unit.
-            seed: of the sensitivities.
+            seed: of the sensitivities, and not of the noise.
+            **arguments: further ones of the class, but for its seed.
         """
         rng = np.random.default_rng(seed)
         units, curves = [], []
@@ -57,19 +75,25 @@ class SurrogateEvaluator:
                 removed = 1 - np.arange(unit.n_groups + 1) / unit.n_groups
                 units.append(unit)
                 curves.append(np.exp(rng.normal(-1.5, 1.2)) * removed**2)
-        return cls(units, curves)
+        return cls(units, curves, **arguments)
 
     def measure(self, kept: IntArray, n_samples: int) -> float:
-        """PPL_dense · exp(Σ damage_i(kept_i))."""
+        """PPL_dense · exp(Σ damage_i(kept_i)), and the noise."""
         return self.compare(kept, n_samples)[0]
 
     def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
         """The perplexity, and Σ damage_i(kept_i): what pruning adds to the loss, as a small divergence does."""
-        damage = sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
+        damage = self.damage(kept)
+        if self.noise:
+            damage += float(self._rng.normal(0, self.noise / math.sqrt(n_samples)))
         return self._dense_ppl * math.exp(min(damage, 700.0)), damage
 
+    def damage(self, kept: IntArray) -> float:
+        """Σ damage_i(kept_i) in nats, as it is."""
+        return sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
+
     def measure_final(self, kept: IntArray, n_samples: int) -> float:
-        """The same as :meth:`measure`: curves know no windows."""
+        """The same as :meth:`measure`, with other noise: curves know no windows."""
         return self.measure(kept, n_samples)
 
     def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
