@@ -42,24 +42,18 @@ console = wide_console()
 #: What is tried beside the default, one change at a time.
 CHANGES: tuple[dict[str, Any], ...] = (
     {},
-    {"rollout": 2},
-    {"rollout": 8},
+    {"rollout": 4},
     {"rollout": 16},
-    {"rollout": 32},
-    {"learning_rate": 3e-4},
-    {"learning_rate": 3e-3},
+    {"learning_rate": 0.02},
+    {"learning_rate": 0.1},
+    {"n_epochs": 2},
     {"n_epochs": 4},
-    {"n_epochs": 20},
     {"log_std_init": -1.5},
-    {"log_std_init": -2.0},
     {"log_std_init": -3.0},
-    {"log_std_init": -3.5},
+    {"learn_std": True},
     {"normalize_advantage": False},
     {"ramp_sparsity": True},
-    {"ramp_sparsity": True, "rollout": 8},
     {"ramp_windows": False},
-    {"rollout": 2, "learning_rate": 3e-3},
-    {"rollout": 8, "log_std_init": -2.0},
     {"mapping": "greedy"},
     {"a_min": 0.05},
     {"a_min": 0.4},
@@ -75,6 +69,8 @@ class Args(ModelFlags, OneTextFlags, EvaluatorSettings, TargetSettings, RepeatFl
     inits: tuple[str, ...] = ("ffn-only",)
     """starts; fisher would be the optimum of its own curves, and from none a short search ends with ffn-only, which is
     always a finalist"""
+    noise: float = 0.0
+    """standard deviation of what a window says of ln PPL, in nats"""
 
 
 DEFAULTS = {"sparsity": 0.3, "evaluations": 128, "seeds": 20}
@@ -89,11 +85,11 @@ def main() -> int:
         args.require_allowed()
         if len(args.targets) != 1:
             raise ValueError(f"--sparsity takes one number here, got {len(args.targets)}")
-        surrogate = read_curves(args)
-        results = study(args, surrogate)
+        results = study(args)
     except (ValueError, OSError) as error:
         return fail(error, 2)
-    table = Table(title=f"damage removed, σ = {args.target:g}, {args.evaluations} evaluations, {args.seeds} seeds")
+    asked = f"σ = {args.target:g}, {args.evaluations} evaluations, {args.seeds} seeds, noise {args.noise:g}"
+    table = Table(title=f"damage removed, {asked}")
     table.add_column("changed")
     for init in args.inits:
         table.add_column(f"from {init}\nmean (lowest to highest)", justify="right")
@@ -109,16 +105,17 @@ def cell(shares: list[float]) -> str:
     return f"{100 * statistics.mean(shares):.1f} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
 
 
-def study(args: Args, surrogate: SurrogateEvaluator) -> dict[tuple[int, str], list[float]]:
+def study(args: Args) -> dict[tuple[int, str], list[float]]:
     """Share of the removable damage that every search removed, by index of the change and start."""
     results: dict[tuple[int, str], list[float]] = {}
+    surrogate = read_curves(args)
     least = total(surrogate, least_damage(surrogate.curves, args.target, surrogate.units, a_min=0.0).kept)
     rows = [(i, init) for i in range(len(CHANGES)) for init in args.inits]
     for i, init in track(rows, console=console):
         settings = replace(SearchSettings(init=init), **CHANGES[i])
         for seed in range(args.seeds):
             problem = Problem.of(
-                surrogate,
+                read_curves(args, seed),
                 args.target,
                 evaluations=args.evaluations,
                 seed=seed,
@@ -134,11 +131,11 @@ def study(args: Args, surrogate: SurrogateEvaluator) -> dict[tuple[int, str], li
 
 def total(surrogate: SurrogateEvaluator, kept: IntArray) -> float:
     """Damage of an allocation."""
-    return surrogate.compare(kept, 1)[1]
+    return surrogate.damage(kept)
 
 
-def read_curves(args: Args) -> SurrogateEvaluator:
-    """The model's damage curves, calibrated, from the file or measured and kept there."""
+def read_curves(args: Args, seed: int = 0) -> SurrogateEvaluator:
+    """The model's damage curves, calibrated, from the file or measured and kept there; ``seed`` is of the noise."""
     if not args.curves.exists():
         evaluator = build_evaluator(*args.load(), args.text, args)
         text = spread_windows(evaluator.texts["curves"], CURVE_TOKENS)
@@ -152,9 +149,9 @@ def read_curves(args: Args) -> SurrogateEvaluator:
         units = []
         for words in (line.split() for line in saved["units"].tolist()):
             units.append(PruneUnit(words[0], words[1], int(words[2]), int(words[3]), int(words[4])))
-        return SurrogateEvaluator(
-            units, [saved[f"curve_{i}"] for i in range(len(units))], max_samples=args.search_windows
-        )
+        curves = [saved[f"curve_{i}"] for i in range(len(units))]
+    windows = {"max_samples": args.search_windows, "max_final_samples": args.final_windows}
+    return SurrogateEvaluator(units, curves, **windows, noise=args.noise, seed=seed)
 
 
 if __name__ == "__main__":
