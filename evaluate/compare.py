@@ -16,6 +16,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,15 @@ from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import ModelFlags, QuestionFlags, RepeatFlags, TextFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.comparison.cells import Cell, ComparisonFolder
-from ffprune_env.comparison.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
+from ffprune_env.comparison.contest import (
+    REBUILDERS,
+    Subject,
+    ask,
+    ask_final,
+    rebuild_and_measure,
+    search_and_measure,
+    with_room,
+)
 from ffprune_env.comparison.plan import ANSWERING, Key, named_methods, plan, read_cell
 from ffprune_env.comparison.report.ablation import ablation_table
 from ffprune_env.comparison.report.files import write_reports
@@ -167,8 +176,14 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
         logger.info("all is measured already")
         return 0
     subject = prepare(args, folder, tasks, loaded)
+    with subject.evaluator.sharing_dense_pass():
+        return 1 if measure_missing(args, folder, subject, tasks) else 0
+
+
+def measure_missing(args: Args, folder: ComparisonFolder, subject: Subject, tasks: Mapping[str, Any] | None) -> int:
+    """Measures cell after cell what the folder lacks; returns how many methods could not do what they were asked."""
     failures = 0
-    for key in keys:
+    for key in args.cells():
         cell = read_cell(folder, key)
         unasked = is_unasked(cell, key.seed, tasks)
         if cell is not None and not unasked:
@@ -184,16 +199,17 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
             else:
                 method = ANSWERING[key.method]
                 if cell is None:
-                    measured = search_and_measure(subject, key.method, method, key.sparsity, key.seed, args.evaluations)
+                    ask_method = partial(search_and_measure, subject, key.method, method)
+                    measured = with_room(subject, partial(ask_method, key.sparsity, key.seed, args.evaluations))
                     cell = keep(folder, key, measured)
                 if unasked:
-                    folder.add(ask_final(subject, cell, method))
+                    folder.add(with_room(subject, partial(ask_final, subject, cell, method)))
         except ChangedError:  # another process has begun to fill the folder with something else: nothing will fit
             raise
         except (ValueError, RuntimeError) as error:  # one method that cannot do it is no reason to lose the others
             failures += 1
             fail(f"{key.title}: {error}", 1)
-    return 1 if failures else 0
+    return failures
 
 
 def keep(folder: ComparisonFolder, key: Key, cell: Cell) -> Cell:

@@ -194,7 +194,7 @@ def test_a_cell_says_how_it_was_calibrated_and_is_marked_where_that_is_not_as_as
 
     def first_fails(self, *given):
         fitted.append(self)
-        if len(fitted) == 1:
+        if len(fitted) <= 2:  # also without a pass that is shared
             raise torch.OutOfMemoryError
         fit(self, *given)
 
