@@ -58,8 +58,7 @@ from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.pruning.stored_order import ORDER, order_as_json
 from ffprune_env.run.provenance import machine_facts, provenance
 from ffprune_env.search.settings import TargetSettings
-from ffprune_env.texts.overlap import require_unseen
-from ffprune_env.texts.window_plan import counts, load_planned_windows, windows_made
+from ffprune_env.texts.window_plan import counts, windows_made
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
@@ -230,10 +229,8 @@ def load(args: Args, folder: ComparisonFolder) -> Loaded:
     """Loads model and texts; ChangedError if the folder was filled with others."""
     model, tokenizer = args.load()
     folder.require_same_identity(identity_of_model(model), args.model)
-    planned = load_planned_windows(model, tokenizer, args.text, args)
-    test = args.load_test(model, tokenizer)
-    require_unseen(test, *planned.texts.values())
-    texts = {**planned.texts, "test": test}
+    planned, test = args.load_texts(model, tokenizer, args)
+    texts = {**planned, "test": test}
     names = text_names(args.text, args.test_text, texts)
     folder.require_same_identity(identity_of_texts(texts), args.model, names)
     return Loaded(model, tokenizer, texts)
