@@ -57,6 +57,8 @@ class Cell:
         settings: what the method was told beside the settings of the comparison: its defaults.
         identity: what the figures depend on, see :mod:`ffprune_env.lm.identity`.
         tokens_seen: tokens of search text that the model read, each time that it did; None in cells of before.
+        lacks_update: matrices that go without SVD-LLM's update of their factors, for want of calibration text; 0 in
+            cells of before, and of all other methods.
     """
 
     method: str
@@ -88,6 +90,7 @@ class Cell:
         return self.calibration != self.calibration_asked
 
     tokens_seen: int | None = None
+    lacks_update: int = 0
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.intervals import perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
+from ffprune_env.methods.rebuilding.low_rank import lacking_update
 from ffprune_env.methods.rebuilding.slicegpt import slicegpt
 from ffprune_env.methods.rebuilding.svd_llm import svd_llm
 from ffprune_env.methods.registry import Method, settings_of
@@ -263,5 +264,6 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
         tokens_seen=0,
         seconds=seconds,
         trace=[],
+        lacks_update=lacking_update(model),
     )
     return cell, model
