@@ -18,6 +18,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,15 @@ from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import ModelFlags, QuestionFlags, RepeatFlags, TextFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.comparison.cells import Cell, ComparisonFolder
-from ffprune_env.comparison.contest import REBUILDERS, Subject, ask, ask_final, rebuild_and_measure, search_and_measure
+from ffprune_env.comparison.contest import (
+    REBUILDERS,
+    Subject,
+    ask,
+    ask_final,
+    rebuild_and_measure,
+    search_and_measure,
+    with_room,
+)
 from ffprune_env.comparison.plan import ANSWERING, Key, named_methods, plan, read_cell
 from ffprune_env.comparison.report.ablation import ablation_table
 from ffprune_env.comparison.report.files import write_reports
@@ -52,8 +61,7 @@ from ffprune_env.pruning.stored_order import ORDER, order_as_json
 from ffprune_env.run.provenance import machine_facts, provenance
 from ffprune_env.search.problem import StartName
 from ffprune_env.search.settings import TargetSettings
-from ffprune_env.texts.overlap import require_unseen
-from ffprune_env.texts.window_plan import counts, load_planned_windows, windows_made
+from ffprune_env.texts.window_plan import counts, windows_made
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
@@ -174,8 +182,14 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
         logger.info("all is measured already")
         return 0
     subject = prepare(args, folder, tasks, loaded)
+    with subject.evaluator.sharing_dense_pass():
+        return 1 if measure_missing(args, folder, subject, tasks) else 0
+
+
+def measure_missing(args: Args, folder: ComparisonFolder, subject: Subject, tasks: Mapping[str, Any] | None) -> int:
+    """Measures cell after cell what the folder lacks; returns how many methods could not do what they were asked."""
     failures = 0
-    for key in keys:
+    for key in args.cells():
         cell = read_cell(folder, key, args.targets)
         unasked = is_unasked(cell, key.seed, tasks)
         if cell is not None and not unasked:
@@ -191,16 +205,17 @@ def fill(args: Args, folder: ComparisonFolder, tasks: Mapping[str, Any] | None) 
             else:
                 method = ANSWERING[key.method]
                 if cell is None:
-                    measured = search_and_measure(subject, key.method, method, key.sparsity, key.seed, args.evaluations)
+                    ask_method = partial(search_and_measure, subject, key.method, method)
+                    measured = with_room(subject, partial(ask_method, key.sparsity, key.seed, args.evaluations))
                     cell = keep(folder, key, measured)
                 if unasked:
-                    folder.add(ask_final(subject, cell, method))
+                    folder.add(with_room(subject, partial(ask_final, subject, cell, method)))
         except ChangedError:  # another process has begun to fill the folder with something else: nothing will fit
             raise
         except (ValueError, RuntimeError) as error:  # one method that cannot do it is no reason to lose the others
             failures += 1
             fail(f"{key.title}: {error}", 1)
-    return 1 if failures else 0
+    return failures
 
 
 def keep(folder: ComparisonFolder, key: Key, cell: Cell) -> Cell:
@@ -221,10 +236,8 @@ def load(args: Args, folder: ComparisonFolder) -> Loaded:
     """Loads model and texts; ChangedError if the folder was filled with others."""
     model, tokenizer = args.load()
     folder.require_same_identity(identity_of_model(model), args.model)
-    planned = load_planned_windows(model, tokenizer, args.text, args)
-    test = args.load_test(model, tokenizer)
-    require_unseen(test, *planned.texts.values())
-    texts = {**planned.texts, "test": test}
+    planned, test = args.load_texts(model, tokenizer, args)
+    texts = {**planned, "test": test}
     names = text_names(args.text, args.test_text, texts)
     folder.require_same_identity(identity_of_texts(texts), args.model, names)
     return Loaded(model, tokenizer, texts)

@@ -167,3 +167,33 @@ def whole(ppo_script: ModuleType, tiny_folder: Path, text_file: Path, tmp_path_f
     run = tmp_path_factory.mktemp("whole") / "run"
     assert run_main(ppo_script, settings(tiny_folder, text_file, run)) == 0
     return run
+
+
+@pytest.fixture
+def compare(
+    monkeypatch: pytest.MonkeyPatch,
+    tiny_folder: Path,
+    text_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> Any:
+    """Runs evaluate/compare.py on a tiny model with a tiny budget."""
+    monkeypatch.setenv("COLUMNS", "200")
+    module = load_script("evaluate/compare.py")
+    flags = {
+        "--model": tiny_folder, "--text": text_file, "--out": tmp_path / "out", "--seq-len": 64, "--search-windows": 2,
+        "--calibration-windows": 4, "--test-seq-len": 64, "--test-windows": 3, "--dtype": "float32",
+        "--evaluations": 12,
+    }  # fmt: skip
+
+    def run(*words: Any, **changes: Any) -> tuple[int, str, str]:
+        settings = flags | {f"--{name.replace('_', '-')}": value for name, value in changes.items()}
+        monkeypatch.setattr(
+            sys, "argv", ["compare.py", *(str(x) for pair in settings.items() for x in pair), *map(str, words)]
+        )
+        code = module.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    run.module, run.flags, run.out = module, flags, tmp_path / "out"  # type: ignore[attr-defined]
+    return run

@@ -16,11 +16,9 @@ import sys
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from stable_baselines3.common.logger import configure
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import ModelFlags, RunFlags, TextFlags, WorkerFlags
@@ -32,33 +30,19 @@ from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
-from ffprune_env.lm.identity import (
-    identity_of_model,
-    identity_of_settings,
-    identity_of_texts,
-    identity_of_versions,
-    text_names,
-)
-from ffprune_env.pruning.stored_order import order_as_json
-from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.provenance import machine_facts
+from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
 from ffprune_env.run.report import Report
-from ffprune_env.run.sample_log import DifferentSearchError, SampleLog
-from ffprune_env.run.start_file import read_start, start_content
-from ffprune_env.run.tensorboard import RetentionCallback
+from ffprune_env.run.sample_log import DifferentSearchError
+from ffprune_env.run.session import RunSession
+from ffprune_env.run.tensorboard import RetentionCallback, logging_to
 from ffprune_env.search.callbacks import CheckpointCallback, InterruptCallback
 from ffprune_env.search.policy import make_env
 from ffprune_env.search.presets import PRESETS
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import Outcome, run_search
-from ffprune_env.search.saved_policy import copy_policy
 from ffprune_env.search.settings import SearchSettings
-from ffprune_env.search.starts.other_run import OtherRun
-from ffprune_env.search.starts.parse import NAMES, parse_start
 from ffprune_env.search.starts.start import Start, StartScores
-from ffprune_env.search.workers import Workers, WorkersVecEnv, require_same_rollouts
-from ffprune_env.texts.overlap import require_unseen
-from ffprune_env.texts.window_plan import load_planned_windows
+from ffprune_env.search.workers import Workers, WorkersVecEnv
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
@@ -75,6 +59,7 @@ class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, EvaluatorSettings, Sear
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""
+        self.require_texts()
         EvaluatorSettings.require_allowed(self)
         SearchSettings.require_allowed(self)
         self.require_windows()
@@ -87,13 +72,12 @@ class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, EvaluatorSettings, Sear
 class Job:
     """What a search needs, loaded and checked."""
 
-    run: RunFolder
+    run: RunSession
     tokenizer: PreTrainedTokenizerBase
     evaluator: LMEvaluator
     test_windows: torch.Tensor
     start: Start
     scores: StartScores
-    log: SampleLog
     workers: Workers | None
 
 
@@ -102,18 +86,18 @@ def main() -> int:
     start_logging(console)
     try:
         args = parse_settings(sys.argv[1:], Args, PRESETS, __doc__)
-        run = open_folder(args)
+        args.require_allowed()
+        run = open_run(args)
     except (ValueError, OSError) as error:
         return fail(error, 2)
     begun = False
-    kept = f"what was measured is kept, and python train/ppo.py --resume {run.path} goes on"
+    kept = f"what was measured is kept, and python train/ppo.py --resume {run.folder.path} goes on"
     try:
         with showing_phases(console) as phases, ExitStack() as stack:
             job = load(args, run, stack)
             begun = True
             outcome = search(args, job)
-            stack.enter_context(job.evaluator.sharing_dense_pass())
-            reports = [report(replace(args, sparsity=target), job, outcome) for target in args.targets]
+            reports = report(args, job, outcome)
         console.print(phases.table())
         return max(show(args, result) for result in reports)
     except KeyboardInterrupt:
@@ -123,130 +107,81 @@ def main() -> int:
         resumable = begun and not isinstance(error, DifferentSearchError)
         return fail(error, 1 if begun else 2, kept if resumable else "")
     finally:
-        run.give_up()  # which keeps what there is
+        run.folder.give_up()  # which keeps what there is
 
 
-def open_folder(args: Args) -> RunFolder:
-    """Makes the folder of the run this process's own; of a run that goes on, checks that it is the same."""
-    args.require_texts()
-    if args.resume is None:
-        args.require_allowed()
-        asked = "-".join(f"{100 * target:g}" for target in args.targets)
-        return args.claim(f"{Path(args.model).name}-{Path(args.text).stem}-s{asked}")
-    run = RunFolder(args.resume)
-    run.reopen()
-    try:
-        require_same_rollouts(run.read_config().get("workers", 0), args.workers)
-        run.require_same({**identity_of_versions(), **identity_of_settings(what_was_asked(args))})
-        args.require_allowed()
-    except BaseException:
-        run.give_up()
-        raise
-    return run
-
-
-def load(args: Args, run: RunFolder, stack: ExitStack) -> Job:
-    """Loads what the run needs, and writes down what that is; of a run that goes on, checks that it is the same."""
-    copied = run.path / "init"  # the other run may have changed since
-    start = parse_start(replace(args, init=str(copied)) if copied.is_dir() else args)
-    log = SampleLog(run.samples)
-    model, tokenizer = args.load()
-    identity = {**identity_of_versions(), **identity_of_settings(what_was_asked(args)), **identity_of_model(model)}
-    if args.resume is not None:  # before the texts are cut
-        run.require_same(identity, args.model)
-    require_possible(args, start, model)
-    test_windows = args.load_test(model, tokenizer)
-    planned = load_planned_windows(model, tokenizer, args.text, args).texts
-    require_unseen(test_windows, *planned.values())
-    texts = {**planned, "test": test_windows}
-    identity |= identity_of_texts(texts)
+def open_run(args: Args) -> RunSession:
+    """Makes the folder of a run this process's own, a new one or that of a run that goes on."""
     if args.resume is not None:
-        run.require_same(identity, args.model, text_names(args.text, args.test_text, texts))
-    order = None if args.resume is None else run.require_order(model)
-    evaluator = build_evaluator(model, tokenizer, args.text, args, order, planned)
+        return RunSession.reopened(args.resume, asdict(args))
+    asked = "-".join(f"{100 * target:g}" for target in args.targets)
+    return RunSession(args.claim(f"{Path(args.model).name}-{Path(args.text).stem}-s{asked}"), asdict(args))
+
+
+def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
+    """Loads what the search needs; what cannot be, or is not what the run was begun with, is refused at once."""
+    start = run.start(args)
+    model, tokenizer = args.load()
+    run.know(identity_of_model(model))
+    if args.save_model or start.looks:
+        require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
+    if args.save_model:
+        require_writable(model)
+    texts, test_windows = args.load_texts(model, tokenizer, args)
+    every = {**texts, "test": test_windows}
+    run.know(identity_of_texts(every), text_names(args.text, args.test_text, every))
+    evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts)
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
-    scores = read_start(run.starts, args.targets, len(evaluator.units)) if args.resume is not None else None
+    scores = run.scores(args.targets, len(evaluator.units))
     if scores is None:
         problem = Problem.of(evaluator, args.target, seed=args.seed, a_min=args.a_min, a_max=args.a_max)
         scores = start.scores(problem, args.targets)
     workers = None
     if args.workers:
-        workers = Workers.like(evaluator, args.workers, asdict(args), args.ray_address, identity)
+        workers = Workers.like(evaluator, args.workers, asdict(args), args.ray_address, run.identity)
         stack.callback(workers.close)
-    facts = machine_facts(model)
-    if args.resume is None:
-        run.begin(asdict(args), identity, order_as_json(evaluator.prunable), seed=args.seed, **facts)
-        if isinstance(start, OtherRun):
-            copy_policy(args.init, copied)
-    else:
-        run.warn_of_changes(facts)
-        logger.info("%d of %d evaluations were made before", len(log.recorded), args.total)
-    run.write_json(run.starts.name, start_content(scores))
-    log.remind(evaluator)
-    return Job(run, tokenizer, evaluator, test_windows, start, scores, log, workers)
-
-
-def what_was_asked(args: Args) -> dict[str, Any]:
-    """All settings by name; a policy to start from is copied, so that of it no more than that there is one counts."""
-    return asdict(args) | ({} if args.init in NAMES else {"init": "a run"})
-
-
-def require_possible(args: Args, start: Start, model: PreTrainedModel) -> None:
-    """Raises ValueError for what this model cannot be asked for."""
-    if args.save_model or start.looks:
-        require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
-    if args.save_model:
-        require_writable(model)
+    run.begin(evaluator, start, scores)
+    return Job(run, tokenizer, evaluator, test_windows, start, scores, workers)
 
 
 def search(args: Args, job: Job) -> Outcome:
     """Trains the policy and chooses what it found; Ctrl-C ends it early."""
-    run, log, units = job.run, job.log, job.evaluator.units
+    folder, log, units = job.run.folder, job.run.log, job.evaluator.units
     env = None
     if job.workers is not None:
         envs = [make_env(args, job.evaluator) for _ in range(args.per_update)]
         env = WorkersVecEnv(envs, job.workers, log.note)
-    written_before = run.events()
-    with InterruptCallback() as interrupt:
+    checkpoint = CheckpointCallback(folder.checkpoints / "policy.zip", after=len(log.recorded))
+    with InterruptCallback() as interrupt, logging_to(folder) as events:
+        callbacks = [RetentionCallback(units), checkpoint, interrupt]
         outcome = run_search(
-            args,
-            job.evaluator,
-            job.start,
-            job.scores,
-            env=env,
-            listeners=[log],
-            callbacks=[
-                RetentionCallback(units),
-                CheckpointCallback(run.checkpoints / "policy.zip", after=len(log.recorded)),
-                interrupt,
-            ],
-            logger=configure(str(run.tensorboard), ["tensorboard"]),
+            args, job.evaluator, job.start, job.scores, env=env, listeners=[log], callbacks=callbacks, logger=events
         )
-    for events in written_before:  # those of this process tell the whole search
-        events.unlink()
-    outcome.learned.save(run.checkpoints)
+    outcome.learned.save(folder.checkpoints)
     if interrupt.interrupted:
         done = f"stopped after {len(outcome.samples)} of {args.total} evaluations"
-        logger.warning("Ctrl-C: %s; --resume %s makes the others", done, run.path)
+        logger.warning("Ctrl-C: %s; --resume %s makes the others", done, folder.path)
     return replace(outcome, seconds=log.seconds + outcome.seconds)
 
 
-def report(args: Args, job: Job, outcome: Outcome) -> Report:
-    """Measures and writes what was chosen at one sparsity, then measures what it is compared with."""
-    run = job.run if len(outcome.answers) == 1 else job.run.part(args.target)
+def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
+    """Of every sparsity measures and writes what was chosen, then measures what it is compared with."""
     about = {"text": args.text, "test_text": args.tested_on, "ridge": args.ridge, "calibration_asked": args.calibration}
-    result = Report(run, job.evaluator, job.test_windows, outcome, args, about)
-    result.measure_chosen()
-    if args.save_model:
-        facts = CardFacts(
-            base_model=Path(args.model).name if Path(args.model).exists() else args.model,
-            protocol="{} test text, {} windows of {} tokens".format(Path(args.tested_on).name, *job.test_windows.shape),
-        )
-        result.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None)
-    if args.baselines and args.preset != "quick":
-        result.measure_baselines()
-    result.draw(asdict(args))
-    return result
+    facts = CardFacts.of(args.model, args.tested_on, job.test_windows)
+    reports: list[Report] = []
+    with job.evaluator.sharing_dense_pass():
+        for target in args.targets:
+            run = job.run.folder if len(args.targets) == 1 else job.run.folder.part(target)
+            settings, dense = replace(args, sparsity=target), reports[0].dense if reports else None
+            result = Report(run, job.evaluator, job.test_windows, outcome, settings, about, dense)
+            result.measure_chosen()
+            if args.save_model:
+                result.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None)
+            if args.baselines and args.preset != "quick":
+                result.measure_baselines()
+            result.draw(asdict(settings))
+            reports.append(result)
+    return reports
 
 
 def show(args: Args, result: Report) -> int:

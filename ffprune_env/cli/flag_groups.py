@@ -22,7 +22,9 @@ from ffprune_env.lm.replacing import replacing
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.presets import Preset
-from ffprune_env.texts.window_settings import WindowLength
+from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.window_plan import load_planned_windows
+from ffprune_env.texts.window_settings import WindowLength, WindowSettings
 from ffprune_env.texts.windows import load_test_windows, require_text
 
 if TYPE_CHECKING:
@@ -158,6 +160,25 @@ class TextFlags(TestedTextFlags, OneTextFlags):
     def load_test(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
         """The windows of test text: int64 [n, seq_len]; see :meth:`load_test_beside`."""
         return self.load_test_beside(self.text, model, tokenizer)
+
+    def load_texts(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: WindowSettings
+    ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        """The windows that a search looks at, int64 [n, seq_len] by purpose, and those of test text, which it does not.
+
+        Args:
+            model: whose context windows must fit in.
+            tokenizer: its tokenizer.
+            asked: windows for every purpose but the test.
+
+        Raises:
+            ValueError: a text is too short, or test text is also search or calibration text.
+            OSError: a text cannot be read.
+        """
+        test = self.load_test(model, tokenizer)
+        planned = load_planned_windows(model, tokenizer, self.text, asked)
+        require_unseen(test, *planned.texts.values())
+        return planned.texts, test
 
 
 @dataclass(frozen=True)

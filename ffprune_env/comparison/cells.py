@@ -60,6 +60,8 @@ class Cell:
             several sparsities by one search, ``targets``: all of them.
         identity: what the figures depend on, see :mod:`ffprune_env.lm.identity`.
         tokens_seen: tokens of search text that the model read, each time that it did; None in cells of before.
+        lacks_update: matrices that go without SVD-LLM's update of their factors, for want of calibration text; 0 in
+            cells of before, and of all other methods.
     """
 
     method: str
@@ -96,6 +98,7 @@ class Cell:
         return cell_name(self.method, self.target_sparsity, self.seed, self.settings.get("targets", ()))
 
     tokens_seen: int | None = None
+    lacks_update: int = 0
 
 
 @dataclass(frozen=True)

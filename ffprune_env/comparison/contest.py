@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.comparison.cells import Cell
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.intervals import perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.methods.ppo import Found
+from ffprune_env.methods.rebuilding.low_rank import lacking_update
 from ffprune_env.methods.rebuilding.slicegpt import slicegpt
 from ffprune_env.methods.rebuilding.svd_llm import svd_llm
 from ffprune_env.methods.registry import Method, settings_of
@@ -29,6 +32,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from ffprune_env.evaluators.zero_shot import ZeroShot
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 #: Parts of the budget after which what a search would return is measured on search text, for its trace.
 _MARKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
@@ -206,6 +213,24 @@ def answer_of(subject: Subject, method: Method, sparsity: float, seed: int, eval
     return shares[sparsity]
 
 
+def with_room(subject: Subject, measure: Callable[[], T]) -> T:
+    """What ``measure`` returns; where memory runs out beside the pass that calibrations share, it is called again.
+
+    Args:
+        subject: whose pass is given up then, and made anew by the next calibration.
+        measure: does the work, and can do it twice.
+    """
+    try:
+        return measure()
+    except RuntimeError as error:
+        if not is_out_of_memory(error) or not subject.evaluator.give_up_dense_pass():
+            raise
+    # Out of the handler, so that nothing holds on to what was made.
+    release_memory()
+    logger.warning("out of memory beside the dense model's pass: once more without it")
+    return measure()
+
+
 def parameters_of(model: PreTrainedModel) -> int:
     """Parameters of a model as it is now, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())
@@ -280,6 +305,7 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
         ValueError: the method cannot remove as much.
     """
     prunable = subject.evaluator.prunable
+    subject.evaluator.give_up_dense_pass()  # the copy needs the room
     wanted = round(sparsity * sum(unit.n_params for unit in prunable.units))
     started = time.perf_counter()
     model = REBUILDERS[name](prunable.model, subject.calibration_windows, wanted, subject.batch_size or 1)
@@ -304,5 +330,6 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
         tokens_seen=0,
         seconds=seconds,
         trace=[],
+        lacks_update=lacking_update(model),
     )
     return cell, model

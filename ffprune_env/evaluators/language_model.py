@@ -173,6 +173,15 @@ class LMEvaluator:
         finally:
             self._shares, self._dense_pass = False, None
 
+    def give_up_dense_pass(self) -> bool:
+        """Frees what calibrations share by now, for who needs the memory; the next of them makes it anew.
+
+        Returns:
+            Whether there was anything.
+        """
+        shared, self._dense_pass = self._dense_pass is not None, None
+        return shared
+
     def _dense_pass_over(self, windows: torch.Tensor) -> DensePass | None:
         if not self._shares:
             return None
@@ -201,7 +210,8 @@ class LMEvaluator:
             if not is_out_of_memory(error):
                 raise
         # Out of the handler, so that nothing holds on to what was made.
-        shared, self._shares, self._dense_pass = self._dense_pass is not None, False, None
+        shared = self.give_up_dense_pass()
+        self._shares = False
         release_memory()
         if shared:
             logger.warning("out of memory: calibrations in sequence no longer share the dense model's pass")

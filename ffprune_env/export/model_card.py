@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,8 @@ from ffprune_env.pruning.calibration_kind import CalibrationKind, calibration_ki
 from ffprune_env.pruning.sequential import SequentialCalibration
 
 if TYPE_CHECKING:
+    import torch
+
     from ffprune_env.pruning.prunable import Calibration, PrunableModel
     from ffprune_env.pruning.units import UnitLayout
 
@@ -40,6 +43,18 @@ class CardFacts:
     pruned_ppl: float | None = None
     protocol: str | None = None
     calibration_asked: CalibrationKind | None = None
+
+    @classmethod
+    def of(cls, model: str, test_text: str, test_windows: torch.Tensor) -> CardFacts:
+        """What is known before anything is measured; of local folders and files no more than their names.
+
+        Args:
+            model: a name, a folder or a hub id.
+            test_text: what perplexities are of: a name or a file.
+            test_windows: int64 [n, seq_len].
+        """
+        protocol = "{} test text, {} windows of {} tokens".format(Path(test_text).name, *test_windows.shape)
+        return cls(base_model=Path(model).name if Path(model).exists() else model, protocol=protocol)
 
 
 def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibration | None, facts: CardFacts) -> str:

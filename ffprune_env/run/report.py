@@ -18,6 +18,7 @@ from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import learning_curve_plot, retention_plot
 from ffprune_env.run.results import (
     Measured,
+    PolicyResult,
     baselines,
     best_policy,
     label,
@@ -41,6 +42,7 @@ class Report:
         outcome: of the search.
         settings: of the search; its target is the sparsity.
         about: what ``best.json`` tells beside the figures, such as the names of the texts.
+        dense: the dense model, if it was measured already, such as for another sparsity of the same run.
 
     Attributes:
         failure: one line that says what is wrong with the model that was written; None if nothing is.
@@ -54,18 +56,25 @@ class Report:
         outcome: Outcome,
         settings: SearchSettings,
         about: Mapping[str, Any],
+        dense: PolicyResult | None = None,
     ) -> None:
         self.run, self.evaluator, self.test_windows = run, evaluator, test_windows
         self.outcome, self.settings, self.about = outcome, settings, about
         self.answer = outcome.answers[settings.target]
         self.samples = outcome.samples_for(settings.target)
         self.policies: dict[str, Allocation] = {}
-        self.results = Measured({}, {}, evaluator.calibration_asked)
+        known = {} if dense is None else {"dense": dense}
+        self.results = Measured(known, {}, evaluator.calibration_asked)
         self.failure: str | None = None
 
     def measure_chosen(self) -> None:
-        """Measures the dense model and the policy that was chosen, cut and calibrated."""
+        """Measures the dense model, if it was not, and the policy that was chosen, cut and calibrated."""
         self._measure({"dense": whole(self.evaluator.units), "chosen": self.answer.allocation})
+
+    @property
+    def dense(self) -> PolicyResult:
+        """The dense model; measured with the policy that was chosen."""
+        return self.results.plain["dense"]
 
     def write_model(self, tokenizer: PreTrainedTokenizerBase, facts: CardFacts, on_cpu: bool = False) -> None:
         """Writes the chosen model to ``model/``, and measures what a user reads back from there.
@@ -79,7 +88,7 @@ class Report:
         facts = replace(
             facts,
             target_sparsity=self.settings.target,
-            dense_ppl=self.results.plain["dense"].test_ppl,
+            dense_ppl=self.dense.test_ppl,
             pruned_ppl=chosen.test_ppl,
             calibration_asked=self.results.asked,
         )

@@ -124,16 +124,20 @@ def measure_policies(
         policies: what to keep, by name.
         test_windows: int64 [n, seq_len].
         batch_size: windows per forward pass; None chooses.
-        before: policies that were measured already.
+        before: policies that were measured already; none of them is measured again.
     """
     size = f"{windows_size(tuple(evaluator.chosen_on.shape))} and {windows_size(tuple(test_windows.shape))}"
     total = len(evaluator.chosen_on) + len(test_windows)
     plain = {} if before is None else dict(before.plain)
     calibrated = {} if before is None else dict(before.calibrated)
     for name, x in policies.items():
+        if name in plain:
+            continue
         with phase(f"measuring {label(name)}", size, total) as advance:
             plain[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, advance=advance)
     for name, x in policies.items() if evaluator.calibration is not None else ():
+        if name in calibrated:
+            continue
         if all(x.rates == 1):  # there is nothing to stand in for
             calibrated[name] = replace(plain[name], calibrated=True, calibration=evaluator.calibration_asked)
             continue

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from matplotlib.figure import Figure
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Figure as FigureRecord
-from stable_baselines3.common.logger import HParam
+from stable_baselines3.common.logger import HParam, Logger, configure
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import retention_plot
 from ffprune_env.run.results import Measured
 
@@ -43,6 +45,19 @@ class RetentionCallback(BaseCallback):
         self.logger.record("retention/rates", torch.from_numpy(self._rates), exclude=_NOT_TENSORBOARD)
         figure = retention_plot(self.units, {"last sample": self._rates})
         self.logger.record("retention/layers", FigureRecord(figure, close=False), exclude=_NOT_TENSORBOARD)
+
+
+@contextmanager
+def logging_to(run: RunFolder) -> Iterator[Logger]:
+    """A logger whose events tell the whole search: where that ends well, those of a process before it go.
+
+    Args:
+        run: its folder.
+    """
+    before = run.events()
+    yield configure(str(run.tensorboard), ["tensorboard"])
+    for events in before:
+        events.unlink()
 
 
 def log_final(policy: PPO, settings: Mapping[str, Any], results: Measured, retention: Figure, where: str) -> None:

@@ -13,6 +13,7 @@ import torch
 
 from ffprune_env.lm.hub import is_offline, require_hub
 from ffprune_env.lm.models import context_length
+from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.texts.cuts import part, pieces
 from ffprune_env.texts.files import SUFFIXES, kind_of, read_rows
 
@@ -34,6 +35,8 @@ _CUTS: dict[Split, tuple[float, float]] = {
 }  # fmt: skip
 # Hub data sets have a test split of their own, so the rest is shared by search and calibration.
 _TRAIN_CUTS: dict[Split, tuple[float, float]] = {"search": (0.0, 0.5), "calibration": (0.5, 1.0), "all": (0.0, 1.0)}
+# Of these a few windows are taken at equal distances; of the others, from the beginning.
+_SPREAD = ("search", "calibration")
 _SEPARATOR = "\n\n"
 # What WikiText's tokenized variant has in place of rare words. No other text has it: models must not be fitted to it.
 _UNKNOWN = " <unk>"
@@ -83,21 +86,39 @@ def load_windows(
         raise ValueError(f"windows need seq_len ≥ 2 and n_windows ≥ 1, got seq_len={seq_len}, n_windows={n_windows}")
     if model is not None:
         seq_len = _within_context(seq_len, model)
-    text = _text(name, split)
-    if n_windows is not None:  # millions of tokens need not be made for a handful of windows
-        if split in ("test", "all"):
-            windows = _first(text, tokenizer, seq_len, n_windows)
-        else:
-            windows = torch.cat([_first(piece, tokenizer, seq_len, 1) for piece in pieces(text, n_windows)])
-        if len(windows) == n_windows:
-            return windows
-    windows = _cut(text, tokenizer, seq_len)
+    asked = "all windows" if n_windows is None else windows_size((n_windows, seq_len))
+    steps = n_windows or 0 if split in _SPREAD else 0
+    with phase("reading text", f"{asked} of the {split} part of {Path(name).name}", steps) as advance:
+        windows = _windows(_text(name, split), tokenizer, split, seq_len, n_windows, advance)
     if len(windows) < (n_windows if n_windows is not None and not or_fewer else 1):
         raise ValueError(
             f"text {name} ({split} part) has {len(windows)} windows of {seq_len} tokens, {n_windows or 1} were asked "
             f"for: ask for fewer or shorter windows, or give a longer text"
         )
     return windows[:n_windows]
+
+
+def _windows(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    split: Split,
+    seq_len: int,
+    n_windows: int | None,
+    advance: Advance,
+) -> torch.Tensor:
+    """As many windows as were asked for or, of a text that has fewer, all."""
+    if n_windows is not None:  # millions of tokens need not be made for a handful of windows
+        if split in _SPREAD:
+            found = []
+            for piece in pieces(text, n_windows):
+                found.append(_first(piece, tokenizer, seq_len, 1))
+                advance()
+            windows = torch.cat(found)
+        else:
+            windows = _first(text, tokenizer, seq_len, n_windows)
+        if len(windows) == n_windows:
+            return windows
+    return _cut(text, tokenizer, seq_len)
 
 
 def load_test_windows(
@@ -188,7 +209,7 @@ def _text(name: str, split: Split) -> str:
         return part(_SEPARATOR.join(_hub_rows(name, test=False)), _TRAIN_CUTS[split])
     path = _path_of(name)
     cut = part(_SEPARATOR.join(read_rows(path)), _CUTS[split])
-    return cut.replace(_UNKNOWN, "") if kind_of(path) == ".tokens" and split in ("search", "calibration") else cut
+    return cut.replace(_UNKNOWN, "") if kind_of(path) == ".tokens" and split in _SPREAD else cut
 
 
 def _python_docs() -> Iterator[str]:

@@ -236,6 +236,15 @@ def with_fallbacks(comparison, *fell_back):
     return replace(comparison, cells=cells)
 
 
+def test_svd_llm_without_its_update_is_marked(comparison):
+    cells = [replace(cell, lacks_update=7 * (cell.method == "svd-llm")) for cell in comparison.cells]
+    text = comparison_markdown(replace(comparison, cells=cells))
+    tables = markdown_tables(text)[1:]
+    assert [[row[0] for row in table if "§" in row[0]] for table in tables] == [["svd-llm † §"]] * 5
+    assert text.count("- § 7 of its matrices go without the update of their factors") == 5
+    assert "§" not in comparison_markdown(comparison)
+
+
 def test_what_was_not_calibrated_as_asked_is_marked_and_not_compared(comparison):
     """One seed of the best search: its row stays, but it is best of nothing, and no percentage is made from it."""
     mixed = with_fallbacks(comparison, ("evopress", 1))

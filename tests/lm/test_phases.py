@@ -23,6 +23,7 @@ from ffprune_env.search.samples import Sample, told
 
 PHASES = (
     "loading",
+    "reading text",
     "statistics",
     "gradients",
     "scores by surgeon",

@@ -145,6 +145,8 @@ def test_a_text_too_short_for_least_squares_leaves_the_factors_as_they_are(windo
     kept = {name for name in plain if torch.equal(plain[name].second.weight, fitted[name].second.weight)}
     short = {name for name in ranks if ranks[name] > least}
     assert short <= kept
+    assert {name for name in fitted if fitted[name].lacks_update} == short
+    assert not any(layer.lacks_update for layer in plain.values())  # nobody asked
     assert any(name not in kept for name in ranks)
     assert f"{len(short)} matrices go without the update of their factors: {4 * least} tokens" in caplog.text
     assert f"too few for ranks up to {max(ranks.values())}, {4 * max(ranks.values())} would do" in caplog.text

@@ -46,6 +46,14 @@ def flags(tiny_folder, text_file, tmp_path):
     }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def evaluator(tiny_folder, text_file):
+    """What those runs measure with, to measure again."""
+    sizes = {"seq_len": 64, "search_windows": 2, "final_windows": 2, "curve_windows": 2, "calibration_windows": 2}
+    asked = {"ridge": 0.01, "criterion": "surgeon", "calibration": "sequential", "reward_model": "calibrated"}
+    return ff.load_evaluator(str(tiny_folder), str(text_file), **plainly(**sizes, **asked))
+
+
 def argv(flags):
     return [str(word) for pair in flags.items() for word in pair]
 
@@ -86,24 +94,10 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
     assert all(word in table for word in ("dense", "uniform", "ffn-only", "searched", "8 evaluations"))
 
 
-def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags):
+def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags, evaluator):
     assert run_main(ppo, monkeypatch, [*argv(flags), "--batch-size", "1"]) == 0
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert (best["target_sparsity"], best["seq_len"], best["text"]) == (0.2, 64, str(flags["--text"]))
-    evaluator = ff.load_evaluator(
-        str(flags["--model"]),
-        str(flags["--text"]),
-        **plainly(
-            seq_len=64,
-            curve_windows=2,
-            calibration_windows=2,
-            criterion="surgeon",
-            search_windows=2,
-            final_windows=2,
-            calibration="sequential",
-            reward_model="calibrated",
-        ),
-    )
     _, tokenizer = ff.load_model(str(flags["--model"]))
     test = ff.load_windows(str(flags["--text"]), tokenizer, "test", 64, 2)
     for name in ("dense", "uniform", "ffn-only", "chosen"):
@@ -193,26 +187,12 @@ def test_without_calibration_nothing_is_re_fitted(ppo, monkeypatch, flags):
     assert not (flags["--run"] / "model").exists()
 
 
-def test_the_reward_is_that_of_the_calibrated_model_if_asked_for(ppo, monkeypatch, flags, tmp_path):
+def test_the_reward_is_that_of_the_calibrated_model_if_asked_for(ppo, monkeypatch, flags, tmp_path, evaluator):
     rewards = {}
     for flag in ("calibrated", "cut"):
         same = {"--run": tmp_path / flag, "--init": "ffn-only"}  # the other starts look at the calibrated model too
         assert run_main(ppo, monkeypatch, [*argv({**flags, **same}), "--reward-model", flag]) == 0
         rewards[flag] = read_samples(tmp_path / flag)[0]["ppl"]
-    evaluator = ff.load_evaluator(
-        str(flags["--model"]),
-        str(flags["--text"]),
-        **plainly(
-            seq_len=64,
-            curve_windows=2,
-            calibration_windows=2,
-            ridge=0.01,
-            criterion="surgeon",
-            search_windows=2,
-            final_windows=2,
-            calibration="ridge",
-        ),
-    )
     first = read_samples(tmp_path / "calibrated")[0]
     for flag, calibration in (("calibrated", evaluator.calibration.approximate()), ("cut", None)):
         with evaluator.prunable.pruned(np.array(first["kept"]), calibration) as model:
@@ -429,10 +409,17 @@ def test_the_reward_can_be_the_divergence(ppo, monkeypatch, flags):
     assert all(sample["kl"] > 0 for sample in samples)
 
 
-def test_one_policy_serves_several_targets(ppo, monkeypatch, flags, tmp_path):
+def test_one_policy_serves_several_targets(ppo, monkeypatch, flags, caplog):
+    """And one measurement of the dense model."""
+    caplog.set_level("INFO")
     targets = ["--sparsity", "0.1", "0.3", "--ramp-sparsity"]
     assert run_main(ppo, monkeypatch, [*argv(flags), *targets]) == 0
     run = flags["--run"]
+    begun = [message.partition(": ")[0] for message in caplog.messages if message.endswith(" ...")]
+    assert (begun.count("measuring dense"), begun.count("measuring searched")) == (1, 2)
+    one, other = (json.loads((run / name / "best.json").read_text()) for name in ("s10", "s30"))
+    assert one["dense"] == other["dense"]
+    assert one["calibration"]["dense"] == other["calibration"]["dense"]
     assert [round(x["target_sparsity"] / x["rate"], 1) for x in with_alpha(read_samples(run))] == [0.1] * 4 + [0.3] * 4
     for name, sparsity in (("s10", 0.1), ("s30", 0.3)):
         best = json.loads((run / name / "best.json").read_text())

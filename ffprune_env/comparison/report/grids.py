@@ -24,6 +24,7 @@ from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 
 NONE = "–"
 _MARK = " †"
+_LACKS_UPDATE_MARK = " §"
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,8 @@ def zero_shot_grid(comparison: Comparison, sparsity: float) -> Grid | None:
         limit = comparison.settings["zero_shot_limit"]
         which = "All questions" if limit is None else f"The first {limit} questions"
         notes.append(f"{which} of every task were asked.")
-    return Grid(columns, entries, [*notes, *rebuild_note(tested), *fell_back_note(tested)])
+    marks = [*rebuild_note(tested), *lacks_update_note(tested), *fell_back_note(tested)]
+    return Grid(columns, entries, [*notes, *marks])
 
 
 def settings_items(comparison: Comparison) -> list[tuple[str, str]]:
@@ -176,7 +178,8 @@ def command_line(comparison: Comparison) -> str | None:
 
 def name_entry(row: Row) -> Entry:
     """The name of a method, marked where something about it has a note."""
-    return Entry(row.method + _MARK * row.rebuilds + f" {FELL_BACK_MARK}" * row.fell_back)
+    marks = _MARK * row.rebuilds + f" {FELL_BACK_MARK}" * row.fell_back + _LACKS_UPDATE_MARK * bool(row.lacks_update)
+    return Entry(row.method + marks)
 
 
 def perplexity_entry(spread: Spread, compared: bool = True) -> Entry:
@@ -224,6 +227,7 @@ def _perplexity_notes(comparison: Comparison, rows: Sequence[Row], uniform: Row 
         uncertain,
         *joint_note(rows),
         *rebuild_note(rows),
+        *lacks_update_note(rows),
         *fell_back_note(rows),
     ]
 
@@ -241,6 +245,16 @@ def rebuild_note(rows: Sequence[Row]) -> list[str]:
     """The note on methods that rebuild weights, if there are any."""
     note = f"{_MARK.strip()} Rebuilds the weights instead of removing groups; at equal removed parameters of the model."
     return [note] if any(row.rebuilds for row in rows) else []
+
+
+def lacks_update_note(rows: Sequence[Row]) -> list[str]:
+    """The note on methods that went without a part of themselves, if there are any."""
+    lacking = max((row.lacks_update for row in rows), default=0)
+    note = (
+        f"{_LACKS_UPDATE_MARK.strip()} {lacking} of its matrices go without the update of their factors, which the "
+        "calibration text is too short for: with more of it the method does better."
+    )
+    return [note] if lacking else []
 
 
 def fell_back_note(rows: Sequence[Row]) -> list[str]:

@@ -13,6 +13,7 @@ from ffprune_env.comparison.report.grids import (
     Grid,
     fell_back_note,
     joint_note,
+    lacks_update_note,
     name_entry,
     perplexity_entry,
     rebuild_note,
@@ -70,6 +71,7 @@ def overview_grid(comparison: Comparison) -> Grid | None:
         "ln PPL(dense); only of methods that were measured, and can be compared, at every σ.",
         *joint_note(every),
         *rebuild_note(every),
+        *lacks_update_note(every),
         *fell_back_note(every),
     ]
     return Grid(columns, [dense, *ranked], notes)

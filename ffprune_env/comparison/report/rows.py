@@ -67,6 +67,11 @@ class Row:
         return any(cell.fell_back for cell in self.cells)
 
     @property
+    def lacks_update(self) -> int:
+        """Matrices that go without SVD-LLM's update of their factors, for want of calibration text."""
+        return max(cell.lacks_update for cell in self.cells)
+
+    @property
     def plain(self) -> Spread:
         """Test perplexity without calibration."""
         return _spread(cell.test_ppl for cell in self.cells)

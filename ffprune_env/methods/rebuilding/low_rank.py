@@ -21,12 +21,17 @@ class LowRankLinear(nn.Module):
     Args:
         first: in_features to rank, without bias.
         second: rank to out_features, with the bias.
+
+    Attributes:
+        first, second: as given.
+        lacks_update: whether the text was too short to fit the second to what really reaches it.
     """
 
     def __init__(self, first: nn.Linear, second: nn.Linear) -> None:
         super().__init__()
         self.first, self.second = first, second
         self.in_features, self.out_features = first.in_features, second.out_features
+        self.lacks_update = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
@@ -47,6 +52,11 @@ class LowRankLinear(nn.Module):
     def bias(self) -> torch.Tensor | None:
         """[out_features]."""
         return self.second.bias
+
+
+def lacking_update(model: nn.Module) -> int:
+    """How many matrices of a model go without the update of their factors, for want of text."""
+    return sum(isinstance(module, LowRankLinear) and module.lacks_update for module in model.modules())
 
 
 def whitening_root(gram: torch.Tensor) -> torch.Tensor:

@@ -36,7 +36,8 @@ def update_second_factors(
     what the compressed layers before it give; that shows what its projections W then read, X, and should give, X Wᵀ.
     With F for the first factor the second becomes argmin_S ‖X Wᵀ - X Fᵀ Sᵀ‖ = W G Fᵀ (F G Fᵀ)⁻¹, G = XᵀX. In the
     first layer, behind which nothing is compressed yet, it is so already. A factor of a rank that the text is too short
-    for, four tokens to each, stays as it is, which is logged. The hidden states of all the text are in memory at once.
+    for, four tokens to each, stays as it is, which is logged and
+    noted in ``lacks_update``. The hidden states of all the text are in memory at once.
 
     Args:
         dense: the model before its compression; it is not changed.
@@ -64,6 +65,7 @@ def update_second_factors(
             for name in group.names:
                 low_rank = group.layer.get_submodule(name)
                 if isinstance(low_rank, LowRankLinear) and _TOKENS_PER_RANK * low_rank.rank > windows.numel():
+                    low_rank.lacks_update = True
                     short.append(low_rank.rank)
                 elif isinstance(low_rank, LowRankLinear):
                     weight = calls[0].layers[number].get_submodule(name).weight
