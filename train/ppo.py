@@ -221,6 +221,7 @@ def search(args: Args, job: Job) -> Outcome:
                 interrupt,
             ],
             logger=configure(str(run.tensorboard), ["tensorboard"]),
+            note=log.note,
         )
     for events in written_before:  # those of this process tell the whole search
         events.unlink()
@@ -228,7 +229,10 @@ def search(args: Args, job: Job) -> Outcome:
     if interrupt.interrupted:
         done = f"stopped after {len(outcome.samples)} of {args.total} evaluations"
         logger.warning("Ctrl-C: %s; --resume %s makes the others", done, run.path)
-    return replace(outcome, seconds=log.seconds + outcome.seconds)
+    outcome = replace(outcome, seconds=log.seconds + outcome.seconds)
+    for line in outcome.told():
+        logger.info("%s", line)
+    return outcome
 
 
 def report(args: Args, job: Job, outcome: Outcome) -> Report:
