@@ -60,13 +60,14 @@ class Outcome:
         return [sample for sample in self.samples if self.schedule.counts_for(sample.step) == target]
 
     def told(self) -> list[str]:
-        """What the search added to its start, and what it cost: a line for every target."""
+        """What the search added to its start, and what it cost: a line for every target, or one for a range."""
         lines = []
         for target, answer in self.answers.items():
             assert answer.added is not None
-            where = f"at sparsity {target:g} " if len(self.answers) > 1 else ""
-            lines.append(where + answer.added.told(self.start, self.windows, self.seconds))
-        return lines
+            lines.append((target, answer.added.told(self.start, self.windows, self.seconds)))
+        if len({line for _, line in lines}) == 1:  # one function of σ was chosen, by the mean over all targets
+            return [lines[0][1]]
+        return [f"at sparsity {target:g} {line}" for target, line in lines]
 
 
 def run_search(
