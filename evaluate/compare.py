@@ -93,6 +93,8 @@ class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags
             raise ValueError("--ablation compares the two rewards itself: leave out --reward-model cut")
         if self.ablation and self.start != "own":
             raise ValueError(f"--ablation names the starts itself: leave out --start {self.start}")
+        if self.patience is not None:
+            raise ValueError("every search of a comparison has the same budget: leave out --patience")
         for flag, value in (
             ("--seeds", self.seeds),
             ("--evaluations", self.evaluations),

@@ -17,7 +17,7 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.mapping import MappingName, allocate
 
 if TYPE_CHECKING:
-    from ffprune_env.evaluators.protocol import DivergenceEvaluator, Evaluator
+    from ffprune_env.evaluators.protocol import DivergenceEvaluator, Evaluator, Windows
 
 Reward = Literal["ppl", "kl"]
 Observation = npt.NDArray[np.float32]
@@ -70,6 +70,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     | ``target_sparsity`` | σ asked for |
     | ``sparsity`` | fraction of Σ w removed: never below the target, above it by as little as whole groups allow |
     | ``n_samples`` | windows measured on |
+    | ``windows`` | int64, which they were, if they were set by index |
     | ``kl`` | mean KL(dense ‖ pruned) in nats, with ``reward="kl"`` only |
     | ``collapsed`` | whether the reward was set to 0 |
     | ``scores`` | float64 (N,), the action times ``action_scale`` |
@@ -127,27 +128,31 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         group_bounds(evaluator.units, a_min, a_max)
         self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (len(evaluator.units),), np.float32)
-        self._next_task = (sparsity, evaluator.max_samples if n_samples is None else n_samples)
+        self._next_task: tuple[float, Windows] = (sparsity, evaluator.max_samples if n_samples is None else n_samples)
         self.set_task(*self._next_task)
-        self._task: tuple[float, int] | None = None  # of the episode under way
+        self._task: tuple[float, Windows] | None = None  # of the episode under way
 
-    def set_task(self, sparsity: float | None = None, n_samples: int | None = None) -> None:
+    def set_task(self, sparsity: float | None = None, n_samples: Windows | None = None) -> None:
         """Sets what the episodes after the next reset ask for; what is not given stays.
 
         The episode under way keeps the sparsity that its observation showed.
 
         Args:
             sparsity: target sparsity.
-            n_samples: windows of search text per measurement.
+            n_samples: windows of search text per measurement: so many, the first, or further ones of the evaluator's by
+                their indices.
 
         Raises:
-            ValueError: out of range; nothing changes.
+            ValueError: out of range; nothing changes. Which indices there are is the evaluator's to know.
         """
         wanted = self._next_task[0] if sparsity is None else float(sparsity)
-        samples = self._next_task[1] if n_samples is None else int(n_samples)
+        samples = self._next_task[1] if n_samples is None else n_samples
+        samples = tuple(map(int, samples)) if isinstance(samples, tuple) else int(samples)
         check_sparsity(wanted, self.evaluator.units, self.a_min, self.a_max)
-        if not 1 <= samples <= self.evaluator.max_samples:
+        if isinstance(samples, int) and not 1 <= samples <= self.evaluator.max_samples:
             raise ValueError(f"n_samples must be between 1 and {self.evaluator.max_samples}, got {samples}")
+        if isinstance(samples, tuple) and (not samples or len(set(samples)) < len(samples) or min(samples) < 0):
+            raise ValueError(f"windows must be different indices from 0, at least one, got {samples}")
         self._next_task = (wanted, samples)
 
     def reset(
@@ -156,10 +161,15 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         """Starts an episode; ``options`` is unused."""
         super().reset(seed=seed)
         self._task = self._next_task
-        return self._observe(self._task[0]), {"target_sparsity": self._task[0], "n_samples": self._task[1]}
+        return self._observe(self._task[0]), {"target_sparsity": self._task[0], **_said(self._task[1])}
 
-    def would_measure(self, action: npt.NDArray[np.float32]) -> tuple[IntArray, int]:
-        """What :meth:`step` with this action would measure: the groups kept, and the number of windows.
+    @property
+    def sparsity(self) -> float:
+        """The target sparsity of the episode under way; of the next one between two episodes."""
+        return (self._task or self._next_task)[0]
+
+    def would_measure(self, action: npt.NDArray[np.float32]) -> tuple[IntArray, Windows]:
+        """What :meth:`step` with this action would measure: the groups kept, and on which windows.
 
         Raises:
             ResetNeeded: the episode is over, or none was started.
@@ -185,7 +195,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         info = {
             "target_sparsity": sparsity,
             "sparsity": allocation.sparsity,
-            "n_samples": n_samples,
+            **_said(n_samples),
             "collapsed": reward == 0,
             "scores": self._scores(action),
             "rates": allocation.rates,
@@ -206,15 +216,22 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         return np.array([sparsity], dtype=np.float32)
 
 
+def _said(windows: Windows) -> dict[str, Any]:
+    """What infos say of windows; of given indices which they are, too."""
+    if isinstance(windows, int):
+        return {"n_samples": windows}
+    return {"n_samples": len(windows), "windows": np.array(windows, dtype=np.int64)}
+
+
 def measure_reward(
-    evaluator: Evaluator, kept: IntArray, n_samples: int, kind: Reward
+    evaluator: Evaluator, kept: IntArray, n_samples: Windows, kind: Reward
 ) -> tuple[float, dict[str, float]]:
     """What an allocation is rewarded with.
 
     Args:
         evaluator: measures; for ``kl`` it must be able to compare.
         kept: int [N], groups kept per unit.
-        n_samples: windows of search text.
+        n_samples: windows of search text, how many or which.
         kind: of reward.
 
     Returns:

@@ -50,6 +50,6 @@ def cut_off(whole, run, n_bytes):
     shutil.copytree(whole, run)
     for file in ("best.json", "model", "plots"):
         path = run / file
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
     log = run / "samples.jsonl"
     log.write_bytes(log.read_bytes()[:n_bytes])

@@ -155,13 +155,24 @@ def search(args: Args, job: Job) -> Outcome:
     with InterruptCallback() as interrupt, logging_to(folder) as events:
         callbacks = [RetentionCallback(units), checkpoint, interrupt]
         outcome = run_search(
-            args, job.evaluator, job.start, job.scores, env=env, listeners=[log], callbacks=callbacks, logger=events
+            args,
+            job.evaluator,
+            job.start,
+            job.scores,
+            env=env,
+            listeners=[log],
+            callbacks=callbacks,
+            logger=events,
+            note=log.note,
         )
     outcome.learned.save(folder.checkpoints)
     if interrupt.interrupted:
         done = f"stopped after {len(outcome.samples)} of {args.total} evaluations"
         logger.warning("Ctrl-C: %s; --resume %s makes the others", done, folder.path)
-    return replace(outcome, seconds=log.seconds + outcome.seconds)
+    outcome = replace(outcome, seconds=log.seconds + outcome.seconds)
+    for line in outcome.told():
+        logger.info("%s", line)
+    return outcome
 
 
 def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:

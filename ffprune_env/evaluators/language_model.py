@@ -13,6 +13,7 @@ import torch
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.evaluators.protocol import Windows
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.lm.loss import perplexity_of, window_losses
@@ -47,7 +48,8 @@ class LMEvaluator:
         statistics: what the groups were ranked by, for methods that look at it; its Gram matrices are not kept.
         sequential: calibrate the model that the user will get once more, in sequence, on ``texts["calibration"]``.
         texts: further windows, int64 [n, seq_len], by purpose, as :mod:`ffprune_env.texts.window_plan` shares them
-            out: on ``finalists`` a search ranks its last candidates.
+            out: on ``finalists`` a search ranks its last candidates. Those of ``pool``, then those of ``watch``, can be
+            measured on by index.
 
     Attributes:
         texts: these, and the windows that are measured on, as ``search``.
@@ -86,10 +88,12 @@ class LMEvaluator:
         self._dense_pass: tuple[int, DensePass] | None = None
         # What could not be calibrated in sequence once is not tried again: what is written is what was reported.
         self._fell_back: set[tuple[int, bytes]] = set()
-        self._measured: dict[tuple[int, int, bytes], float] = {}
-        self._dense: dict[tuple[int, int], float] = {}
-        self._divergences: dict[tuple[int, int, bytes], float] = {}
-        self._dense_states: tuple[int, list[torch.Tensor]] = (-1, [])  # of the ranking that they were made under
+        self._further = torch.cat([self.texts.get(purpose, windows[:0]) for purpose in ("pool", "watch")])
+        self._measured: dict[tuple[int, Windows, bytes], float] = {}
+        self._dense: dict[tuple[int, Windows], float] = {}
+        self._divergences: dict[tuple[int, Windows, bytes], float] = {}
+        # Of the ranking that they were made under, and of further windows of the last that were asked for.
+        self._dense_states: tuple[tuple[int, Windows], list[torch.Tensor]] = ((-1, 0), [])
         if not math.isfinite(self.dense(len(windows))):
             raise ValueError("the dense model's perplexity on the search text is not finite: check weights and dtype")
 
@@ -109,32 +113,43 @@ class LMEvaluator:
         return len(self.texts.get("finalists", ()))
 
     @property
+    def pool(self) -> tuple[int, ...]:
+        """Indices of the windows to draw from."""
+        return tuple(range(len(self.texts.get("pool", ()))))
+
+    @property
+    def watch(self) -> tuple[int, ...]:
+        """Indices of the windows that a search is watched on."""
+        return tuple(range(len(self.pool), len(self._further)))
+
+    @property
     def chosen_on(self) -> torch.Tensor:
         """All windows that policies were chosen by: int64 [n, seq_len], those of the search, then the finalists'."""
         return torch.cat([self.windows, self.texts.get("finalists", self.windows[:0])])
 
-    def measure(self, kept: IntArray, n_samples: int) -> float:
+    def measure(self, kept: IntArray, n_samples: Windows) -> float:
         """Prunes, measures, and leaves the model dense again."""
         counts = self.prunable.check_kept(kept)
         key = (self.prunable.rankings, n_samples, counts.tobytes())
         if key not in self._measured:
             with self.prunable.pruned(counts, self._fast) as model:
-                self._measured[key] = perplexity(model, self._first(n_samples), self.batch_size)
+                self._measured[key] = perplexity(model, self._chosen(n_samples), self.batch_size)
         return self._measured[key]
 
-    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
-        """Perplexity and mean KL(dense ‖ pruned) on the first windows, from one forward pass."""
+    def compare(self, kept: IntArray, n_samples: Windows) -> tuple[float, float]:
+        """Perplexity and mean KL(dense ‖ pruned) on these windows, from one forward pass."""
         counts = self.prunable.check_kept(kept)
         self.prunable.require_dense("measure")
         rankings = self.prunable.rankings
         key = (rankings, n_samples, counts.tobytes())
         if key not in self._divergences:
-            if self._dense_states[0] != rankings:
-                self._dense_states = (
-                    rankings,
-                    final_hidden_states(self.prunable.model, self.windows, self.batch_size),
-                )
-            windows, dense = self._first(n_samples), self._dense_states[1][:n_samples]
+            windows = self._chosen(n_samples)
+            # The first of all are remembered for good, or as long as nothing else is asked for.
+            seen = rankings, self.max_samples if isinstance(n_samples, int) else n_samples
+            if self._dense_states[0] != seen:
+                states = final_hidden_states(self.prunable.model, self._chosen(seen[1]), self.batch_size)
+                self._dense_states = seen, states
+            dense = self._dense_states[1][: len(windows)]
             with self.prunable.pruned(counts, self._fast) as model:
                 self._measured[key], self._divergences[key] = compare_with_dense(model, windows, dense, self.batch_size)
         return self._measured[key], self._divergences[key]
@@ -226,16 +241,20 @@ class LMEvaluator:
         with self.prunable.pruned(kept, self.calibration if self.calibrated else None) as model:
             return perplexity(model, self.texts["finalists"][:n_samples], self.batch_size)
 
-    def dense(self, n_samples: int) -> float:
-        """Measured once per number of windows."""
+    def dense(self, n_samples: Windows) -> float:
+        """Measured once per number of windows, and of further windows once for each of them, however they are drawn."""
         self.prunable.require_dense("measure as dense")
         key = (self.prunable.rankings, n_samples)  # ranking moves bfloat16 results in the last digits
         if key not in self._dense:
-            self._dense[key] = perplexity(self.prunable.model, self._first(n_samples), self.batch_size)
+            if isinstance(n_samples, int) or len(n_samples) == 1:
+                self._dense[key] = perplexity(self.prunable.model, self._chosen(n_samples), self.batch_size)
+            else:  # one by one, so that the figure does not depend on which of them were asked for before
+                losses = [math.log(self.dense((i,))) for i in n_samples]
+                self._dense[key] = math.exp(sum(losses) / len(losses))
         return self._dense[key]
 
     def remember(
-        self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None, dense_ppl: float | None = None
+        self, kept: IntArray, n_samples: Windows, ppl: float, kl: float | None = None, dense_ppl: float | None = None
     ) -> None:
         """Takes answers that were measured before, of this model under this ranking, for its own."""
         key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
@@ -245,7 +264,7 @@ class LMEvaluator:
         if dense_ppl is not None:
             self._dense[self.prunable.rankings, n_samples] = dense_ppl
 
-    def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
+    def remembers(self, kept: IntArray, n_samples: Windows, kl: bool = False) -> bool:
         """Whether :meth:`measure`, or with ``kl`` :meth:`compare`, would answer at once."""
         key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
         return key in (self._divergences if kl else self._measured)
@@ -255,7 +274,11 @@ class LMEvaluator:
         self._measured.clear()
         self._divergences.clear()
 
-    def _first(self, n_samples: int) -> torch.Tensor:
-        if not 1 <= n_samples <= len(self.windows):
-            raise ValueError(f"n_samples must be between 1 and {len(self.windows)}, got {n_samples}")
-        return self.windows[:n_samples]
+    def _chosen(self, n_samples: Windows) -> torch.Tensor:
+        if isinstance(n_samples, int):
+            if not 1 <= n_samples <= len(self.windows):
+                raise ValueError(f"n_samples must be between 1 and {len(self.windows)}, got {n_samples}")
+            return self.windows[:n_samples]
+        if not n_samples or not 0 <= min(n_samples) <= max(n_samples) < len(self._further):
+            raise ValueError(f"windows must be indices below {len(self._further)}, at least one, got {n_samples}")
+        return self._further[list(n_samples)]

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.evaluators.protocol import Windows, number_of
 
 
 class SurrogateEvaluator:
@@ -24,6 +25,8 @@ class SurrogateEvaluator:
         noise: standard deviation, in nats, of what one window says of ln PPL; n windows say it with noise / √n.
         max_final_samples: windows for finalists that are claimed; None claims as many as N_max.
         seed: of the noise.
+        pool: further windows that are claimed to draw from.
+        watch: further windows that are claimed to watch a search on.
 
     Raises:
         ValueError: a curve has the wrong length, or the noise is negative.
@@ -38,12 +41,15 @@ class SurrogateEvaluator:
         noise: float = 0.0,
         max_final_samples: int | None = None,
         seed: int = 0,
+        pool: int = 0,
+        watch: int = 0,
     ) -> None:
         if not 0 <= noise < math.inf:
             raise ValueError(f"noise must be finite and at least 0, got {noise}")
         self.units = tuple(units)
         self.max_samples = max_samples
         self.max_final_samples = max_samples if max_final_samples is None else max_final_samples
+        self.pool, self.watch = tuple(range(pool)), tuple(range(pool, pool + watch))
         self.noise, self._rng = noise, np.random.default_rng(seed)
         self.curves: tuple[FloatArray, ...] = tuple(np.asarray(curve, dtype=np.float64) for curve in curves)
         self._dense_ppl = dense_ppl
@@ -77,15 +83,15 @@ class SurrogateEvaluator:
                 curves.append(np.exp(rng.normal(-1.5, 1.2)) * removed**2)
         return cls(units, curves, **arguments)
 
-    def measure(self, kept: IntArray, n_samples: int) -> float:
+    def measure(self, kept: IntArray, n_samples: Windows) -> float:
         """PPL_dense · exp(Σ damage_i(kept_i)), and the noise."""
         return self.compare(kept, n_samples)[0]
 
-    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+    def compare(self, kept: IntArray, n_samples: Windows) -> tuple[float, float]:
         """The perplexity, and Σ damage_i(kept_i): what pruning adds to the loss, as a small divergence does."""
         damage = self.damage(kept)
         if self.noise:
-            damage += float(self._rng.normal(0, self.noise / math.sqrt(n_samples)))
+            damage += float(self._rng.normal(0, self.noise / math.sqrt(number_of(n_samples))))
         return self._dense_ppl * math.exp(min(damage, 700.0)), damage
 
     def damage(self, kept: IntArray) -> float:
@@ -96,10 +102,10 @@ class SurrogateEvaluator:
         """The same as :meth:`measure`, with other noise: curves know no windows."""
         return self.measure(kept, n_samples)
 
-    def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
+    def remembers(self, kept: IntArray, n_samples: Windows, kl: bool = False) -> bool:
         """Nothing: every answer is made anew."""
         return False
 
-    def dense(self, n_samples: int) -> float:
+    def dense(self, n_samples: Windows) -> float:
         """The given perplexity."""
         return self._dense_ppl

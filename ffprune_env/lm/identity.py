@@ -28,6 +28,7 @@ OF_VERSIONS = ("ffprune", "source", "torch", "transformers")
 _READABLE = ("dtype", "ffprune", "torch", "transformers")
 _PLURAL = ("weights",)
 _TEXTS = {"finalists text": "text for finalists", "curves text": "text for damage curves"}
+_TEXTS |= {"pool text": "text for fresh windows", "watch text": "text that the search is watched on"}
 # Of a config, what says where it came from and not what the model computes; the dtype has a name of its own.
 _NOT_COMPUTED = {"_name_or_path", "_model_name_or_path", "_commit_hash", "transformers_version", "auto_map"}
 _NOT_COMPUTED |= {"architectures", "dtype", "torch_dtype"}

@@ -68,6 +68,8 @@ def search_by_ppo(
         sparsity=targets,
         search_windows=meter.max_samples,
         final_windows=meter.max_final_samples,
+        fresh_windows=bool(meter.pool) and not (settings and settings.ramp_sparsity),
+        pool_windows=len(meter.pool),
         a_min=problem.a_min,
         a_max=problem.a_max,
         seed=problem.seed,

@@ -25,7 +25,8 @@ def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, floa
 
     Args:
         samples: of one target, in order.
-        references: named rewards at the final sparsity on all windows, drawn as lines.
+        references: named rewards at the final sparsity on all windows, drawn as lines; not where windows were drawn
+            anew, of which the plot has the reward in parts of the start's.
         reward: what a reward is, for the axis.
     """
     from matplotlib.figure import Figure
@@ -36,13 +37,16 @@ def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, floa
     numbers = sorted({sample.n_samples for sample in samples})
     for n, shade in zip(numbers, _shades(len(numbers)), strict=True):
         chosen = [i for i, sample in enumerate(samples) if sample.n_samples == n]
-        rewards, on = [samples[i].reward for i in chosen], f"{n} window{'s' if n > 1 else ''}"
+        rewards, on = [samples[i].merit for i in chosen], f"{n} window{'s' if n > 1 else ''}"
         top.plot(steps[chosen], rewards, ".", color=shade, alpha=0.35, label=f"evaluation on {on}")
         means = _running_mean(rewards, window=max(1, len(samples) // 20))
         top.plot(steps[chosen], means, color=shade, label=f"running mean of those on {on}")
+    fresh = any(sample.start_reward is not None for sample in samples)
+    references = {"the start": 1.0} if fresh else references
     for color, (name, value) in zip(("tab:green", "tab:red", "tab:purple"), references.items(), strict=False):
         top.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name} at the final sparsity")
-    top.set_ylabel(f"reward: {'PPL dense / PPL' if reward == 'ppl' else 'exp(-KL to the dense model)'}")
+    what = f"reward: {'PPL dense / PPL' if reward == 'ppl' else 'exp(-KL to the dense model)'}"
+    top.set_ylabel(f"{what}\nin parts of the start's on the same windows" if fresh else what)
     top.legend(loc="lower right", fontsize="small", ncols=1 + len(numbers) // 4)
     bottom.plot(steps, [sample.target_sparsity for sample in samples], color="tab:orange")
     bottom.set(xlabel="evaluation", ylabel="target sparsity σ", ylim=(0, None))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -163,6 +163,10 @@ class Report:
             "evaluations": len(self.outcome.samples),
             "evaluations_for_target": len(self.samples),
             "seconds": self.outcome.seconds,
+            "search_cost_windows": self.outcome.windows,
         }
+        if self.answer.added is not None:
+            start = {"start": self.outcome.start, "percent": self.answer.added.percent}
+            about["added_to_start"] = asdict(self.answer.added) | start
         policies = best_policy(self.evaluator, self.results, self.answer.scores, self.answer.allocation)
         self.run.write_json("best.json", about | policies)

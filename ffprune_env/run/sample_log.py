@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ffprune_env.budget.arrays import IntArray
+from ffprune_env.evaluators.protocol import Windows
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.samples import Sample
@@ -30,7 +31,7 @@ class Remembering(Protocol):
     """An evaluator that can be told what it measured before."""
 
     def remember(
-        self, kept: IntArray, n_samples: int, ppl: float, kl: float | None = None, dense_ppl: float | None = None
+        self, kept: IntArray, n_samples: Windows, ppl: float, kl: float | None = None, dense_ppl: float | None = None
     ) -> None:
         """From now on answers these questions so."""
         ...
@@ -45,7 +46,8 @@ class SampleLog:
 
     Args:
         path: the file; it may not exist yet. A last line that was cut off is dropped, and said. Beside it may lie
-            ``measured.jsonl``: what workers measured of a rollout before all of it was known.
+            ``measured.jsonl``: what workers measured of a rollout before all of it was known, and what was measured to
+            compare the samples with.
 
     Attributes:
         recorded: the samples that were in the file.
@@ -65,14 +67,19 @@ class SampleLog:
         for line in self.ahead.read_bytes().splitlines() if self.ahead.exists() else []:
             try:
                 kept, n_samples, ppl, kl = json.loads(line)
-                evaluator.remember(np.array(kept), n_samples, ppl, kl)
+                windows = tuple(n_samples) if isinstance(n_samples, list) else n_samples
+                evaluator.remember(np.array(kept), windows, ppl, kl)
             except (ValueError, TypeError):  # cut off: it is measured again
                 continue
         for sample in self.recorded:
-            evaluator.remember(sample.kept, sample.n_samples, sample.ppl, sample.kl, sample.dense_ppl)
+            windows = sample.windows or sample.n_samples
+            evaluator.remember(sample.kept, windows, sample.ppl, sample.kl, sample.dense_ppl)
 
-    def note(self, kept: IntArray, n_samples: int, ppl: float, kl: float | None) -> None:
-        """Keeps an answer whose sample is still to come; one that is not finite is measured again after a kill."""
+    def note(self, kept: IntArray, n_samples: Windows, ppl: float, kl: float | None) -> None:
+        """Keeps an answer whose sample is still to come, or that is no sample's.
+
+        One that is not finite is measured again after a kill.
+        """
         if math.isfinite(ppl) and (kl is None or math.isfinite(kl)):
             with self.ahead.open("a", encoding="utf-8") as file:
                 file.write(json.dumps([kept.tolist(), n_samples, ppl, kl]) + "\n")
@@ -135,6 +142,8 @@ def _as_sample(line: dict[str, Any]) -> Sample:
     arrays = {"scores": np.float64, "kept": np.int64, "rates": np.float64}
     for name, dtype in arrays.items():
         line[name] = np.array(line[name], dtype=dtype)
+    if line.get("windows") is not None:  # earlier versions did not have any
+        line["windows"] = tuple(line["windows"])
     sample = Sample(**line)
     for name in ("step", "n_samples"):
         if not isinstance(getattr(sample, name), int):

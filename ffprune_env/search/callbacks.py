@@ -13,6 +13,7 @@ import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ffprune_env.lm.replacing import replacing
+from ffprune_env.search.fresh_windows import FreshWindows
 from ffprune_env.search.samples import Sample
 from ffprune_env.search.schedule import ProgressiveSchedule
 
@@ -25,14 +26,15 @@ class ProgressiveSchedulingCallback(BaseCallback):
 
     Args:
         schedule: the curve.
+        fresh: which windows those are, if not the first of search text.
 
     Raises:
         ValueError: at the start of training, if the environments cannot follow the schedule to its end.
     """
 
-    def __init__(self, schedule: ProgressiveSchedule) -> None:
+    def __init__(self, schedule: ProgressiveSchedule, fresh: FreshWindows | None = None) -> None:
         super().__init__()
-        self.schedule = schedule
+        self.schedule, self.fresh = schedule, fresh
 
     def _on_training_start(self) -> None:
         # What the schedule leads to must be feasible, or the search would fail on its way.
@@ -52,22 +54,29 @@ class ProgressiveSchedulingCallback(BaseCallback):
         return True
 
     def _set_task(self, t: int) -> None:
-        self.training_env.env_method("set_task", self.schedule.sparsity(t), self.schedule.samples(t))
+        windows = self.schedule.samples(t) if self.fresh is None else self.fresh.at(t)
+        self.training_env.env_method("set_task", self.schedule.sparsity(t), windows)
 
 
 class SampleCallback(BaseCallback):
     """Makes a :class:`Sample` of every environment step, logs it, and hands it on.
 
     Logs under ``search/``: sparsity, collapsed_rate, seconds; and under ``search_on_<n_t>/``, since others do not
-    compare and TensorBoard smooths its curves: reward, ppl, dense_ppl, and best_reward (so far, at the same σ_t).
+    compare and TensorBoard smooths its curves: reward, ppl, dense_ppl, and best_reward (so far, at the same σ_t). Of
+    windows that are drawn anew rewards do not compare either: there merit and best_merit take the place of best_reward.
 
     Args:
         listeners: called with each sample in turn: an archive, a log file, a progress bar.
+        start_reward: what the start is rewarded with, at a sparsity and on windows that were drawn.
     """
 
-    def __init__(self, *listeners: Callable[[Sample], None]) -> None:
+    def __init__(
+        self,
+        *listeners: Callable[[Sample], None],
+        start_reward: Callable[[float, tuple[int, ...]], float] | None = None,
+    ) -> None:
         super().__init__()
-        self.listeners = listeners
+        self.listeners, self.start_reward = listeners, start_reward
         self._clock = 0.0
         self._count = 0
         self._collapsed = 0
@@ -85,6 +94,7 @@ class SampleCallback(BaseCallback):
                 reward=float(self.locals["rewards"][i]),
                 seconds=seconds,
                 kl=info.get("kl"),
+                **self._of_windows(info),
                 **{key: info[key] for key in _FROM_INFO},
             )
             self._log(sample)
@@ -94,17 +104,28 @@ class SampleCallback(BaseCallback):
         self._clock = time.perf_counter()
         return True
 
+    def _of_windows(self, info: dict[str, Any]) -> dict[str, Any]:
+        """What is said of windows that were drawn; nothing of the first."""
+        if "windows" not in info or self.start_reward is None:
+            return {}
+        windows = tuple(info["windows"].tolist())
+        return {"windows": windows, "start_reward": self.start_reward(info["target_sparsity"], windows)}
+
     def _log(self, sample: Sample) -> None:
         self._count += 1
         self._collapsed += sample.collapsed
         task = sample.target_sparsity, sample.n_samples
-        self._best[task] = max(self._best.get(task, 0.0), sample.reward)
+        self._best[task] = max(self._best.get(task, 0.0), sample.merit)
         measured = f"search_on_{sample.n_samples}"
         for key in ("reward", "ppl", "dense_ppl", "sparsity", "seconds"):
             value = getattr(sample, key)
             if np.isfinite(value):
                 self.logger.record(f"{'search' if key in ('sparsity', 'seconds') else measured}/{key}", value)
-        self.logger.record(f"{measured}/best_reward", self._best[task])
+        if sample.start_reward is None:
+            self.logger.record(f"{measured}/best_reward", self._best[task])
+        else:
+            self.logger.record(f"{measured}/merit", sample.merit)
+            self.logger.record(f"{measured}/best_merit", self._best[task])
         self.logger.record("search/collapsed_rate", self._collapsed / self._count)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import ffn_only
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.search.added import START, Added, compare
 from ffprune_env.search.mean import scores_of
 from ffprune_env.search.samples import Archive
 from ffprune_env.search.settings import SearchSettings
@@ -29,11 +31,15 @@ class Answer:
         name: where it comes from: the start, the policy's mean, `ffn-only`, or a sample.
         scores: float64 [N].
         allocation: what they are mapped to.
+        added: what the search added to its start; None before that is known.
+        spent: windows that were measured to choose it.
     """
 
     name: str
     scores: FloatArray
     allocation: Allocation
+    added: Added | None = None
+    spent: int = 0
 
 
 def candidates(
@@ -54,7 +60,7 @@ def candidates(
         archive: the best samples of the search.
         simple: whether `ffn-only` is among them, where scores can say it.
     """
-    scores = {"the start": start, "the policy's mean": mean}
+    scores = {START: start, "the policy's mean": mean}
     if simple and settings.mapping == "waterfill":
         # The best of the simple answers, and often hard to beat: a search should never end behind it.
         with suppress(ValueError):  # that attention stays whole is not always possible
@@ -78,7 +84,7 @@ def choose(
     Args:
         settings: of the search; its target is the sparsity.
         units: the N units.
-        scores: [N] scores by name.
+        scores: [N] scores by name; the start is among them.
         measure: perplexity with ``kept[i]`` groups of unit i, on so many windows for finalists.
         unseen: who did not see these windows, in words.
     """
@@ -89,13 +95,17 @@ def choose(
     ]
     # What comes first wins ties; candidates that keep the same are one.
     ranked = list({x.allocation.kept.tobytes(): x for x in reversed(answers)}.values())[::-1]
+    losses: dict[str, dict[int, float]] = {x.name: {} for x in ranked}
     for rivals, n_samples in settings.rounds(len(ranked)):
         text = f"{n_samples} window{'s' if n_samples > 1 else ''} that {unseen}"
         logger.info("measuring %d finalists at sparsity %g on %s", rivals, settings.target, text)
         ppls = {x.name: measure(x.allocation.kept, n_samples) for x in ranked[:rivals]}
         ranked = sorted(ranked[:rivals], key=lambda x: ppls[x.name])
+        for name, ppl in ppls.items():
+            losses[name][n_samples] = math.log(ppl)
     logger.info("the best is %s", ranked[0].name)
-    return ranked[0]
+    spent = sum(n_samples for measured in losses.values() for n_samples in measured)
+    return replace(ranked[0], added=compare([x.name for x in ranked], losses), spent=spent)
 
 
 def choose_everywhere(
@@ -112,12 +122,12 @@ def choose_everywhere(
     Args:
         settings: of the search; the sparsities that are measured are its targets.
         units: the N units.
-        functions: [N] scores by target, by name; what comes first wins ties.
+        functions: [N] scores by target, by name; what comes first wins ties. The start is among them.
         measure: as for :func:`choose`.
         unseen: as for :func:`choose`.
 
     Returns:
-        By target, what the best function says.
+        By target, what the best function says; what was added is the mean over the targets.
     """
     n_samples = settings.windows_everywhere
     text = f"{n_samples} window{'s' if n_samples > 1 else ''} that {unseen}"
@@ -133,10 +143,12 @@ def choose_everywhere(
         name: float(np.mean([np.log(measure(answer.allocation.kept, n_samples)) for answer in by_target.values()]))
         for name, by_target in answers.items()
     }
-    best = min(losses, key=lambda name: losses[name])
+    order = sorted(losses, key=lambda name: losses[name])
+    best = order[0]
     others = ", ".join(f"{name} {losses[name] - losses[best]:+.3f}" for name in losses if name != best)
     logger.info("the best is %s; nats per token more, on the average: %s", best, others)
-    return answers[best]
+    added = compare(order, {name: {n_samples: loss} for name, loss in losses.items()})
+    return {at: replace(answer, added=added, spent=len(order) * n_samples) for at, answer in answers[best].items()}
 
 
 def functions_of(
@@ -155,7 +167,7 @@ def functions_of(
         means: [N] scores of the policy's mean, by the same sparsities.
         simple: whether `ffn-only` is among them, where scores can say it.
     """
-    functions = {"the start": dict(starts), "the policy's mean": dict(means)}
+    functions = {START: dict(starts), "the policy's mean": dict(means)}
     if simple and settings.mapping == "waterfill":
         with suppress(ValueError):
             functions["ffn-only"] = {at: scores_of(ffn_only(at, units), **settings.bounds) for at in starts}

@@ -14,7 +14,7 @@ from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.budget.mapping import allocate_rates
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.language_model import LMEvaluator
-from ffprune_env.evaluators.protocol import SearchEvaluator
+from ffprune_env.evaluators.protocol import SearchEvaluator, Windows, number_of
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
@@ -40,6 +40,8 @@ class Meter:
     Attributes:
         max_samples: N_max, windows of search text for one measurement of a search.
         max_final_samples: windows for a last look at few candidates, which no search sees before.
+        pool: indices of further windows that those of a rollout can be drawn from.
+        watch: indices of further windows to watch a search on.
         spent: windows charged so far.
         seen: windows that the model read so far, each time that it did: none where the evaluator remembers the answer.
             A backward pass is charged as two more.
@@ -53,7 +55,9 @@ class Meter:
         if evaluations < 0:
             raise ValueError(f"a budget of evaluations must be at least 0, got {evaluations}")
         self.max_samples, self.max_final_samples = evaluator.max_samples, evaluator.max_final_samples
+        self.pool, self.watch = evaluator.pool, evaluator.watch
         self.evaluator = evaluator
+        self._dense_seen: set[int] = set()
         self.budget = evaluations * self.max_samples
         self.spent = self.seen = 0
         self.trace: list[tuple[int, IntArray]] = []
@@ -67,14 +71,14 @@ class Meter:
         """Whether ``n_samples`` more windows can be measured."""
         return self.spent + n_samples <= self.budget
 
-    def measure(self, kept: IntArray, n_samples: int) -> float:
+    def measure(self, kept: IntArray, n_samples: Windows) -> float:
         """Perplexity, counted."""
-        self.spend(n_samples, seen=not self.evaluator.remembers(kept, n_samples))
+        self.spend(number_of(n_samples), seen=not self.evaluator.remembers(kept, n_samples))
         return self.evaluator.measure(kept, n_samples)
 
-    def compare(self, kept: IntArray, n_samples: int) -> tuple[float, float]:
+    def compare(self, kept: IntArray, n_samples: Windows) -> tuple[float, float]:
         """Perplexity and divergence from the dense model, counted once."""
-        self.spend(n_samples, seen=not self.evaluator.remembers(kept, n_samples, kl=True))
+        self.spend(number_of(n_samples), seen=not self.evaluator.remembers(kept, n_samples, kl=True))
         return self.evaluator.compare(kept, n_samples)
 
     def measure_final(self, kept: IntArray, n_samples: int) -> float:
@@ -82,12 +86,19 @@ class Meter:
         self.spend(n_samples)
         return self.evaluator.measure_final(kept, n_samples)
 
-    def remembers(self, kept: IntArray, n_samples: int, kl: bool = False) -> bool:
+    def remembers(self, kept: IntArray, n_samples: Windows, kl: bool = False) -> bool:
         """Whether the evaluator would answer without reading text."""
         return self.evaluator.remembers(kept, n_samples, kl)
 
-    def dense(self, n_samples: int) -> float:
-        """Perplexity of the dense model: measured once for everybody, and free."""
+    def dense(self, n_samples: Windows) -> float:
+        """Perplexity of the dense model: measured once for everybody, and free, but on windows that others do not see.
+
+        Each of those is counted once.
+        """
+        if not isinstance(n_samples, int):
+            new = set(n_samples) - self._dense_seen
+            self.spend(len(new))
+            self._dense_seen |= new
         return self.evaluator.dense(n_samples)
 
     def note(self, allocation: Allocation) -> None:

@@ -11,7 +11,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from ffprune_env.budget.arrays import FloatArray
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
@@ -19,7 +19,9 @@ from ffprune_env.evaluators.protocol import SearchEvaluator
 from ffprune_env.lm.phases import phase
 from ffprune_env.search.callbacks import ProgressiveSchedulingCallback, SampleCallback
 from ffprune_env.search.finalists import Answer, candidates, choose, choose_everywhere, functions_of
-from ffprune_env.search.mean import mean_actions, mean_scores
+from ffprune_env.search.fresh_windows import FreshWindows, Note, StartBeside, told_beside, unnoted
+from ffprune_env.search.mean import mean_actions, mean_allocation, mean_scores
+from ffprune_env.search.patience import PatienceCallback
 from ffprune_env.search.policy import make_env, make_policy
 from ffprune_env.search.samples import Archive, Sample, told
 from ffprune_env.search.saved_policy import Policy
@@ -40,6 +42,8 @@ class Outcome:
         learned: what it says of any sparsity: of a range the function of σ that was chosen, else the policy's mean.
         schedule: what was asked for when.
         seconds: wall time of the evaluations and of the training.
+        start: name of what it started from.
+        windows: windows of search text that it measured, its finalists included, whatever was remembered.
     """
 
     policy: PPO
@@ -48,10 +52,22 @@ class Outcome:
     learned: Policy
     schedule: ProgressiveSchedule
     seconds: float
+    start: str
+    windows: int
 
     def samples_for(self, target: float) -> list[Sample]:
         """Those of one target."""
         return [sample for sample in self.samples if self.schedule.counts_for(sample.step) == target]
+
+    def told(self) -> list[str]:
+        """What the search added to its start, and what it cost: a line for every target, or one for a range."""
+        lines = []
+        for target, answer in self.answers.items():
+            assert answer.added is not None
+            lines.append((target, answer.added.told(self.start, self.windows, self.seconds)))
+        if len({line for _, line in lines}) == 1:  # one function of σ was chosen, by the mean over all targets
+            return [lines[0][1]]
+        return [f"at sparsity {target:g} {line}" for target, line in lines]
 
 
 def run_search(
@@ -65,6 +81,7 @@ def run_search(
     callbacks: Sequence[BaseCallback] = (),
     logger: Logger | None = None,
     simple: bool = True,
+    note: Note = unnoted,
 ) -> Outcome:
     """Trains a policy to prune a model at one or several sparsities, and chooses what it found.
 
@@ -79,6 +96,7 @@ def run_search(
             chosen from.
         logger: where the policy logs to.
         simple: whether `ffn-only` is among the last candidates.
+        note: called with what is measured beside the candidates, so that it can be kept.
 
     Raises:
         ValueError: the settings ask for what the units or the evaluator cannot give.
@@ -95,11 +113,33 @@ def run_search(
         samples.append(sample)
         archives[schedule.counts_for(sample.step)](sample)
 
+    started = learned(settings, units, scores.everywhere)
+
+    def of_start(sparsity: float) -> IntArray:
+        return started.allocate(sparsity).kept
+
+    def of_mean(policy: PPO, target: float) -> IntArray:
+        return mean_allocation(replace(settings, sparsity=target), units, policy).kept
+
+    fresh = FreshWindows(schedule, evaluator.pool, settings.seed) if settings.fresh_windows else None
+    beside = StartBeside(evaluator, settings.reward, of_start, note)
+    if fresh is not None and isinstance(env, WorkersVecEnv):
+        env.beside = of_start
+    watching = []
+    if settings.patience is not None:
+        starts = {target: of_start(target) for target in settings.targets}
+        often = settings.patience, settings.look_every, settings.per_update
+        watching.append(PatienceCallback(*often, evaluator, starts, of_mean, note))
     began = time.perf_counter()
     with phase("search", f"{settings.total} evaluations", settings.total) as advance:
-        record = SampleCallback(keep, *listeners, lambda sample: advance(note=told(sample)))
-        policy.learn(settings.total, [ProgressiveSchedulingCallback(schedule), record, *callbacks])
+        heard = (keep, *listeners, lambda sample: advance(note=told(sample)))
+        record = SampleCallback(*heard, start_reward=beside.reward)
+        policy.learn(settings.total, [ProgressiveSchedulingCallback(schedule, fresh), record, *watching, *callbacks])
     seconds = time.perf_counter() - began
+    windows = sum(sample.n_samples for sample in samples)
+    if fresh is not None:
+        windows += told_beside(samples, beside.spent)
+    windows += sum(patience.spent for patience in watching)
     knots = scores.everywhere
     means = {at: mean_scores(policy, at, settings.action_scale) for at in knots}
     answers, table = {}, means
@@ -116,7 +156,8 @@ def run_search(
             with phase("finalists", f"best of {made} samples at sparsity {target:g}"):
                 final = candidates(of_target, units, scores.targets[target], means[target], archive, simple)
                 answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
-    return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds)
+    windows += sum(answer.spent for answer in answers.values())
+    return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds, start.name, windows)
 
 
 def learned(settings: SearchSettings, units: Sequence[PruneUnit], table: Mapping[float, FloatArray]) -> Policy:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.env import COLLAPSE_REWARD
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Sample:
         collapsed: whether it was.
         seconds: wall time of the environment step, divided by the number of environments that made it together.
         kl: divergence from the dense model, if that is what was rewarded.
+        windows: n_t indices of the windows that were drawn for it; None stands for the first n_t of search text.
+        start_reward: what the start is rewarded with at σ_t on these windows, where they were drawn.
     """
 
     step: int
@@ -40,17 +43,25 @@ class Sample:
     collapsed: bool
     seconds: float
     kl: float | None = None
+    windows: tuple[int, ...] | None = None
+    start_reward: float | None = None
+
+    @property
+    def merit(self) -> float:
+        """What compares it with others: its reward, or where windows are drawn its reward in parts of the start's."""
+        return self.reward if self.start_reward is None else self.reward / max(self.start_reward, COLLAPSE_REWARD)
 
 
 def told(sample: Sample) -> str:
     """Reward, perplexity and σ of a sample, and on how many windows it was measured: others do not compare."""
+    against = "" if sample.start_reward is None else f" ({sample.merit:.3f} of the start's)"
     perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f})"
     windows = f"{sample.n_samples} window{'s' if sample.n_samples > 1 else ''}"
-    return f"reward {sample.reward:.3f}  {perplexities} on {windows}  σ {sample.target_sparsity:.3f}"
+    return f"reward {sample.reward:.3f}{against}  {perplexities} on {windows}  σ {sample.target_sparsity:.3f}"
 
 
 class Archive:
-    """The best samples of a search, by reward, among those that compare.
+    """The best samples of a search, by reward or, on windows that were drawn anew, by their lead on the start there.
 
     Rewards at different sparsities do not compare: a lighter pruning always looks better. So a sample made at less
     than ``nearly`` times the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
@@ -83,7 +94,7 @@ class Archive:
         return sorted(self._samples.values(), key=self._rank, reverse=True)
 
     def _rank(self, sample: Sample) -> tuple[int, float]:
-        """Windows measured on, 0 of what does not compare at all; and the reward among those of as many."""
+        """Windows measured on, 0 of what does not compare at all; and the merit among those of as many."""
         if not self._comparable[0] <= sample.target_sparsity <= self._comparable[1]:
             return 0, float(sample.step)
-        return sample.n_samples, sample.reward
+        return sample.n_samples, sample.merit

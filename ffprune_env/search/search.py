@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,6 +30,9 @@ from ffprune_env.texts.windows import load_test_windows, require_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,8 @@ def search(
     problem = Problem.of(evaluator, sparsity, seed=searching.seed, a_min=searching.a_min, a_max=searching.a_max)
     scores = start.scores(problem, searching.targets)
     outcome = run_search(searching, evaluator, start, scores, listeners=listeners)
+    for line in outcome.told():
+        logger.info("%s", line)
     answer = outcome.answers[sparsity]
     dense_ppl = perplexity(evaluator.prunable.model, tested_on, measuring.batch_size)
     kept = answer.allocation.kept

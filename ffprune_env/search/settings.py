@@ -122,6 +122,11 @@ class SearchSettings(WindowSettings, TargetSettings):
             require_in_range(flag, value, least, most)
         if self.network == "mlp" and self.init != "none":
             raise ValueError(f"--network mlp starts from nothing: --init must be none, got {self.init!r}")
+        if self.fresh_windows and self.ramp_sparsity:
+            raise ValueError(
+                "--fresh-windows compares the candidates of a rollout with the start at one sparsity: leave out "
+                "--ramp-sparsity"
+            )
         self.schedule()
 
     @property
@@ -148,6 +153,11 @@ class SearchSettings(WindowSettings, TargetSettings):
         """Evaluations of the search: whole rollouts."""
         return self.per_update * math.ceil(self.evaluations / self.per_update)
 
+    @property
+    def look_every(self) -> int:
+        """Updates between two looks at the policy's mean, where patience asks for them."""
+        return max(1, (self.patience or 1) // 4)
+
     def schedule(self) -> ProgressiveSchedule:
         """The curriculum of the search."""
         return ProgressiveSchedule(
@@ -166,13 +176,24 @@ class SearchSettings(WindowSettings, TargetSettings):
         )
 
     def windows(self) -> int:
-        """Windows of search text that the search measures in all, the finalists of every target included."""
+        """Windows of search text that the search measures at the most, the finalists of every target included.
+
+        With fresh windows also what the start and the dense model are measured on beside the candidates, and with
+        patience what the policy's mean is.
+        """
         schedule = self.schedule()
         if isinstance(self.sparsity, SparsityRange):
-            finals = 3 * len(self.targets) * self.windows_everywhere
+            more = 3 * len(self.targets) * self.windows_everywhere
         else:
-            finals = len(self.targets) * sum(rivals * n for rivals, n in self.rounds(3 + self.finalists))
-        return sum(schedule.samples(t) for t in range(self.total)) + finals
+            more = len(self.targets) * sum(rivals * n for rivals, n in self.rounds(3 + self.finalists))
+        if self.fresh_windows:
+            beside = sum(schedule.samples(t) for t in range(0, self.total, self.per_update))
+            more += beside + min(beside, self.pool_windows)
+        if self.patience is not None:
+            # The start, the mean before the first update, that after the last one, and every few between them.
+            looks = 3 + (self.total // self.per_update - 1) // self.look_every
+            more += looks * len(self.targets) * self.watch_windows
+        return sum(schedule.samples(t) for t in range(self.total)) + more
 
     @property
     def windows_everywhere(self) -> int:

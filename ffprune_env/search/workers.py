@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.protocol import Windows
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.identity import (
     Identity,
@@ -38,12 +39,12 @@ class Question:
 
     Attributes:
         kept: [N] groups kept.
-        n_samples: windows of search text.
+        n_samples: windows of search text, how many or which.
         kl: whether the divergence from the dense model is wanted too.
     """
 
     kept: tuple[int, ...]
-    n_samples: int
+    n_samples: Windows
     kl: bool
 
 
@@ -191,16 +192,21 @@ class WorkersVecEnv(DummyVecEnv):
         envs: environments that share an :class:`~ffprune_env.evaluators.language_model.LMEvaluator`.
         workers: what measures; they must have been made for the same model, texts and settings.
         note: called with every answer at once, so that it can be kept while others are still to come.
+
+    Attributes:
+        beside: groups kept [N] at a sparsity that are measured beside the candidates, on windows that were drawn for
+            them; None measures nothing beside them.
     """
 
     def __init__(
         self,
         envs: Sequence[PruneBanditEnv],
         workers: Workers,
-        note: Callable[[IntArray, int, float, float | None], None] = lambda *answer: None,
+        note: Callable[[IntArray, Windows, float, float | None], None] = lambda *answer: None,
     ) -> None:
         super().__init__([_giving(env) for env in envs])
         self.workers, self.note = workers, note
+        self.beside: Callable[[float], IntArray] | None = None
         self.bandits = list(envs)
         evaluator = envs[0].evaluator
         assert isinstance(evaluator, LMEvaluator)
@@ -211,9 +217,13 @@ class WorkersVecEnv(DummyVecEnv):
         asked = {}
         for env, action in zip(self.bandits, self.actions, strict=True):
             kept, n_samples = env.would_measure(action)
-            question = Question(tuple(kept.tolist()), n_samples, env.reward == "kl")
-            if not self.evaluator.remembers(kept, n_samples, question.kl):
-                asked[question] = kept
+            pairs = [kept]
+            if self.beside is not None and not isinstance(n_samples, int):
+                pairs.append(self.beside(env.sparsity))
+            for wanted in pairs:
+                question = Question(tuple(wanted.tolist()), n_samples, env.reward == "kl")
+                if not self.evaluator.remembers(wanted, n_samples, question.kl):
+                    asked[question] = wanted
 
         def heard(question: Question, ppl: float, kl: float | None) -> None:
             self.evaluator.remember(asked[question], question.n_samples, ppl, kl)

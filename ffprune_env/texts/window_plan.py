@@ -24,6 +24,8 @@ _SEEN_BY = (
     ("calibration", "calibration", "the ridge fit of the surviving weights, and the one in sequence"),
     ("curves", "curves", "the start (fisher, fisher-iterated, steps after another run), and methods of these names"),
     ("search", "search", "every evaluation of a search: the reward"),
+    ("pool", "pool", "the evaluations of a search with --fresh-windows, each a few of them: the reward"),
+    ("watch", "watch", "--patience: whether the mean of the policy still gets better"),
     ("finalists", "finalists", "the choice among a search's last candidates, once it is over"),
     ("test", "test", "nobody but the figures that are reported"),
 )
@@ -37,47 +39,68 @@ class Shares:
         search: what candidates are measured on. The first few are as far apart as all of them.
         finalists: what the last candidates are ranked on, in such an order too; neither start nor search sees them.
         curves: what the start makes its damage curves from, in the order of the text.
+        pool: what the windows of every rollout are drawn from, if they are drawn anew; in the order of the text.
+        watch: what the policy's mean is measured on while it is trained, if somebody asks for that.
     """
 
     search: tuple[int, ...]
     finalists: tuple[int, ...]
     curves: tuple[int, ...]
+    pool: tuple[int, ...] = ()
+    watch: tuple[int, ...] = ()
 
 
-def share_out(there: int, search_windows: int, final_windows: int = 0, curve_windows: int = 0) -> Shares:
+def share_out(
+    there: int,
+    search_windows: int,
+    final_windows: int = 0,
+    curve_windows: int = 0,
+    pool_windows: int = 0,
+    watch_windows: int = 0,
+) -> Shares:
     """Shares windows out, every purpose spread over the whole text.
 
-    Where there are fewer than asked for, the search has its own in full; the curves get fewer, down to as many as the
-    finalists have, and then both get fewer.
+    Where there are fewer than asked for, the search has its own in full, and so has who watches it. The pool gets
+    fewer, down to as many as the search has; then the curves, down to as many as the finalists have, and then both.
 
     Args:
         there: windows that there are.
         search_windows: windows to search on, at least 1.
         final_windows: windows for finalists.
         curve_windows: windows for damage curves.
+        pool_windows: windows to draw from, if any at least ``search_windows``.
+        watch_windows: windows to watch the search on.
 
     Raises:
         ValueError: somebody would get none of what was asked for; the message says what is needed.
     """
-    if min(search_windows - 1, final_windows, curve_windows) < 0:
+    if min(search_windows - 1, final_windows, curve_windows, watch_windows) < 0:
         raise ValueError(
             f"{search_windows}, {final_windows} and {curve_windows} were asked for, 1, 0 and 0 are the fewest"
         )
-    left = there - search_windows
+    if pool_windows and pool_windows < search_windows:
+        raise ValueError(f"{pool_windows} were asked for to draw from, {search_windows} are the fewest")
+    least = min(pool_windows, search_windows)
+    left = there - search_windows - least - watch_windows
     finals = max(0, min(final_windows, max(left - curve_windows, left // 2)))
     curves = max(0, min(curve_windows, left - finals))
     if left < 0 or finals < min(final_windows, 1) or curves < min(curve_windows, 1):
         others = min(final_windows, 1) + min(curve_windows, 1)
         more = f" to search on, and {others} more are needed for finalists and damage curves" if others else ""
-        raise ValueError(f"{search_windows} were asked for{more}")
+        further = (
+            f", {least + watch_windows} more to draw from and to watch the search on" if least + watch_windows else ""
+        )
+        raise ValueError(f"{search_windows} were asked for{more}{further}")
     free = list(range(there))
     chosen = []
-    for n in (finals, search_windows, curves):
+    for n in (finals, search_windows, curves, watch_windows, min(pool_windows, least + left - finals - curves)):
         mine = _spread(free, n)
         free = [i for i in free if i not in mine]
         chosen.append(mine)
-    finalists, search, looked_at = chosen
-    return Shares(_far_apart_first(search), _far_apart_first(finalists), tuple(looked_at))
+    finalists, search, looked_at, watch, pool = chosen
+    return Shares(
+        _far_apart_first(search), _far_apart_first(finalists), tuple(looked_at), tuple(pool), _far_apart_first(watch)
+    )
 
 
 @dataclass(frozen=True)
@@ -88,8 +111,8 @@ class PlannedWindows:
         text: its name.
         there: windows of the search part that were shared out, at equal distances, or all that it has.
         shares: who got which of them.
-        texts: int64 [n, seq_len] by purpose: ``search``, ``finalists`` and ``curves``, if asked for, and
-            ``calibration``, from the calibration part, which is what the ranking sees too.
+        texts: int64 [n, seq_len] by purpose: ``search``, ``finalists``, ``curves``, ``pool`` and ``watch``, if asked
+            for, and ``calibration``, from the calibration part, which is what the ranking sees too.
     """
 
     text: str
@@ -117,7 +140,7 @@ def load_planned_windows(
         ValueError: an unknown name, or a text too short.
         OSError: the text cannot be read.
     """
-    wanted = {"search": asked.search_windows, "finalists": asked.final_windows, "curves": asked.curve_windows}
+    wanted = asked.windows_wanted
     pool = load_windows(text, tokenizer, "search", asked.seq_len, sum(wanted.values()), or_fewer=True, model=model)
     seq_len = pool.shape[1]
     try:
@@ -131,9 +154,10 @@ def load_planned_windows(
     if got != wanted:
         logger.warning(
             "text %s (search part) has %d windows of %d tokens, %d were asked for: damage curves get %d of %d, "
-            "finalists %d of %d",
+            "finalists %d of %d%s",
             *(text, len(pool), seq_len, sum(wanted.values())),
             *(got["curves"], wanted["curves"], got["finalists"], wanted["finalists"]),
+            f", fresh windows are drawn from {got['pool']} of {wanted['pool']}" if wanted["pool"] else "",
         )
     texts = {purpose: pool[list(indices)] for purpose, indices in vars(shares).items() if indices}
     texts["calibration"] = load_windows(
@@ -202,6 +226,7 @@ def windows_made(texts: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """
     made = {"seq_len": texts["search"].shape[1]}
     numbers = {"search_windows": "search", "final_windows": "finalists", "curve_windows": "curves"}
+    numbers |= {"pool_windows": "pool", "watch_windows": "watch"}
     for name, purpose in {**numbers, "calibration_windows": "calibration", "test_windows": "test"}.items():
         if purpose in texts:
             made[name] = len(texts[purpose])

@@ -25,3 +25,25 @@ class WindowSettings(WindowLength):
     """further windows of search text for damage curves, if somebody looks at any; fewer where the text is short"""
     calibration_windows: int = 96
     """windows of calibration text that the criterion and the calibration see, or all there are if those are fewer"""
+
+    fresh_windows: bool = False
+    """draw the windows of every rollout anew from --pool-windows, instead of measuring on the same ones always; what
+    ranks candidates then is how much better they are than the start on the same windows"""
+    pool_windows: int = 64
+    """with --fresh-windows, further windows of search text to draw from, or all there are if those are fewer"""
+    patience: int | None = None
+    """stop once so many rollouts have gone by without a better mean of the policy on windows that it was not rewarded
+    for, and take the best mean; None searches to the end"""
+    watch_windows: int = 4
+    """with --patience, further windows of search text that the mean is measured on"""
+
+    @property
+    def windows_wanted(self) -> dict[str, int]:
+        """Windows of the search part of the text by purpose: all that are asked for."""
+        return {
+            "search": self.search_windows,
+            "finalists": self.final_windows,
+            "curves": self.curve_windows,
+            "pool": self.pool_windows if self.fresh_windows else 0,
+            "watch": 0 if self.patience is None else self.watch_windows,
+        }

@@ -14,7 +14,7 @@ from plain import plainly
 from tiny_runs import best_of, run_main, samples_of, settings
 
 from ffprune_env.search import worker_places as places
-from ffprune_env.search.workers import Question, Workers, _Worker
+from ffprune_env.search.workers import Question, Workers, WorkersVecEnv, _Worker
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -e '.[ray]'")
 
@@ -77,6 +77,33 @@ def test_the_number_of_workers_changes_nothing_nor_does_a_death(
     assert caplog.text.count("worker 0 died: it is replaced, and its candidate measured again") == 1
     assert not any(sample["collapsed"] for sample in killed[0])
     assert json.loads((tmp_path / "killed" / "manifest.json").read_text())["seed"] == 0
+
+
+def test_on_fresh_windows_workers_measure_the_start_beside_the_candidates(
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch
+):
+    asked, starts, results, ask, step = [], set(), {}, Workers.ask, WorkersVecEnv.step_wait
+    monkeypatch.setattr(
+        WorkersVecEnv, "step_wait", lambda self: starts.add(tuple(self.beside(0.2).tolist())) or step(self)
+    )
+    monkeypatch.setattr(Workers, "ask", lambda self, questions, *a: asked.append(questions) or ask(self, questions, *a))
+    for n in (1, 2):
+        flags = settings(tiny_folder, text_file, tmp_path / f"run{n}", workers=n, evaluations=8, init="ffn-only")
+        fresh = ["--fresh-windows", "--pool-windows", "6", "--patience", "1", "--watch-windows", "2", "--no-save-model"]
+        assert run_main(ppo_script, [*flags, *fresh, "--no-baselines"]) == 0
+        results[n] = samples_of(tmp_path / f"run{n}"), best_of(tmp_path / f"run{n}")
+    assert results[1] == results[2]
+    samples, _ = results[1]
+    noted = [json.loads(line)[:2] for line in (tmp_path / "run1" / "measured.jsonl").read_text().splitlines()]
+    rollouts = samples[:4], samples[4:]
+    (start,) = starts
+    assert len(asked) == 4
+    for rollout, questions in zip(rollouts, asked, strict=False):  # at once, each allocation once
+        kept = [question.kept for question in questions]
+        assert len(kept) == len(set(kept))
+        assert set(kept) == {tuple(sample["kept"]) for sample in rollout} | {start}
+        assert {question.n_samples for question in questions} == {tuple(sample["windows"]) for sample in rollout}
+        assert [list(start), rollout[0]["windows"]] in noted
 
 
 def test_answers_of_a_rollout_that_was_cut_off_are_kept(

@@ -14,7 +14,7 @@ from conftest import byte_tokenizer, load_script, tiny_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ffprune_env.texts.window_plan import load_planned_windows, plan_rows, ranges, share_out
+from ffprune_env.texts.window_plan import Shares, load_planned_windows, plan_rows, ranges, share_out
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import _text, load_test_windows
 
@@ -47,11 +47,40 @@ def test_windows_are_shared_out_and_none_twice(there, samples, final_samples, cu
 
 
 def test_a_short_text_costs_the_curves_first():
-    assert [len(x) for x in vars(share_out(22, 2, 8, 16)).values()] == [2, 8, 12]
-    assert [len(x) for x in vars(share_out(18, 2, 8, 16)).values()] == [2, 8, 8]
-    assert [len(x) for x in vars(share_out(12, 2, 8, 16)).values()] == [2, 5, 5]
-    assert [len(x) for x in vars(share_out(12, 2, 8)).values()] == [2, 8, 0]
+    assert [len(x) for x in vars(share_out(22, 2, 8, 16)).values()] == [2, 8, 12, 0, 0]
+    assert [len(x) for x in vars(share_out(18, 2, 8, 16)).values()] == [2, 8, 8, 0, 0]
+    assert [len(x) for x in vars(share_out(12, 2, 8, 16)).values()] == [2, 5, 5, 0, 0]
+    assert [len(x) for x in vars(share_out(12, 2, 8)).values()] == [2, 8, 0, 0, 0]
     assert share_out(4, 4).search == (0, 2, 1, 3)  # every prefix is spread over the text
+
+
+@given(st.integers(0, 150), numbers, st.integers(0, 20), st.integers(0, 20), st.integers(0, 80), st.integers(0, 6))
+@example(60, 2, 8, 16, 64, 4)
+def test_a_pool_takes_what_is_left_and_nothing_of_others(there, samples, finals, curves, pool, watch):
+    pool = max(pool, samples)
+    try:
+        shares = share_out(there, samples, finals, curves, pool, watch)
+    except ValueError as error:
+        assert there < 2 * samples + watch + min(finals, 1) + min(curves, 1)
+        assert f"{samples + watch} more to draw from and to watch the search on" in str(error)  # noqa: PT017
+        return
+    everyone = [i for share in vars(shares).values() for i in share]
+    assert len(set(everyone)) == len(everyone) == min(there, samples + finals + curves + pool + watch)
+    assert set(everyone) <= set(range(there))
+    assert (len(shares.search), len(shares.watch)) == (samples, watch)
+    assert samples <= len(shares.pool) <= pool
+    if len(shares.pool) > samples:  # it is the first to have less
+        assert (len(shares.finalists), len(shares.curves)) == (finals, curves)
+
+
+def test_who_draws_no_windows_anew_has_the_plan_of_before():
+    """Bit for bit: figures of before are figures of now."""
+    finalists, curves = (1, 12, 6, 17, 4, 15, 9, 20), (0, 2, 3, 7, 8, 10, 11, 13, 14, 18, 19, 21)
+    assert share_out(22, 2, 8, 16) == Shares((5, 16), finalists, curves)
+    asked = WindowSettings(128, calibration_windows=4)
+    assert asked.windows_wanted == {"search": 2, "finalists": 8, "curves": 16, "pool": 0, "watch": 0}
+    more = replace(asked, fresh_windows=True, patience=3)
+    assert more.windows_wanted == {"search": 2, "finalists": 8, "curves": 16, "pool": 64, "watch": 4}
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +98,9 @@ def counted(tmp_path_factory):
     final_windows=st.integers(0, 12),
     curve_windows=st.integers(0, 20),
     calibration_windows=st.integers(1, 60),
+    fresh_windows=st.booleans(),
+    pool_windows=st.integers(6, 30),
+    patience=st.one_of(st.none(), st.just(3)),
     test_windows=st.one_of(st.none(), st.integers(1, 12)),
 )
 def test_no_token_of_text_has_two_purposes(counted, seq_len, test_windows, **asked):

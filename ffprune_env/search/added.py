@@ -1,0 +1,85 @@
+"""What a search added to its start, and what that cost: one line at the end of a run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+#: What the scores that a search started from are called among its last candidates.
+START = "the start"
+#: Candidates that nobody has to search for.
+FREE = (START, "ffn-only")
+
+
+@dataclass(frozen=True)
+class Added:
+    """How much better the chosen answer is than the start, on windows that both were measured on.
+
+    The answer was chosen on these windows as the best of several, so its lead is a little optimistic: text that nobody
+    chose by, such as test text, shows somewhat less.
+
+    Attributes:
+        chosen: name of the answer; it may be the start itself.
+        nats: mean loss per token of the start minus that of the answer; 0 if that is the start.
+        windows: how many windows that is of: the first of those for finalists.
+        next_best: name of the second best, measured on as many windows as the best; None if there was no other.
+        next_nats: its mean loss per token minus that of the answer.
+    """
+
+    chosen: str
+    nats: float
+    windows: int
+    next_best: str | None = None
+    next_nats: float | None = None
+
+    @property
+    def percent(self) -> float:
+        """By how much the answer's perplexity is lower than the start's, in percent of it."""
+        return -100 * math.expm1(-self.nats)
+
+    def told(self, start: str, search_windows: int, seconds: float) -> str:
+        """The line.
+
+        Args:
+            start: what the start is, such as ``fisher-iterated``.
+            search_windows: windows of search text that the search measured.
+            seconds: wall time of the search.
+        """
+        on = f"on {self.windows} window{'s' if self.windows > 1 else ''}"
+        cost = f"it cost {search_windows} windows in {seconds:.0f} s"
+        size = f"{self.nats:.4f} nats per token ({self.percent:.2f} % of PPL)"
+        if self.chosen == START:
+            rival = ""
+            if self.next_best is not None and self.next_nats is not None:
+                rival = f": {self.next_best} comes next, {self.next_nats:+.4f} nats per token {on}"
+            return f"PPO added nothing to its start ({start}){rival}; {cost}"
+        if self.chosen in FREE:
+            return f"PPO added nothing: {self.chosen} is better than its start ({start}) by {size} {on}; {cost}"
+        return f"PPO added to its start ({start}): {self.chosen} is better by {size} {on}; {cost}"
+
+
+def compare(order: list[str], losses: Mapping[str, Mapping[int, float]]) -> Added:
+    """Compares the best of some candidates with the start.
+
+    Args:
+        order: names of those that were measured to the end, the best first.
+        losses: mean loss per token by name, of all candidates, and by the number of windows that it was measured on:
+            always the first of the same.
+    """
+    best = order[0]
+    common = max(losses[best].keys() & losses[START].keys())
+    most = max(losses[best])
+    second = order[1] if len(order) > 1 else None
+    return Added(
+        chosen=best,
+        nats=_difference(losses[START][common], losses[best][common]),
+        windows=common,
+        next_best=second,
+        next_nats=None if second is None else _difference(losses[second][most], losses[best][most]),
+    )
+
+
+def _difference(worse: float, better: float) -> float:
+    """Of losses that may both be infinite."""
+    return 0.0 if worse == better else worse - better
