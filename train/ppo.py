@@ -59,7 +59,6 @@ class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, EvaluatorSettings, Sear
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""
-        self.require_texts()
         EvaluatorSettings.require_allowed(self)
         SearchSettings.require_allowed(self)
         self.require_windows()
@@ -86,6 +85,7 @@ def main() -> int:
     start_logging(console)
     try:
         args = parse_settings(sys.argv[1:], Args, PRESETS, __doc__)
+        args.require_texts()
         args.require_allowed()
         run = open_run(args)
     except (ValueError, OSError) as error:
