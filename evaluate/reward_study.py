@@ -4,13 +4,15 @@
 
 Policies are taken from the samples of a run, at equal distances in the order of their measuring, and each is measured
 on 1, 2, 4, 8, ... windows of search text, by PPL_dense / PPL and by the divergence from the dense model, and on test
-text. The reward whose order on few windows is that of the test text is the better one to search by.
+text. The reward whose order on few windows is that of the test text is the better one to search by. It also says how
+much noise there is: what one window says of the difference between two policies that all windows do not.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,13 +25,14 @@ import tyro
 from rich.table import Table
 from scipy.stats import spearmanr
 
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
 from ffprune_env.cli.flag_groups import JsonFlags, TestedTextFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
-from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.loss import perplexity, window_losses
 from ffprune_env.lm.models import load_model
 from ffprune_env.run.config import evaluator_settings, warn_of_trust
 from ffprune_env.run.folder import RunFolder
@@ -70,15 +73,38 @@ def main() -> int:
             str(n), *(f"{spearmanr(measured[f'{kind} {n}'], measured['test'])[0]:.3f}" for kind in ("ppl", "kl"))
         )
     console.print(table)
+    signal, noise = signal_and_noise(np.array(measured["losses"]).reshape(-1, max(args.rewarded_on)))
+    console.print(f"samples differ by {signal:.3f} nats of ln PPL; what one window says of it is off by {noise:.3f}")
     return 0
 
 
+def signal_and_noise(losses: FloatArray) -> tuple[float, float]:
+    """Standard deviations, in nats, of what policies differ by, and of what one window adds to it.
+
+    That windows are harder or easier for all policies alike is neither.
+
+    Args:
+        losses: [policies, windows], at least two of both.
+    """
+    centred = losses - losses.mean(axis=0)
+    mean = centred.mean(axis=1)
+    n_policies, n_windows = losses.shape
+    noise = float(np.square(centred - mean[:, None]).sum()) / ((n_policies - 1) * (n_windows - 1))
+    signal = float(mean.var(ddof=1)) - noise / n_windows
+    return math.sqrt(max(signal, 0.0)), math.sqrt(noise)
+
+
 def measure(args: Args) -> dict[str, list[float]]:
-    """Perplexity and divergence of every policy on every number of windows, and perplexity on test text."""
+    """Perplexity and divergence of every policy on every number of windows, and perplexity on test text.
+
+    ``losses`` are those of every sample on every window, one sample after another.
+    """
     args.require_folder()
     args.require_windows()
     if not args.rewarded_on or min(args.rewarded_on) < 1:
         raise ValueError(f"--rewarded-on takes numbers from 1 on, got {' '.join(map(str, args.rewarded_on)) or 'none'}")
+    if max(args.rewarded_on) < 2:
+        raise ValueError("--rewarded-on needs a number above 1: of one window there is no telling what it is off by")
     run = RunFolder(args.studied)
     config = run.read_config()
     if not isinstance(config.get("sparsity"), float):
@@ -91,8 +117,11 @@ def measure(args: Args) -> dict[str, list[float]]:
     evaluator, test = load(args, run, config)
     references = reference_policies(config["sparsity"], evaluator)
     policies = [nearly[i] for i in chosen] + [references[name].kept for name in references if name != "dense"]
-    results: dict[str, list[float]] = {"test": []}
+    results: dict[str, list[float]] = {"test": [], "losses": []}
     for i, kept in enumerate(policies):
+        if i < len(chosen):
+            with evaluator.prunable.pruned(kept, evaluator.calibration if evaluator.calibrated else None) as model:
+                results["losses"] += window_losses(model, evaluator.windows, evaluator.batch_size).tolist()
         for n in args.rewarded_on:
             ppl, kl = evaluator.compare(kept, n)
             results.setdefault(f"ppl {n}", []).append(ppl / evaluator.dense(n))

@@ -309,7 +309,9 @@ def test_rewards_are_studied_on_the_policies_of_a_run(runs, other_text, monkeypa
     assert code == 0
     assert "6 policies" in out  # uniform and ffn-only, too
     measured = json.loads((tmp_path / "x.json").read_text())
+    assert len(measured.pop("losses")) == 4 * 3
     assert all(len(values) == 6 for values in measured.values())
+    assert "samples differ by" in " ".join(out.split())
     evaluator = ff.load_evaluator(
         str(yaml.safe_load((runs / "one" / "config.yaml").read_text())["model"]),
         yaml.safe_load((runs / "one" / "config.yaml").read_text())["text"],
@@ -327,6 +329,50 @@ def test_rewards_are_studied_on_the_policies_of_a_run(runs, other_text, monkeypa
     ppl, kl = evaluator.compare(ff.uniform(0.2, evaluator.units).kept, 3)
     assert measured["ppl 3"][4] == pytest.approx(ppl / evaluator.dense(3), rel=1e-5)
     assert measured["kl 3"][4] == pytest.approx(kl, rel=1e-4)
+
+
+def test_noise_is_what_one_window_says_and_others_do_not():
+    """Known deviations come out, however hard the windows are."""
+    study, rng = load_script("evaluate/reward_study.py"), np.random.default_rng(0)
+    truth, windows = rng.normal(3, 0.12, (400, 1)), rng.normal(0, 2, (1, 16))
+    signal, noise = study.signal_and_noise(truth + windows + rng.normal(0, 0.3, (400, 16)))
+    assert signal == pytest.approx(0.12, rel=0.1)
+    assert noise == pytest.approx(0.3, rel=0.05)
+    assert study.signal_and_noise(np.tile(windows, (400, 1)))[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--methods", "fisher"), "--methods takes searches"),
+        (("--sparsity", "0.9"), "--sparsity takes numbers between 0 and 0.8"),
+        (("--seeds", "0"), "--seeds"),
+    ],
+)
+def test_searches_are_studied_only_where_they_can_be(monkeypatch, capsys, words, said):
+    code, _, err = run_script("evaluate/search_study.py", monkeypatch, capsys, *words)
+    assert code == 2
+    assert said in err
+
+
+def test_searches_are_studied_on_invented_models(monkeypatch, capsys, tmp_path):
+    """More measurements find more of the gain, noise takes some of it, and one search answers several sparsities."""
+    shares = {}
+    for name, words in {
+        "one": ("--methods", "ppo", "cma-es", "--budgets", 64, 512),
+        "noisy": ("--methods", "ppo", "--budgets", 512, "--noise", 0.5),
+        "all": ("--methods", "policy", "--budgets", 256, "--sparsity", 0.2, 0.4, "--start", "none"),
+    }.items():
+        file = tmp_path / f"{name}.json"
+        flags = ("--layers", 6, "--seeds", 2, "--json", file)
+        assert run_script("evaluate/search_study.py", monkeypatch, capsys, *flags, *words)[0] == 0
+        for row in json.loads(file.read_text())["shares"]:
+            shares[name, row["method"], row["budget"]] = np.mean(row["shares"])
+    assert shares["one", "ppo", 512] > shares["one", "ppo", 64] > 0.3
+    assert 0.9 < shares["one", "ppo", 512] < 1
+    assert shares["one", "cma-es", 512] > 0.8
+    assert shares["noisy", "ppo", 512] < shares["one", "ppo", 512]
+    assert shares["all", "policy", 256] > 0.8
 
 
 def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
