@@ -42,10 +42,9 @@ from ffprune_env.lm.identity import (
 )
 from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
-from ffprune_env.run.config import evaluator_settings, read_config, warn_of_trust
+from ffprune_env.run.config import evaluator_settings, read_config, targets_of, warn_of_trust
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.results import PolicyResult, measure_policy, reference_policies
-from ffprune_env.search.settings import TargetSettings
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 from ffprune_env.texts.windows import NAMED_TEXTS
@@ -168,11 +167,7 @@ def warn_of_versions(paths: Sequence[Path]) -> None:
 
 def parts_of(path: Path, config: Mapping[str, Any]) -> dict[float, Path]:
     """The folders that hold what a run chose, by sparsity; ValueError for what no run has as its sparsity."""
-    asked = config.get("sparsity")
-    wanted: list[Any] = asked if isinstance(asked, list) else [asked]
-    if not wanted or not all(isinstance(target, float) for target in wanted):
-        raise ValueError(f"{path} is not a run: its sparsity is {asked!r}, not one number or several between 0 and 1")
-    targets = TargetSettings(sparsity=tuple(wanted)).targets
+    targets = targets_of(config, path).targets
     return {target: path if len(targets) == 1 else part_of(path, target) for target in targets}
 
 

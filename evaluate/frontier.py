@@ -1,7 +1,10 @@
 """Draws perplexity against the size of the file, over the sparsities of a run of train/ppo.py.
 
-python train/ppo.py --sparsity 0.1 0.2 0.3 0.4 --run runs/all
-python evaluate/frontier.py runs/all --image docs/frontier.png
+    python train/ppo.py --sparsity 0.1:0.5 --run runs/all
+    python evaluate/allocate.py runs/all --sparsity 0.25 --no-save-model
+    python evaluate/frontier.py runs/all --beside runs/alone --image docs/frontier.png
+
+Sparsities that evaluate/allocate.py was asked for are drawn as hollow marks.
 """
 
 from __future__ import annotations
@@ -26,7 +29,9 @@ class Args:
     """What to draw."""
 
     of: tyro.conf.Positional[Path]
-    """folder of a run, of one sparsity or better of several"""
+    """folder of a run, of one sparsity or better of several or a range"""
+    beside: tuple[Path, ...] = ()
+    """folders of searches for one sparsity alone, of the same model on the same test text, to draw as single marks"""
     image: Path = Path("frontier.png")
     """file to write the picture to: .png, .svg or .pdf"""
 
@@ -36,7 +41,7 @@ def main() -> int:
     args = read_flags(Args, __doc__)
     try:
         require_folder_of("--image", args.image)
-        points = frontier(args.of)
+        points = frontier(args.of, args.beside)
         settings = RunFolder(args.of).read_config()
         text = Path(settings.get("test_text") or settings["text"]).name
         frontier_plot(points, Path(settings["model"]).name, text).savefig(args.image, dpi=150)

@@ -24,6 +24,7 @@ from .pruning.saliency import collect_statistics as collect_statistics
 from .pruning.saliency import wanda_scores as wanda_scores
 from .pruning.sequential import SequentialCalibration as SequentialCalibration
 from .search.callbacks import ProgressiveSchedulingCallback as ProgressiveSchedulingCallback
+from .search.saved_policy import Policy as Policy
 from .search.schedule import ProgressiveSchedule as ProgressiveSchedule
 from .search.search import SearchResult as SearchResult
 from .search.search import search as search

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import ModelFlags, RunFlags, TextFlags, WorkerFlags
 from ffprune_env.cli.progress import showing_phases
@@ -31,6 +33,8 @@ from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
+from ffprune_env.run.frontier import frontier, frontier_plot
+from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.run.report import Report
 from ffprune_env.run.sample_log import DifferentSearchError
 from ffprune_env.run.session import RunSession
@@ -53,7 +57,8 @@ class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, EvaluatorSettings, Sear
     """Settings of a run; every field is a flag, most of them of the groups that scripts share."""
 
     save_model: bool = True
-    """write the pruned model to model/ in the folder of the run, and measure it as read back from there"""
+    """write the pruned model to model/ in the folder of the run, and measure it as read back from there; of a range of
+    sparsities none is written, evaluate/allocate.py writes that of any of them"""
     baselines: bool = True
     """measure uniform and ffn-only beside the chosen model, once that is written"""
 
@@ -99,7 +104,7 @@ def main() -> int:
             outcome = search(args, job)
             reports = report(args, job, outcome)
         console.print(phases.table())
-        return max(show(args, result) for result in reports)
+        return conclude(args, run, reports)
     except KeyboardInterrupt:
         say(f"interrupted at once; {kept}" if begun else "interrupted before the search began; nothing is lost")
         return 130
@@ -186,23 +191,47 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
             settings, dense = replace(args, sparsity=target), reports[0].dense if reports else None
             result = Report(run, job.evaluator, job.test_windows, outcome, settings, about, dense)
             result.measure_chosen()
-            if args.save_model:
+            if args.save_model and not isinstance(args.sparsity, SparsityRange):
                 result.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None)
             if args.baselines and args.preset != "quick":
                 result.measure_baselines()
             result.draw(asdict(settings))
             reports.append(result)
+    if len(reports) > 1:
+        drawn = frontier_plot(frontier(job.run.folder.path), Path(args.model).name, Path(args.tested_on).name)
+        job.run.folder.save_plot("frontier", drawn)
     return reports
 
 
+def conclude(args: Args, run: RunSession, reports: Sequence[Report]) -> int:
+    """Prints what a person reads at the end; returns 1 if a model is not there, or not the one that was measured."""
+    of_range = isinstance(args.sparsity, SparsityRange)
+    code = 0 if of_range else max(show(args, result) for result in reports)
+    if len(reports) > 1:
+        console.print(sparsities_table({result.target: result.results for result in reports}))
+    if of_range:
+        made, path = reports[0].outcome, run.folder.path
+        tell(
+            f"{len(made.samples)} evaluations in {made.seconds:.0f} s; files in {path}",
+            f"of a range no model is written; there is one for any sparsity in {args.sparsity}:",
+            f"write it:    ffprune allocate {path} --sparsity {args.targets[len(args.targets) // 2]:g}",
+        )
+    return code
+
+
 def show(args: Args, result: Report) -> int:
-    """Prints what a person reads at the end; returns 1 if the model is not there, or not the one that was measured."""
+    """Prints what a person reads of one sparsity; returns 1 if its model is not there, or not the one measured."""
     console.print(result.table())
     if args.preset == "quick":
         console.print("A quick look: little text, few evaluations and no baselines. For figures leave out --quick.")
-    for line in (result.summary(), *result.next_steps()):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+    tell(result.summary(), *result.next_steps())
     return 0 if result.failure is None else fail(result.failure, 1)
+
+
+def tell(*lines: str) -> None:
+    """Prints lines as they are, below a table."""
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

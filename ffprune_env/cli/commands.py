@@ -35,6 +35,7 @@ class Command:
 #: By name, in the order in which they are listed.
 COMMANDS = {
     "search": Command("train/ppo.py", "find how much of each layer to keep; write the pruned model"),
+    "allocate": Command("evaluate/allocate.py", "write the model of a search at a sparsity that was never trained"),
     "perplexity": Command("evaluate/perplexity.py", "perplexity of a dense or pruned model"),
     "zero-shot": Command("evaluate/zero_shot.py", "zero-shot accuracy of a dense or pruned model"),
     "latency": Command("evaluate/latency.py", "speed and memory of a pruned model beside the dense one"),

@@ -12,6 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.search.settings import TargetSettings
 
 T = TypeVar("T")
 
@@ -92,6 +93,28 @@ def evaluator_settings(config: Mapping[str, Any], where: Path) -> EvaluatorSetti
     settings = checked(EvaluatorSettings, {name: config[name] for name in names}, str(where))
     settings.require_allowed()
     return settings
+
+
+def targets_of(config: Mapping[str, Any], run: Path) -> TargetSettings:
+    """The sparsities that a run was asked for: one, several, or a range.
+
+    Args:
+        config: its settings, as :func:`read_config` gives them.
+        run: its folder, for the message.
+
+    Raises:
+        ValueError: there are none.
+    """
+    asked = config.get("sparsity")
+    try:
+        found = checked(TargetSettings, {"sparsity": asked}, str(run))
+        if found.targets and all(0 <= target < 1 for target in found.targets):
+            return found
+    except ValueError:
+        pass
+    raise ValueError(
+        f"{run} is not a run: its sparsity is {asked!r}, not one number or several between 0 and 1, nor a range of them"
+    )
 
 
 def checked(settings: type[T], values: Mapping[str, Any], where: str) -> T:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.results import label
-from ffprune_env.search.settings import SearchSettings
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: What is drawn, from the back to the front, and how: colours that the colour-blind can tell apart.
 _LINES = {"uniform": ("#999999", "s"), "ffn-only": ("#0072B2", "^"), "chosen": ("#D55E00", "o")}
+#: The name of what a search for one sparsity alone chose.
+ALONE = "one σ alone"
 _BYTES = {"torch.float32": 4, "torch.float64": 8}
 _SMALLEST_TYPE = 17  # points, on eight inches: legible at half the width of a phone
 
@@ -26,44 +28,67 @@ class Point:
     """A model that can be had.
 
     Attributes:
-        policy: ``dense``, ``uniform``, ``ffn-only`` or ``chosen``.
+        policy: ``dense``, ``uniform``, ``ffn-only``, ``chosen``, or of another run ``one σ alone``.
         sparsity: σ that was asked for; 0 for the dense model.
         size: of its weights, in MiB.
         test_ppl: of the model that is written: calibrated, if the run calibrates.
+        later: whether its sparsity is none that the run measured, but was asked for when it had ended.
     """
 
     policy: str
     sparsity: float
     size: float
     test_ppl: float
+    later: bool = False
 
 
-def frontier(run: Path) -> list[Point]:
-    """The models of a run, of all its sparsities.
+def frontier(run: Path, beside: Sequence[Path] = ()) -> list[Point]:
+    """The models of a run: of all its sparsities, of those that were asked for later, and of searches beside it.
 
     Args:
         run: its folder.
+        beside: folders of searches for one sparsity alone, of the same model on the same test text.
 
     Raises:
-        ValueError: the run is not one, or has not ended.
+        ValueError: a run is not one, or has not ended; or one beside it is of more sparsities, or of something else.
     """
     folder = RunFolder(run)
-    settings, manifest = folder.read_config(), folder.read_json("manifest.json") or {}
-    asked = settings.get("sparsity")
-    targets = SearchSettings(sparsity=tuple(asked) if isinstance(asked, list) else float(str(asked))).targets
-    each = _BYTES.get(str(manifest.get("dtype")), 2)
+    targets = targets_of(folder.read_config(), run).targets
+    files = {target: (run if len(targets) == 1 else part_of(run, target)) / "best.json" for target in targets}
+    parts = dict.fromkeys(files.values(), False)
+    parts |= {file: True for file in sorted(run.glob("s*/best.json")) if file not in parts}
     points: dict[tuple[str, float], Point] = {}
-    for target in targets:
-        file = (run if len(targets) == 1 else part_of(run, target)) / "best.json"
-        if not file.is_file():
-            raise ValueError(f"{run} has not ended: there is no {file}; go on with it by --resume {run}")
-        best = json.loads(file.read_text(encoding="utf-8"))
-        final: Mapping[str, Any] = best.get("calibration", best)
-        for policy in ("dense", *_LINES):
-            if policy in final:
-                at, found = (0.0 if policy == "dense" else target), final[policy]
-                points[policy, at] = Point(policy, at, found["params"] * each / 2**20, found["test_ppl"])
+    for file, later in parts.items():
+        for point in _points(file, folder, later):
+            points.setdefault((point.policy, point.sparsity), point)
+    for other in beside:
+        searched = RunFolder(other)
+        if len(targets_of(searched.read_config(), other).targets) > 1:
+            raise ValueError(f"{other} is not of a search for one sparsity: put runs beside it that are")
+        same = {name: searched.identity().get(name) for name in ("dtype", "config", "code", "weights", "test text")}
+        changed = [name for name, value in same.items() if folder.identity().get(name) != value]
+        if changed:
+            raise ValueError(f"{other} has another {changed[0]} than {run}: put runs beside it that have the same")
+        chosen = next(point for point in _points(other / "best.json", searched) if point.policy == "chosen")
+        points[str(other), chosen.sparsity] = replace(chosen, policy=ALONE)
     return list(points.values())
+
+
+def _points(file: Path, run: RunFolder, later: bool = False) -> list[Point]:
+    """The models that a ``best.json`` is about."""
+    if not file.is_file():
+        raise ValueError(f"{run.path} has not ended: there is no {file}; go on with it by --resume {run.path}")
+    best = json.loads(file.read_text(encoding="utf-8"))
+    manifest = run.read_json("manifest.json") or {}
+    each = _BYTES.get(str(manifest.get("dtype")), 2)
+    final: Mapping[str, Any] = best.get("calibration", best)
+    found = {policy: final[policy] for policy in ("dense", *_LINES) if policy in final}
+    return [
+        Point(policy, float(best["target_sparsity"]), x["params"] * each / 2**20, x["test_ppl"], later)
+        if policy != "dense"
+        else Point(policy, 0.0, x["params"] * each / 2**20, x["test_ppl"])
+        for policy, x in found.items()
+    ]
 
 
 def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
@@ -84,11 +109,26 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
         if not own:
             continue
         line = [dense, *own]
-        axes.plot([x.size for x in line], [x.test_ppl for x in line], color=colour, marker=marker, linewidth=3, ms=9)
+        axes.plot([x.size for x in line], [x.test_ppl for x in line], color=colour, linewidth=3)
+        for later in (False, True):
+            these = [point for point in own if point.later == later]
+            axes.plot(
+                [x.size for x in these], [x.test_ppl for x in these], color=colour, marker=marker, linestyle="", ms=9,
+                markerfacecolor="white" if later else colour, markeredgewidth=2,
+                label="asked for later" if later and these and policy == "chosen" else None,
+            )  # fmt: skip
         axes.annotate(
             label(policy), (own[-1].size, own[-1].test_ppl), color=colour, fontsize=_SMALLEST_TYPE + 2, weight="bold",
             xytext=(-10, 0), textcoords="offset points", ha="right", va="center",
         )  # fmt: skip
+    alone = [point for point in points if point.policy == ALONE]
+    if alone:
+        axes.plot(
+            [x.size for x in alone], [x.test_ppl for x in alone], color="#009E73", marker="*", linestyle="", ms=18,
+            label=f"a search for {ALONE}",
+        )  # fmt: skip
+    if not all(str(line.get_label()).startswith("_") for line in axes.get_lines()):
+        axes.legend(loc="upper right", fontsize=_SMALLEST_TYPE, frameon=False)
     axes.plot(dense.size, dense.test_ppl, marker="D", ms=12, color="black")
     axes.annotate(
         "dense", (dense.size, dense.test_ppl), fontsize=_SMALLEST_TYPE + 2, weight="bold",

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 _MARKERS = "os^Dv"
 
 
-def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, float], reward: Reward) -> Figure:
+def learning_curve_plot(
+    samples: Sequence[Sample], references: Mapping[str, float], reward: Reward, means: bool = True
+) -> Figure:
     """Reward of every evaluation with a running mean for each number of windows, and σ_t below it.
 
     Rewards on different windows do not compare, some of which are easy: they are never averaged.
@@ -28,6 +30,7 @@ def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, floa
         references: named rewards at the final sparsity on all windows, drawn as lines; not where windows were drawn
             anew, of which the plot has the reward in parts of the start's.
         reward: what a reward is, for the axis.
+        means: False leaves running means out, of samples at different sparsities, whose rewards do not compare.
     """
     from matplotlib.figure import Figure
 
@@ -39,8 +42,9 @@ def learning_curve_plot(samples: Sequence[Sample], references: Mapping[str, floa
         chosen = [i for i, sample in enumerate(samples) if sample.n_samples == n]
         rewards, on = [samples[i].merit for i in chosen], f"{n} window{'s' if n > 1 else ''}"
         top.plot(steps[chosen], rewards, ".", color=shade, alpha=0.35, label=f"evaluation on {on}")
-        means = _running_mean(rewards, window=max(1, len(samples) // 20))
-        top.plot(steps[chosen], means, color=shade, label=f"running mean of those on {on}")
+        if means:
+            running = _running_mean(rewards, window=max(1, len(samples) // 20))
+            top.plot(steps[chosen], running, color=shade, label=f"running mean of those on {on}")
     fresh = any(sample.start_reward is not None for sample in samples)
     references = {"the start": 1.0} if fresh else references
     for color, (name, value) in zip(("tab:green", "tab:red", "tab:purple"), references.items(), strict=False):

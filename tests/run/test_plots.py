@@ -44,3 +44,11 @@ def test_rewards_on_one_window_and_on_two_are_never_averaged():
 def test_of_one_number_of_windows_there_is_one_mean():
     lines = lines_of([make_sample(i, 0.4) for i in range(3)])
     assert lines["running mean of those on 1 window"] == pytest.approx(np.array([[1, 0.4], [2, 0.4], [3, 0.4]]))
+
+
+def test_rewards_at_different_sparsities_are_not_averaged():
+    samples = [make_sample(i, 0.5 + 0.1 * i) for i in range(4)]
+    for means in (True, False):
+        top = learning_curve_plot(samples, {}, "ppl", means=means).axes[0]
+        names = [str(line.get_label()) for line in top.get_lines()]
+        assert names == ["evaluation on 1 window", *(["running mean of those on 1 window"] if means else [])]

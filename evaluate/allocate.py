@@ -1,0 +1,221 @@
+"""Writes the model of a search at sparsities that it never trained, without another search.
+
+    python train/ppo.py --sparsity 0.1:0.5 --run runs/x
+    python evaluate/allocate.py runs/x --sparsity 0.27
+
+What a search has learnt is a function of σ. It is asked, and its answer is calibrated, measured and written as the run
+would have done it: with its settings, its model, its texts and its order of heads and channels. The model goes to
+s27/model in the folder of the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import torch
+import tyro
+from transformers import PreTrainedTokenizerBase
+
+from ffprune_env.budget.allocation import Allocation
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.flag_groups import ModelFlags, TextFlags, TrustFlags
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.progress import showing_phases
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.export.model_card import CardFacts
+from ffprune_env.export.writable import require_writable, require_writable_folder
+from ffprune_env.lm.devices import require_resident
+from ffprune_env.lm.identity import (
+    ChangedError,
+    identity_of_model,
+    identity_of_settings,
+    identity_of_texts,
+    identity_of_versions,
+    text_names,
+)
+from ffprune_env.run.answer_report import AnswerReport
+from ffprune_env.run.config import checked, targets_of, warn_of_trust
+from ffprune_env.run.folder import RunFolder, part_of
+from ffprune_env.run.over_sparsities import sparsities_table
+from ffprune_env.search.finalists import Answer
+from ffprune_env.search.saved_policy import Policy
+from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.window_plan import load_planned_windows
+
+logger = logging.getLogger("ffprune")
+console = wide_console()
+_ADVICE = "search it again"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(TrustFlags):
+    """What is asked of a run; every field is a flag."""
+
+    of: tyro.conf.Positional[Path]
+    """folder that train/ppo.py left"""
+    sparsity: tuple[float, ...]
+    """fractions of the prunable parameters to remove: what the policy knows, of a range any in it"""
+    out: Path | None = None
+    """folder to write to, new or empty, with a folder for each of several sparsities; None: s27/ and the like in the
+    folder of the run"""
+    save_model: bool = True
+    """write the pruned model to model/, and measure it as read back from there"""
+    baselines: bool = False
+    """measure uniform and ffn-only beside it; where the run has done so, they are measured in any case"""
+
+
+@dataclass(frozen=True)
+class RunSettings(ModelFlags, TextFlags, EvaluatorSettings):
+    """What a run loaded, and how it ranked, calibrated and measured."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked, checked as far as no model is needed."""
+
+    run: RunFolder
+    settings: RunSettings
+    policy: Policy
+    allocations: Mapping[float, Allocation]
+    folders: Mapping[float, Path]
+
+
+def main() -> int:
+    """Asks, measures, writes and prints; returns the exit code: 2 if it did not begin, 1 if it could not end."""
+    args = read_flags(Args, __doc__)
+    start_logging(console)
+    run = RunFolder(args.of)
+    begun = False
+    try:
+        run.reopen()
+        job = plan(args, run)
+        with showing_phases(console) as phases, ExitStack() as stack:
+            evaluator, tokenizer, test_windows = load(args, job)
+            begun = True
+            stack.enter_context(evaluator.sharing_dense_pass())
+            reports = report(args, job, evaluator, tokenizer, test_windows)
+        console.print(phases.table())
+        return show(reports)
+    except KeyboardInterrupt:
+        say("interrupted; what was measured is kept" if begun else "interrupted before anything was measured")
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:  # a full disk, no memory
+        return fail(error, 1 if begun else 2)
+    finally:
+        run.unlock()
+
+
+def plan(args: Args, run: RunFolder) -> Job:
+    """Everything that can be refused before a model is loaded is refused here."""
+    where, config = run.path / "config.yaml", run.read_config()
+    names = [field.name for field in fields(RunSettings)]
+    found = {name: config[name] for name in names if name in config and name != "trust_remote_code"}
+    if not args.trust_remote_code:
+        warn_of_trust(config, where)
+    settings = checked(RunSettings, {**found, "trust_remote_code": args.trust_remote_code}, str(where))
+    settings.require_allowed()
+    settings.require_texts()
+    asked = {field.name: getattr(settings, field.name) for field in fields(EvaluatorSettings)}
+    run.require_same(identity_of_settings(asked), advice=_ADVICE)
+    if args.save_model:
+        require_writable_folder(settings.model)
+    searched = targets_of(config, run.path)
+    policy = Policy.load(run.path)
+    wanted = sorted(set(args.sparsity))
+    if not wanted:
+        raise ValueError("which sparsities? give them with --sparsity")
+    allocations = {sparsity: policy.allocate(sparsity) for sparsity in wanted}
+    if args.out is None:
+        folders = {sparsity: part_of(run.path, sparsity) for sparsity in wanted}
+    else:
+        if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
+            raise ValueError(f"--out {args.out} is not an empty folder: choose another")
+        folders = {sparsity: args.out if len(wanted) == 1 else part_of(args.out, sparsity) for sparsity in wanted}
+    for sparsity in wanted if args.out is None and isinstance(searched.sparsity, float | tuple) else ():
+        if sparsity in searched.targets:
+            own = run.path if len(searched.targets) == 1 else folders[sparsity]
+            raise ValueError(
+                f"{run.path} was searched at sparsity {sparsity:g}, what it chose is in {own}: ask for another, or add "
+                f"--out for what its policy says"
+            )
+    return Job(run, settings, policy, allocations, folders)
+
+
+def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, torch.Tensor]:
+    """The evaluator of the run, its tokenizer and its test text; what has changed since is refused, in one line."""
+    run, settings = job.run, job.settings
+    dtype = run.dtype() if settings.dtype == "auto" else settings.dtype
+    try:
+        run.require_same(identity_of_versions(), advice="its policy is calibrated and measured by those of now")
+    except ChangedError as error:
+        logger.warning("%s", error)
+    model, tokenizer = replace(settings, dtype=dtype).load()
+    run.require_same(identity_of_model(model), settings.model, advice=_ADVICE)
+    if args.save_model:
+        require_resident(model, "--save-model")
+        require_writable(model)
+    test_windows = settings.load_test(model, tokenizer)
+    planned = load_planned_windows(model, tokenizer, settings.text, settings).texts
+    require_unseen(test_windows, *planned.values())
+    texts = {**planned, "test": test_windows}
+    names = text_names(settings.text, settings.test_text, texts)
+    run.require_same(identity_of_texts(texts), settings.model, names, _ADVICE)
+    evaluator = build_evaluator(model, tokenizer, settings.text, settings, run.require_order(model), planned)
+    job.policy.require_fits(evaluator.units, job.policy.meaning)
+    return evaluator, tokenizer, test_windows
+
+
+def report(
+    args: Args,
+    job: Job,
+    evaluator: LMEvaluator,
+    tokenizer: PreTrainedTokenizerBase,
+    test_windows: torch.Tensor,
+) -> list[AnswerReport]:
+    """Measures and writes what the policy says, sparsity after sparsity."""
+    settings = job.settings
+    about = {
+        "text": settings.text, "test_text": settings.tested_on, "ridge": settings.ridge,
+        "calibration_asked": settings.calibration, "allocated_by": str(job.run.path),
+    }  # fmt: skip
+    facts = CardFacts.of(settings.model, settings.tested_on, test_windows)
+    reports: list[AnswerReport] = []
+    for sparsity, allocation in job.allocations.items():
+        folder = RunFolder(job.folders[sparsity])
+        (folder.path / "plots").mkdir(parents=True, exist_ok=True)
+        compared = args.baselines or "uniform" in (folder.read_json("best.json") or {})
+        answer = Answer("the policy", job.policy.scores(sparsity), allocation)
+        dense = reports[0].dense if reports else None
+        result = AnswerReport(folder, evaluator, test_windows, sparsity, answer, about, dense)
+        result.measure_chosen()
+        if args.save_model:
+            result.write_model(tokenizer, facts, on_cpu=settings.device_map is not None)
+        if compared:
+            result.measure_baselines()
+        result.draw_retention()
+        reports.append(result)
+    return reports
+
+
+def show(reports: Sequence[AnswerReport]) -> int:
+    """Prints what a person reads; returns 1 if a model is not there, or not the one that was measured."""
+    code = 0
+    for result in reports:
+        console.print(result.table())
+        for line in (f"sparsity {result.target:g}; files in {result.run.path}", *result.next_steps()):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        code = max(code, 0 if result.failure is None else fail(result.failure, 1))
+    if len(reports) > 1:
+        console.print(sparsities_table({result.target: result.results for result in reports}))
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

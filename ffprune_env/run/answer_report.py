@@ -1,0 +1,143 @@
+"""What is reported of one answer: a sparsity, what to keep there, and the model that this makes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+
+from ffprune_env.budget.allocation import Allocation, whole
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.export.model_card import CardFacts
+from ffprune_env.run.folder import RunFolder
+from ffprune_env.run.plots import retention_plot
+from ffprune_env.run.results import (
+    Measured,
+    PolicyResult,
+    baselines,
+    best_policy,
+    label,
+    measure_policies,
+    results_table,
+)
+from ffprune_env.run.saved_model import write_and_measure
+from ffprune_env.search.finalists import Answer
+
+
+class AnswerReport:
+    """Measures policies and leaves files, one step after another; every step is kept as soon as it is made.
+
+    Args:
+        run: the folder of this sparsity.
+        evaluator: the model, its search text and its calibration.
+        test_windows: int64 [n, seq_len].
+        target: the sparsity that was asked for.
+        answer: what to keep.
+        about: what ``best.json`` tells beside the figures, such as the names of the texts.
+        dense: the dense model, if it was measured already, such as for another sparsity of the same run.
+
+    Attributes:
+        failure: one line that says what is wrong with the model that was written; None if nothing is.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        evaluator: LMEvaluator,
+        test_windows: torch.Tensor,
+        target: float,
+        answer: Answer,
+        about: Mapping[str, Any],
+        dense: PolicyResult | None = None,
+    ) -> None:
+        self.run, self.evaluator, self.test_windows = run, evaluator, test_windows
+        self.target, self.answer, self.about = target, answer, about
+        self.policies: dict[str, Allocation] = {}
+        known = {} if dense is None else {"dense": dense}
+        self.results = Measured(known, {}, evaluator.calibration_asked)
+        self.failure: str | None = None
+
+    def measure_chosen(self) -> None:
+        """Measures the dense model, if it was not, and the policy that was chosen, cut and calibrated."""
+        self._measure({"dense": whole(self.evaluator.units), "chosen": self.answer.allocation})
+
+    @property
+    def dense(self) -> PolicyResult:
+        """The dense model; measured with the policy that was chosen."""
+        return self.results.plain["dense"]
+
+    def write_model(self, tokenizer: PreTrainedTokenizerBase, facts: CardFacts, on_cpu: bool = False) -> None:
+        """Writes the chosen model to ``model/``, and measures what a user reads back from there.
+
+        Args:
+            tokenizer: goes beside it.
+            facts: for the model card, as far as they are no figures of this report.
+            on_cpu: read it back there.
+        """
+        chosen = self.results.final["chosen"]
+        facts = replace(
+            facts,
+            target_sparsity=self.target,
+            dense_ppl=self.dense.test_ppl,
+            pruned_ppl=chosen.test_ppl,
+            calibration_asked=self.results.asked,
+        )
+        folder, batch_size = self.run.path / "model", self.evaluator.batch_size
+        saved = write_and_measure(
+            self.evaluator, chosen, self.test_windows, folder, tokenizer, facts, batch_size, on_cpu
+        )
+        self.results, self.failure = replace(self.results, saved=saved.result), saved.failure
+        self._keep()
+
+    def measure_baselines(self) -> None:
+        """Measures what the chosen policy is compared with, as far as that reaches the sparsity."""
+        self._measure(baselines(self.target, self.evaluator.units))
+
+    @property
+    def pruned(self) -> dict[str, Allocation]:
+        """What was measured beside the dense model, by the name that people call it."""
+        return {label(name): policy for name, policy in self.policies.items() if name != "dense"}
+
+    def draw_retention(self) -> None:
+        """Leaves the plot of what every layer keeps."""
+        rates = {name: policy.rates for name, policy in self.pruned.items()}
+        self.run.save_plot("retention", retention_plot(self.evaluator.units, rates))
+
+    def table(self) -> Table:
+        """The table a person reads at the end."""
+        return results_table(self.results, self.evaluator.texts | {"test": self.test_windows})
+
+    def next_steps(self) -> list[str]:
+        """What can be done with the model, as commands and a line of Python; nothing if none was written."""
+        if self.results.saved is None or self.failure is not None:
+            return []
+        model, text = self.run.path / "model", self.about.get("test_text", "python-docs")
+        return [
+            f"measure it:  ffprune perplexity {model} --text {text} --split test",
+            f"time it:     ffprune latency {model}",
+            f"serve it:    ffprune export-gguf {model} {self.run.path / 'model.gguf'}",
+            f'load it:     model = ffprune_env.load_pruned("{model}")',
+        ]
+
+    def _measure(self, policies: Mapping[str, Allocation]) -> None:
+        self.policies |= policies
+        batch_size = self.evaluator.batch_size
+        self.results = measure_policies(self.evaluator, policies, self.test_windows, batch_size, self.results)
+        self._keep()
+
+    def _keep(self) -> None:
+        """Writes ``best.json``."""
+        texts = {**self.evaluator.texts, "test": self.test_windows}
+        about = {
+            "target_sparsity": self.target,
+            **self.about,
+            "seq_len": self.evaluator.windows.shape[1],
+            "test_seq_len": self.test_windows.shape[1],
+            "windows": {purpose: len(windows) for purpose, windows in texts.items()},
+        }
+        policies = best_policy(self.evaluator, self.results, self.answer.scores, self.answer.allocation)
+        self.run.write_json("best.json", about | policies)
