@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,9 @@ _LINES = {"uniform": ("#999999", "s"), "ffn-only": ("#0072B2", "^"), "chosen": (
 #: The name of what a search for one sparsity alone chose.
 ALONE = "one σ alone"
 _BYTES = {"torch.float32": 4, "torch.float64": 8}
+#: Perplexities of so many times the dense model's leave nothing to see of the others, unless they are on a log scale.
+_STEEP = 4
+_LEAST_APART = 0.07  # of names, as a part of the height
 _SMALLEST_TYPE = 17  # points, on eight inches: legible at half the width of a phone
 
 
@@ -100,10 +104,17 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
         text: what perplexity was measured on, for the axis.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     figure = Figure(figsize=(8, 6), layout="constrained", facecolor="white")
     axes = figure.subplots()
     dense = next(point for point in points if point.policy == "dense")
+    if max(point.test_ppl for point in points) > _STEEP * dense.test_ppl:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    ends: dict[str, Point] = {}
     for policy, (colour, marker) in _LINES.items():
         own = sorted((point for point in points if point.policy == policy), key=lambda point: point.sparsity)
         if not own:
@@ -117,10 +128,7 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
                 markerfacecolor="white" if later else colour, markeredgewidth=2,
                 label="asked for later" if later and these and policy == "chosen" else None,
             )  # fmt: skip
-        axes.annotate(
-            label(policy), (own[-1].size, own[-1].test_ppl), color=colour, fontsize=_SMALLEST_TYPE + 2, weight="bold",
-            xytext=(-10, 0), textcoords="offset points", ha="right", va="center",
-        )  # fmt: skip
+        ends[policy] = own[-1]
     alone = [point for point in points if point.policy == ALONE]
     if alone:
         axes.plot(
@@ -134,8 +142,16 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
         "dense", (dense.size, dense.test_ppl), fontsize=_SMALLEST_TYPE + 2, weight="bold",
         xytext=(-14, -14), textcoords="offset points", ha="right", va="center",
     )  # fmt: skip
-    low, high = axes.get_ylim()
-    axes.set_ylim(low - 0.05 * (high - low), high)
+    axes.margins(y=0.1)
+    axes.autoscale_view()
+    to_part = axes.transData + axes.transAxes.inverted()
+    heights = _apart([float(to_part.transform((end.size, end.test_ppl))[1]) for end in ends.values()])
+    for (policy, end), height in zip(ends.items(), heights, strict=True):
+        axes.annotate(
+            label(policy), (end.size, height), xycoords=axes.get_xaxis_transform(), color=_LINES[policy][0],
+            fontsize=_SMALLEST_TYPE + 2, weight="bold", xytext=(-10, 0), textcoords="offset points", ha="right",
+            va="center",
+        )  # fmt: skip
     left, right = axes.get_xlim()
     axes.set_xlim(left - 0.22 * (right - left), right)  # room for the names
     axes.set_title(f"{model}, pruned", fontsize=_SMALLEST_TYPE + 3)
@@ -145,3 +161,15 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Heights near those that were given, far enough apart that names there do not meet."""
+    found = list(heights)
+    order = sorted(range(len(found)), key=lambda i: found[i])
+    for _ in range(10 * len(found)):
+        for below, above in pairwise(order):
+            missing = _LEAST_APART - (found[above] - found[below])
+            if missing > 0:
+                found[below], found[above] = found[below] - missing / 2, found[above] + missing / 2
+    return found

@@ -68,7 +68,7 @@ class Report(AnswerReport):
             name: measure_reward(self.evaluator, policy.kept, settings.search_windows, settings.reward)[0]
             for name, policy in self.pruned.items()
         }
-        # Of a range no two rollouts are at one sparsity, and a lighter pruning always looks better; not beside the start.
+        # Of a range every rollout has its own sparsity, and a lighter pruning looks better, if not beside the start.
         comparable = self.outcome.schedule.span is None or settings.fresh_windows
         curve = learning_curve_plot(self.samples, rewards, settings.reward, means=comparable)
         self.run.save_plot("learning_curve", curve)

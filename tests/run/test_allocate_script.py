@@ -183,6 +183,12 @@ def test_the_frontier_shows_what_was_asked_for_later_and_searches_beside_it(own,
     (alone,) = (point for point in points if point.policy == ALONE)
     assert (alone.sparsity, alone.test_ppl) == (0.2, best_of(whole)["calibration"]["chosen"]["test_ppl"])
     axes = frontier_plot(points, "tiny", "words").axes[0]
+    names = {text.get_text(): text.xy[1] for text in axes.texts}
+    assert set(names) == {"dense", "uniform", "ffn-only", "searched"}
+    heights = sorted(height for name, height in names.items() if name != "dense")
+    assert heights[0] > -0.2
+    assert heights[-1] < 1.2
+    assert np.diff(heights).min() > 0.06
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [
         "asked for later",
         "a search for one σ alone",
