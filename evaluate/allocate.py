@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 import tyro
@@ -23,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import ModelFlags, TextFlags, TrustFlags
+from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, SearchedFlags, TextFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.evaluators.build import build_evaluator
@@ -46,6 +47,7 @@ from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.search.finalists import Answer
 from ffprune_env.search.saved_policy import Policy
+from ffprune_env.search.settings import SparsitySettings
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 
@@ -55,20 +57,12 @@ _ADVICE = "search it again"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(TrustFlags):
+class Args(SearchedFlags, SparsitySettings, AnswerFlags, TrustFlags):
     """What is asked of a run; every field is a flag."""
 
-    of: tyro.conf.Positional[Path]
-    """folder that train/ppo.py left"""
-    sparsity: tuple[float, ...]
-    """fractions of the prunable parameters to remove: what the policy knows, of a range any in it"""
-    out: Path | None = None
+    to: Annotated[Path | None, tyro.conf.arg(name="out")] = None
     """folder to write to, new or empty, with a folder for each of several sparsities; None: s27/ and the like in the
     folder of the run"""
-    save_model: bool = True
-    """write the pruned model to model/, and measure it as read back from there"""
-    baselines: bool = False
-    """measure uniform and ffn-only beside it; where the run has done so, they are measured in any case"""
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,8 @@ class Job:
 
 def main() -> int:
     """Asks, measures, writes and prints; returns the exit code: 2 if it did not begin, 1 if it could not end."""
-    args = read_flags(Args, __doc__)
+    # What to ask for must be said.
+    args = read_flags(Args, __doc__, default={"sparsity": tyro.MISSING, "baselines": False})
     start_logging(console)
     run = RunFolder(args.of)
     begun = False
@@ -128,17 +123,17 @@ def plan(args: Args, run: RunFolder) -> Job:
         require_writable_folder(settings.model)
     searched = targets_of(config, run.path)
     policy = Policy.load(run.path)
-    wanted = sorted(set(args.sparsity))
+    wanted = args.targets
     if not wanted:
         raise ValueError("which sparsities? give them with --sparsity")
     allocations = {sparsity: policy.allocate(sparsity) for sparsity in wanted}
-    if args.out is None:
+    if args.to is None:
         folders = {sparsity: part_of(run.path, sparsity) for sparsity in wanted}
     else:
-        if args.out.exists() and not (args.out.is_dir() and not any(args.out.iterdir())):
-            raise ValueError(f"--out {args.out} is not an empty folder: choose another")
-        folders = {sparsity: args.out if len(wanted) == 1 else part_of(args.out, sparsity) for sparsity in wanted}
-    for sparsity in wanted if args.out is None and isinstance(searched.sparsity, float | tuple) else ():
+        if args.to.exists() and not (args.to.is_dir() and not any(args.to.iterdir())):
+            raise ValueError(f"--out {args.to} is not an empty folder: choose another")
+        folders = {sparsity: args.to if len(wanted) == 1 else part_of(args.to, sparsity) for sparsity in wanted}
+    for sparsity in wanted if args.to is None and isinstance(searched.sparsity, float | tuple) else ():
         if sparsity in searched.targets:
             own = run.path if len(searched.targets) == 1 else folders[sparsity]
             raise ValueError(

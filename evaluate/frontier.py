@@ -13,10 +13,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
 from rich.table import Table
 
 from ffprune_env.cli.consoles import fail, wide_console
+from ffprune_env.cli.flag_groups import SearchedFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.run.folder import RunFolder
@@ -24,12 +24,10 @@ from ffprune_env.run.frontier import frontier, frontier_plot
 from ffprune_env.run.results import label
 
 
-@dataclass(frozen=True)
-class Args:
+@dataclass(frozen=True, kw_only=True)
+class Args(SearchedFlags):
     """What to draw."""
 
-    of: tyro.conf.Positional[Path]
-    """folder of a run, of one sparsity or better of several or a range"""
     beside: tuple[Path, ...] = ()
     """folders of searches for one sparsity alone, of the same model on the same test text, to draw as single marks"""
     image: Path = Path("frontier.png")

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import ModelFlags, RunFlags, TextFlags, WorkerFlags
+from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.settings import parse_settings
 from ffprune_env.evaluators.build import build_evaluator
@@ -53,14 +53,8 @@ console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, EvaluatorSettings, SearchSettings):
+class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, EvaluatorSettings, SearchSettings):
     """Settings of a run; every field is a flag, most of them of the groups that scripts share."""
-
-    save_model: bool = True
-    """write the pruned model to model/ in the folder of the run, and measure it as read back from there; of a range of
-    sparsities none is written, evaluate/allocate.py writes that of any of them"""
-    baselines: bool = True
-    """measure uniform and ffn-only beside the chosen model, once that is written"""
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""

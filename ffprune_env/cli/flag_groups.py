@@ -56,6 +56,25 @@ class PrunedFlags:
     """model/ of a run, or another folder that save_pruned wrote"""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchedFlags:
+    """A search that has ended, as the first word."""
+
+    of: tyro.conf.Positional[Path]
+    """folder that train/ppo.py left"""
+
+
+@dataclass(frozen=True)
+class AnswerFlags:
+    """What becomes of an answer."""
+
+    save_model: bool = True
+    """write the pruned model to model/ in the folder of the run, and measure it as read back from there; of a range of
+    sparsities train/ppo.py writes none, and evaluate/allocate.py that of any of them"""
+    baselines: bool = True
+    """measure uniform and ffn-only beside the chosen model, once that is written"""
+
+
 @dataclass(frozen=True)
 class DeviceFlags:
     """Where a model runs."""

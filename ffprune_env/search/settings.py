@@ -22,15 +22,12 @@ _LEARNED = 0.5
 
 
 @dataclass(frozen=True)
-class TargetSettings:
-    """What is to be found, and how long it may be searched for; the fields are flags, with their help."""
+class SparsitySettings:
+    """What is to be found; the field is a flag, with its help."""
 
     sparsity: Sparsity = 0.2
     """fraction of the prunable parameters to remove; of several, train/ppo.py trains one policy over all, in turns, and
     evaluate/compare.py compares the methods at each; of a range, as in 0.1:0.5, one policy for every sparsity in it"""
-    evaluations: int = 64
-    """candidates that a search measures, rounded up to whole rollouts; in a comparison, the budget of every search, in
-    measurements on all --search-windows: who measures on fewer windows makes more of them"""
 
     @property
     def targets(self) -> tuple[float, ...]:
@@ -43,6 +40,15 @@ class TargetSettings:
     def target(self) -> float:
         """The sparsity asked for, the highest if there are several."""
         return self.targets[-1]
+
+
+@dataclass(frozen=True)
+class TargetSettings(SparsitySettings):
+    """What is to be found, and how long it may be searched for; the fields are flags, with their help."""
+
+    evaluations: int = 64
+    """candidates that a search measures, rounded up to whole rollouts; in a comparison, the budget of every search, in
+    measurements on all --search-windows: who measures on fewer windows makes more of them"""
 
 
 @dataclass(frozen=True)
