@@ -28,7 +28,7 @@ from rich.markup import escape
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import ModelFlags, QuestionFlags, RepeatFlags, TextFlags
+from ffprune_env.cli.flag_groups import ContestFlags, ModelFlags, QuestionFlags, RepeatFlags, TextFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.comparison.cells import Cell, ComparisonFolder
 from ffprune_env.comparison.contest import (
@@ -59,7 +59,6 @@ from ffprune_env.lm.identity import (
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.pruning.stored_order import ORDER, order_as_json
 from ffprune_env.run.provenance import machine_facts, provenance
-from ffprune_env.search.problem import StartName
 from ffprune_env.search.settings import TargetSettings
 from ffprune_env.texts.window_plan import counts, windows_made
 
@@ -68,15 +67,11 @@ console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags, QuestionFlags):
+class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags, ContestFlags, QuestionFlags):
     """Settings of a comparison; every field is a flag, most of them of the groups that scripts share."""
 
     out: Path = Path("runs/comparison")
     """folder of cells and reports; one folder, one model and one set of texts"""
-    methods: tuple[str, ...] = ()
-    """which methods, by name; none stands for all"""
-    start: StartName = "own"
-    """where searches start: own (each where it says itself), none (at equal rates) or ffn-only"""
     ablation: bool = False
     """compare ppo with itself instead, one part changed at a time; its reports are called ablation"""
     zero_shot: bool = False

@@ -23,7 +23,7 @@ from rich.table import Table
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
-from ffprune_env.cli.flag_groups import ModelFlags, OneTextFlags, RepeatFlags
+from ffprune_env.cli.flag_groups import ModelFlags, NoiseFlags, OneTextFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
@@ -61,7 +61,7 @@ CHANGES: tuple[dict[str, Any], ...] = (
 
 
 @dataclass(frozen=True)
-class Args(ModelFlags, OneTextFlags, EvaluatorSettings, TargetSettings, RepeatFlags):
+class Args(ModelFlags, OneTextFlags, EvaluatorSettings, TargetSettings, RepeatFlags, NoiseFlags):
     """Settings of the study; every field is a flag."""
 
     curves: Path = Path("runs/curves.npz")
@@ -69,8 +69,6 @@ class Args(ModelFlags, OneTextFlags, EvaluatorSettings, TargetSettings, RepeatFl
     inits: tuple[str, ...] = ("ffn-only",)
     """starts; fisher would be the optimum of its own curves, and from none a short search ends with ffn-only, which is
     always a finalist"""
-    noise: float = 0.0
-    """standard deviation of what a window says of ln PPL, in nats"""
 
 
 DEFAULTS = {"sparsity": 0.3, "evaluations": 128, "seeds": 20}

@@ -15,7 +15,6 @@ import logging
 import statistics
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.progress import track
 from rich.table import Table
@@ -23,15 +22,13 @@ from rich.table import Table
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.even import uniform
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
-from ffprune_env.cli.flag_groups import JsonFlags
+from ffprune_env.cli.flag_groups import ContestFlags, JsonFlags, NoiseFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
-from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.lm.ranges import require_in_range
-from ffprune_env.lm.replacing import replacing
 from ffprune_env.methods.registry import METHODS, Method
-from ffprune_env.run.strict_json import strict_json
-from ffprune_env.search.problem import Problem, StartName
+from ffprune_env.search.problem import Problem
+from ffprune_env.search.settings import SparsitySettings
 from ffprune_env.search.starts.fisher import least_damage
 
 console = wide_console()
@@ -39,70 +36,66 @@ _FINAL_WINDOWS = 8
 
 
 @dataclass(frozen=True)
-class Args(JsonFlags):
-    """Settings of the study; every field is a flag."""
+class Args(SparsitySettings, RepeatFlags, ContestFlags, NoiseFlags, JsonFlags):
+    """Settings of the study; every field is a flag, most of them of the groups that scripts share."""
 
-    methods: tuple[str, ...] = ("random", "evolution", "evopress", "cma-es", "ppo")
-    """searches, by the names of evaluate/compare.py"""
-    sparsity: tuple[float, ...] = (0.3,)
-    """fraction of the parameters to remove; of several the mean is printed"""
     budgets: tuple[int, ...] = (96, 256, 1024, 4096)
     """measurements on all windows, in all: shared out among the sparsities"""
-    seeds: int = 3
-    """invented models, each searched once"""
     first_seed: int = 0
-    """of the first of them"""
+    """of the first invented model; there is one for every seed"""
     layers: int = 30
     """decoder layers of an invented model"""
-    start: StartName = "ffn-only"
-    """where searches begin: none (uniform) or ffn-only; own is where each says itself"""
-    noise: float = 0.0
-    """standard deviation of what a window says of ln PPL, in nats"""
-    windows: int | None = None
+    each_on: int | None = None
     """windows per measurement; None takes 1 without noise and 2 with it"""
 
     def require_allowed(self) -> None:
         """Raises ValueError for what cannot be studied."""
+        searches = [name for name, method in METHODS.items() if method.searches]
         for name in self.methods:
-            if name not in METHODS or not METHODS[name].searches:
-                allowed = ", ".join(name for name, method in METHODS.items() if method.searches)
-                raise ValueError(f"--methods takes searches, {allowed}, got {name!r}")
-        for flag, value in (("--seeds", self.seeds), ("--layers", self.layers), ("--windows", self.n_windows)):
+            if name not in searches:
+                raise ValueError(f"--methods takes searches, {', '.join(searches)}, got {name!r}")
+        for flag, value in (("--seeds", self.seeds), ("--layers", self.layers), ("--each-on", self.n_windows)):
             require_in_range(flag, value, 1)
         for budget in self.budgets:
             require_in_range("--budgets", budget, 1)
-        if not self.sparsity or not all(0 < x < 0.8 for x in self.sparsity):
-            raise ValueError("--sparsity takes numbers between 0 and 0.8")
+        if not self.targets or not all(0 < x < 0.8 for x in self.targets):
+            raise ValueError("--sparsity takes numbers between 0 and 0.8 here")
+
+    @property
+    def studied(self) -> tuple[str, ...]:
+        """The methods: those asked for, or all searches; of one sparsity `policy` is no other than `ppo`."""
+        every = (name for name, method in METHODS.items() if method.searches)
+        return self.methods or tuple(name for name in every if name != "policy" or len(self.targets) > 1)
 
     @property
     def n_windows(self) -> int:
         """Windows per measurement."""
-        return self.windows or (2 if self.noise else 1)
+        return self.each_on or (2 if self.noise else 1)
+
+
+DEFAULTS = {"sparsity": 0.3, "seeds": 3, "start": "ffn-only"}
 
 
 def main() -> int:
     """Runs the study; returns the exit code."""
-    args = read_flags(Args, __doc__)
+    args = read_flags(Args, __doc__, default=DEFAULTS)
     start_logging(console, logging.ERROR)
     try:
         args.require_allowed()
-        require_folder_of("--json", args.json)
-        rows = [(name, budget) for budget in args.budgets for name in args.methods]
+        args.require_folder()
+        rows = [(name, budget) for budget in args.budgets for name in args.studied]
         shares = {row: share_of_gain(args, *row) for row in track(rows, console=console)}
-        if args.json is not None:
-            found = [{"method": name, "budget": budget, "shares": x} for (name, budget), x in shares.items()]
-            with replacing(Path(args.json)) as scratch:
-                scratch.write_text(strict_json({"shares": found}), encoding="utf-8")
+        args.write_json({"shares": [{"method": name, "budget": n, "shares": x} for (name, n), x in shares.items()]})
     except (ValueError, OSError) as error:
         return fail(error, 2)
     noise = f"noise {args.noise:g} nats per window, {args.n_windows} windows" if args.noise else "no noise"
-    at = ", ".join(f"{x:g}" for x in args.sparsity)
+    at = ", ".join(f"{x:g}" for x in args.targets)
     table = Table(title=f"share of the possible gain, σ = {at}, from {args.start}, {args.seeds} seeds, {noise}")
     table.add_column("measurements")
-    for name in args.methods:
+    for name in args.studied:
         table.add_column(name, justify="right")
     for budget in args.budgets:
-        means = {name: statistics.mean(shares[name, budget]) for name in args.methods}
+        means = {name: statistics.mean(shares[name, budget]) for name in args.studied}
         best = max(means.values())
         cells = (f"[bold]{x:.2f}[/bold]" if x == best else f"{x:.2f}" for x in means.values())
         table.add_row(str(budget), *cells)
@@ -136,16 +129,16 @@ def answers(args: Args, method: Method, budget: int, seed: int) -> dict[float, I
     if method.answer_all is not None:
         problem = Problem.of(
             invented(args, seed),
-            max(args.sparsity),
+            max(args.targets),
             evaluations=budget,
             seed=seed,
-            targets=args.sparsity,
+            targets=args.targets,
             init=args.start,
         )
         return {at: found.allocation.kept for at, found in method.answer_all(problem).items()}
     kept = {}
-    for sparsity in args.sparsity:
-        each = budget // len(args.sparsity)
+    for sparsity in args.targets:
+        each = budget // len(args.targets)
         problem = Problem.of(invented(args, seed), sparsity, evaluations=each, seed=seed, init=args.start)
         kept[sparsity] = method.answer(problem).kept
     return kept

@@ -62,5 +62,8 @@ def parse_sparsity(words: Sequence[str]) -> Sparsity:
     """
     if len(words) == 1 and ":" in words[0]:
         return SparsityRange.parse(words[0])
-    found = tuple(float(word) for word in words)
+    try:
+        found = tuple(float(word) for word in words)
+    except ValueError as error:
+        raise ValueError(f"a number, several, or low:high, got {' '.join(words)!r}") from error
     return found[0] if len(found) == 1 else found

@@ -49,6 +49,7 @@ COMMANDS = {
     "families": Command("evaluate/families.py", "which model families can be measured, pruned and written"),
     "reward-study": Command("evaluate/reward_study.py", "how well a reward on little text ranks policies"),
     "preset-study": Command("evaluate/preset_study.py", "which settings of the search work"),
+    "search-study": Command("evaluate/search_study.py", "searches against each other where the best answer is known"),
 }
 
 

@@ -22,6 +22,7 @@ from ffprune_env.lm.replacing import replacing
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.presets import Preset
+from ffprune_env.search.problem import StartName
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 from ffprune_env.texts.window_settings import WindowLength, WindowSettings
@@ -224,6 +225,25 @@ class RepeatFlags:
 
     seeds: int = 1
     """how many times each search is run, with seeds 0, 1, ..."""
+
+
+@dataclass(frozen=True)
+class ContestFlags:
+    """Who is compared, and from where."""
+
+    methods: tuple[str, ...] = ()
+    """which methods, by name; none stands for all"""
+    start: StartName = "own"
+    """where every search that takes a start begins: own (where each says itself), none (uniform, which equal scores
+    stand for) or ffn-only"""
+
+
+@dataclass(frozen=True)
+class NoiseFlags:
+    """How well invented models can be measured."""
+
+    noise: float = 0.0
+    """standard deviation of what a window says of ln PPL, in nats"""
 
 
 @dataclass(frozen=True)

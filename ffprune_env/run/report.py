@@ -53,8 +53,7 @@ class Report(AnswerReport):
             "search_cost_windows": outcome.windows,
         }
         if answer.added is not None:
-            start = {"start": outcome.start, "percent": answer.added.percent}
-            made["added_to_start"] = asdict(answer.added) | start
+            made["added_to_start"] = asdict(answer.added) | {"percent": answer.added.percent}
         super().__init__(run, evaluator, test_windows, settings.target, answer, {**about, **made}, dense)
 
     def draw(self, hyperparameters: Mapping[str, Any]) -> None:

@@ -43,7 +43,7 @@ def test_the_paper_preset_is_the_papers(ppo_script):
     ("arguments", "says"),
     [
         (["--sparsty", "0.3"], "error: unrecognized options: --sparsty, 0.3; perhaps --sparsity; "),
-        (["--sparsity", "much"], "error: --sparsity: no type matching FLOAT.* from \\['much'\\]; "),
+        (["--sparsity", "much"], "error: --sparsity: a number, several, or low:high, got 'much'; "),
         (["--mapping", "middle"], "error: invalid choice 'middle' for argument '--mapping'.*'greedy', 'waterfill'.*; "),
         (["--preset", "none"], "error: invalid choice 'none' for argument '--preset'.*'default', 'quick', 'paper'.*; "),
         (["--search-windows"], "error: missing value for argument '--search-windows'"),
