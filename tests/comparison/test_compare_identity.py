@@ -98,7 +98,7 @@ def test_a_cell_of_another_folder_or_other_defaults_is_refused_by_name(compare, 
     assert compare("--methods", "ppo")[0] == 0
     file = compare.out / "cells" / "ppo-s20-seed0.json"
     cell = json.loads(file.read_text())
-    assert cell["settings"]["learning_rate"] == 1e-3
+    assert cell["settings"]["clip_range"] == 0.2
     other = cell | {"identity": cell["identity"] | {"weights": "others"}}
     file.write_text(json.dumps(other))
     code, out, err = compare("--methods", "ppo")
@@ -107,13 +107,13 @@ def test_a_cell_of_another_folder_or_other_defaults_is_refused_by_name(compare, 
     assert re.search(r"the weights have changed since .*/ppo-s20-seed0.json was measured: remove", line)
     assert "PPL" not in out
     file.write_text(json.dumps(cell))
-    settings = SearchSettings(learning_rate=3e-4)
+    settings = SearchSettings(clip_range=0.3)
     with monkeypatch.context() as patch:
         patch.setitem(ANSWERING, "ppo", Method(partial(ppo, settings=settings), searches=True))
         code, out, err = compare("--methods", "ppo")
     assert code == 2
     (line,) = err.splitlines()
-    assert "ppo-s20-seed0.json was measured with learning_rate 0.001, not 0.0003: remove it" in line
+    assert "ppo-s20-seed0.json was measured with clip_range 0.2, not 0.3: remove it" in line
     assert "PPL" not in out
     assert json.loads(file.read_text()) == cell
 
