@@ -12,12 +12,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The whole way in two minutes: the cheapest ranking, little text, and a start of two steps.
     "quick": {
         "criterion": "wanda",
-        "evaluations": 24,
+        "evaluations": 16,
         "search_windows": 1,
-        "final_windows": 4,
+        "final_windows": 2,
         "curve_windows": 8,
         "init_steps": 2,
-        "calibration_windows": 16,
+        "calibration_windows": 12,
     },
     "paper": {
         "calibration": "ridge",
