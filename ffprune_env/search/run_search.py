@@ -140,24 +140,49 @@ def run_search(
     if fresh is not None:
         windows += told_beside(samples, beside.spent)
     windows += sum(patience.spent for patience in watching)
-    knots = scores.everywhere
-    means = {at: mean_scores(policy, at, settings.action_scale) for at in knots}
-    answers, table = {}, means
-    if isinstance(settings.sparsity, SparsityRange):
-        with phase("finalists", f"functions of sparsity from {settings.sparsity}"):
-            functions = functions_of(settings, units, knots, means, simple)
-            at_targets = {name: {at: x[at] for at in settings.targets} for name, x in functions.items()}
-            answers = choose_everywhere(settings, units, at_targets, evaluator.measure_final, start.unseen)
-            table = functions[answers[settings.target].name]
-    else:
-        for target, archive in archives.items():
-            of_target = replace(settings, sparsity=target)
-            made = sum(schedule.target(sample.step) == target for sample in samples)
-            with phase("finalists", f"best of {made} samples at sparsity {target:g}"):
-                final = candidates(of_target, units, scores.targets[target], means[target], archive, simple)
-                answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
+    means = {at: mean_scores(policy, at, settings.action_scale) for at in scores.everywhere}
+    answers, table = last_look(settings, evaluator, start, scores, means, archives, simple)
     windows += sum(answer.spent for answer in answers.values())
     return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds, start.name, windows)
+
+
+def last_look(
+    settings: SearchSettings,
+    evaluator: SearchEvaluator,
+    start: Start,
+    scores: StartScores,
+    means: Mapping[float, FloatArray],
+    archives: Mapping[float, Archive],
+    simple: bool,
+) -> tuple[dict[float, Answer], Mapping[float, FloatArray]]:
+    """Chooses what is the best at every target, or over a range.
+
+    Args:
+        settings: of the search.
+        evaluator: measures.
+        start: what the search started from.
+        scores: what that gave.
+        means: [N] scores of the policy's mean, by sparsity.
+        archives: the best samples, by target.
+        simple: whether `ffn-only` is among the candidates.
+
+    Returns:
+        The answers by target, and [N] scores by sparsity for all others.
+    """
+    units = evaluator.units
+    if isinstance(settings.sparsity, SparsityRange):
+        with phase("finalists", f"functions of sparsity from {settings.sparsity}"):
+            functions = functions_of(settings, units, scores.everywhere, means, simple)
+            at_targets = {name: {at: x[at] for at in settings.targets} for name, x in functions.items()}
+            chosen = choose_everywhere(settings, units, at_targets, evaluator.measure_final, start.unseen)
+        return chosen, functions[chosen[settings.target].name]
+    answers = {}
+    for target, archive in archives.items():
+        of_target = replace(settings, sparsity=target)
+        with phase("finalists", f"best of {archive.seen} samples at sparsity {target:g}"):
+            final = candidates(of_target, units, scores.targets[target], means[target], archive, simple)
+            answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
+    return answers, means
 
 
 def learned(settings: SearchSettings, units: Sequence[PruneUnit], table: Mapping[float, FloatArray]) -> Policy:

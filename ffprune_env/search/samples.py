@@ -72,15 +72,19 @@ class Archive:
         final_sparsity: S_final.
         size: samples kept; each differs from the others in ``kept``.
         nearly: fraction of S_final from which rewards count as comparable.
+
+    Attributes:
+        seen: samples that it was given.
     """
 
     def __init__(self, final_sparsity: float, size: int = 8, nearly: float = 0.95) -> None:
-        self.size = size
+        self.size, self.seen = size, 0
         self._comparable = (final_sparsity * nearly, final_sparsity * (1 + 1e-6))
         self._samples: dict[bytes, Sample] = {}
 
     def __call__(self, sample: Sample) -> None:
         """Adds a sample, and drops the worst if there are too many."""
+        self.seen += 1
         key = sample.kept.tobytes()
         if key in self._samples and self._rank(self._samples[key]) > self._rank(sample):
             return

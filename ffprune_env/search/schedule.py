@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ffprune_env.budget.halving import halving
+
 _PAPER_STEPS = 1000
 
 
@@ -84,7 +86,7 @@ class ProgressiveSchedule:
         """The sparsity that σ_t is on its way to."""
         if self.span is not None:
             low, high = self.span
-            return low + (high - low) * _halves(int(t) // self.turn)
+            return low + (high - low) * halving(int(t) // self.turn + 1)
         return self.targets[int(t) // self.turn % len(self.targets)] if self.targets else self.final_sparsity
 
     def counts_for(self, t: float) -> float:
@@ -96,9 +98,3 @@ class ProgressiveSchedule:
         """n_t = max(1, round(N_max · α(t))) windows (Eq. 5), at the step t that the turn begins with."""
         begun = t - t % self.turn if self.turn > 1 else t
         return max(1, round(self.max_samples * self.alpha(begun))) if self.ramp_samples else self.max_samples
-
-
-def _halves(i: int) -> float:
-    """The i-th of numbers in (0, 1) that are spread evenly however many there are: 1/2, 1/4, 3/4, 1/8, 5/8, ..."""
-    bits = f"{i + 1:b}"
-    return int(bits[::-1], 2) / (1 << len(bits))

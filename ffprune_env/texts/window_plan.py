@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ffprune_env.budget.halving import halving
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import load_windows
 
@@ -246,9 +247,4 @@ def _spread(free: list[int], n: int) -> list[int]:
 
 def _far_apart_first(indices: list[int]) -> tuple[int, ...]:
     """The indices in an order in which every prefix is spread over the whole (van der Corput)."""
-    return tuple(indices[i] for i in sorted(range(len(indices)), key=_halving))
-
-
-def _halving(i: int) -> int:
-    """Sorts 0, 1, 2, ... as wanted above: the bits of i reversed."""
-    return int(f"{i:032b}"[::-1], 2)
+    return tuple(indices[i] for i in sorted(range(len(indices)), key=halving))
