@@ -58,12 +58,11 @@ def test_a_short_text_costs_the_curves_first():
 @example(60, 2, 8, 16, 64, 4)
 def test_a_pool_takes_what_is_left_and_nothing_of_others(there, samples, finals, curves, pool, watch):
     pool = max(pool, samples)
-    try:
-        shares = share_out(there, samples, finals, curves, pool, watch)
-    except ValueError as error:
-        assert there < 2 * samples + watch + min(finals, 1) + min(curves, 1)
-        assert f"{samples + watch} more to draw from and to watch the search on" in str(error)  # noqa: PT017
+    if there < 2 * samples + watch + min(finals, 1) + min(curves, 1):
+        with pytest.raises(ValueError, match=f"{samples + watch} more to draw from and to watch the search on"):
+            share_out(there, samples, finals, curves, pool, watch)
         return
+    shares = share_out(there, samples, finals, curves, pool, watch)
     everyone = [i for share in vars(shares).values() for i in share]
     assert len(set(everyone)) == len(everyone) == min(there, samples + finals + curves + pool + watch)
     assert set(everyone) <= set(range(there))
