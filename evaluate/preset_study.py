@@ -50,7 +50,6 @@ CHANGES: tuple[dict[str, Any], ...] = (
     {"n_epochs": 4},
     {"log_std_init": -1.5},
     {"log_std_init": -3.0},
-    {"learn_std": True},
     {"normalize_advantage": False},
     {"ramp_sparsity": True},
     {"ramp_windows": False},

@@ -169,8 +169,7 @@ def search(args: Args, job: Job) -> Outcome:
         done = f"stopped after {len(outcome.samples)} of {args.total} evaluations"
         logger.warning("Ctrl-C: %s; --resume %s makes the others", done, folder.path)
     outcome = replace(outcome, seconds=log.seconds + outcome.seconds)
-    for line in outcome.told():
-        logger.info("%s", line)
+    logger.info("%s", outcome.told())
     return outcome
 
 

@@ -50,6 +50,8 @@ def named_methods(names: Sequence[str], ablation: bool, sparsities: Sequence[flo
 def plan(methods: Sequence[str], sparsities: Sequence[float], seeds: int) -> Iterator[Key]:
     """All cells: what needs no search first, then seed after seed, so that a stopped comparison is still a fair one.
 
+    What one search answers is measured in a row: it would be lost with the process.
+
     Args:
         methods: their names, as :func:`named_methods` gives them.
         sparsities: σ, each once.
@@ -59,8 +61,11 @@ def plan(methods: Sequence[str], sparsities: Sequence[float], seeds: int) -> Ite
     for sparsity in sparsities:
         yield from (Key(name, sparsity, None) for name in methods if name not in searching)
     for seed in range(seeds):
+        for name in searching:
+            if ANSWERING[name].answer_all:
+                yield from (Key(name, sparsity, seed) for sparsity in sparsities)
         for sparsity in sparsities:
-            yield from (Key(name, sparsity, seed) for name in searching)
+            yield from (Key(name, sparsity, seed) for name in searching if not ANSWERING[name].answer_all)
 
 
 def read_cell(folder: ComparisonFolder, key: Key, sparsities: Sequence[float]) -> Cell | None:

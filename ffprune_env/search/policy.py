@@ -1,7 +1,8 @@
 """The policy of a search: Stable-Baselines3's PPO, over the environment that the settings describe.
 
 Its mean is start(σ) + b + c · u, where u is the place of σ in its range: what the start knows at every σ, and what was
-learned, which goes to all σ at once. That is one linear layer over :class:`SparsityFeatures`.
+learned, which goes to all σ at once. That is one linear layer over :class:`SparsityFeatures`. All units share one
+deviation, which is learned too: :class:`OneDeviation`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from ffprune_env.budget.arrays import FloatArray
@@ -65,6 +68,21 @@ class SparsityFeatures(BaseFeaturesExtractor):
         return torch.cat([slope, tents], 1)
 
 
+class OneDeviation(ActorCriticPolicy):
+    """A policy whose actions have one deviation for all units, as a parameter of one number.
+
+    What a rollout says of the deviation of one unit is mostly noise; of all together it says enough. Where measurements
+    are exact it falls as the mean comes near the best. Where they are noisy it falls less: candidates must differ by
+    more than they are measured wrong. The arguments are those of Stable-Baselines3's class.
+    """
+
+    def _build(self, lr_schedule: Schedule) -> None:
+        super()._build(lr_schedule)
+        self.log_std = torch.nn.Parameter(torch.full((1,), float(self.log_std_init)))
+        optimizer: Any = self.optimizer_class  # the base class of optimizers does not say what all of them take
+        self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+
+
 def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
     """The environment of a search."""
     return PruneBanditEnv(
@@ -91,7 +109,7 @@ def make_policy(
     """
     knots = tuple(sorted(actions))
     policy = PPO(
-        "MlpPolicy",
+        ActorCriticPolicy if settings.network == "mlp" else OneDeviation,
         # Wrapped here, or SB3 adds a monitor that logs the mean reward of 100 episodes, whatever they were measured on.
         DummyVecEnv([lambda: env]) if isinstance(env, PruneBanditEnv) else env,
         learning_rate=settings.rate_of_learning,
@@ -105,7 +123,6 @@ def make_policy(
         seed=settings.seed,
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
-    policy.policy.log_std.requires_grad_(settings.learn_std)
     if settings.network == "knots":
         write_mean(policy, [actions[at] for at in knots], TENT)
     return policy

@@ -35,7 +35,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "learning_rate": 1e-4,
         "rollout": 64,
         "n_epochs": 10,
-        "learn_std": True,
         "clip_range": 0.2,
         "log_std_init": 0.0,
     },

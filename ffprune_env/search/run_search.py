@@ -12,7 +12,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from ffprune_env.budget.arrays import FloatArray, IntArray
-from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.protocol import SearchEvaluator
@@ -39,7 +38,7 @@ class Outcome:
         policy: as it was trained.
         samples: every evaluation, in order.
         answers: what was chosen, by target sparsity.
-        learned: what it says of any sparsity: of a range the function of σ that was chosen, else the policy's mean.
+        learned: what it says of any sparsity: of several the function of σ that was chosen, of one the policy's mean.
         schedule: what was asked for when.
         seconds: wall time of the evaluations and of the training.
         start: name of what it started from.
@@ -59,15 +58,11 @@ class Outcome:
         """Those of one target."""
         return [sample for sample in self.samples if self.schedule.counts_for(sample.step) == target]
 
-    def told(self) -> list[str]:
-        """What the search added to its start, and what it cost: a line for every target, or one for a range."""
-        lines = []
-        for target, answer in self.answers.items():
-            assert answer.added is not None
-            lines.append((target, answer.added.told(self.start, self.windows, self.seconds)))
-        if len({line for _, line in lines}) == 1:  # one function of σ was chosen, by the mean over all targets
-            return [lines[0][1]]
-        return [f"at sparsity {target:g} {line}" for target, line in lines]
+    def told(self) -> str:
+        """What the search added to its start, and what it cost: one line, over all targets."""
+        added = self.answers[max(self.answers)].added
+        assert added is not None
+        return added.told(self.start, self.windows, self.seconds)
 
 
 def run_search(
@@ -107,11 +102,11 @@ def run_search(
     if logger is not None:
         policy.set_logger(logger)
     samples: list[Sample] = []
-    archives = {target: Archive(target, settings.finalists) for target in settings.targets}
+    archive = Archive(settings.target, settings.finalists)
 
     def keep(sample: Sample) -> None:
         samples.append(sample)
-        archives[schedule.counts_for(sample.step)](sample)
+        archive(sample)
 
     started = learned(settings, units, scores.everywhere)
 
@@ -141,7 +136,7 @@ def run_search(
         windows += told_beside(samples, beside.spent)
     windows += sum(patience.spent for patience in watching)
     means = {at: mean_scores(policy, at, settings.action_scale) for at in scores.everywhere}
-    answers, table = last_look(settings, evaluator, start, scores, means, archives, simple)
+    answers, table = last_look(settings, evaluator, start, scores, means, archive, simple)
     windows += sum(answer.spent for answer in answers.values())
     return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds, start.name, windows)
 
@@ -152,10 +147,10 @@ def last_look(
     start: Start,
     scores: StartScores,
     means: Mapping[float, FloatArray],
-    archives: Mapping[float, Archive],
+    archive: Archive,
     simple: bool,
 ) -> tuple[dict[float, Answer], Mapping[float, FloatArray]]:
-    """Chooses what is the best at every target, or over a range.
+    """Chooses what is the best: at one sparsity of a few candidates, over several of a few functions of σ.
 
     Args:
         settings: of the search.
@@ -163,26 +158,24 @@ def last_look(
         start: what the search started from.
         scores: what that gave.
         means: [N] scores of the policy's mean, by sparsity.
-        archives: the best samples, by target.
+        archive: the best samples, which one sparsity is chosen from.
         simple: whether `ffn-only` is among the candidates.
 
     Returns:
         The answers by target, and [N] scores by sparsity for all others.
     """
     units = evaluator.units
-    if isinstance(settings.sparsity, SparsityRange):
-        with phase("finalists", f"functions of sparsity from {settings.sparsity}"):
+    if len(settings.targets) > 1:
+        with phase("finalists", f"functions of sparsity at {len(settings.targets)} sparsities"):
             functions = functions_of(settings, units, scores.everywhere, means, simple)
             at_targets = {name: {at: x[at] for at in settings.targets} for name, x in functions.items()}
             chosen = choose_everywhere(settings, units, at_targets, evaluator.measure_final, start.unseen)
         return chosen, functions[chosen[settings.target].name]
-    answers = {}
-    for target, archive in archives.items():
-        of_target = replace(settings, sparsity=target)
-        with phase("finalists", f"best of {archive.seen} samples at sparsity {target:g}"):
-            final = candidates(of_target, units, scores.targets[target], means[target], archive, simple)
-            answers[target] = choose(of_target, units, final, evaluator.measure_final, start.unseen)
-    return answers, means
+    target = settings.target
+    with phase("finalists", f"best of {archive.seen} samples at sparsity {target:g}"):
+        final = candidates(settings, units, scores.targets[target], means[target], archive, simple)
+        answer = choose(settings, units, final, evaluator.measure_final, start.unseen)
+    return {target: answer}, means
 
 
 def learned(settings: SearchSettings, units: Sequence[PruneUnit], table: Mapping[float, FloatArray]) -> Policy:

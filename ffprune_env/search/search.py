@@ -134,8 +134,7 @@ def search(
     problem = Problem.of(evaluator, sparsity, seed=searching.seed, a_min=searching.a_min, a_max=searching.a_max)
     scores = start.scores(problem, searching.targets)
     outcome = run_search(searching, evaluator, start, scores, listeners=listeners)
-    for line in outcome.told():
-        logger.info("%s", line)
+    logger.info("%s", outcome.told())
     answer = outcome.answers[sparsity]
     dense_ppl = perplexity(evaluator.prunable.model, tested_on, measuring.batch_size)
     kept = answer.allocation.kept

@@ -19,6 +19,7 @@ Network = Literal["knots", "mlp"]
 # Of updates that go every way about as often the mean moves by the root of their number: what short searches need to
 # get anywhere and long ones to come to rest. Found on invented models of 24 layers (docs/presets.md).
 _LEARNED = 0.5
+_LAST_LOOK = 1 / 8  # of a budget: what is left of a short one is for the search
 
 
 @dataclass(frozen=True)
@@ -74,8 +75,8 @@ class SearchSettings(WindowSettings, TargetSettings):
     """let the schedule raise the number of windows; otherwise it is --search-windows from the start"""
 
     network: Network = "knots"
-    """what the policy's mean is of σ: knots (what the start knows, moved by an offset and a slope that are learned) or
-    mlp (the paper's, 256 and 128 wide; it starts from nothing)"""
+    """what the policy's mean is of σ: knots (what the start knows, moved by an offset and a slope that are learned; one
+    deviation for all units) or mlp (the paper's, 256 and 128 wide, a deviation for each; it starts from nothing)"""
     learning_rate: float | None = None
     """of Adam: about what an update moves the mean action of every unit; None falls with the root of --evaluations"""
     rollout: int = 8
@@ -96,10 +97,8 @@ class SearchSettings(WindowSettings, TargetSettings):
     fisher, and 0 takes its policy as it is"""
     reward: Reward = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
-    log_std_init: float = -2.2
-    """log standard deviation of the actions at the start; actions live in [-1, 1]"""
-    learn_std: bool = False
-    """let PPO learn the deviation of the actions, as in the paper; otherwise it stays as it is at the start"""
+    log_std_init: float = -1.9
+    """log standard deviation of the actions at the start, which is learned; actions live in [-1, 1]"""
     action_scale: float = 3.0
     """what actions are multiplied by to give scores"""
     seed: int = 0
@@ -187,11 +186,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         With fresh windows also what the start and the dense model are measured on beside the candidates, and with
         patience what the policy's mean is.
         """
-        schedule = self.schedule()
-        if isinstance(self.sparsity, SparsityRange):
-            more = 3 * len(self.targets) * self.windows_everywhere
-        else:
-            more = len(self.targets) * sum(rivals * n for rivals, n in self.rounds(3 + self.finalists))
+        schedule, more = self.schedule(), self.windows_at_last
         if self.fresh_windows:
             beside = sum(schedule.samples(t) for t in range(0, self.total, self.per_update))
             more += beside + min(beside, self.pool_windows)
@@ -202,8 +197,15 @@ class SearchSettings(WindowSettings, TargetSettings):
         return sum(schedule.samples(t) for t in range(self.total)) + more
 
     @property
+    def windows_at_last(self) -> int:
+        """Windows that the last look at the candidates measures at the most."""
+        if len(self.targets) > 1:
+            return 3 * len(self.targets) * self.windows_everywhere
+        return sum(rivals * n for rivals, n in self.rounds(3 + self.finalists))
+
+    @property
     def windows_everywhere(self) -> int:
-        """Windows that a function of σ is measured on at every target, when a search over a range ends."""
+        """Windows that a function of σ is measured on at every target, when a search over several ends."""
         return max(1, self.final_windows // 2)
 
     def rounds(self, candidates: int) -> list[tuple[int, int]]:
@@ -218,9 +220,13 @@ class SearchSettings(WindowSettings, TargetSettings):
 def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
     """The longest search, in whole rollouts, that measures no more than ``windows`` windows.
 
+    Its last look takes fewer windows than the settings say where it would take more than an eighth of all.
+
     Raises:
         ValueError: not even two evaluations and the finalists fit.
     """
+    while settings.final_windows > 1 and settings.windows_at_last > windows * _LAST_LOOK:
+        settings = replace(settings, final_windows=settings.final_windows // 2)
     rollouts, too_many = 0, windows // settings.rollout + 1  # an evaluation takes one window at the least
     while too_many - rollouts > 1:
         middle = (rollouts + too_many) // 2

@@ -186,5 +186,5 @@ def test_over_a_range_the_start_is_asked_at_the_sparsity_of_every_rollout():
         assert sample.start_reward == evaluator.dense(sample.windows) / evaluator.measure(start, sample.windows)
     assert outcome.windows <= settings.windows()
     assert len({answer.added for answer in outcome.answers.values()}) == 1  # one function of σ was chosen
-    (line,) = outcome.told()
+    line = outcome.told()
     assert line.startswith("PPO added")

@@ -85,12 +85,34 @@ def test_what_is_learned_at_one_sparsity_goes_to_all_and_what_the_start_knows_st
     assert 0.3 < np.linalg.norm(moved[0.5]) / np.linalg.norm(moved[0.1]) < 0.7
 
 
+def searched(noise):
+    """The policy of a search of 512 evaluations on an invented model, with its deviation at the start."""
+    evaluator = SurrogateEvaluator.synthetic(12, seed=1, noise=noise)
+    settings = SearchSettings(sparsity=0.3, init="ffn-only", evaluations=512, search_windows=1)
+    start = {0.3: scores_of(ffn_only(0.3, evaluator.units), **settings.bounds)}
+    policy = make_policy(settings, make_env(settings, evaluator), mean_actions(StartScores(start), 3.0).everywhere)
+    began = policy.policy.log_std.item()
+    policy.env.env_method("set_task", 0.3)
+    policy.learn(512)
+    return policy, began
+
+
+def test_all_units_share_a_deviation_that_falls_near_the_best_and_less_where_measurements_are_noisy():
+    """The last steps of a long search are small, and candidates differ by more than they are measured wrong."""
+    (exact, began), (noisy, _) = searched(0.0), searched(0.3)
+    assert exact.policy.log_std.shape == (1,)
+    assert any(exact.policy.log_std is x for group in exact.policy.optimizer.param_groups for x in group["params"])
+    assert exact.policy.log_std.item() < began - 0.5
+    assert noisy.policy.log_std.item() > exact.policy.log_std.item() + 0.3
+
+
 def test_the_paper_s_network_starts_from_nothing_and_learns_its_deviation():
-    settings = SearchSettings(network="mlp", init="none", learn_std=True, evaluations=8)
+    settings = SearchSettings(network="mlp", init="none", evaluations=8)
     settings.require_allowed()
     policy = make_policy(settings, make_env(settings, EVALUATOR), {0.2: np.zeros(len(UNITS))})
     assert np.abs(mean_scores(policy, 0.2, 1.0)).max() < 0.1
     assert policy.policy.log_std.requires_grad
+    assert policy.policy.log_std.shape == (len(UNITS),)
     assert [layer.out_features for layer in policy.policy.mlp_extractor.policy_net if hasattr(layer, "bias")] == [
         256,
         128,
