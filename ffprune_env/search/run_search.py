@@ -38,7 +38,7 @@ class Outcome:
         policy: as it was trained.
         samples: every evaluation, in order.
         answers: what was chosen, by target sparsity.
-        learned: what it says of any sparsity: of several the function of σ that was chosen, of one the policy's mean.
+        learned: what it says of any sparsity: the function of σ that was chosen, or of a sample the policy's mean.
         schedule: what was asked for when.
         seconds: wall time of the evaluations and of the training.
         start: name of what it started from.
@@ -165,9 +165,9 @@ def last_look(
         The answers by target, and [N] scores by sparsity for all others.
     """
     units = evaluator.units
+    functions = functions_of(settings, units, scores.everywhere, means, simple)
     if len(settings.targets) > 1:
         with phase("finalists", f"functions of sparsity at {len(settings.targets)} sparsities"):
-            functions = functions_of(settings, units, scores.everywhere, means, simple)
             at_targets = {name: {at: x[at] for at in settings.targets} for name, x in functions.items()}
             chosen = choose_everywhere(settings, units, at_targets, evaluator.measure_final, start.unseen)
         return chosen, functions[chosen[settings.target].name]
@@ -175,7 +175,7 @@ def last_look(
     with phase("finalists", f"best of {archive.seen} samples at sparsity {target:g}"):
         final = candidates(settings, units, scores.targets[target], means[target], archive, simple)
         answer = choose(settings, units, final, evaluator.measure_final, start.unseen)
-    return {target: answer}, means
+    return {target: answer}, functions.get(answer.name, means)
 
 
 def learned(settings: SearchSettings, units: Sequence[PruneUnit], table: Mapping[float, FloatArray]) -> Policy:

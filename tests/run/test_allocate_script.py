@@ -86,6 +86,19 @@ def test_a_run_over_a_range_is_replayed_and_goes_on(ranged, ppo_script, tmp_path
         assert tiny_runs.best_of(cut / f"s{100 * target:g}") == tiny_runs.best_of(run / f"s{100 * target:g}")
 
 
+def test_another_search_starts_from_what_a_range_has_learnt(ranged, ppo_script, tiny_folder, text_file, tmp_path):
+    """At a sparsity that was never trained, and over another range."""
+    run, _ = ranged
+    for name, sparsity in (("one", "0.27"), ("range", "0.15:0.35")):
+        changes = {"sparsity": sparsity, "evaluations": 8, "init": run, "init-steps": 0}
+        flags = tiny_runs.settings(tiny_folder, text_file, tmp_path / name, **changes)
+        assert tiny_runs.run_main(ppo_script, [*flags, "--no-baselines", "--no-save-model"]) == 0
+        start = json.loads((tmp_path / name / "start.json").read_text())
+        policy = ff.Policy.load(run)
+        for at, scores in start["targets"].items():
+            np.testing.assert_allclose(scores, policy.scores(float(at)), atol=1e-12)
+
+
 def test_the_policy_answers_at_once_and_at_the_targets_as_the_run_did(ranged):
     run, _ = ranged
     policy = ff.Policy.load(run)

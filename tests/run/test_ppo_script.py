@@ -378,10 +378,7 @@ def test_a_search_starts_from_the_policy_of_another(ppo, monkeypatch, flags, tmp
     assert run_main(ppo, monkeypatch, [*argv(flags), "--learning-rate", "0.01"]) == 0
     second = {**flags, "--run": tmp_path / "second", "--init": flags["--run"]}
     assert run_main(ppo, monkeypatch, [*argv(second), *quiet, "--init-steps", "0"]) == 0
-    # What the first run started from at 0.3, moved by what it learned at 0.2.
     mean = np.clip(Policy.load(flags["--run"]).scores(0.3) / 3, -0.8, 0.8)
-    begun = json.loads((flags["--run"] / "start.json").read_text())["known"][str(1.5 * 0.2)]
-    assert 0.005 < np.abs(mean - np.clip(np.array(begun) / 3, -0.8, 0.8)).max() < 0.05
     np.testing.assert_allclose(read_samples(tmp_path / "second")[0]["scores"], 3 * mean, atol=1e-3)
     better = {**second, "--run": tmp_path / "better"}  # improved by three steps
     assert run_main(ppo, monkeypatch, [*argv(better), *quiet]) == 0

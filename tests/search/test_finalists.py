@@ -9,9 +9,13 @@ import pytest
 
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
+from ffprune_env.search.added import START
 from ffprune_env.search.finalists import candidates, choose
+from ffprune_env.search.run_search import last_look
 from ffprune_env.search.samples import Archive, Sample
 from ffprune_env.search.settings import SearchSettings, affordable
+from ffprune_env.search.starts.equal import Equal
+from ffprune_env.search.starts.start import StartScores
 
 CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
 
@@ -53,3 +57,22 @@ def test_luck_on_the_windows_of_the_search_does_not_count():
     assert chosen.name == "the start"  # and not the policy's mean, which is the same and comes second
     np.testing.assert_array_equal(chosen.allocation.kept, uniform_kept)
     assert asked == [4, 4, 4, 8, 8]  # the start, which is the policy's mean, ffn-only, the sample; then the best two
+
+
+@pytest.mark.parametrize("sparsity", [0.3, (0.2, 0.3, 0.4)])
+@pytest.mark.parametrize("better", [START, "the policy's mean"])
+def test_what_is_left_for_other_sparsities_is_what_was_chosen(sparsity, better, monkeypatch):
+    """What made it worse does not answer other sparsities, nor is it what the next search starts from."""
+    settings, units = SearchSettings(sparsity=sparsity, init="none"), CURVES.units
+    rng = np.random.default_rng(0)
+    known = {START: rng.normal(size=len(units)), "the policy's mean": rng.normal(size=len(units))}
+    functions = {name: dict.fromkeys((*settings.targets, 0.35), x) for name, x in known.items()}
+    scores = StartScores(dict.fromkeys(settings.targets, known[START]), {0.35: known[START]})
+    best = {allocate(known[better], at, units).kept.tobytes() for at in settings.targets}
+    evaluator = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
+    monkeypatch.setattr(evaluator, "measure_final", lambda kept, n: 2.0 if kept.tobytes() in best else 3.0)
+    answers, table = last_look(
+        settings, evaluator, Equal(), scores, functions["the policy's mean"], Archive(0.3), simple=False
+    )
+    assert {answer.name for answer in answers.values()} == {better}
+    assert table == functions[better]

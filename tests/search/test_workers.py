@@ -106,6 +106,21 @@ def test_on_fresh_windows_workers_measure_the_start_beside_the_candidates(
         assert [list(start), rollout[0]["windows"]] in noted
 
 
+def test_over_a_range_the_number_of_workers_changes_nothing(ppo_script, tiny_folder, text_file, tmp_path):
+    """Every rollout is at a sparsity of its own, which the workers are told, and so is the policy that is left."""
+    results = []
+    for n in (0, 1, 3):
+        changes = {"sparsity": "0.1:0.4", "evaluations": 16, "init": "ffn-only", "workers": n}
+        flags = settings(tiny_folder, text_file, tmp_path / f"run{n}", **changes)
+        assert run_main(ppo_script, [*flags, "--no-baselines"]) == 0
+        policy = (tmp_path / f"run{n}" / "checkpoints" / "policy.safetensors").read_bytes()
+        results.append((samples_of(tmp_path / f"run{n}"), policy))
+    assert results[1] == results[2]
+    assert len({sample["target_sparsity"] for sample in results[0][0]}) == 4  # one for every rollout
+    asked = [[sample["target_sparsity"] for sample in samples] for samples, _ in results]
+    assert asked[0] == asked[1]  # without workers other candidates are drawn, at the same sparsities
+
+
 def test_answers_of_a_rollout_that_was_cut_off_are_kept(
     ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, capsys, request
 ):
