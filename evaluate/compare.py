@@ -92,7 +92,7 @@ class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags
             raise ValueError("every search of a comparison has the same budget: leave out --patience")
         for flag, value in (
             ("--seeds", self.seeds),
-            ("--evaluations", self.evaluations),
+            ("--evaluations", self.budget),
             ("--final-windows", self.final_windows),
             ("--curve-windows", self.curve_windows),
             ("--limit", self.limit),
@@ -203,7 +203,7 @@ def measure_missing(args: Args, folder: ComparisonFolder, subject: Subject, task
                 method = ANSWERING[key.method]
                 if cell is None:
                     ask_method = partial(search_and_measure, subject, key.method, method)
-                    measured = with_room(subject, partial(ask_method, key.sparsity, key.seed, args.evaluations))
+                    measured = with_room(subject, partial(ask_method, key.sparsity, key.seed, args.budget))
                     cell = keep(folder, key, measured)
                 if unasked:
                     folder.add(with_room(subject, partial(ask_final, subject, cell, method)))

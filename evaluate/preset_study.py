@@ -85,7 +85,7 @@ def main() -> int:
         results = study(args)
     except (ValueError, OSError) as error:
         return fail(error, 2)
-    asked = f"σ = {args.target:g}, {args.evaluations} evaluations, {args.seeds} seeds, noise {args.noise:g}"
+    asked = f"σ = {args.target:g}, {args.budget} evaluations, {args.seeds} seeds, noise {args.noise:g}"
     table = Table(title=f"damage removed, {asked}")
     table.add_column("changed")
     for init in args.inits:
@@ -114,7 +114,7 @@ def study(args: Args) -> dict[tuple[int, str], list[float]]:
             problem = Problem.of(
                 read_curves(args, seed),
                 args.target,
-                evaluations=args.evaluations,
+                evaluations=args.budget,
                 seed=seed,
                 a_min=settings.a_min,
                 a_max=settings.a_max,

@@ -203,9 +203,9 @@ def conclude(args: Args, run: RunSession, reports: Sequence[Report]) -> int:
     if len(reports) > 1:
         console.print(sparsities_table({result.target: result.results for result in reports}))
     if of_range:
-        made, path = reports[0].outcome, run.folder.path
+        path = run.folder.path
         tell(
-            f"{len(made.samples)} evaluations in {made.seconds:.0f} s; files in {path}",
+            reports[0].summary(),
             f"of a range no model is written; there is one for any sparsity in {args.sparsity}:",
             f"write it:    ffprune allocate {path} --sparsity {args.targets[len(args.targets) // 2]:g}",
         )

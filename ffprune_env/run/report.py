@@ -63,14 +63,15 @@ class Report(AnswerReport):
             hyperparameters: every setting of the run.
         """
         settings, units = self.settings, self.evaluator.units
-        rewards = {
-            name: measure_reward(self.evaluator, policy.kept, settings.search_windows, settings.reward)[0]
-            for name, policy in self.pruned.items()
-        }
-        # Of a range every rollout has its own sparsity, and a lighter pruning looks better, if not beside the start.
-        comparable = self.outcome.schedule.span is None or settings.fresh_windows
-        curve = learning_curve_plot(self.samples, rewards, settings.reward, means=comparable)
-        self.run.save_plot("learning_curve", curve)
+        if self.samples:
+            rewards = {
+                name: measure_reward(self.evaluator, policy.kept, settings.search_windows, settings.reward)[0]
+                for name, policy in self.pruned.items()
+            }
+            # Of a range every rollout has its own σ, and a lighter pruning looks better, if not beside the start.
+            comparable = self.outcome.schedule.span is None or settings.fresh_windows
+            curve = learning_curve_plot(self.samples, rewards, settings.reward, means=comparable)
+            self.run.save_plot("learning_curve", curve)
         self.draw_retention()
         where = "final" if len(self.outcome.answers) == 1 else f"final_{self.run.path.name}"
         # Shorter and fewer than asked for, maybe.
@@ -81,5 +82,7 @@ class Report(AnswerReport):
     def summary(self) -> str:
         """The line below the table."""
         made, own = len(self.outcome.samples), len(self.samples)
+        if not made:
+            return f"no search, the start as it is; files in {self.run.path}"
         of_them = "" if made == own else f", {own} of them at sparsity {self.target:g}"
         return f"{made} evaluations in {self.outcome.seconds:.0f} s{of_them}; files in {self.run.path}"

@@ -12,7 +12,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The whole way in two minutes: the cheapest ranking, little text, and a start of two steps.
     "quick": {
         "criterion": "wanda",
-        "evaluations": 16,
         "search_windows": 1,
         "final_windows": 2,
         "curve_windows": 8,

@@ -62,7 +62,7 @@ class Outcome:
         """What the search added to its start, and what it cost: one line, over all targets."""
         added = self.answers[max(self.answers)].added
         assert added is not None
-        return added.told(self.start, self.windows, self.seconds)
+        return added.told(self.start, self.windows, self.seconds if self.samples else None)
 
 
 def run_search(
@@ -126,16 +126,20 @@ def run_search(
         often = settings.patience, settings.look_every, settings.per_update
         watching.append(PatienceCallback(*often, evaluator, starts, of_mean, note))
     began = time.perf_counter()
-    with phase("search", f"{settings.total} evaluations", settings.total) as advance:
-        heard = (keep, *listeners, lambda sample: advance(note=told(sample)))
-        record = SampleCallback(*heard, start_reward=beside.reward)
-        policy.learn(settings.total, [ProgressiveSchedulingCallback(schedule, fresh), record, *watching, *callbacks])
+    if settings.total:
+        with phase("search", f"{settings.total} evaluations", settings.total) as advance:
+            heard = (keep, *listeners, lambda sample: advance(note=told(sample)))
+            record = SampleCallback(*heard, start_reward=beside.reward)
+            curriculum = ProgressiveSchedulingCallback(schedule, fresh)
+            policy.learn(settings.total, [curriculum, record, *watching, *callbacks])
     seconds = time.perf_counter() - began
     windows = sum(sample.n_samples for sample in samples)
     if fresh is not None:
         windows += told_beside(samples, beside.spent)
     windows += sum(patience.spent for patience in watching)
-    means = {at: mean_scores(policy, at, settings.action_scale) for at in scores.everywhere}
+    means = dict(scores.everywhere)
+    if samples:
+        means = {at: mean_scores(policy, at, settings.action_scale) for at in means}
     answers, table = last_look(settings, evaluator, start, scores, means, archive, simple)
     windows += sum(answer.spent for answer in answers.values())
     return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds, start.name, windows)

@@ -19,6 +19,9 @@ Network = Literal["knots", "mlp"]
 # Of updates that go every way about as often the mean moves by the root of their number: what short searches need to
 # get anywhere and long ones to come to rest. Found on invented models of 24 layers (docs/presets.md).
 _LEARNED = 0.5
+_EVALUATIONS = 64
+#: Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
+FROM_CURVES = ("fisher", "fisher-iterated")
 _LAST_LOOK = 1 / 8  # of a budget: what is left of a short one is for the search
 
 
@@ -47,9 +50,17 @@ class SparsitySettings:
 class TargetSettings(SparsitySettings):
     """What is to be found, and how long it may be searched for; the fields are flags, with their help."""
 
-    evaluations: int = 64
-    """candidates that a search measures, rounded up to whole rollouts; in a comparison, the budget of every search, in
-    measurements on all --search-windows: who measures on fewer windows makes more of them"""
+    evaluations: int | None = None
+    """candidates that a search measures, rounded up to whole rollouts, or 0 to take the start as it is; None takes 64,
+    and none where damage curves are the start, to which a search was found to add nothing (docs/search.md). In a
+    comparison, the budget of every search, in measurements on all --search-windows: who measures on fewer makes more"""
+
+    @property
+    def budget(self) -> int:
+        """Evaluations, where every search is to have as many; ValueError if it is not said how many."""
+        if self.evaluations is None:
+            raise ValueError("--evaluations takes a number here, got None")
+        return self.evaluations
 
 
 @dataclass(frozen=True)
@@ -111,7 +122,7 @@ class SearchSettings(WindowSettings, TargetSettings):
     def require_allowed(self) -> None:
         """Raises ValueError, in the words of the command line, for what no model is needed to refuse."""
         for flag, value, least, most in (
-            ("--evaluations", self.evaluations, 2, math.inf),
+            ("--evaluations", self.wanted or 2, 2, math.inf),
             ("--rollout", self.rollout, 2, math.inf),
             ("--n-epochs", self.n_epochs, 1, math.inf),
             ("--init-steps", self.init_steps, 2 if self.init == "fisher-iterated" else 0, math.inf),
@@ -127,6 +138,10 @@ class SearchSettings(WindowSettings, TargetSettings):
             require_in_range(flag, value, least, most)
         if self.network == "mlp" and self.init != "none":
             raise ValueError(f"--network mlp starts from nothing: --init must be none, got {self.init!r}")
+        if not self.wanted and self.init == "none":
+            raise ValueError(
+                "--init none knows nothing that a search could leave as it is: --evaluations must be 2 or more"
+            )
         if self.fresh_windows and self.ramp_sparsity:
             raise ValueError(
                 "--fresh-windows compares the candidates of a rollout with the start at one sparsity: leave out "
@@ -144,19 +159,26 @@ class SearchSettings(WindowSettings, TargetSettings):
         return {name: getattr(self, name) for name in MEANING}
 
     @property
+    def wanted(self) -> int:
+        """Evaluations that were asked for, or what is worth while from this start."""
+        if self.evaluations is not None:
+            return self.evaluations
+        return 0 if self.init in FROM_CURVES and self.mapping == "waterfill" else _EVALUATIONS
+
+    @property
     def rate_of_learning(self) -> float:
         """Adam's: what was asked for, or what a search of this length does best with."""
-        return _LEARNED / math.sqrt(self.total) if self.learning_rate is None else self.learning_rate
+        return _LEARNED / math.sqrt(max(1, self.total)) if self.learning_rate is None else self.learning_rate
 
     @property
     def per_update(self) -> int:
         """Evaluations per policy update, no more than there are in all."""
-        return min(self.rollout, self.evaluations)
+        return min(self.rollout, self.wanted or self.rollout)
 
     @property
     def total(self) -> int:
-        """Evaluations of the search: whole rollouts."""
-        return self.per_update * math.ceil(self.evaluations / self.per_update)
+        """Evaluations of the search: whole rollouts; 0 makes none."""
+        return self.per_update * math.ceil(self.wanted / self.per_update)
 
     @property
     def look_every(self) -> int:
@@ -168,7 +190,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         return ProgressiveSchedule(
             self.target,
             self.search_windows,
-            self.total,
+            max(1, self.total),
             alpha_start=self.alpha_start,
             k=self.k,
             t0=self.t0,
@@ -190,7 +212,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         if self.fresh_windows:
             beside = sum(schedule.samples(t) for t in range(0, self.total, self.per_update))
             more += beside + min(beside, self.pool_windows)
-        if self.patience is not None:
+        if self.patience is not None and self.total:
             # The start, the mean before the first update, that after the last one, and every few between them.
             looks = 3 + (self.total // self.per_update - 1) // self.look_every
             more += looks * len(self.targets) * self.watch_windows
@@ -210,6 +232,8 @@ class SearchSettings(WindowSettings, TargetSettings):
 
     def rounds(self, candidates: int) -> list[tuple[int, int]]:
         """Successive halving of the finalists: how many are measured, on how many windows, round after round."""
+        if candidates == 2:  # a first look would leave both
+            return [(2, self.final_windows)]
         plan = [(candidates, min(2 * self.search_windows, self.final_windows))]
         while plan[-1][1] < self.final_windows and plan[-1][0] > 1:
             rivals, n = plan[-1]
