@@ -139,9 +139,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         if self.network == "mlp" and self.init != "none":
             raise ValueError(f"--network mlp starts from nothing: --init must be none, got {self.init!r}")
         if not self.wanted and self.init == "none":
-            raise ValueError(
-                "--init none knows nothing that a search could leave as it is: --evaluations must be 2 or more"
-            )
+            raise ValueError("--init none knows nothing: it needs a search, --evaluations must be 2 or more")
         if self.fresh_windows and self.ramp_sparsity:
             raise ValueError(
                 "--fresh-windows compares the candidates of a rollout with the start at one sparsity: leave out "
