@@ -42,7 +42,7 @@ from ffprune_env.lm.identity import (
     text_names,
 )
 from ffprune_env.run.answer_report import AnswerReport
-from ffprune_env.run.config import checked, targets_of, warn_of_trust
+from ffprune_env.run.config import checked, evaluator_settings, targets_of, warn_of_trust
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.search.finalists import Answer
@@ -157,7 +157,8 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
         require_resident(model, "--save-model")
         require_writable(model)
     test_windows = settings.load_test(model, tokenizer)
-    planned = load_planned_windows(model, tokenizer, settings.text, settings).texts
+    as_then = evaluator_settings(run.read_config(), run.path / "config.yaml")
+    planned = load_planned_windows(model, tokenizer, settings.text, as_then).texts
     require_unseen(test_windows, *planned.values())
     texts = {**planned, "test": test_windows}
     names = text_names(settings.text, settings.test_text, texts)

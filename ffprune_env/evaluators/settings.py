@@ -63,7 +63,7 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
             ("--final-windows", self.final_windows, 0),
             ("--curve-windows", self.curve_windows, 0),
             ("--calibration-windows", self.calibration_windows, 1),
-            ("--pool-windows", self.pool_windows if self.fresh_windows else None, self.search_windows),
+            ("--pool-windows", self.pool_windows, 1),
             ("--patience", self.patience, 1),
             ("--watch-windows", self.watch_windows, 1),
             ("--channels-per-group", self.channels_per_group, 1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,7 +12,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ffprune_env.evaluators.settings import EvaluatorSettings
-from ffprune_env.search.settings import TargetSettings
+from ffprune_env.search.settings import SearchSettings, TargetSettings
 
 T = TypeVar("T")
 
@@ -92,7 +92,8 @@ def evaluator_settings(config: Mapping[str, Any], where: Path) -> EvaluatorSetti
         raise ValueError(f"{where} is not the config.yaml of a run of this version: it has no {missing[0]}")
     settings = checked(EvaluatorSettings, {name: config[name] for name in names}, str(where))
     settings.require_allowed()
-    return settings
+    of_search = {field.name: config[field.name] for field in fields(SearchSettings) if field.name in config}
+    return replace(settings, **checked(SearchSettings, of_search, str(where)).needless)
 
 
 def targets_of(config: Mapping[str, Any], run: Path) -> TargetSettings:

@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "k": 0.01,
         "t0": 500.0,
         "ramp_sparsity": True,
+        "fresh_windows": False,
         "final_windows": 4,
         "init": "none",
         "network": "mlp",

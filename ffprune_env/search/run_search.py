@@ -116,12 +116,12 @@ def run_search(
     def of_mean(policy: PPO, target: float) -> IntArray:
         return mean_allocation(replace(settings, sparsity=target), units, policy).kept
 
-    fresh = FreshWindows(schedule, evaluator.pool, settings.seed) if settings.fresh_windows else None
+    fresh = FreshWindows(schedule, evaluator.pool, settings.seed) if settings.fresh_windows and settings.total else None
     beside = StartBeside(evaluator, settings.reward, of_start, note)
     if fresh is not None and isinstance(env, WorkersVecEnv):
         env.beside = of_start
     watching = []
-    if settings.patience is not None:
+    if settings.patience is not None and settings.total:
         starts = {target: of_start(target) for target in settings.targets}
         often = settings.patience, settings.look_every, settings.per_update
         watching.append(PatienceCallback(*often, evaluator, starts, of_mean, note))

@@ -114,7 +114,7 @@ def search(
         raise ValueError(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}")
     asked = {**PRESETS[preset], **settings}
     searching = SearchSettings(sparsity=sparsity, **_of(SearchSettings, asked))
-    measuring = EvaluatorSettings(**_of(EvaluatorSettings, asked))
+    measuring = EvaluatorSettings(**_of(EvaluatorSettings, {**asked, **searching.needless}))
     unknown = asked.keys() - asdict(searching).keys() - asdict(measuring).keys()
     if unknown:
         raise TypeError(f"there is no setting {min(unknown)!r}; allowed are those of SearchSettings, EvaluatorSettings")

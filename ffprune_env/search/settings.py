@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ffprune_env.budget.mapping import MappingName
@@ -142,10 +142,21 @@ class SearchSettings(WindowSettings, TargetSettings):
             raise ValueError("--init none knows nothing: it needs a search, --evaluations must be 2 or more")
         if self.fresh_windows and self.ramp_sparsity:
             raise ValueError(
-                "--fresh-windows compares the candidates of a rollout with the start at one sparsity: leave out "
-                "--ramp-sparsity"
+                "--fresh-windows compares the candidates of a rollout with the start at one sparsity, which "
+                "--ramp-sparsity changes: add --no-fresh-windows, or leave that out"
             )
         self.schedule()
+
+    @property
+    def needless(self) -> dict[str, Any]:
+        """Settings of windows that a search needs and none does not, with the values that make them none."""
+        return {} if self.total else {"fresh_windows": False, "patience": None}
+
+    @property
+    def windows_wanted(self) -> dict[str, int]:
+        """As of :class:`WindowSettings`; where no search is made none are drawn, nor watched."""
+        used = {field.name: getattr(self, field.name) for field in fields(WindowSettings)}
+        return WindowSettings(**used | self.needless).windows_wanted
 
     @property
     def bounds(self) -> dict[str, float]:

@@ -26,9 +26,10 @@ class WindowSettings(WindowLength):
     calibration_windows: int = 96
     """windows of calibration text that the criterion and the calibration see, or all there are if those are fewer"""
 
-    fresh_windows: bool = False
-    """draw the windows of every rollout anew from --pool-windows, instead of measuring on the same ones always; what
-    ranks candidates then is how much better they are than the start on the same windows"""
+    fresh_windows: bool = True
+    """draw the windows of every rollout anew from --pool-windows, so that a search cannot fit the few that it measures
+    on; what ranks candidates is how much better they are than the start on the same windows. Otherwise all are measured
+    on the same windows"""
     pool_windows: int = 64
     """with --fresh-windows, further windows of search text to draw from, or all there are if those are fewer"""
     patience: int | None = None
@@ -44,6 +45,6 @@ class WindowSettings(WindowLength):
             "search": self.search_windows,
             "finalists": self.final_windows,
             "curves": self.curve_windows,
-            "pool": self.pool_windows if self.fresh_windows else 0,
+            "pool": max(self.pool_windows, self.search_windows) if self.fresh_windows else 0,
             "watch": 0 if self.patience is None else self.watch_windows,
         }
