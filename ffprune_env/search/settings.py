@@ -22,6 +22,7 @@ _LEARNED = 0.5
 _EVALUATIONS = 64
 #: Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
 FROM_CURVES = ("fisher", "fisher-iterated")
+_NO_CURVES = ("none", "ffn-only")
 _LAST_LOOK = 1 / 8  # of a budget: what is left of a short one is for the search
 
 
@@ -149,12 +150,13 @@ class SearchSettings(WindowSettings, TargetSettings):
 
     @property
     def needless(self) -> dict[str, Any]:
-        """Settings of windows that a search needs and none does not, with the values that make them none."""
-        return {} if self.total else {"fresh_windows": False, "patience": None}
+        """Settings of windows that nobody would look at, with the values that make them none."""
+        of_search = {} if self.total else {"fresh_windows": False, "patience": None}
+        return of_search | ({"curve_windows": 0} if self.init in _NO_CURVES else {})
 
     @property
     def windows_wanted(self) -> dict[str, int]:
-        """As of :class:`WindowSettings`; where no search is made none are drawn, nor watched."""
+        """As of :class:`WindowSettings`, without those that nobody would look at: others get them where text is short."""
         used = {field.name: getattr(self, field.name) for field in fields(WindowSettings)}
         return WindowSettings(**used | self.needless).windows_wanted
 
