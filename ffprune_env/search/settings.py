@@ -19,7 +19,7 @@ Network = Literal["knots", "mlp"]
 # Of updates that go every way about as often the mean moves by the root of their number: what short searches need to
 # get anywhere and long ones to come to rest. Found on invented models of 24 layers (docs/presets.md).
 _LEARNED = 0.5
-_EVALUATIONS = 64
+_EVALUATIONS = 96  # for every sparsity
 #: Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
 FROM_CURVES = ("fisher", "fisher-iterated")
 _NO_CURVES = ("none", "ffn-only")
@@ -52,8 +52,8 @@ class TargetSettings(SparsitySettings):
     """What is to be found, and how long it may be searched for; the fields are flags, with their help."""
 
     evaluations: int | None = None
-    """candidates that a search measures, rounded up to whole rollouts, or 0 to take the start as it is; None takes 64,
-    and none where damage curves are the start, to which a search was found to add nothing (docs/search.md). In a
+    """candidates that a search measures, rounded up to whole rollouts, or 0 to take the start as it is; None takes 96
+    for every sparsity, and none where damage curves are the start, to which a search adds little (docs/search.md). In a
     comparison, the budget of every search, in measurements on all --search-windows: who measures on fewer makes more"""
 
     @property
@@ -156,7 +156,7 @@ class SearchSettings(WindowSettings, TargetSettings):
 
     @property
     def windows_wanted(self) -> dict[str, int]:
-        """As of :class:`WindowSettings`, without those that nobody would look at: others get them where text is short."""
+        """As of :class:`WindowSettings`, less those that nobody would look at: others get them where text is short."""
         used = {field.name: getattr(self, field.name) for field in fields(WindowSettings)}
         return WindowSettings(**used | self.needless).windows_wanted
 
@@ -174,7 +174,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         """Evaluations that were asked for, or what is worth while from this start."""
         if self.evaluations is not None:
             return self.evaluations
-        return 0 if self.init in FROM_CURVES and self.mapping == "waterfill" else _EVALUATIONS
+        return 0 if self.init in FROM_CURVES and self.mapping == "waterfill" else _EVALUATIONS * len(self.targets)
 
     @property
     def rate_of_learning(self) -> float:

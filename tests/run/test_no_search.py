@@ -30,11 +30,11 @@ def flags_without_evaluations(*where, **changes):
     [
         ({}, 0),
         ({"init": "fisher"}, 0),
-        ({"init": "ffn-only"}, 64),
-        ({"init": "none"}, 64),
+        ({"init": "ffn-only"}, 96),
+        ({"init": "none", "sparsity": (0.2, 0.3)}, 192),
         ({"init": "fisher", "evaluations": 10}, 10),
         ({"init": "ffn-only", "evaluations": 0}, 0),
-        ({"mapping": "greedy"}, 64),  # which starts from nothing, whatever is asked for
+        ({"mapping": "greedy"}, 96),  # which starts from nothing, whatever is asked for
     ],
 )
 def test_how_long_a_search_is_follows_from_what_its_start_knows(changes, wanted):
