@@ -86,3 +86,12 @@ class Report(AnswerReport):
             return f"no search, the start as it is; files in {self.run.path}"
         of_them = "" if made == own else f", {own} of them at sparsity {self.target:g}"
         return f"{made} evaluations in {self.outcome.seconds:.0f} s{of_them}; files in {self.run.path}"
+
+    def next_steps(self) -> list[str]:
+        """As for any answer, and how to get the model of another sparsity."""
+        steps, knots = super().next_steps(), self.outcome.learned.knots
+        if not steps or len(self.outcome.answers) > 1 or len(knots) == 1:
+            return steps
+        low, high = float(knots[0]), float(knots[-1])
+        asked = f"ffprune allocate {self.run.path} --sparsity {(self.target + high) / 2:.2f}"
+        return [*steps, f"another σ:   {asked}  (from {low:g} to {high:g}, without another search)"]

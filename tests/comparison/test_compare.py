@@ -52,10 +52,13 @@ def test_the_report_has_the_windows_that_were_made_of_what_was_asked_for(compare
     assert (shown["seq_len"], shown["test_seq_len"], shown["search_windows"], shown["test_windows"]) == (128, 128, 2, 3)
     assert shown["calibration_windows"] < 500
     assert shown["curve_windows"] < 300
-    counted = f"curves {shown['curve_windows']} of 128 tokens, calibration {shown['calibration_windows']} of 128 tokens"
+    n = {purpose: shown[f"{purpose}_windows"] for purpose in ("curve", "pool", "calibration")}
+    counted = (
+        f"curves {n['curve']} of 128 tokens, pool {n['pool']} of 128 tokens, calibration {n['calibration']} of 128"
+    )
     for suffix in ("md", "html"):
         text = (compare.out / f"comparison.{suffix}").read_text()
-        assert f"search 2 of 128 tokens, finalists 8 of 128 tokens, {counted}, test 3 of 128 tokens" in text
+        assert f"search 2 of 128 tokens, finalists 8 of 128 tokens, {counted} tokens, test 3 of 128 tokens" in text
     assert "| seq len | 128 |" in (compare.out / "comparison.md").read_text()
     assert compare("--methods", "uniform", "--sparsity", "0.2", **asked)[0] == 0  # the folder is of what was asked for
 

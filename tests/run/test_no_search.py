@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
+from conftest import load_script
 from tiny_runs import best_of, run_main, settings
 
 import ffprune_env as ff
@@ -105,3 +107,19 @@ def test_a_range_can_be_answered_by_curves_alone(ppo_script, tiny_folder, text_f
     known = json.loads((run / "start.json").read_text())["targets"]
     assert {float(at) for at in known} == {0.2, 0.25, 0.3, 0.35, 0.4}
     assert (run / "plots" / "frontier.png").is_file()
+
+
+def test_a_run_says_how_to_get_another_sparsity_and_that_works(
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch
+):
+    run = tmp_path / "run"
+    flags = flags_without_evaluations(tiny_folder, text_file, run, init="fisher")
+    with ppo_script.console.capture() as said:
+        assert run_main(ppo_script, [*flags, "--no-baselines"]) == 0
+    (line,) = (line for line in said.get().splitlines() if line.startswith("another σ:"))
+    assert line.endswith("(from 0.1 to 0.3, without another search)")
+    command = line.removeprefix("another σ:").split("(")[0].split()
+    assert command[:2] == ["ffprune", "allocate"]
+    monkeypatch.setattr(sys, "argv", ["evaluate/allocate.py", *command[2:]])
+    assert load_script("evaluate/allocate.py").main() == 0
+    assert (run / "s25" / "model" / "config.json").is_file()
