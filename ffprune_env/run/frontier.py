@@ -153,7 +153,7 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
             va="center",
         )  # fmt: skip
     left, right = axes.get_xlim()
-    axes.set_xlim(left - 0.22 * (right - left), right)  # room for the names
+    axes.set_xlim(left - 0.26 * (right - left), right)  # room for the names
     axes.set_title(f"{model}, pruned", fontsize=_SMALLEST_TYPE + 3)
     axes.set_xlabel("size of the weights, MiB", fontsize=_SMALLEST_TYPE)
     axes.set_ylabel(f"perplexity ({text})", fontsize=_SMALLEST_TYPE)
