@@ -137,7 +137,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         scores = start.scores(problem, args.targets)
     workers = None
     if args.workers:
-        workers = Workers.like(evaluator, args.workers, asdict(args), args.ray_address, run.identity)
+        workers = Workers.like(evaluator, args.workers, asdict(args) | args.needless, args.ray_address, run.identity)
         stack.callback(workers.close)
     run.begin(evaluator, start, scores)
     return Job(run, tokenizer, evaluator, test_windows, start, scores, workers)

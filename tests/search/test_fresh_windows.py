@@ -163,7 +163,9 @@ def test_with_a_divergence_as_reward_that_is_compared():
 
 
 def test_what_cannot_be_is_said():
-    with pytest.raises(ValueError, match=r"--fresh-windows compares .* leave out --ramp-sparsity"):
+    with pytest.raises(
+        ValueError, match=r"--fresh-windows compares .* --ramp-sparsity changes: add --no-fresh-windows"
+    ):
         SearchSettings(fresh_windows=True, ramp_sparsity=True).require_allowed()
     with pytest.raises(ValueError, match="a pool of at least 3, the evaluator has 2: build it with"):
         searched(windowed(pool=2))
