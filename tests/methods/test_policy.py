@@ -28,7 +28,12 @@ def test_its_answers_are_those_of_a_search_with_the_same_settings():
     problem = of_all(90, init="none")
     found = answer_all(problem)
     told = SearchSettings(
-        sparsity=TARGETS, search_windows=CURVES.max_samples, final_windows=CURVES.max_final_samples, seed=1, init="none"
+        sparsity=TARGETS,
+        search_windows=CURVES.max_samples,
+        final_windows=CURVES.max_final_samples,
+        seed=1,
+        init="none",
+        fresh_windows=False,  # curves have none
     )
     told = affordable(told, 90 * CURVES.max_samples)
     start = parse_start(told)

@@ -136,7 +136,7 @@ def test_an_evaluator_ranks_by_any_criterion(name, tokenizer, text_file):
         tiny_model("llama-gqa").float(),
         tokenizer,
         str(text_file),
-        plain(seq_len=64, criterion=name, ridge=0.01, search_windows=8, calibration="ridge"),
+        plain(seq_len=64, criterion=name, ridge=0.01, search_windows=8, calibration="ridge", fresh_windows=False),
     )
     assert evaluator.prunable.rankings == 1
     in_order = ff.load_windows(str(text_file), tokenizer, "search", 64, 8)

@@ -125,7 +125,8 @@ def test_a_measurement_that_is_not_a_number(ppo_script, tiny_folder, text_file, 
         return math.nan if len(calls) in (8, 9) else real(model, windows, batch_size)
 
     monkeypatch.setattr(evaluator, "perplexity", sometimes_nan)
-    assert run_main(ppo_script, settings(tiny_folder, text_file, tmp_path / "run")) == 0
+    flags = settings(tiny_folder, text_file, tmp_path / "run")
+    assert run_main(ppo_script, [*flags, "--no-fresh-windows"]) == 0
     samples = samples_of(tmp_path / "run")
     collapsed = [x for x in samples if x["collapsed"]]
     assert len(collapsed) == 2
