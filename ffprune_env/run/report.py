@@ -83,7 +83,7 @@ class Report(AnswerReport):
         """The line below the table."""
         made, own = len(self.outcome.samples), len(self.samples)
         if not made:
-            return f"no search, the start as it is; files in {self.run.path}"
+            return f"no search, {self.outcome.answers[self.target].name} as it is; files in {self.run.path}"
         of_them = "" if made == own else f", {own} of them at sparsity {self.target:g}"
         return f"{made} evaluations in {self.outcome.seconds:.0f} s{of_them}; files in {self.run.path}"
 
@@ -93,5 +93,5 @@ class Report(AnswerReport):
         if not steps or len(self.outcome.answers) > 1 or len(knots) == 1:
             return steps
         low, high = float(knots[0]), float(knots[-1])
-        asked = f"ffprune allocate {self.run.path} --sparsity {(self.target + high) / 2:.2f}"
+        asked = f"ffprune allocate {self.run.path} --sparsity {(self.target + high) / 2:.3g}"
         return [*steps, f"another σ:   {asked}  (from {low:g} to {high:g}, without another search)"]

@@ -20,8 +20,8 @@ Network = Literal["knots", "mlp"]
 # get anywhere and long ones to come to rest. Found on invented models of 24 layers (docs/presets.md).
 _LEARNED = 0.5
 _EVALUATIONS = 96  # for every sparsity
-#: Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
-FROM_CURVES = ("fisher", "fisher-iterated")
+# Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
+_FROM_CURVES = ("fisher", "fisher-iterated")
 _NO_CURVES = ("none", "ffn-only")
 _LAST_LOOK = 1 / 8  # of a budget: what is left of a short one is for the search
 
@@ -174,7 +174,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         """Evaluations that were asked for, or what is worth while from this start."""
         if self.evaluations is not None:
             return self.evaluations
-        return 0 if self.init in FROM_CURVES and self.mapping == "waterfill" else _EVALUATIONS * len(self.targets)
+        return 0 if self.init in _FROM_CURVES and self.mapping == "waterfill" else _EVALUATIONS * len(self.targets)
 
     @property
     def rate_of_learning(self) -> float:
@@ -222,7 +222,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         schedule, more = self.schedule(), self.windows_at_last
         if self.fresh_windows:
             beside = sum(schedule.samples(t) for t in range(0, self.total, self.per_update))
-            more += beside + min(beside, self.pool_windows)
+            more += beside + min(beside, self.windows_wanted["pool"])
         if self.patience is not None and self.total:
             # The start, the mean before the first update, that after the last one, and every few between them.
             looks = 3 + (self.total // self.per_update - 1) // self.look_every

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -85,10 +86,12 @@ def test_a_run_from_damage_curves_ends_without_one_and_answers_sparsities_around
 ):
     run = tmp_path / "run"
     flags = flags_without_evaluations(tiny_folder, text_file, run, init="fisher")
-    assert run_main(ppo_script, flags) == 0
+    with ppo_script.console.capture() as said:
+        assert run_main(ppo_script, flags) == 0
     best = best_of(run)
-    assert (best["evaluations"], best["added_to_start"]["nats"]) == (0, 0.0)
+    assert best["evaluations"] == 0
     assert best["added_to_start"]["chosen"] in ("the start", "ffn-only")
+    assert f"no search, {best['added_to_start']['chosen']} as it is; files in" in said.get()
     assert not (run / "samples.jsonl").exists()
     assert {path.name for path in (run / "plots").iterdir()} == {"retention.png"}
     assert (run / "model" / "config.json").is_file()
@@ -103,7 +106,7 @@ def test_a_range_can_be_answered_by_curves_alone(ppo_script, tiny_folder, text_f
     flags = flags_without_evaluations(tiny_folder, text_file, run, init="fisher", sparsity="0.2:0.4")
     with ppo_script.console.capture() as said:
         assert run_main(ppo_script, [*flags, "--no-baselines"]) == 0
-    assert "no search, the start as it is; files in" in said.get()
+    assert re.search("no search, (the start|ffn-only) as it is; files in", said.get())
     known = json.loads((run / "start.json").read_text())["targets"]
     assert {float(at) for at in known} == {0.2, 0.25, 0.3, 0.35, 0.4}
     assert (run / "plots" / "frontier.png").is_file()

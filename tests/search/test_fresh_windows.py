@@ -133,6 +133,8 @@ def test_the_cost_is_what_was_measured_and_what_was_announced():
     assert outcome.windows <= settings.windows()
     plain = dataclasses.replace(settings, fresh_windows=False)
     assert settings.windows() > plain.windows() > fixed
+    few = dataclasses.replace(settings, pool_windows=1)  # a pool has what one evaluation takes, at the least
+    assert few.windows() == dataclasses.replace(settings, pool_windows=settings.search_windows).windows()
 
 
 def test_a_meter_counts_the_start_and_the_dense_model_too():
