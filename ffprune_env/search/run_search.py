@@ -38,7 +38,7 @@ class Outcome:
         policy: as it was trained.
         samples: every evaluation, in order.
         answers: what was chosen, by target sparsity.
-        learned: what it says of any sparsity: the function of σ that was chosen, or of a sample the policy's mean.
+        learned: what it says of any sparsity: the function of σ that was chosen; around a sample, the policy's mean.
         schedule: what was asked for when.
         seconds: wall time of the evaluations and of the training.
         start: name of what it started from.
@@ -179,7 +179,8 @@ def last_look(
     with phase("finalists", f"best of {archive.seen} samples at sparsity {target:g}"):
         final = candidates(settings, units, scores.targets[target], means[target], archive, simple)
         answer = choose(settings, units, final, evaluator.measure_final, start.unseen)
-    return {target: answer}, functions.get(answer.name, means)
+    # Of a sample, or of `ffn-only` where it does not reach all sparsities around, nothing is known but at its own.
+    return {target: answer}, {**functions.get(answer.name, means), target: answer.scores}
 
 
 def learned(settings: SearchSettings, units: Sequence[PruneUnit], table: Mapping[float, FloatArray]) -> Policy:

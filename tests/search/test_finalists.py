@@ -76,3 +76,20 @@ def test_what_is_left_for_other_sparsities_is_what_was_chosen(sparsity, better, 
     )
     assert {answer.name for answer in answers.values()} == {better}
     assert table == functions[better]
+
+
+def test_a_sample_that_was_chosen_is_what_is_left_at_its_own_sparsity():
+    """And around it the policy's mean."""
+    settings, units = SearchSettings(sparsity=0.3, init="none"), CURVES.units
+    rng = np.random.default_rng(0)
+    start, mean, lucky = (rng.normal(size=len(units)) for _ in range(3))
+    kept = allocate(lucky, 0.3, units).kept
+    archive = Archive(0.3)
+    archive(Sample(0, 0.3, 2, lucky, kept, kept / 1.0, 0.3, 2.7, 2.0, 0.9, False, 0.1))
+    evaluator = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
+    evaluator.measure_final = lambda some, n: 2.0 if (some == kept).all() else 3.0
+    scores = StartScores({0.3: start}, {0.4: start})
+    answers, table = last_look(settings, evaluator, Equal(), scores, {0.3: mean, 0.4: mean}, archive, simple=False)
+    assert answers[0.3].name == "archived sample 1"
+    np.testing.assert_array_equal(table[0.3], lucky)
+    np.testing.assert_array_equal(table[0.4], mean)
