@@ -1,4 +1,4 @@
-"""The report of a comparison: what its tables say, what its sentences conclude, what its page needs."""
+"""Tables and findings of a comparison say what was measured."""
 
 from __future__ import annotations
 
@@ -6,165 +6,31 @@ import io
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+
+# e(method) / e(uniform) with calibration, and how much a seed moves it.
+from made_comparison import (
+    DENSE,
+    METHODS,
+    REBUILDS,
+    make_cell,
+    make_comparison,
+    markdown_tables,
+    small,
+)
 from rich.console import Console
 
-from ffprune_env.comparison.cells import Cell, Comparison
 from ffprune_env.comparison.report.ablation import ablation_markdown
-from ffprune_env.comparison.report.drawing import method_styles
-from ffprune_env.comparison.report.figures import mean_curve, perplexity_figure, retention_figure, search_figure
 from ffprune_env.comparison.report.page import comparison_page
 from ffprune_env.comparison.report.rows import findings, rows_at
 from ffprune_env.comparison.report.tables import comparison_markdown, comparison_table, overview_table
-
-# e(method) / e(uniform) with calibration, and how much a seed moves it.
-METHODS = {
-    "uniform": (1.0, 0.0), "ffn-only": (0.83, 0.0), "flap": (0.78, 0.0), "random": (0.80, 0.02),
-    "evolution": (0.70, 0.02), "evopress": (0.66, 0.01), "cma-es": (0.72, 0.03), "ppo": (0.74, 0.04),
-    "svd-llm": (1.35, 0.0), "slicegpt": (1.12, 0.0),
-}  # fmt: skip
-WITHOUT_SEARCH = ("uniform", "ffn-only", "flap", "svd-llm", "slicegpt")
-REBUILDS = ("svd-llm", "slicegpt")
-DENSE = 20.16
-
-
-def make_cell(method, sparsity, seed, n_layers, zero_shot):
-    """A cell as a run on smollm2-135m would give it."""
-    rng = np.random.default_rng([round(1000 * sparsity), seed or 0, list(METHODS).index(method)])
-    share, noise = METHODS[method]
-    rebuilds, searches = method in REBUILDS, method not in WITHOUT_SEARCH
-    excess = (9 * sparsity**2 + 0.3 * sparsity) * (share + noise * rng.normal())
-    final, plain = DENSE * math.exp(excess), DENSE * math.exp(excess * (1.9 + 2 * sparsity))
-    removed = np.full((2, n_layers), sparsity)
-    if searches or method == "flap":
-        bump = np.sin(np.arange(n_layers) / n_layers * np.pi)
-        removed = sparsity * (0.6 + 0.7 * bump) + 0.3 * sparsity * rng.normal(size=(2, n_layers))
-    rates = np.clip(1 - removed, 0.2, 1)
-    if method == "ffn-only":
-        rates[0] = 1
-    kept = np.stack([np.maximum(1, np.rint(9 * rates[0])), np.rint(1536 * rates[1])], axis=1).astype(int).ravel()
-    search = final * 0.94
-    tokens = np.unique(np.geomspace(2**13, 2**22, 60).astype(int)) if searches else []
-    decay = [math.exp(-4 * i / 60) - math.exp(-4) for i in range(1, 61)]
-    trace = [(int(at), search * (1 + 0.9 * x)) for at, x in zip(tokens, decay, strict=searches)]
-    values = {
-        "method": method, "target_sparsity": sparsity, "seed": seed, "kept": None if rebuilds else kept.tolist(),
-        "sparsity": None if rebuilds else sparsity + 1e-5, "total_sparsity": 0.717 * sparsity,
-        "params": round(134_515_008 * (1 - 0.717 * sparsity)), "search_ppl": None if rebuilds else search,
-        "test_ppl": final if rebuilds else plain, "test_interval": (0.97 * plain, 1.03 * plain),
-        "calibrated_test_ppl": None if rebuilds else final,
-        "calibrated_test_interval": None if rebuilds else (0.97 * final, 1.03 * final),
-        "evaluations": 512.0 if searches else 0.0, "tokens": 2**22 if searches else 0,
-        "seconds": 834.2 + 100 * rng.normal() if searches else 0.4, "trace": trace, "zero_shot": None,
-    }  # fmt: skip
-    if zero_shot and not seed:
-        tasks = ("arc_easy", "piqa", "winogrande")
-        accuracies = {task: 0.3 + 0.25 * math.exp(-excess) + 0.01 * rng.normal() for task in tasks}
-        values["zero_shot"] = accuracies | {"average": float(np.mean(list(accuracies.values())))}
-    return Cell(**values)
-
-
-def make_comparison(sparsities=(0.2, 0.3), seeds=3, methods=tuple(METHODS), n_layers=30, zero_shot=True):
-    """Realistic numbers for every method at every sparsity; methods that draw nothing have one cell."""
-    cells = [
-        make_cell(method, sparsity, seed, n_layers, zero_shot)
-        for sparsity in sparsities
-        for method in methods
-        for seed in ([None] if METHODS[method][1] == 0 else range(seeds))
-    ]
-    kinds = (("attention", 9), ("ffn", 1536))
-    return Comparison(
-        settings={
-            "model": "smollm2-135m", "text": "wiki.valid.tokens", "test_text": "wiki.test.raw", "seq_len": 512,
-            "search_windows": 16, "evaluations": 512, "calibration": "ridge", "ridge": 0.01, "test_windows": 40,
-            "test_seq_len": 2048, "command": "python evaluate/compare_methods.py --model smollm2-135m --seeds 0 1 2",
-        },
-        units=[
-            {"name": f"{kind}.{layer}", "kind": kind, "layer": layer, "n_groups": n}
-            for layer in range(n_layers) for kind, n in kinds
-        ],
-        n_params=134_515_008, dense_test_ppl=DENSE, dense_interval=(19.6, 20.7),
-        dense_zero_shot={"arc_easy": 0.56, "piqa": 0.55, "winogrande": 0.56, "average": 0.5567} if zero_shot else None,
-        cells=cells,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def comparison():
     return make_comparison()
-
-
-@pytest.fixture(scope="module")
-def page(comparison):
-    return comparison_page(comparison)
-
-
-def small(finals, sparsity=0.2):
-    """A comparison with these calibrated test perplexities by method, one per seed; it is never drawn."""
-    comparison = make_comparison((sparsity,), methods=(), n_layers=2, zero_shot=False)
-    cells = []
-    for method, values in finals.items():
-        like = method if method in METHODS else "ppo"
-        for seed, value in enumerate(values):
-            cell = make_cell(like, sparsity, seed if len(values) > 1 else None, 2, zero_shot=False)
-            cells.append(replace(cell, method=method, calibrated_test_ppl=value))
-    return replace(comparison, cells=cells)
-
-
-def markdown_tables(text):
-    """Every table as a list of rows of texts."""
-    tables, last = [], ""
-    for line in text.splitlines():
-        if line.startswith("|"):
-            tables += [[]] if not last.startswith("|") else []
-            tables[-1].append([x.strip() for x in re.split(r"(?<!\\)\|", line)[1:-1]])
-        last = line
-    return tables
-
-
-class Page(HTMLParser):
-    """What a browser would make of a page: its tags, ids and references, and whether they are closed in order."""
-
-    VOID = ("meta", "link", "br", "img", "input")
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.ids, self.references, self.tables, self._open = [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self._open == []
-
-    def handle_starttag(self, tag, attributes):
-        self.handle_startendtag(tag, attributes)
-        if tag not in self.VOID:
-            self._open.append(tag)
-        if tag == "table":
-            self.tables.append([])
-        elif tag == "tr":
-            self.tables[-1].append([])
-        elif tag in ("td", "th"):
-            self.tables[-1][-1].append("")
-
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-        for name, value in attributes:
-            self.ids += [value] if name == "id" else []
-            self.references += [value] if name in ("href", "xlink:href", "src", "data", "action") else []
-            self.references += re.findall(r"url\(([^)]*)\)", value or "")
-            assert not name.startswith("on")
-
-    def handle_endtag(self, tag):
-        assert self._open.pop() == tag
-
-    def handle_data(self, data):
-        if self._open and self._open[-1] == "style" and "svg" not in self._open:
-            assert "@import" not in data
-            assert "url(" not in data
-        if {"td", "th"} & set(self._open):
-            self.tables[-1][-1][-1] += f" {data}" if self._open[-1] == "small" else data
 
 
 def test_tables_hold_what_was_measured(comparison):
@@ -213,14 +79,6 @@ def test_the_best_of_every_column_is_bold_and_the_dense_model_is_no_candidate(co
         best = [row[0] for row in scores[3:] if row[j].startswith("**")]
         assert best
         assert all(values[name] == max(values.values()) for name in best)
-
-
-def test_the_page_has_the_tables_of_the_markdown(comparison, page):
-    ours = [[[re.sub(r"[*\\()]", "", x) for x in row] for row in t if row[1][:3] != "---"] for t in
-            markdown_tables(comparison_markdown(comparison))[1:]]  # fmt: skip
-    theirs = [[[re.sub(r"[()]", "", x) for x in row] for row in table] for table in Page(page).tables]
-    assert ours == theirs
-    assert len(theirs) == 5
 
 
 SEQUENTIAL = {"calibration": "sequential", "calibration_asked": "sequential"}
@@ -388,11 +246,6 @@ def test_accuracies_say_how_many_questions_they_are_of(comparison, limit, says):
         assert f"{says} every task were asked." in text
 
 
-def test_the_figure_of_the_searches_says_what_it_was_measured_on(page):
-    assert "on the 16 windows of search text of an evaluation" in page
-    assert "all search text" not in page
-
-
 def test_a_method_that_only_looks_is_a_heuristic_and_one_that_rebuilds_is_neither():
     comparison = small({"uniform": [30], "fisher": [25], "ppo": [26, 26]})
     cells = [replace(x, evaluations=6.0, trace=[]) if x.method == "fisher" else x for x in comparison.cells]
@@ -400,161 +253,6 @@ def test_a_method_that_only_looks_is_a_heuristic_and_one_that_rebuilds_is_neithe
     (text,) = findings(replace(comparison, cells=cells))
     assert "`svd-llm` is best, with a test PPL of 24.00 (it rebuilds the weights)" in text
     assert "No search beats the best heuristic: `fisher` (25.00)" in text
-
-
-def infinite(comparison):
-    """The same, with everything infinite that can be for some methods."""
-
-    def spoil(cell):
-        if cell.method == "uniform":
-            nothing = {"calibrated_test_ppl": math.inf, "calibrated_test_interval": (math.inf, math.inf)}
-            return replace(cell, **nothing, search_ppl=math.inf)
-        if cell.method == "ppo" and cell.seed == 1:
-            return replace(cell, test_ppl=math.inf, trace=[(at, math.inf) for at, _ in cell.trace])
-        if cell.method == "evopress":
-            return replace(cell, trace=[(at, math.inf if at < 1e6 else ppl) for at, ppl in cell.trace])
-        return replace(cell, test_ppl=math.nan) if cell.method == "svd-llm" else cell
-
-    return replace(comparison, cells=[spoil(cell) for cell in comparison.cells])
-
-
-@pytest.mark.parametrize("sparsities", [(0.2,), (0.2, 0.3)])
-def test_infinite_perplexities_are_shown_and_drawn(sparsities):
-    comparison = infinite(make_comparison(sparsities, n_layers=4))
-    table = markdown_tables(comparison_markdown(comparison))[1]
-    shown = {row[0]: row for row in table}
-    assert shown["uniform"][5] == "inf"
-    assert shown["ppo"][4].startswith("inf (")
-    assert shown["ppo"][4].endswith("–inf)")
-    assert shown["svd-llm †"][4] == "nan"
-    assert {row[6] for row in table[2:]} == {"nan"}  # nothing can be compared with an infinite uniform
-    figure = perplexity_figure(comparison)
-    for axes in figure.axes:
-        names = [text.get_text() for text in axes.texts]
-        assert "inf" in names
-        assert "nan" in names
-    assert "inf" in [text.get_text() for text in search_figure(comparison).axes[0].texts]
-    assert Page(comparison_page(comparison)).tables[0][1][0] == "dense"
-
-
-def test_seeds_that_found_the_same_are_drawn():
-    """The mean of three equal numbers may be a last digit below them."""
-    same = 24.541234567890116
-    comparison = make_comparison((0.2,), methods=("ppo", "uniform"), n_layers=4)
-    cells = [replace(cell, test_ppl=same, calibrated_test_ppl=same) for cell in comparison.cells]
-    for factor in range(1, 40):
-        scaled = [replace(x, test_ppl=x.test_ppl * factor / 7, calibrated_test_ppl=same * factor / 7) for x in cells]
-        perplexity_figure(replace(comparison, cells=scaled))
-
-
-@pytest.mark.parametrize(
-    "comparison",
-    [
-        make_comparison((0.3,), seeds=1, n_layers=4, zero_shot=False),
-        make_comparison(methods=("ppo",), n_layers=4),
-        make_comparison((0.3,), methods=("svd-llm",), n_layers=4),
-        replace(make_comparison(n_layers=4), settings={}, dense_zero_shot=None),
-    ],
-    ids=["one seed, one sparsity", "one method", "nothing but rebuilt weights", "no settings"],
-)
-def test_whatever_is_missing_the_report_is_written(comparison):
-    expected = {cell.method for cell in comparison.cells} | {"dense"}
-    tables = Page(comparison_page(comparison)).tables
-    assert {row[0].removesuffix(" †") for row in tables[0][1:]} == expected
-    assert {row[0].removesuffix(" †") for row in markdown_tables(comparison_markdown(comparison))[1][2:]} == expected
-
-
-def test_without_traces_groups_and_calibration_their_figures_are_left_out():
-    comparison = make_comparison((0.2,), methods=("uniform", "ppo"), n_layers=4, zero_shot=False)
-    bare = [
-        replace(cell, trace=[], calibrated_test_ppl=None, calibrated_test_interval=None) for cell in comparison.cells
-    ]
-    comparison = replace(comparison, cells=bare)
-    assert search_figure(comparison) is None
-    assert len(perplexity_figure(comparison).axes) == 1
-    assert "change against uniform |" in comparison_markdown(comparison)
-    assert retention_figure(make_comparison((0.2,), methods=("svd-llm",)), 0.2) is None
-
-
-def test_the_page_needs_nothing_else(page):
-    parsed = Page(page)
-    assert not {"script", "link", "iframe", "object", "img"} & set(parsed.tags)
-    assert parsed.references
-    assert all(reference.startswith(("#", "data:image/png;base64,")) for reference in parsed.references)
-    addresses = set(re.findall(r"https?://[^\s\"'<]*", page))
-    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}  # names, which nothing fetches
-
-
-def test_ids_are_unique_and_everything_referred_to_is_there(page):
-    parsed = Page(page)
-    assert len(parsed.ids) == len(set(parsed.ids))
-    assert {x[1:] for x in parsed.references if x.startswith("#")} <= set(parsed.ids)
-    assert parsed.tags.count("svg") == 4
-
-
-def test_the_page_is_small_and_the_same_every_time(comparison, page):
-    assert comparison_page(comparison) == page
-    assert len(page.encode()) < 500_000
-
-
-def test_nothing_from_outside_becomes_markup():
-    evil = '<script>alert(1)</script>"$\\frac$ `|`'
-    comparison = make_comparison((0.2,), methods=("uniform", "ppo"), n_layers=2)
-    cells = [
-        replace(cell, method=evil, zero_shot={evil: 0.5, "average": 0.5}) if cell.method == "ppo" else cell
-        for cell in comparison.cells
-    ]
-    settings = {"model": evil, evil: [evil], "command": ["python", evil]}
-    comparison = replace(comparison, cells=cells, settings=settings)
-    text = comparison_page(comparison)
-    assert "script" not in Page(text).tags
-    assert evil in [row[0] for row in Page(text).tables[0]]
-    tables = markdown_tables(comparison_markdown(comparison))
-    assert all(len(row) == len(table[0]) for table in tables for row in table)
-    assert "<script>" not in "".join(x for table in tables for row in table for x in row).replace(r"\<script\>", "")
-
-
-def test_many_methods_can_be_told_apart_and_look_the_same_everywhere():
-    comparison = make_comparison((0.2, 0.3), n_layers=2, seeds=2)
-    extra = [replace(cell, method=f"more-{i}") for i in range(20) for cell in comparison.cells if cell.method == "ppo"]
-    comparison = replace(comparison, cells=[*comparison.cells, *extra])
-    styles = method_styles(comparison)
-    assert len({(style.color, style.marker) for style in styles.values()}) == len(styles) == 30
-    for figure in (perplexity_figure(comparison), search_figure(comparison)):
-        (legend,) = figure.legends
-        looks = {
-            text.get_text(): (line.get_color(), line.get_marker())
-            for text, line in zip(legend.get_texts(), legend.get_lines(), strict=True)
-        }
-        looks.pop("dense", None)
-        assert looks.items() <= {name: (style.color, style.marker) for name, style in styles.items()}.items()
-        drawn = {(line.get_color(), line.get_marker()) for line in figure.axes[0].lines}
-        assert set(looks.values()) <= drawn
-
-
-def test_heat_maps_show_the_fraction_kept(comparison):
-    figure = retention_figure(comparison, 0.3)
-    rows = [row for row in rows_at(comparison, 0.3) if not row.rebuilds]
-    for axes, first, n_groups in zip(figure.axes[:2], (0, 1), (9, 1536), strict=True):
-        expected = [np.array(row.cells[0].kept[first::2]) / n_groups for row in rows]
-        np.testing.assert_allclose(axes.images[0].get_array(), expected)
-        assert axes.images[0].get_clim() == (0, 1)
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [row.method for row in rows]
-
-
-def test_curves_of_seeds_are_averaged_as_steps():
-    rng = np.random.default_rng(0)
-    traces = [[(int(at), ppl) for at, ppl in zip(np.cumsum(rng.integers(1, 9, 30)), rng.random(30), strict=True)]
-              for _ in range(3)]  # fmt: skip
-    tokens, curve = mean_curve(traces)
-    assert tokens[0] == max(trace[0][0] for trace in traces)
-    assert tokens[-1] == max(trace[-1][0] for trace in traces)
-    for at, values in zip(tokens, curve.T, strict=True):
-        held = [next(ppl for there, ppl in reversed(trace) if there <= at) for trace in traces]
-        np.testing.assert_allclose(values, [np.mean(held), min(held), max(held)])
-    long, _ = mean_curve([[(i, 1.0) for i in range(5000)]])
-    assert len(long) <= 200
-    assert (long[0], long[-1]) == (0, 4999)
 
 
 def test_the_terminal_shows_whole_numbers_on_eighty_columns(comparison):
