@@ -12,8 +12,6 @@ import numpy as np
 from ffprune_env.comparison.cells import Cell, Comparison
 
 # e(method) / e(uniform) with calibration, and how much a seed moves it.
-
-
 METHODS = {
     "uniform": (1.0, 0.0), "ffn-only": (0.83, 0.0), "flap": (0.78, 0.0), "random": (0.80, 0.02),
     "evolution": (0.70, 0.02), "evopress": (0.66, 0.01), "cma-es": (0.72, 0.03), "ppo": (0.74, 0.04),

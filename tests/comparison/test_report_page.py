@@ -8,8 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
-# e(method) / e(uniform) with calibration, and how much a seed moves it.
 from made_comparison import (
     Page,
     make_comparison,
