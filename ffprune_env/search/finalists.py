@@ -13,7 +13,7 @@ import numpy as np
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import ffn_only
-from ffprune_env.budget.mapping import allocate
+from ffprune_env.budget.mapping import allocate, says_rates
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.search.added import START, Added, compare
 from ffprune_env.search.mean import scores_of
@@ -61,7 +61,7 @@ def candidates(
         simple: whether `ffn-only` is among them, where scores can say it.
     """
     scores = {START: start, "the policy's mean": mean}
-    if simple and settings.mapping == "waterfill":
+    if simple and says_rates(settings.mapping):
         # The best of the simple answers, and often hard to beat: a search should never end behind it.
         with suppress(ValueError):  # that attention stays whole is not always possible
             scores["ffn-only"] = scores_of(ffn_only(settings.target, units), **settings.bounds)
@@ -168,7 +168,7 @@ def functions_of(
         simple: whether `ffn-only` is among them, where scores can say it.
     """
     functions = {START: dict(starts), "the policy's mean": dict(means)}
-    if simple and settings.mapping == "waterfill":
+    if simple and says_rates(settings.mapping):
         with suppress(ValueError):
             functions["ffn-only"] = {at: scores_of(ffn_only(at, units), **settings.bounds) for at in starts}
     return functions

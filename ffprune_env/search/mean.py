@@ -18,8 +18,9 @@ import torch
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray
-from ffprune_env.budget.mapping import allocate, waterfill_scores
+from ffprune_env.budget.mapping import allocate
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.budget.waterfill import waterfill_scores
 
 if TYPE_CHECKING:
     from stable_baselines3 import PPO
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from ffprune_env.search.settings import SearchSettings
     from ffprune_env.search.starts.start import StartScores
 
-_FARTHEST = 0.8  # of an action, which lives in [-1, 1]
+_FARTHEST = 0.8  # of the way from the middle of the box to its edge
 
 
 def scores_of(allocation: Allocation, a_min: float, a_max: float) -> FloatArray:
@@ -35,9 +36,10 @@ def scores_of(allocation: Allocation, a_min: float, a_max: float) -> FloatArray:
     return waterfill_scores(allocation.rates, a_min, a_max)
 
 
-def mean_actions(scores: StartScores, action_scale: float) -> StartScores:
+def mean_actions(scores: StartScores, action_scale: float, action_bound: float = 1.0) -> StartScores:
     """Mean actions that stand for scores."""
-    return scores.map(lambda x: np.clip(x / action_scale, -_FARTHEST, _FARTHEST))
+    farthest = _FARTHEST * action_bound
+    return scores.map(lambda x: np.clip(x / action_scale, -farthest, farthest))
 
 
 def write_mean(policy: PPO, actions: Sequence[FloatArray], tent: float) -> None:

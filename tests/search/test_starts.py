@@ -74,7 +74,8 @@ def test_a_policy_starts_where_it_is_told(on_model, init):
     mapped = allocate(start, 0.3, on_model.units, a_min=0.2)
     methods = {"none": "uniform", "ffn-only": "ffn-only", "fisher": "fisher", "fisher-iterated": "fisher-iterated"}
     asked = METHODS[methods.pop(init)].answer(on_model)
-    assert np.abs(mapped.kept - asked.kept).max() <= 1  # of 4 heads or 24 channels
+    # Of 4 heads or 24 channels; what whole ones leave over goes to one of equal units, which is drawn.
+    assert np.abs(mapped.kept - asked.kept).max() <= 2
     policy = policy_from(settings, on_model, scores)
     np.testing.assert_allclose(mean_scores(policy, 0.3, 3.0), np.clip(start, -2.4, 2.4), atol=0.02)
     others = [METHODS[name].answer(on_model).kept for name in methods.values() if "fisher" not in name]

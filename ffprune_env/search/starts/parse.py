@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ffprune_env.budget.mapping import says_rates
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.starts.equal import Equal
 from ffprune_env.search.starts.fisher_iterated import STEPS
@@ -36,10 +37,12 @@ def parse_start(settings: SearchSettings) -> Start:
         if not Path(init).is_dir():
             raise ValueError(f"--init must be {', '.join(NAMES)} or the folder of a run, got {init!r}")
         steps = OTHER_STEPS if steps is None else steps
-        greedy = settings.mapping == "greedy"  # steps are in rates, of which greedy keeps the order alone
-        return OtherRun(Policy.load(init), settings.meaning(), 0 if greedy else steps)
-    if settings.mapping == "greedy" and init != "none":
-        logger.warning("greedy keeps the order of scores alone, which cannot say %s: starting equal", init)
+        # Steps are in rates, of which the other mappings keep the order alone.
+        return OtherRun(Policy.load(init), settings.meaning(), steps if says_rates(settings.mapping) else 0)
+    if not says_rates(settings.mapping) and init != "none":
+        logger.warning(
+            "%s keeps the order of scores alone, which cannot say %s: starting equal", settings.mapping, init
+        )
         return Equal()
     named = {"none": Equal(), "ffn-only": FfnOnly(), "fisher": Fisher()}
     return named.get(init) or FisherIterated(STEPS if steps is None else steps)
