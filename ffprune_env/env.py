@@ -38,9 +38,10 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     ## Action space
 
-    ``Box(-1, 1, (N,), float32)``: the scores of attention 0, ffn 0, attention 1, ffn 1, ..., divided by
-    ``action_scale``. The higher the score, the more of the unit stays. Actions outside the box are allowed, non-finite
-    ones are not.
+    ``Box(-action_bound, action_bound, (N,), float32)``: the scores of attention 0, ffn 0, attention 1, ffn 1, ...,
+    divided by ``action_scale``. The higher the score, the more of the unit stays. Actions outside the box are allowed,
+    non-finite ones are not. In the paper scores are any real numbers; algorithms of Stable-Baselines3 refuse boxes
+    without bounds, and clip what they sample to those that there are.
 
     ## Observation space
 
@@ -91,8 +92,10 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         n_samples: windows per measurement, 1 to ``evaluator.max_samples``; None takes all.
         a_min: lowest retention rate of a unit; lower is freer, but a unit near 0 can ruin the model.
         a_max: highest retention rate.
-        mapping: ``"waterfill"`` (magnitudes count) or ``"greedy"`` (the paper's: only their order does).
+        mapping: ``"waterfill"`` (magnitudes count), ``"paper"`` (Algorithm 1 as printed: only the order counts) or
+            ``"greedy"`` (the same without its ties and its rounding).
         action_scale: what actions are multiplied by to give scores.
+        action_bound: half the width of the action space; wide enough, it clips nothing.
         reward: ``"ppl"`` or ``"kl"``; the latter needs an evaluator that can compare with the dense model.
 
     Raises:
@@ -115,19 +118,21 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         mapping: MappingName = "waterfill",
         action_scale: float = 3.0,
         reward: Reward = "ppl",
+        action_bound: float = 1.0,
     ) -> None:
         if reward not in get_args(Reward):
             raise ValueError(f"unknown reward {reward!r}; allowed are {', '.join(get_args(Reward))}")
         if reward == "kl" and not hasattr(evaluator, "compare"):
             raise ValueError(f"reward 'kl' needs an evaluator with compare(), which {type(evaluator).__name__} lacks")
-        if not 0 < action_scale < math.inf:
-            raise ValueError(f"action_scale must be positive, got {action_scale}")
+        for name, value in (("action_scale", action_scale), ("action_bound", action_bound)):
+            if not 0 < value < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {value}")
         self.evaluator = evaluator
         self.a_min, self.a_max, self.mapping, self.action_scale = a_min, a_max, mapping, action_scale
         self.reward = reward
         group_bounds(evaluator.units, a_min, a_max)
         self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (len(evaluator.units),), np.float32)
+        self.action_space = spaces.Box(-action_bound, action_bound, (len(evaluator.units),), np.float32)
         self._next_task: tuple[float, Windows] = (sparsity, evaluator.max_samples if n_samples is None else n_samples)
         self.set_task(*self._next_task)
         self._task: tuple[float, Windows] | None = None  # of the episode under way
@@ -251,7 +256,7 @@ def measure_reward(
 
 
 _shared_evaluators: WeakValueDictionary[tuple[tuple[str, Any], ...], Any] = WeakValueDictionary()
-_ENV_ARGUMENTS = ("a_min", "a_max", "mapping", "action_scale", "reward")
+_ENV_ARGUMENTS = ("a_min", "a_max", "mapping", "action_scale", "reward", "action_bound")
 
 
 def make_prune_bandit(

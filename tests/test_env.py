@@ -200,12 +200,22 @@ def test_a_task_holds_from_the_next_reset_on(env):
         ({"n_samples": 9}, "n_samples must be between 1 and 8, got 9"),
         ({"n_samples": 0}, "n_samples must be between 1 and 8, got 0"),
         ({"a_min": 1.0}, "0 ≤ a_min < a_max ≤ 1"),
-        ({"action_scale": 0}, "action_scale must be positive"),
+        ({"action_scale": 0}, "action_scale must be positive and finite, got 0"),
+        ({"action_bound": math.inf}, "action_bound must be positive and finite, got inf"),
     ],
 )
 def test_arguments_out_of_range_say_what_would_do(arguments, message):
     with pytest.raises(ValueError, match=message):
         ff.PruneBanditEnv(ff.SurrogateEvaluator.synthetic(), **arguments)
+
+
+def test_actions_are_as_wide_as_asked_for():
+    wide = ff.PruneBanditEnv(ff.SurrogateEvaluator.synthetic(), action_scale=1.0, action_bound=16.0)
+    assert (wide.action_space.low.min(), wide.action_space.high.max()) == (-16, 16)
+    wide.reset(seed=0)
+    action = np.linspace(-9, 9, 24, dtype=np.float32)
+    _, _, _, _, info = wide.step(action)
+    np.testing.assert_array_equal(info["scores"], action.astype(np.float64))
 
 
 def test_bad_actions_and_tasks_leave_the_episode_usable(env):

@@ -16,6 +16,7 @@ from ffprune_env.run.plots import learning_curve_plot, retention_plot
 from ffprune_env.run.results import PolicyResult
 from ffprune_env.run.tensorboard import log_final
 from ffprune_env.search.run_search import Outcome
+from ffprune_env.search.samples import share_at_bound
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.texts.window_plan import windows_made
 
@@ -52,6 +53,8 @@ class Report(AnswerReport):
             "seconds": outcome.seconds,
             "search_cost_windows": outcome.windows,
         }
+        if outcome.samples:
+            made["scores_at_bound"] = share_at_bound(outcome.samples, settings.action_scale * settings.action_bound)
         if answer.added is not None:
             made["added_to_start"] = asdict(answer.added) | {"percent": answer.added.percent}
         super().__init__(run, evaluator, test_windows, settings.target, answer, {**about, **made}, dense)

@@ -61,7 +61,8 @@ class ProgressiveSchedulingCallback(BaseCallback):
 class SampleCallback(BaseCallback):
     """Makes a :class:`Sample` of every environment step, logs it, and hands it on.
 
-    Logs under ``search/``: sparsity, collapsed_rate, seconds; and under ``search_on_<n_t>/``, since others do not
+    Logs under ``search/``: sparsity, collapsed_rate, at_bound_rate (of all scores, those that were clipped to the bound
+    of the action space), seconds; and under ``search_on_<n_t>/``, since others do not
     compare and TensorBoard smooths its curves: reward, ppl, dense_ppl, and best_reward (so far, at the same σ_t). Of
     windows that are drawn anew rewards do not compare either: there merit and best_merit take the place of best_reward.
 
@@ -79,7 +80,7 @@ class SampleCallback(BaseCallback):
         self.listeners, self.start_reward = listeners, start_reward
         self._clock = 0.0
         self._count = 0
-        self._collapsed = 0
+        self._collapsed = self._at_bound = self._actions = 0
         self._best: dict[tuple[float, int], float] = {}
 
     def _on_rollout_start(self) -> None:
@@ -88,6 +89,9 @@ class SampleCallback(BaseCallback):
     def _on_step(self) -> bool:
         infos: list[dict[str, Any]] = self.locals["infos"]
         seconds = (time.perf_counter() - self._clock) / len(infos)
+        actions = self.locals["clipped_actions"]
+        self._actions += actions.size
+        self._at_bound += int((np.abs(actions) >= self.training_env.action_space.high).sum())  # type: ignore[attr-defined]
         for i, info in enumerate(infos):
             sample = Sample(
                 step=self.num_timesteps - len(infos) + i,
@@ -127,6 +131,7 @@ class SampleCallback(BaseCallback):
             self.logger.record(f"{measured}/merit", sample.merit)
             self.logger.record(f"{measured}/best_merit", self._best[task])
         self.logger.record("search/collapsed_rate", self._collapsed / self._count)
+        self.logger.record("search/at_bound_rate", self._at_bound / self._actions)
 
 
 _FROM_INFO = (

@@ -94,6 +94,7 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
         settings.mapping,
         settings.action_scale,
         settings.reward,
+        settings.action_bound,
     )
 
 

@@ -97,7 +97,7 @@ def run_search(
         ValueError: the settings ask for what the units or the evaluator cannot give.
     """
     units, schedule = evaluator.units, settings.schedule()
-    actions = mean_actions(scores, settings.action_scale).everywhere
+    actions = mean_actions(scores, settings.action_scale, settings.action_bound).everywhere
     policy = make_policy(settings, env or make_env(settings, evaluator), actions)
     if logger is not None:
         policy.set_logger(logger)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.env import COLLAPSE_REWARD
@@ -58,6 +61,17 @@ def told(sample: Sample) -> str:
     perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f})"
     windows = f"{sample.n_samples} window{'s' if sample.n_samples > 1 else ''}"
     return f"reward {sample.reward:.3f}{against}  {perplexities} on {windows}  σ {sample.target_sparsity:.3f}"
+
+
+def share_at_bound(samples: Sequence[Sample], bound: float) -> float:
+    """Of all scores of some samples, the share that was clipped to a bound, where units cannot be told apart.
+
+    Args:
+        samples: at least one.
+        bound: the largest score that there is.
+    """
+    scores = np.abs([sample.scores for sample in samples])
+    return float((scores >= bound * (1 - 1e-6)).mean())  # actions are of less precision than scores
 
 
 class Archive:

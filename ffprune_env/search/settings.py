@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from ffprune_env.budget.mapping import MappingName
+from ffprune_env.budget.mapping import MappingName, says_rates
 from ffprune_env.budget.sparsity_range import Sparsity, SparsityRange
 from ffprune_env.env import Reward
 from ffprune_env.lm.ranges import require_in_range
@@ -69,7 +69,8 @@ class SearchSettings(WindowSettings, TargetSettings):
     """Settings of a search by PPO; the fields are flags of ``train/ppo.py``, with their help."""
 
     mapping: MappingName = "waterfill"
-    """scores to rates: waterfill (magnitudes count) or greedy (the paper's: only the order does)"""
+    """scores to rates: waterfill (magnitudes count), paper (Algorithm 1 as printed: only their order counts) or greedy
+    (the same, without its ties and its rounding)"""
     a_min: float = 0.2
     """lowest retention rate of a unit"""
     a_max: float = 1.0
@@ -102,7 +103,7 @@ class SearchSettings(WindowSettings, TargetSettings):
     init: str = "fisher-iterated"
     """where the policy's mean starts: fisher (from damage curves, a few backward passes), fisher-iterated (the same,
     improved step by step), ffn-only, none (equal scores, as in the paper), or runs/<other>, the policy of another run.
-    With --mapping greedy it is none unless it is a run"""
+    With --mapping paper or greedy it is none unless it is a run"""
     init_steps: int | None = None
     """steps on the pruned model that the start is improved by, a few backward passes each: of fisher-iterated at least
     2, by default 8, fewer where a budget ends; from runs/<other> by default 3, after a look at the dense model as for
@@ -110,9 +111,11 @@ class SearchSettings(WindowSettings, TargetSettings):
     reward: Reward = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
     log_std_init: float = -1.9
-    """log standard deviation of the actions at the start, which is learned; actions live in [-1, 1]"""
+    """log standard deviation of the actions at the start, which is learned"""
     action_scale: float = 3.0
     """what actions are multiplied by to give scores"""
+    action_bound: float = 1.0
+    """what actions are clipped to, on either side of 0; in the paper they are any numbers"""
     seed: int = 0
     """of the policy and its exploration"""
     finalists: int = 2
@@ -135,6 +138,7 @@ class SearchSettings(WindowSettings, TargetSettings):
             ("--clip-range", self.clip_range, 1e-6, 1e3),
             ("--log-std-init", self.log_std_init, -20, 5),
             ("--action-scale", self.action_scale, 1e-6, 1e6),
+            ("--action-bound", self.action_bound, 1e-6, 1e6),
         ):
             require_in_range(flag, value, least, most)
         if self.network == "mlp" and self.init != "none":
@@ -174,7 +178,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         """Evaluations that were asked for, or what is worth while from this start."""
         if self.evaluations is not None:
             return self.evaluations
-        return 0 if self.init in _FROM_CURVES and self.mapping == "waterfill" else _EVALUATIONS * len(self.targets)
+        return 0 if self.init in _FROM_CURVES and says_rates(self.mapping) else _EVALUATIONS * len(self.targets)
 
     @property
     def rate_of_learning(self) -> float:

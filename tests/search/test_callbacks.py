@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
@@ -21,7 +22,7 @@ from ffprune_env.search.callbacks import (
     ProgressiveSchedulingCallback,
     SampleCallback,
 )
-from ffprune_env.search.samples import Archive, Sample
+from ffprune_env.search.samples import Archive, Sample, share_at_bound
 
 
 def make_env():
@@ -93,7 +94,7 @@ def test_everything_promised_is_logged(tmp_path):
     scalars = set(events.Tags()["scalars"])
     for key in ("alpha", "sparsity", "n_samples"):
         assert [event.step for event in events.Scalars(f"schedule/{key}")] == list(range(1, 17))
-    for key in ("collapsed_rate", "seconds", "sparsity"):
+    for key in ("at_bound_rate", "collapsed_rate", "seconds", "sparsity"):
         assert [event.step for event in events.Scalars(f"search/{key}")] == list(range(1, 17))
     samples = [schedule.samples(t) for t in range(16)]
     assert len(set(samples)) > 1
@@ -148,12 +149,16 @@ def test_a_sample_that_was_measured_on_more_windows_stays_so():
     assert [(sample.step, sample.reward) for sample in archive.best()] == [(0, 0.7)]
 
 
-def test_samples_say_what_the_environment_saw():
+def test_samples_say_what_the_environment_saw(tmp_path):
     env = make_env()
     samples = []
-    PPO("MlpPolicy", env, n_steps=8, batch_size=8, policy_kwargs={"log_std_init": 2.0}, device="cpu").learn(
-        8, SampleCallback(samples.append)
-    )
+    policy = PPO("MlpPolicy", env, n_steps=8, batch_size=8, policy_kwargs={"log_std_init": 2.0}, device="cpu")
+    policy.set_logger(configure(str(tmp_path), ["json"]))
+    policy.learn(8, SampleCallback(samples.append))
+    logged = [json.loads(line) for line in (tmp_path / "progress.json").read_text().splitlines()]
+    at_bound = logged[7]["search/at_bound_rate"]
+    assert at_bound == pytest.approx(share_at_bound(samples, env.action_scale))
+    assert at_bound > 0.5
     for sample in samples:
         assert np.abs(sample.scores).max() <= env.action_scale  # clipped to the box before it was scaled
         allocation = ff.allocate(sample.scores, sample.target_sparsity, env.evaluator.units, mapping="waterfill")
