@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from ffprune_env.comparison.cells import Cell, ComparisonFolder
 from ffprune_env.comparison.contest import REBUILDERS
-from ffprune_env.methods.ablations import ABLATIONS
+from ffprune_env.methods.ablations import ABLATIONS, PAPER_ABLATIONS
 from ffprune_env.methods.registry import METHODS, Method, settings_of
 
 #: Methods that answer a problem, in the order of tables; the others rebuild weights.
-ANSWERING: dict[str, Method] = METHODS | ABLATIONS
+ANSWERING: dict[str, Method] = METHODS | ABLATIONS | PAPER_ABLATIONS
 
 
 class Key(NamedTuple):

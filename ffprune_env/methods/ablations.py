@@ -1,4 +1,4 @@
-"""`ppo` with one of its parts changed, to see what the part is worth (the paper's Table 3, and what goes past it)."""
+"""`ppo` and `ppo-paper` with a part changed, to see what that is worth (the paper's Table 3, and what goes past it)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from functools import partial
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.methods.ppo import ppo
+from ffprune_env.methods.ppo_paper import PAPER, ppo_paper
 from ffprune_env.methods.registry import METHODS, Method
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
@@ -17,13 +18,17 @@ def _as_told(problem: Problem, settings: SearchSettings) -> Allocation:
     return ppo(replace(problem, init="own"), settings)
 
 
+def _paper(settings: SearchSettings) -> Method:
+    return replace(METHODS["ppo-paper"], answer=partial(ppo_paper, settings=settings))
+
+
 def _ppo(settings: SearchSettings, plain_reward: bool = False) -> Method:
     return Method(partial(_as_told, settings=settings), searches=True, plain_reward=plain_reward)
 
 
 #: Calibration alone is `uniform` calibrated, search alone is `ppo-plain-reward` not calibrated, both are `ppo`
 #: calibrated. With `greedy` only the order of scores counts, and none stands for `ffn-only`; so it starts from equal
-#: scores, and compares with `ppo-uniform-start`.
+#: scores, and compares with `ppo-from-nothing`.
 ABLATIONS: dict[str, Method] = {
     "uniform": METHODS["uniform"],
     "ppo": METHODS["ppo"],
@@ -32,6 +37,13 @@ ABLATIONS: dict[str, Method] = {
     "ppo-no-windows-ramp": _ppo(SearchSettings(ramp_windows=False)),
     "ppo-fisher-start": _ppo(SearchSettings(init="fisher")),
     "ppo-ffn-only-start": _ppo(SearchSettings(init="ffn-only")),
-    "ppo-uniform-start": _ppo(SearchSettings(init="none")),
+    "ppo-from-nothing": METHODS["ppo-from-nothing"],
     "ppo-greedy": _ppo(SearchSettings(mapping="greedy", init="none")),
+}
+
+#: `ppo-paper` without its curricula: of sparsity (Eq. 4), of fidelity (Eq. 5), and of both.
+PAPER_ABLATIONS: dict[str, Method] = {
+    "ppo-paper-full-sparsity": _paper(replace(PAPER, ramp_sparsity=False)),
+    "ppo-paper-all-windows": _paper(replace(PAPER, ramp_windows=False)),
+    "ppo-paper-no-curriculum": _paper(replace(PAPER, ramp_sparsity=False, ramp_windows=False)),
 }

@@ -63,12 +63,13 @@ def search_by_ppo(
     if not meter.max_final_samples:
         raise ValueError("ppo ranks its last candidates on windows that no search saw: the evaluator needs finalists")
     settings = settings or SearchSettings()
+    fresh = settings.fresh_windows and not settings.ramp_sparsity
     settings = replace(
         settings,
         sparsity=targets,
         search_windows=meter.max_samples,
         final_windows=meter.max_final_samples,
-        fresh_windows=bool(meter.pool) and not (settings and settings.ramp_sparsity),
+        fresh_windows=bool(meter.pool) and fresh,
         pool_windows=len(meter.pool),
         a_min=problem.a_min,
         a_max=problem.a_max,

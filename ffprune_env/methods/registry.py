@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from ffprune_env.methods.evopress import evopress
 from ffprune_env.methods.flap import flap
 from ffprune_env.methods.policy import answer_all, policy
 from ffprune_env.methods.ppo import Found, ppo
+from ffprune_env.methods.ppo_paper import PAPER, ppo_paper
 from ffprune_env.methods.random_search import random_search
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
@@ -66,6 +67,11 @@ def settings_of(method: Method, targets: Sequence[float] = ()) -> dict[str, Any]
     return found if method.answer_all is None else {**found, "targets": list(targets)}
 
 
+def ppo_from_nothing(problem: Problem, settings: SearchSettings) -> Allocation:
+    """`ppo` from equal scores, wherever other searches start; it is not given `ffn-only` at its end either."""
+    return ppo(replace(problem, init="none"), settings)
+
+
 METHODS: dict[str, Method] = {
     "uniform": Method(lambda problem: uniform(problem.sparsity, problem.units), searches=False),
     "ffn-only": Method(lambda problem: ffn_only(problem.sparsity, problem.units), searches=False),
@@ -77,6 +83,8 @@ METHODS: dict[str, Method] = {
     "evolution": Method(evolution, searches=True),
     "evopress": Method(evopress, searches=True),
     "cma-es": Method(cma_es, searches=True),
+    "ppo-paper": Method(partial(ppo_paper, settings=PAPER), searches=True, plain_reward=True),
+    "ppo-from-nothing": Method(partial(ppo_from_nothing, settings=SearchSettings()), searches=True),
     "ppo": Method(partial(ppo, settings=SearchSettings()), searches=True),
     "policy": Method(
         partial(policy, settings=SearchSettings()),

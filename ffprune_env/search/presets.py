@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any, Literal
+
+from ffprune_env.search.settings import SearchSettings
 
 Preset = Literal["default", "quick", "paper"]
 
@@ -18,24 +21,37 @@ PRESETS: dict[str, dict[str, Any]] = {
         "init_steps": 2,
         "calibration_windows": 12,
     },
+    # Which of these are printed in the paper, and where the others come from: docs/paper.md.
     "paper": {
         "calibration": "ridge",
+        "calibration_windows": 32,
+        "seq_len": 2048,
         "reward_model": "cut",
         "channels_per_group": 1,
         "criterion": "wanda",
-        "mapping": "greedy",
+        "mapping": "paper",
+        "a_min": 0.5,
+        "action_scale": 1.0,
+        "action_bound": 16.0,
         "evaluations": 1000,
         "k": 0.01,
         "t0": 500.0,
         "ramp_sparsity": True,
         "fresh_windows": False,
-        "final_windows": 4,
+        "search_windows": 8,
+        "final_windows": 8,
         "init": "none",
         "network": "mlp",
         "learning_rate": 1e-4,
-        "rollout": 64,
-        "n_epochs": 10,
+        "rollout": 16,
+        "n_epochs": 20,
         "clip_range": 0.2,
         "log_std_init": 0.0,
     },
 }
+
+
+def search_settings(preset: Preset) -> SearchSettings:
+    """The settings of a search that a preset stands for, without those of what it measures with."""
+    names = {field.name for field in fields(SearchSettings)}
+    return SearchSettings(**{name: value for name, value in PRESETS[preset].items() if name in names})

@@ -20,7 +20,7 @@ def parse(ppo, words):
 def test_flags_beat_the_config_and_the_preset(ppo_script, tmp_path):
     (tmp_path / "config.yaml").write_text("sparsity: 0.4\nseed: 3\nsave_model: false\n")
     args = parse(ppo_script, ["--config", str(tmp_path / "config.yaml"), "--seed", "4", "--preset=paper"])
-    assert (args.sparsity, args.seed, args.save_model, args.mapping) == (0.4, 4, False, "greedy")
+    assert (args.sparsity, args.seed, args.save_model, args.mapping) == (0.4, 4, False, "paper")
 
 
 def test_a_config_from_before_a_setting_means_what_was_done_then(ppo_script, tmp_path):
@@ -36,7 +36,7 @@ def test_a_config_from_before_a_setting_means_what_was_done_then(ppo_script, tmp
 def test_the_paper_preset_is_the_papers(ppo_script):
     args = parse(ppo_script, ["--preset", "paper", "--evaluations", "300"])
     assert (args.learning_rate, args.clip_range, args.k, args.t0) == (1e-4, 0.2, 0.01, 500)
-    assert (args.mapping, args.criterion, args.evaluations) == ("greedy", "wanda", 300)
+    assert (args.mapping, args.criterion, args.evaluations) == ("paper", "wanda", 300)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,10 @@ def test_the_paper_preset_is_the_papers(ppo_script):
     [
         (["--sparsty", "0.3"], "error: unrecognized options: --sparsty, 0.3; perhaps --sparsity; "),
         (["--sparsity", "much"], "error: --sparsity: a number, several, or low:high, got 'much'; "),
-        (["--mapping", "middle"], "error: invalid choice 'middle' for argument '--mapping'.*'greedy', 'waterfill'.*; "),
+        (
+            ["--mapping", "middle"],
+            "error: invalid choice 'middle' for argument '--mapping'.*'paper', 'greedy', 'water.*; ",
+        ),
         (["--preset", "none"], "error: invalid choice 'none' for argument '--preset'.*'default', 'quick', 'paper'.*; "),
         (["--search-windows"], "error: missing value for argument '--search-windows'"),
     ],

@@ -19,7 +19,7 @@ from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators import language_model as evaluator_module
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
-from ffprune_env.methods.ablations import ABLATIONS
+from ffprune_env.methods.ablations import ABLATIONS, PAPER_ABLATIONS
 from ffprune_env.methods.evopress import draw_children, swap_levels
 from ffprune_env.methods.flap import flap, threshold
 from ffprune_env.methods.ppo import ppo
@@ -32,7 +32,7 @@ from ffprune_env.search.problem import BudgetSpentError, Meter, Problem
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.fisher import least_damage
 
-ALL = METHODS | ABLATIONS
+ALL = METHODS | ABLATIONS | PAPER_ABLATIONS
 SEARCHES = [name for name, method in ALL.items() if method.searches]
 CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
 
@@ -58,8 +58,9 @@ def test_answers_meet_the_budget_of_parameters_and_of_windows(name, on_model):
     total = sum(unit.n_params for unit in meter.units)
     assert 0.3 <= allocation.sparsity < 0.3 + cheapest / total
     assert meter.spent <= meter.budget
-    # Finalists that keep the same are measured once, so a little may be left.
-    assert (meter.spent > 0.75 * meter.budget) == ALL[name].searches
+    # Finalists that keep the same are measured once, so a little may be left; of rollouts of sixteen more than a little.
+    least = 0.6 if name.startswith("ppo-paper") else 0.75
+    assert (meter.spent > least * meter.budget) == ALL[name].searches
     if ALL[name].searches:
         low, high = group_bounds(meter.units, on_model.a_min, on_model.a_max)
         assert (low <= allocation.kept).all()
@@ -318,5 +319,5 @@ def test_what_the_evaluator_remembers_is_charged_and_not_read(name, on_model, mo
     read.clear()
     ALL[name].answer(on_model)
     assert on_model.meter.seen == sum(read)
-    never_twice = ("random", "ppo-uniform-start")  # what they draw
+    never_twice = ("random", "ppo-from-nothing")  # what they draw
     assert (on_model.meter.spent > on_model.meter.seen) == (name not in never_twice)

@@ -119,7 +119,7 @@ def test_the_policy_starts_where_a_problem_says(name, init):
     )
     method(named)
     method(told, SearchSettings(init=init))
-    ABLATIONS["ppo-uniform-start" if init == "none" else "ppo-ffn-only-start"].answer(otherwise)
+    ABLATIONS["ppo-from-nothing" if init == "none" else "ppo-ffn-only-start"].answer(otherwise)
     first, again, ablated = ([kept.tolist() for _, kept in x.meter.trace] for x in (named, told, otherwise))
     assert first[:-1] == again[:-1] == ablated[:-1]
     assert again == ablated  # `ffn-only` is among their last candidates, wherever they began
