@@ -176,7 +176,7 @@ def last_look(
             chosen = choose_everywhere(settings, units, at_targets, evaluator.measure_final, start.unseen)
         return chosen, functions[chosen[settings.target].name]
     target = settings.target
-    with phase("finalists", f"best of {archive.seen} samples at sparsity {target:g}"):
+    with phase("finalists", f"sparsity {target:g}, {archive.seen or 'no'} samples to choose from"):
         final = candidates(settings, units, scores.targets[target], means[target], archive, simple)
         answer = choose(settings, units, final, evaluator.measure_final, start.unseen)
     # Of a sample, or of `ffn-only` where it does not reach all sparsities around, nothing is known but at its own.
