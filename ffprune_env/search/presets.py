@@ -47,6 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_epochs": 20,
         "clip_range": 0.2,
         "log_std_init": 0.0,
+        "finalists": 2,
     },
 }
 

@@ -23,7 +23,7 @@ _EVALUATIONS = 96  # for every sparsity
 # Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
 _FROM_CURVES = ("fisher", "fisher-iterated")
 _NO_CURVES = ("none", "ffn-only")
-_LAST_LOOK = 1 / 8  # of a budget: what is left of a short one is for the search
+_LAST_LOOK = 1 / 6  # of a budget: what is left of a short one is for the search
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,10 @@ class SearchSettings(WindowSettings, TargetSettings):
     """what actions are clipped to, on either side of 0; in the paper they are any numbers"""
     seed: int = 0
     """of the policy and its exploration"""
-    finalists: int = 2
+    finalists: int = 0
     """best samples that are measured again at the final sparsity, beside ffn-only, the start and the policy's mean, all
     on windows that neither start nor search saw; the better half of them on twice as many, and so on up to
-    --final-windows"""
+    --final-windows. The best of many samples is mostly lucky, and the fewer they are the more windows decide"""
 
     def require_allowed(self) -> None:
         """Raises ValueError, in the words of the command line, for what no model is needed to refuse."""
@@ -259,7 +259,7 @@ class SearchSettings(WindowSettings, TargetSettings):
 def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
     """The longest search, in whole rollouts, that measures no more than ``windows`` windows.
 
-    Its last look takes fewer windows than the settings say where it would take more than an eighth of all.
+    Its last look takes fewer windows than the settings say where it would take more than a sixth of all.
 
     Raises:
         ValueError: not even two evaluations and the finalists fit.
