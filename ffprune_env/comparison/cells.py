@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY = "identity.json"
 # What a folder was made with that was filled before there was such a setting.
-_BEFORE = {"start": "own"}
+_BEFORE = {"start": "own", "ridge_scale": "relative"}
 
 
 @dataclass(frozen=True)

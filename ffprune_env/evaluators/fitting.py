@@ -48,4 +48,5 @@ def fit(
     del stats
     room = room_for_grams(prunable)
     grams = drain(matrices) if matrices else stream_grams(prunable, calibration_windows, room, settings.batch_size)
-    return RidgeCalibration(prunable, grams, settings.ridge, settings.factor_storage), bare
+    made = RidgeCalibration(prunable, grams, settings.ridge, settings.factor_storage, settings.ridge_scale)
+    return made, bare

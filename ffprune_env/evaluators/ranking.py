@@ -60,6 +60,7 @@ def rank(
         gradients,
         grams=lambda: stats.grams or stream_grams(prunable, calibration_windows, room, settings.batch_size),
         ridge=settings.ridge,
+        ridge_scale=settings.ridge_scale,
     )
     prunable.rank(criterion.score(prunable, evidence))
     return stats

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ffprune_env.lm.ranges import require_in_range
-from ffprune_env.pruning.calibration import DEFAULT_RIDGE, Storage, check_ridge
+from ffprune_env.pruning.calibration import Storage, check_storage
 from ffprune_env.pruning.criteria import CRITERIA
+from ffprune_env.pruning.ridge import DEFAULT_RIDGE, RidgeScale, check_ridge
 from ffprune_env.texts.window_settings import WindowSettings
 
 RewardModel = Literal["cut", "calibrated"]
@@ -37,7 +38,10 @@ class CalibrationSettings:
     reward_model: RewardModel = "calibrated"
     """which model the search rewards: calibrated (by Eqs. 6-7) or cut (weights as they were)"""
     ridge: float = DEFAULT_RIDGE
-    """λ of the calibration, as a fraction of the mean diagonal of G"""
+    """λ of the calibration (Eq. 6), how strongly it is held back, in the unit of --ridge-scale"""
+    ridge_scale: RidgeScale = "relative"
+    """what λ is: relative (a fraction of the mean diagonal of G, however many tokens) or absolute (as the paper has it:
+    added itself to the diagonal of G = XᵀX, summed over all tokens)"""
     factor_storage: Storage = "device"
     """where the calibration keeps its factors: device, or cpu where they do not fit beside the model"""
 
@@ -70,7 +74,8 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
             ("--batch-size", self.batch_size, 1),
         ):
             require_in_range(flag, value, least)
-        check_ridge(self.ridge, self.factor_storage)
+        check_ridge(self.ridge, self.ridge_scale)
+        check_storage(self.factor_storage)
         if self.criterion not in CRITERIA:
             raise ValueError(f"unknown criterion {self.criterion!r}; allowed are {', '.join(CRITERIA)}")
         if self.reward_model == "calibrated" and self.calibration == "none":

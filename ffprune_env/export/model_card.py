@@ -131,7 +131,8 @@ def _describe(calibration: Calibration) -> str:
     if isinstance(calibration, SequentialCalibration):
         return f"{_describe(calibration.first)}; then in sequence, λ = {calibration.prior_tokens:g} tokens"
     if isinstance(calibration, RidgeCalibration):
-        return f"ridge, λ = {_span(calibration.ridge)} of the mean diagonal of G"
+        where = "of the mean diagonal of G" if calibration.scale == "relative" else "added to the diagonal of G"
+        return f"ridge, λ = {_span(calibration.ridge)} {where}"
     return type(calibration).__name__
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -15,6 +14,7 @@ from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.ridge import DEFAULT_RIDGE, RidgeScale, check_ridge, ridge_unit
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.units import member_columns
 
@@ -22,9 +22,8 @@ logger = logging.getLogger(__name__)
 
 Storage = Literal["device", "cpu"]
 
-#: λ as a fraction of the mean diagonal of G (docs/design.md, 4.5).
-DEFAULT_RIDGE = 0.01
-# Where raising λ starts if none was asked for, and how far it goes each time.
+# Where raising λ starts if none was asked for, how far it goes each time, and where it ends: the first and the last as
+# fractions of the mean diagonal of G.
 _LEAST_RIDGE, _RAISE, _MOST_RIDGE = 1e-8, 10.0, 1e6
 
 
@@ -45,17 +44,20 @@ class RidgeCalibration:
         stats: statistics with Gram matrices of the dense model, or the matrices alone, per unit in original column
             order; an iterator is read one matrix at a time, so that it may let go of each
             (see :func:`~ffprune_env.pruning.saliency.stream_grams`).
-        ridge: λ as a fraction of the mean diagonal of G. Where G + λI has no Cholesky factor λ is raised tenfold
-            until it has, for that unit only.
+        ridge: λ, in the unit that ``scale`` says. Where G + λI has no Cholesky factor λ is raised tenfold until it
+            has, for that unit only.
         storage: where W L and L⁻¹ are kept: ``"device"``, beside the unit's weights, or ``"cpu"``, from where every
             use copies what it needs. They are float32 [columns, columns] and [C, columns] per unit.
+        scale: ``"relative"``: λ is a fraction of the mean diagonal of G. ``"absolute"``: λ is added as it stands to
+            the diagonal of G = XᵀX, summed over all tokens, as Eq. 6 is printed; 0.01 is then next to nothing.
 
     Attributes:
         ridge: float64 [N], what was used for every unit: ``ridge``, or more where it had to be raised.
+        scale: as given.
 
     Raises:
         ValueError: there are no Gram matrices, too few, of the wrong shape or not finite; or ``ridge`` is negative or
-            not finite.
+            not finite, or ``scale`` is none.
         RuntimeError: the model is pruned now, or its groups were never ranked.
 
     Source:
@@ -68,15 +70,17 @@ class RidgeCalibration:
         stats: Statistics | Iterable[torch.Tensor],
         ridge: float = DEFAULT_RIDGE,
         storage: Storage = "device",
+        scale: RidgeScale = "relative",
     ) -> None:
-        check_ridge(ridge, storage)
+        check_ridge(ridge, scale)
+        check_storage(storage)
         prunable.require_dense("calibrate")
         prunable.require_ranked("calibrate")
         require_resident(prunable.model, "calibration")
         grams = stats.grams if isinstance(stats, Statistics) else stats
         if grams is None:
             raise ValueError("the statistics hold no Gram matrices: collect them with gram=True")
-        self.prunable = prunable
+        self.prunable, self.scale = prunable, scale
         self._rankings = prunable.rankings
         self._asked = ridge
         self._exact = True
@@ -94,7 +98,7 @@ class RidgeCalibration:
                     )
                 columns = member_columns(layout, prunable.order[i])
                 ranked = gram.to(weight.device)[columns][:, columns]
-                product, inverse, used = _factors(ranked, weight, ridge, layout.unit.name)
+                product, inverse, used = _factors(ranked, weight, ridge, scale, layout.unit.name)
                 where = torch.device("cpu") if storage == "cpu" else weight.device
                 self._products.append(product.to(where))
                 self._inverses.append(inverse.to(where))
@@ -154,7 +158,7 @@ class RidgeCalibration:
         return fast
 
     def raised(self) -> dict[str, float]:
-        """Units whose λ had to be raised, with the fraction of the mean diagonal that was used."""
+        """Units whose λ had to be raised, with the λ that was used, in the unit of ``scale``."""
         used = zip(self.prunable.units, self.ridge, strict=True)
         return {unit.name: float(ridge) for unit, ridge in used if ridge > self._asked}
 
@@ -170,23 +174,22 @@ def _balanced(product: torch.Tensor, inverse: torch.Tensor, dtype: torch.dtype) 
     return torch.ldexp(product, -exponent).to(dtype), torch.ldexp(inverse, exponent).to(dtype)
 
 
-def check_ridge(ridge: float, storage: str = "device") -> None:
-    """Raises ValueError if a setting of the calibration is out of range."""
-    if not 0 <= ridge < math.inf:
-        raise ValueError(f"ridge must be a finite number, at least 0 (0.01 is usual), got {ridge}")
+def check_storage(storage: str) -> None:
+    """Raises ValueError if factors cannot be kept there."""
     if storage not in ("device", "cpu"):
         raise ValueError(f"unknown storage {storage!r} of calibration factors; allowed are device, cpu")
 
 
 def _factors(
-    gram: torch.Tensor, weight: torch.Tensor, ridge: float, name: str
+    gram: torch.Tensor, weight: torch.Tensor, ridge: float, scale: RidgeScale, name: str
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """W L and L⁻¹ of G + λI = L Lᵀ in float32, and λ as a fraction of the mean diagonal.
+    """W L and L⁻¹ of G + λI = L Lᵀ in float32, and λ in the unit of its scale.
 
     Args:
         gram: [columns, columns], in order of rank.
         weight: [C, columns].
         ridge: λ to begin with.
+        scale: its unit.
         name: of the unit, for the log.
     """
     if not bool(torch.isfinite(gram).all()):
@@ -195,20 +198,20 @@ def _factors(
     diagonal = matrix.diagonal()
     without_ridge = diagonal.clone()
     mean = float(diagonal.mean())
-    scale = mean if mean > 0 else 1.0  # a unit that never fires has nothing to stand in for
+    mean = mean if mean > 0 else 1.0  # a unit that never fires has nothing to stand in for
+    one = ridge_unit(scale, mean)
     used = ridge
     while True:
-        diagonal.copy_(without_ridge + used * scale)
+        diagonal.copy_(without_ridge + used * one)
         lower, failed = torch.linalg.cholesky_ex(matrix)
         if not int(failed):
             break
-        if used > _MOST_RIDGE:
+        if used * one > _MOST_RIDGE * mean:
             raise ValueError(f"{name}: its Gram matrix is not one: G + λI has no Cholesky factor for any λ")
-        used = max(used * _RAISE, _LEAST_RIDGE)
+        used = max(used * _RAISE, _LEAST_RIDGE * mean / one)
     if used != ridge:
-        logger.warning(
-            "%s: G + λI has no Cholesky factor; λ raised from %g to %g of the mean diagonal", name, ridge, used
-        )
+        of = " of the mean diagonal" if scale == "relative" else ""
+        logger.warning("%s: G + λI has no Cholesky factor; λ raised from %g to %g%s", name, ridge, used, of)
     del matrix, diagonal
     product = (weight.double() @ lower).float()
     inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)

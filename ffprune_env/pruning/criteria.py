@@ -11,6 +11,7 @@ import torch
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.pruning.gradients import GradientStatistics
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.ridge import RidgeScale
 from ffprune_env.pruning.saliency import Statistics, wanda_scores, wifv_scores
 from ffprune_env.pruning.surgeon import surgeon_scores
 
@@ -23,13 +24,15 @@ class Evidence:
         stats: moments of the inputs of the output projections.
         gradients: moments of the gradients at their outputs; None for criteria that need none.
         grams: makes G of every unit in turn, in original column order.
-        ridge: λ of the calibration to come, as a fraction of the mean diagonal of G.
+        ridge: λ of the calibration to come.
+        ridge_scale: its unit.
     """
 
     stats: Statistics
     gradients: GradientStatistics | None
     grams: Callable[[], Iterable[torch.Tensor]]
     ridge: float
+    ridge_scale: RidgeScale = "relative"
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _surgeon(prunable: PrunableModel, evidence: Evidence) -> list[FloatArray]:
     outputs = _gradients(evidence).outputs
     if outputs is None:
         raise ValueError("surgeon looks at the second moments of the gradients: collect them first")
-    return surgeon_scores(prunable, evidence.grams(), outputs, evidence.ridge)
+    return surgeon_scores(prunable, evidence.grams(), outputs, evidence.ridge, evidence.ridge_scale)
 
 
 #: Ways to score heads and channels, by the name that flags use.

@@ -9,8 +9,8 @@ import torch
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.phases import phase
-from ffprune_env.pruning.calibration import DEFAULT_RIDGE
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.ridge import DEFAULT_RIDGE, RidgeScale, ridge_unit
 from ffprune_env.pruning.saliency import to_original_order
 
 # Channels go in this many rounds, as many in each; what is taken in one round is scored before any of it went.
@@ -22,6 +22,7 @@ def surgeon_scores(
     grams: Iterable[torch.Tensor],
     outputs: Sequence[torch.Tensor],
     ridge: float = DEFAULT_RIDGE,
+    scale: RidgeScale = "relative",
 ) -> list[FloatArray]:
     """Scores every head or channel by when it goes: 0 for the first, n_members - 1 for the last.
 
@@ -34,7 +35,8 @@ def surgeon_scores(
         prunable: the model, dense now.
         grams: per unit, [columns, columns] G in original column order, read one at a time.
         outputs: per unit, [C, C] F, see :class:`~ffprune_env.pruning.gradients.GradientStatistics`.
-        ridge: λ as a fraction of the mean diagonal of G, as the calibration will have it.
+        ridge: λ as the calibration will have it.
+        scale: its unit; see :data:`~ffprune_env.pruning.ridge.RidgeScale`.
 
     Returns:
         N arrays, [n_members] each, in original order.
@@ -51,8 +53,8 @@ def surgeon_scores(
             weight = to_original_order(prunable, i, layout.output.weight.detach().float().T).T
             matrix = gram.to(weight.device).double()
             # A unit whose Gram matrix has no inverse at this λ gets more, as its calibration does.
-            damping = max(ridge, 1e-6) * max(float(matrix.diagonal().mean()), 1e-12)
-            matrix.diagonal().add_(damping)
+            mean = max(float(matrix.diagonal().mean()), 1e-12)
+            matrix.diagonal().add_(max(ridge * ridge_unit(scale, mean), 1e-6 * mean))
             inverse = torch.linalg.inv(matrix).float()
             values, vectors = torch.linalg.eigh(moment.to(weight.device).double())
             root = (vectors * values.clamp(min=0).sqrt()).T.float()  # F = rootᵀ root

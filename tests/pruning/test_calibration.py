@@ -74,6 +74,54 @@ def test_every_kept_count_is_the_direct_solution(family, ridge, storage):
     assert largest_difference(prunable, stats, calibration, pairs, ridge) < 1e-5
 
 
+@pytest.mark.parametrize("lam", [0.01, 30.0])
+def test_an_absolute_ridge_is_added_to_the_sum_over_tokens_as_it_stands(family, lam):
+    """Against a dense solution of Eq. 6 with λ itself on the diagonal of XᵀX."""
+    prunable, stats, _ = ranked(family)
+    calibration = RidgeCalibration(prunable, stats, lam, scale="absolute")
+    assert (calibration.ridge == lam).all()
+    for i, unit in enumerate(prunable.units):
+        layout = prunable.layouts[i]
+        columns = member_columns(layout, prunable.order[i])
+        gram, weight = stats.grams[i][columns][:, columns].double(), layout.output.weight.detach().double()
+        for k in range(1, unit.n_groups + 1):
+            m = k * layout.width
+            kept = gram[:m, :m] + lam * torch.eye(m, dtype=torch.float64)
+            expected = weight[:, :m] + weight[:, m:] @ torch.linalg.solve(kept, gram[:m, m:]).T
+            difference = (calibration.weight(i, k).double() - expected).abs().max()
+            assert float(difference) < 1e-4 * float(expected.abs().max())
+
+
+def test_an_absolute_ridge_is_the_relative_one_times_the_mean_diagonal(family):
+    prunable, stats, _ = ranked(family)
+    relative, other = (RidgeCalibration(prunable, stats, 1.0, scale=scale) for scale in ("relative", "absolute"))
+    for i, unit in enumerate(prunable.units):
+        lam = float(stats.grams[i].double().diagonal().mean())
+        absolute = RidgeCalibration(prunable, stats, lam, scale="absolute")
+        for k in range(1, unit.n_groups + 1):
+            torch.testing.assert_close(absolute.weight(i, k), relative.weight(i, k), rtol=1e-6, atol=1e-7)
+        assert not torch.allclose(other.weight(i, 1), relative.weight(i, 1), rtol=1e-3)
+
+
+def test_twice_the_tokens_are_half_an_absolute_ridge_and_the_same_relative_one():
+    prunable, stats, _ = ranked("llama")
+    twice, k = [2 * gram for gram in stats.grams], 3
+    once, doubled = (RidgeCalibration(prunable, x, 2 * n, scale="absolute") for x, n in ((stats, 1), (twice, 2)))
+    torch.testing.assert_close(doubled.weight(1, k), once.weight(1, k), rtol=1e-6, atol=1e-7)
+    once, doubled = (RidgeCalibration(prunable, x, 0.01) for x in (stats, twice))
+    torch.testing.assert_close(doubled.weight(1, k), once.weight(1, k), rtol=1e-6, atol=1e-7)
+
+
+def test_an_absolute_ridge_that_is_too_small_is_raised_and_named_in_its_own_unit(caplog):
+    few = torch.randint(1, 256, (1, 5), generator=torch.Generator().manual_seed(0))
+    prunable, stats, _ = ranked("llama", few)
+    calibration = RidgeCalibration(prunable, [1e6 * gram for gram in stats.grams], ridge=0.0, scale="absolute")
+    assert (calibration.ridge > 1e-3).all()  # of what is a million times as large
+    assert set(calibration.raised()) == {unit.name for unit in prunable.units}
+    assert "λ raised from 0 to" in caplog.text
+    assert "of the mean diagonal" not in caplog.text
+
+
 def test_the_default_model_agrees_with_the_direct_solution(capsys):
     model, tokenizer = ff.load_model("smollm2-135m", dtype="float32")
     windows = ff.load_windows("python-docs", tokenizer, "calibration", 256, 8)
@@ -195,6 +243,8 @@ def test_what_cannot_be_calibrated_is_refused():
         RidgeCalibration(prunable, collect_statistics(prunable, windows, gram=False))
     with pytest.raises(ValueError, match="ridge must be a finite number"):
         RidgeCalibration(prunable, stats, ridge=-1)
+    with pytest.raises(ValueError, match="unknown scale 'total' of the ridge; allowed are relative, absolute"):
+        RidgeCalibration(prunable, stats, scale="total")
     with pytest.raises(ValueError, match="allowed are device, cpu"):
         RidgeCalibration(prunable, stats, storage="tape")
     with pytest.raises(ValueError, match=r"got a Gram matrix of shape \(3, 3\)"):

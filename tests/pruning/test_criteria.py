@@ -118,6 +118,19 @@ def test_a_unit_without_inverse_is_scored_all_the_same(windows):
     assert all(sorted(score) == list(range(unit.n_groups)) for score, unit in zip(scores, prunable.units, strict=True))
 
 
+def test_the_surgeon_takes_an_absolute_ridge_as_the_calibration_does(windows):
+    prunable = PrunableModel(tiny_model("llama"))
+    stats, gradients = collect_statistics(prunable, windows), collect_gradients(prunable, windows)
+    relative = surgeon_scores(prunable, stats.grams, gradients.outputs, 3.0)
+    for i, gram in enumerate(stats.grams):
+        lam = 3.0 * float(gram.double().diagonal().mean())
+        absolute = surgeon_scores(prunable, stats.grams, gradients.outputs, lam, "absolute")
+        np.testing.assert_array_equal(absolute[i], relative[i])
+    least, little = (surgeon_scores(prunable, stats.grams, gradients.outputs, lam, "absolute") for lam in (0.0, 1e-9))
+    assert all((one == other).all() for one, other in zip(least, little, strict=True))
+    assert any((one != other).any() for one, other in zip(little, relative, strict=True))
+
+
 def test_ranks_are_averaged(windows):
     averaged = average_ranks([np.array([1.0, 5.0, 3.0])], [np.array([10.0, 0.0, 20.0])])
     np.testing.assert_array_equal(averaged[0], [0.5, 1.0, 1.5])
