@@ -161,7 +161,7 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
     planned = load_planned_windows(model, tokenizer, settings.text, as_then).texts
     require_unseen(test_windows, *planned.values())
     texts = {**planned, "test": test_windows}
-    names = text_names(settings.text, settings.test_text, texts)
+    names = text_names(settings.text, settings.test_text, texts, settings.calibration_text)
     run.require_same(identity_of_texts(texts), settings.model, names, _ADVICE)
     evaluator = build_evaluator(model, tokenizer, settings.text, settings, run.require_order(model), planned)
     job.policy.require_fits(evaluator.units, job.policy.meaning)
@@ -177,11 +177,14 @@ def report(
 ) -> list[AnswerReport]:
     """Measures and writes what the policy says, sparsity after sparsity."""
     settings = job.settings
+    calibrated_on = settings.calibration_text or settings.text
     about = {
-        "text": settings.text, "test_text": settings.tested_on, "ridge": settings.ridge,
+        "text": settings.text, "calibration_text": calibrated_on,
+        "test_text": settings.tested_on, "ridge": settings.ridge, "ridge_scale": settings.ridge_scale,
         "calibration_asked": settings.calibration, "allocated_by": str(job.run.path),
     }  # fmt: skip
-    facts = CardFacts.of(settings.model, settings.tested_on, test_windows)
+    calibration_windows = evaluator.texts["calibration"]
+    facts = CardFacts.of(settings.model, settings.tested_on, test_windows, calibrated_on, calibration_windows)
     reports: list[AnswerReport] = []
     for sparsity, allocation in job.allocations.items():
         folder = RunFolder(job.folders[sparsity])

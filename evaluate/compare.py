@@ -235,7 +235,7 @@ def load(args: Args, folder: ComparisonFolder) -> Loaded:
     folder.require_same_identity(identity_of_model(model), args.model)
     planned, test = args.load_texts(model, tokenizer, args)
     texts = {**planned, "test": test}
-    names = text_names(args.text, args.test_text, texts)
+    names = text_names(args.text, args.test_text, texts, args.calibration_text)
     folder.require_same_identity(identity_of_texts(texts), args.model, names)
     return Loaded(model, tokenizer, texts)
 

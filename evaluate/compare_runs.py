@@ -136,7 +136,8 @@ def require_alike(path: Path, config: Mapping[str, Any], first: Mapping[str, Any
 
 def require_same_as_runs(paths: Sequence[Path], now: Identity, config: Mapping[str, Any]) -> None:
     """Raises ChangedError unless every run was made with the model and texts that there are now."""
-    names = text_names(config["text"], None, ("search", "finalists", "curves", "calibration"))
+    uses = ("search", "finalists", "curves", "calibration")
+    names = text_names(config["text"], None, uses, config.get("calibration_text"))
     for path in paths:
         RunFolder(path).require_same(now, config["model"], names, "search it again")
 

@@ -144,7 +144,8 @@ def load(args: Args, run: RunFolder, config: Mapping[str, Any]) -> tuple[LMEvalu
     model, tokenizer = load_model(name, dtype, str(config["device"]), args.trust_remote_code)
     run.require_same(identity_of_model(model), name, advice="search it again")
     texts = load_planned_windows(model, tokenizer, text, settings).texts
-    run.require_same(identity_of_texts(texts), name, text_names(text, None, texts), "search it again")
+    names = text_names(text, None, texts, settings.calibration_text)
+    run.require_same(identity_of_texts(texts), name, names, "search it again")
     test = args.load_test_beside(text, model, tokenizer)
     settings = replace(settings, search_windows=max(args.rewarded_on), final_windows=0, curve_windows=0)
     studied = load_planned_windows(model, tokenizer, text, settings).texts

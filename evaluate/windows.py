@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.markup import escape
 from rich.table import Table
@@ -25,7 +24,7 @@ from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import PlanRow, load_planned_windows, plan_rows
 from ffprune_env.texts.window_settings import WindowSettings
-from ffprune_env.texts.windows import NAMED_TEXTS
+from ffprune_env.texts.windows import NAMED_TEXTS, same_text
 
 console = wide_console()
 
@@ -67,7 +66,7 @@ def plan(args: Args) -> list[PlanRow]:
 
 def test_source(text: str, test_text: str | None) -> str:
     """Where test text comes from, in words."""
-    if test_text is None or Path(test_text).resolve() == Path(text).resolve():
+    if test_text is None or same_text(text, test_text):
         return f"{text}, test part"
     return f"{test_text}, {'test part' if test_text in NAMED_TEXTS else 'all of it'}"
 

@@ -128,7 +128,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         require_writable(model)
     texts, test_windows = args.load_texts(model, tokenizer, args)
     every = {**texts, "test": test_windows}
-    run.know(identity_of_texts(every), text_names(args.text, args.test_text, every))
+    run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
     evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts)
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
     scores = run.scores(args.targets, len(evaluator.units))
@@ -175,8 +175,13 @@ def search(args: Args, job: Job) -> Outcome:
 
 def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
     """Of every sparsity measures and writes what was chosen, then measures what it is compared with."""
-    about = {"text": args.text, "test_text": args.tested_on, "ridge": args.ridge, "calibration_asked": args.calibration}
-    facts = CardFacts.of(args.model, args.tested_on, job.test_windows)
+    calibrated_on = args.calibration_text or args.text
+    about = {
+        "text": args.text, "calibration_text": calibrated_on, "test_text": args.tested_on,
+        "ridge": args.ridge, "ridge_scale": args.ridge_scale, "calibration_asked": args.calibration,
+    }  # fmt: skip
+    calibration_windows = job.evaluator.texts["calibration"]
+    facts = CardFacts.of(args.model, args.tested_on, job.test_windows, calibrated_on, calibration_windows)
     reports: list[Report] = []
     with job.evaluator.sharing_dense_pass():
         for target in args.targets:

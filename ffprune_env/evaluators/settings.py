@@ -10,6 +10,7 @@ from ffprune_env.pruning.calibration import Storage, check_storage
 from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.pruning.ridge import DEFAULT_RIDGE, RidgeScale, check_ridge
 from ffprune_env.texts.window_settings import WindowSettings
+from ffprune_env.texts.windows import require_text
 
 RewardModel = Literal["cut", "calibrated"]
 Calibrating = Literal["none", "ridge", "sequential"]
@@ -60,7 +61,11 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
     """All settings that the figures of an evaluator depend on, beside model and text."""
 
     def require_allowed(self) -> None:
-        """Raises ValueError, in the words of the command line, for what no model is needed to refuse."""
+        """Raises ValueError, in the words of the command line, for what no model is needed to refuse.
+
+        Raises:
+            OSError: a text to calibrate on is not there.
+        """
         for flag, value, least in (
             ("--seq-len", self.seq_len, 2),
             ("--search-windows", self.search_windows, 1),
@@ -74,6 +79,8 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
             ("--batch-size", self.batch_size, 1),
         ):
             require_in_range(flag, value, least)
+        if self.calibration_text is not None:
+            require_text(self.calibration_text)
         check_ridge(self.ridge, self.ridge_scale)
         check_storage(self.factor_storage)
         if self.criterion not in CRITERIA:

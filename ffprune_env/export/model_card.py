@@ -35,6 +35,7 @@ class CardFacts:
         pruned_ppl: perplexity of the pruned model.
         protocol: what both were measured on, such as "wikitext2 test, 141 windows of 2048 tokens".
         calibration_asked: how the model was to be calibrated, which the card says where it was not.
+        calibrated_on: what its heads and channels were ranked on, and its weights re-fitted, if they were.
     """
 
     base_model: str | None = None
@@ -43,18 +44,26 @@ class CardFacts:
     pruned_ppl: float | None = None
     protocol: str | None = None
     calibration_asked: CalibrationKind | None = None
+    calibrated_on: str | None = None
 
     @classmethod
-    def of(cls, model: str, test_text: str, test_windows: torch.Tensor) -> CardFacts:
+    def of(
+        cls, model: str, test_text: str, test_windows: torch.Tensor, calibration_text: str, calibration: torch.Tensor
+    ) -> CardFacts:
         """What is known before anything is measured; of local folders and files no more than their names.
 
         Args:
             model: a name, a folder or a hub id.
             test_text: what perplexities are of: a name or a file.
             test_windows: int64 [n, seq_len].
+            calibration_text: what ranking and calibration saw: a name or a file.
+            calibration: int64 [n, seq_len], its windows.
         """
-        protocol = "{} test text, {} windows of {} tokens".format(Path(test_text).name, *test_windows.shape)
-        return cls(base_model=Path(model).name if Path(model).exists() else model, protocol=protocol)
+        return cls(
+            base_model=Path(model).name if Path(model).exists() else model,
+            protocol="{} test text, {} windows of {} tokens".format(Path(test_text).name, *test_windows.shape),
+            calibrated_on="{}, {} windows of {} tokens".format(Path(calibration_text).name, *calibration.shape),
+        )
 
 
 def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibration | None, facts: CardFacts) -> str:
@@ -82,6 +91,8 @@ def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibr
     }
     if facts.calibration_asked not in (None, calibration_kind(calibration)):
         rows["calibration"] += f"; {facts.calibration_asked} was asked for and could not be made"
+    if facts.calibrated_on is not None:
+        rows[f"ranked{'' if calibration is None else ' and calibrated'} on"] = facts.calibrated_on
     if facts.dense_ppl is not None:
         rows[f"perplexity, {before}"] = f"{facts.dense_ppl:.2f}"
     if facts.pruned_ppl is not None:

@@ -35,8 +35,10 @@ _NOT_COMPUTED |= {"architectures", "dtype", "torch_dtype"}
 # Code whose version is a name of its own, or that no model brings along.
 _COVERED = ("torch", "transformers", "ffprune_env", "accelerate", "builtins")
 # Settings with an identity of another name, and those that figures do not depend on beyond rounding.
-_NOT_MEASURED = {"model", "text", "test_text", "dtype", "preset", "run", "save_model", "trust_remote_code"}
-_NOT_MEASURED |= {"config", "resume", "baselines"}
+_NOT_MEASURED = {"model", "text", "test_text", "calibration_text", "dtype", "preset", "run", "save_model"}
+_NOT_MEASURED |= {"config", "resume", "baselines", "trust_remote_code"}
+# What a setting was before there was one, for records that do not name it.
+_BEFORE = {"--ridge-scale": json.dumps("relative")}
 _NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch_size", "workers", "ray_address"}
 # What figures do not depend on: how they are shown, and the scripts, which only a wheel has inside the package.
 _NOT_MEASURING = (Path("comparison/report"), Path("cli/scripts"))
@@ -100,9 +102,12 @@ def identity_of_texts(texts: Mapping[str, torch.Tensor]) -> dict[str, str]:
     return {f"{use} text": _tokens_digest(windows) for use, windows in texts.items()}
 
 
-def text_names(text: str, test_text: str | None, uses: Iterable[str]) -> dict[str, str]:
-    """The names of texts by use: where there is another text to test on, ``test`` has its name."""
-    return {use: test_text or text if use == "test" else text for use in uses}
+def text_names(
+    text: str, test_text: str | None, uses: Iterable[str], calibration_text: str | None = None
+) -> dict[str, str]:
+    """The names of texts by use: where there is another to test or to calibrate on, that use has its name."""
+    others = {"test": test_text, "calibration": calibration_text}
+    return {use: others.get(use) or text for use in uses}
 
 
 def identity_of_settings(settings: Mapping[str, Any]) -> dict[str, str]:
@@ -132,7 +137,7 @@ def require_same(
         texts: names of the texts by use, for the message.
     """
     for name, value in now.items():
-        if before.get(name) != value:
+        if before.get(name, _BEFORE.get(name)) != value:
             what = change(name, before.get(name), value, model, texts or {})
             raise ChangedError(f"{what} since {since}: {advice}")
 

@@ -32,6 +32,8 @@ _RENAMED = {
     "n_steps": "rollout",
     "ramp_samples": "ramp_windows",
 }
+# Settings that came later: the one that every config of a run has beside them, and what was done before.
+_ADDED = (("ridge_scale", "ridge", "relative"), ("calibration_text", "calibration_windows", None))
 _CRITERIA = {"fisher": "taylor", "wanda+fisher": "wanda+taylor"}
 
 
@@ -73,6 +75,10 @@ def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
         if found.get("ridge", 0) is None:
             del found["ridge"]
             found["calibration"] = "none"
+    # What the config of a run lacks that was made before there was such a setting.
+    for setting, beside, then in _ADDED:
+        if beside in found:
+            found.setdefault(setting, then)
     return found
 
 

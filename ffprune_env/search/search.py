@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,10 +120,10 @@ def search(
         raise TypeError(f"there is no setting {min(unknown)!r}; allowed are those of SearchSettings, EvaluatorSettings")
     searching.require_allowed()
     measuring.require_allowed()
-    for name in filter(None, (text, test_text)):
-        require_text(name)
-    start = parse_start(searching)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
+    for asked_for in filter(None, (text, test_text)):
+        require_text(asked_for)
+    start = parse_start(searching)
     if isinstance(model, str | Path):
         model, tokenizer = load_model(str(model))
     if tokenizer is None:
@@ -140,12 +140,13 @@ def search(
     kept = answer.allocation.kept
     with evaluator.prunable.pruned(kept, evaluator.final_calibration(kept)) as pruned:
         search_ppl, test_ppl = (perplexity(pruned, x, measuring.batch_size) for x in (evaluator.chosen_on, tested_on))
-    facts = CardFacts(
-        base_model=Path(name).name if Path(name).exists() else name,
+    facts = replace(
+        CardFacts.of(
+            name, test_text or text, tested_on, measuring.calibration_text or text, evaluator.texts["calibration"]
+        ),
         target_sparsity=sparsity,
         dense_ppl=dense_ppl,
         pruned_ppl=test_ppl,
-        protocol="{} test text, {} windows of {} tokens".format(Path(test_text or text).name, *tested_on.shape),
         calibration_asked=evaluator.calibration_asked,
     )
     return SearchResult(

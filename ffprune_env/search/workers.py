@@ -267,7 +267,8 @@ class _Worker:
         self.evaluator = build_evaluator(model, tokenizer, text, EvaluatorSettings(**others), order)
         self.identity |= identity_of_texts(self.evaluator.texts)
         self.expected = identity
-        self.names = (str(arguments["model"]), text_names(text, None, self.evaluator.texts))
+        names = text_names(text, None, self.evaluator.texts, arguments.get("calibration_text"))
+        self.names = (str(arguments["model"]), names)
 
     def measure(self, question: Question) -> tuple[float, float | None]:
         if self.expected is not None:

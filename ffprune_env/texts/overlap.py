@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -24,6 +26,26 @@ def require_unseen(test: torch.Tensor, *seen: torch.Tensor) -> None:
             f"{share:.0%} of the test text is also search or calibration text, at most {_MOST:.0%} is allowed: "
             f"give another text to test on"
         )
+
+
+def require_apart(texts: Mapping[str, torch.Tensor], calibration_text: str) -> None:
+    """Raises ValueError where calibration text is also text that a search looks at, whatever its file is called.
+
+    What is fitted to some windows is better on them than it is, so that no candidate may be measured there.
+
+    Args:
+        texts: int64 [n, seq_len] by purpose, ``calibration`` among them.
+        calibration_text: its name, for the message.
+    """
+    calibration = texts["calibration"]
+    # Of each purpose by itself: a few windows to search on are little of all.
+    for purpose, windows in texts.items():
+        share = 0.0 if purpose == "calibration" else share_in(windows, calibration)
+        if share > _MOST:
+            raise ValueError(
+                f"{share:.0%} of the {purpose} text is also calibration text, which {calibration_text} gives, at most "
+                f"{_MOST:.0%} is allowed: give another text to calibrate on, or none, to take a part of the first one"
+            )
 
 
 def share_in(text: torch.Tensor, *others: torch.Tensor) -> float:

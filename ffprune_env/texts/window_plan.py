@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ffprune_env.budget.halving import halving
+from ffprune_env.texts.overlap import require_apart
 from ffprune_env.texts.window_settings import WindowSettings
-from ffprune_env.texts.windows import load_windows
+from ffprune_env.texts.windows import load_windows, same_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -110,13 +111,15 @@ class PlannedWindows:
 
     Attributes:
         text: its name.
+        calibration_text: the name of the one that ranking and calibration see; the same one, or another.
         there: windows of the search part that were shared out, at equal distances, or all that it has.
         shares: who got which of them.
         texts: int64 [n, seq_len] by purpose: ``search``, ``finalists``, ``curves``, ``pool`` and ``watch``, if asked
-            for, and ``calibration``, from the calibration part, which is what the ranking sees too.
+            for, and ``calibration``, from the calibration part of its text, which is what the ranking sees too.
     """
 
     text: str
+    calibration_text: str
     there: int
     shares: Shares
     texts: dict[str, torch.Tensor]
@@ -135,10 +138,11 @@ def load_planned_windows(
         tokenizer: its tokenizer.
         text: see :func:`ffprune_env.load_windows`.
         asked: tokens per window, and windows for every purpose; fewer for the last candidates and for damage curves
-            where the text is short, which is logged, and for ranking and calibration, which take what there is.
+            where the text is short, which is logged, and for ranking and calibration, which take what there is; and
+            the text that those two see, if it is another one.
 
     Raises:
-        ValueError: an unknown name, or a text too short.
+        ValueError: an unknown name, a text too short, or another text to calibrate on that holds what is searched on.
         OSError: the text cannot be read.
     """
     wanted = asked.windows_wanted
@@ -161,10 +165,13 @@ def load_planned_windows(
             f", fresh windows are drawn from {got['pool']} of {wanted['pool']}" if wanted["pool"] else "",
         )
     texts = {purpose: pool[list(indices)] for purpose, indices in vars(shares).items() if indices}
+    calibrated_on = text if same_text(text, asked.calibration_text) else str(asked.calibration_text)
     texts["calibration"] = load_windows(
-        text, tokenizer, "calibration", seq_len, asked.calibration_windows, or_fewer=True, model=model
+        calibrated_on, tokenizer, "calibration", seq_len, asked.calibration_windows, or_fewer=True, model=model
     )
-    return PlannedWindows(text, len(pool), shares, texts)
+    if calibrated_on != text:
+        require_apart(texts, calibrated_on)
+    return PlannedWindows(text, calibrated_on, len(pool), shares, texts)
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,7 @@ def plan_rows(planned: PlannedWindows, test: torch.Tensor, test_text: str) -> li
         if windows is None:
             continue
         if key in ("test", "calibration"):
-            text = test_text if key == "test" else f"{planned.text}, calibration part"
+            text = test_text if key == "test" else f"{planned.calibration_text}, calibration part"
             which = f"{ranges(range(len(windows)))} of {len(windows)}"
         else:
             text, which = f"{planned.text}, search part", f"{ranges(getattr(shares, key))} of {planned.there}"

@@ -1,4 +1,4 @@
-"""How many windows of text serve which purpose; who gets which of them is in ``window_plan.py``."""
+"""How many windows of which text serve which purpose; who gets which of them is in ``window_plan.py``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ class WindowSettings(WindowLength):
     """further windows of search text for damage curves, if somebody looks at any; fewer where the text is short"""
     calibration_windows: int = 96
     """windows of calibration text that the criterion and the calibration see, or all there are if those are fewer"""
+    calibration_text: str | None = None
+    """text whose calibration part the criterion and the calibration see (with --calibration none the criterion alone);
+    None takes that of --text. It must not hold what is searched or tested on"""
 
     fresh_windows: bool = True
     """draw the windows of every rollout anew from --pool-windows, so that a search cannot fit the few that it measures

@@ -140,11 +140,16 @@ def load_test_windows(
         n_windows: how many windows; None takes all.
         model: what the windows are for.
     """
-    if test_text is None or Path(test_text).resolve() == Path(text).resolve():
+    if test_text is None or same_text(text, test_text):
         return load_windows(text, tokenizer, "test", seq_len, n_windows, model=model)
     return load_windows(
         test_text, tokenizer, "test" if test_text in NAMED_TEXTS else "all", seq_len, n_windows, model=model
     )
+
+
+def same_text(text: str, other: str | None) -> bool:
+    """Whether a second text is the first one, by its name or because there is none."""
+    return other is None or Path(other).resolve() == Path(text).resolve()
 
 
 def _within_context(seq_len: int, model: PreTrainedModel) -> int:
