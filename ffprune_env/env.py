@@ -261,7 +261,7 @@ _ENV_ARGUMENTS = ("a_min", "a_max", "mapping", "action_scale", "reward", "action
 
 def make_prune_bandit(
     model: str = "smollm2-135m",
-    text: str = "python-docs",
+    text: str = "auto",
     sparsity: float = 0.2,
     n_samples: int | None = None,
     **arguments: Any,
@@ -270,14 +270,16 @@ def make_prune_bandit(
 
     Args:
         model: see :func:`ffprune_env.load_model`.
-        text: see :func:`ffprune_env.load_windows`.
+        text: see :func:`ffprune_env.load_windows`, and :func:`ffprune_env.load_evaluator` for ``auto``.
         sparsity: target sparsity.
         n_samples: windows of search text that a step measures on until ``set_task`` asks for fewer; None takes all of
             ``search_windows``, of which there are as many if that is not given.
         **arguments: further arguments of :class:`PruneBanditEnv` and :func:`ffprune_env.load_evaluator`.
     """
     from ffprune_env.evaluators.build import load_evaluator
+    from ffprune_env.texts.default_text import text_for
 
+    text = text_for(model, text)
     of_env = {name: arguments.pop(name) for name in _ENV_ARGUMENTS if name in arguments}
     if n_samples is not None:
         arguments.setdefault("search_windows", n_samples)

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import tyro
 
 from ffprune_env.cli.settings import require_folder_of
+from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.models import DeviceMap, load_model
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
@@ -23,6 +24,7 @@ from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.presets import Preset
 from ffprune_env.search.problem import StartName
+from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 from ffprune_env.texts.window_settings import WindowLength, WindowSettings
@@ -123,9 +125,15 @@ class ModelFlags(PlaceFlags, NameFlags):
 class OneTextFlags:
     """A text."""
 
-    text: str = "python-docs"
+    text: str = AUTO_TEXT
     """python-docs, wikitext2, c4, or a .txt, .jsonl, .csv, .parquet, .raw, ... file: what is measured on or, with
-    --test-text beside it, what is searched and calibrated on"""
+    --test-text beside it, what is searched and calibrated on. auto takes wikitext2 for the known names of the hub
+    (opt-..., llama-..., mistral-7b) and python-docs for all other models"""
+
+    def settled(self) -> Self:
+        """With the text that goes with the model in the place of ``auto``."""
+        model = getattr(self, "model", getattr(self, "measured", DEFAULT_MODEL))
+        return replace(self, text=text_for(str(model), self.text))
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,13 @@ def read_flags(
             fail(f"{one_line(said.getvalue())}; {sys.argv[0]} --help lists all flags", 2)
         raise
     sys.stderr.write(said.getvalue())  # warnings of tyro's, if any
-    return found
+    return settled(found)
+
+
+def settled(flags: T) -> T:
+    """Flags with what one says of another that was left to itself, where the dataclass has a method for that."""
+    method = getattr(flags, "settled", None)
+    return flags if method is None else cast("T", method())
 
 
 def _instance(flags: type[T], changes: Mapping[str, Any]) -> T:

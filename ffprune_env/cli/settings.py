@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.flags import read_flags, settled
 from ffprune_env.run.config import NOT_REPLAYED, SAID_EVERY_TIME, TRUST, checked, read_config, warn_of_trust
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ def parse_settings(
     default = checked(settings, {**presets.get(preset, {}), **saved}, f"--config {first.resume or first.config}")
     found = read_flags(settings, description, argv, default)
     if first.resume is not None:
-        _require_free(found, default, first.resume)
+        _require_free(found, settled(default), first.resume)
     return found
 
 

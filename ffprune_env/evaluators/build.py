@@ -19,6 +19,7 @@ from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.pruning.layer_calls import require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import find_units
+from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.window_plan import load_planned_windows
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def load_evaluator(
     model: str,
-    text: str,
+    text: str = AUTO_TEXT,
     *,
     dtype: str = "auto",
     device: str = "auto",
@@ -41,7 +42,8 @@ def load_evaluator(
 
     Args:
         model: see :func:`ffprune_env.load_model`, as for the arguments from ``dtype`` to ``max_memory``.
-        text: see :func:`ffprune_env.load_windows`.
+        text: see :func:`ffprune_env.load_windows`. ``auto`` is what goes with the model: ``wikitext2`` for the known
+            names of the hub, ``python-docs`` for all others.
         dtype: number format of the weights.
         device: where the model lives.
         trust_remote_code: run Python code that the checkpoint brings along.
@@ -56,7 +58,8 @@ def load_evaluator(
     """
     asked = EvaluatorSettings(**settings)
     asked.require_allowed()  # before gigabytes are loaded
-    return build_evaluator(*load_model(model, dtype, device, trust_remote_code, device_map, max_memory), text, asked)
+    loaded = load_model(model, dtype, device, trust_remote_code, device_map, max_memory)
+    return build_evaluator(*loaded, text_for(model, text), asked)
 
 
 def build_evaluator(

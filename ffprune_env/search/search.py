@@ -25,6 +25,7 @@ from ffprune_env.search.run_search import run_search
 from ffprune_env.search.samples import Sample
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.parse import parse_start
+from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.windows import load_test_windows, require_text
 
@@ -77,7 +78,7 @@ class SearchResult:
 def search(
     model: str | Path | PreTrainedModel = "smollm2-135m",
     tokenizer: PreTrainedTokenizerBase | None = None,
-    text: str = "python-docs",
+    text: str = AUTO_TEXT,
     sparsity: float = 0.2,
     *,
     test_text: str | None = None,
@@ -95,7 +96,8 @@ def search(
         model: a name, a folder or a hub id, as for :func:`ffprune_env.load_model`; or a model in memory, whose heads
             and channels are put in order in place, which changes nothing that it computes.
         tokenizer: of a model in memory; one that is loaded brings its own.
-        text: search and calibration text; see :func:`ffprune_env.load_windows`.
+        text: search and calibration text; see :func:`ffprune_env.load_windows`. ``auto`` is what goes with the model:
+            ``wikitext2`` for the known names of the hub, ``python-docs`` for all others.
         sparsity: σ, the fraction of the prunable parameters to remove, between 0 and 1.
         test_text: test text; None takes the test part of ``text``.
         test_seq_len: tokens per window of test text.
@@ -121,6 +123,7 @@ def search(
     searching.require_allowed()
     measuring.require_allowed()
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
+    text = text_for(name, text)
     for asked_for in filter(None, (text, test_text)):
         require_text(asked_for)
     start = parse_start(searching)
