@@ -25,7 +25,7 @@ from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
 from ffprune_env.cli.progress import showing_phases
-from ffprune_env.cli.settings import parse_settings
+from ffprune_env.cli.settings import asked_for, parse_settings
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
@@ -46,6 +46,7 @@ from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import Outcome, run_search
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.start import Start, StartScores
+from ffprune_env.search.unheeded import require_heeded
 from ffprune_env.search.workers import Workers, WorkersVecEnv
 
 logger = logging.getLogger("ffprune")
@@ -86,6 +87,7 @@ def main() -> int:
         args = parse_settings(sys.argv[1:], Args, PRESETS, __doc__)
         args.require_texts()
         args.require_allowed()
+        require_heeded(args, asked_for(sys.argv[1:], Args))
         run = open_run(args)
     except (ValueError, OSError) as error:
         return fail(error, 2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -52,6 +52,17 @@ def parse_settings(
     if first.resume is not None:
         _require_free(found, settled(default), first.resume)
     return found
+
+
+def asked_for(argv: Sequence[str], settings: type) -> set[str]:
+    """Settings that the command line itself names: no preset, no config and no default gave them their values.
+
+    Args:
+        argv: the words after the script's name.
+        settings: the dataclass whose fields are the flags.
+    """
+    flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
+    return flags & {field.name for field in fields(settings)}
 
 
 def require_folder_of(flag: str, file: Path | None) -> None:

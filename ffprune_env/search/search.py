@@ -25,6 +25,7 @@ from ffprune_env.search.run_search import run_search
 from ffprune_env.search.samples import Sample
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.parse import parse_start
+from ffprune_env.search.unheeded import require_heeded
 from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.windows import load_test_windows, require_text
@@ -122,6 +123,7 @@ def search(
         raise TypeError(f"there is no setting {min(unknown)!r}; allowed are those of SearchSettings, EvaluatorSettings")
     searching.require_allowed()
     measuring.require_allowed()
+    require_heeded(searching, settings.keys())
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     text = text_for(name, text)
     for asked_for in filter(None, (text, test_text)):

@@ -143,14 +143,20 @@ class SearchSettings(WindowSettings, TargetSettings):
             require_in_range(flag, value, least, most)
         if self.network == "mlp" and self.init != "none":
             raise ValueError(f"--network mlp starts from nothing: --init must be none, got {self.init!r}")
-        if not self.wanted and self.init == "none":
-            raise ValueError("--init none knows nothing: it needs a search, --evaluations must be 2 or more")
+        if not self.wanted and self.starts_equal:
+            start = "--init none" if self.init == "none" else f"the start of --mapping {self.mapping}"
+            raise ValueError(f"{start} knows nothing: it needs a search, --evaluations must be 2 or more")
         if self.fresh_windows and self.ramp_sparsity:
             raise ValueError(
                 "--fresh-windows compares the candidates of a rollout with the start at one sparsity, which "
                 "--ramp-sparsity changes: add --no-fresh-windows, or leave that out"
             )
         self.schedule()
+
+    @property
+    def starts_equal(self) -> bool:
+        """Whether the policy starts from equal scores: as told, or since their order alone can say no other start."""
+        return self.init == "none" or (not says_rates(self.mapping) and self.init in (*_FROM_CURVES, *_NO_CURVES))
 
     @property
     def needless(self) -> dict[str, Any]:

@@ -57,6 +57,7 @@ def test_how_long_a_search_is_follows_from_what_its_start_knows(changes, wanted)
             {"evaluations": 0, "init": "none"},
             "--init none knows nothing: it needs a search, --evaluations must be 2 or more",
         ),
+        ({"evaluations": 0, "mapping": "greedy"}, "the start of --mapping greedy knows nothing: it needs a search"),
     ],
 )
 def test_a_search_that_makes_no_sense_is_refused(changes, says):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.search.mean import mean_actions, mean_scores
 from ffprune_env.search.policy import make_env, make_policy
+from ffprune_env.search.presets import search_settings
 from ffprune_env.search.problem import Meter, Problem
 from ffprune_env.search.run_search import learned
 from ffprune_env.search.saved_policy import Policy
@@ -31,6 +33,7 @@ from ffprune_env.search.starts.fisher_iterated import iterate, step_windows
 from ffprune_env.search.starts.known import FfnOnly, FisherIterated
 from ffprune_env.search.starts.parse import NAMES, parse_start
 from ffprune_env.search.starts.start import cheap_enough
+from ffprune_env.search.unheeded import require_heeded
 
 CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
 
@@ -61,9 +64,33 @@ def test_every_name_is_a_start_and_nothing_else_is(tmp_path):
         parse_start(SearchSettings(init=str(tmp_path)))
 
 
-def test_greedy_starts_equal_and_says_why(caplog):
-    assert parse_start(SearchSettings(mapping="greedy")).name == "none"
-    assert "greedy keeps the order of scores alone, which cannot say fisher-iterated: starting equal" in caplog.text
+def test_greedy_starts_equal_and_says_so_before_anything_else(caplog):
+    """A default is said to be of no use; the same asked for is refused."""
+    for mapping in ("greedy", "paper"):
+        assert [parse_start(SearchSettings(mapping=mapping, init=name)).name for name in NAMES] == ["none"] * 4
+    assert not caplog.records
+    require_heeded(SearchSettings(mapping="greedy"), {"mapping"})
+    (line,) = caplog.messages
+    assert line == (
+        "--mapping greedy keeps the order of scores alone: the search starts from equal scores, and nobody looks at "
+        "--init, --init-steps, --curve-windows"
+    )
+    for name in ("ffn-only", "fisher", "fisher-iterated"):
+        with pytest.raises(ValueError, match=f"--mapping greedy .* cannot say --init {name}: leave that out, say"):
+            require_heeded(SearchSettings(mapping="greedy", init=name), {"mapping", "init"})
+    with pytest.raises(ValueError, match="which no step improves: leave out --init-steps"):
+        require_heeded(SearchSettings(mapping="greedy", init_steps=3), {"init_steps"})
+    require_heeded(SearchSettings(mapping="greedy", init="none"), {"init"})
+    require_heeded(SearchSettings(mapping="greedy", init_steps=2), ())  # as --quick has it
+
+
+def test_who_heeds_everything_says_nothing(caplog):
+    caplog.set_level(logging.INFO)
+    require_heeded(SearchSettings(init="fisher", init_steps=3), {"init", "init_steps"})
+    assert not caplog.records
+    require_heeded(search_settings("paper"), ())
+    assert "--mapping paper keeps the order of scores alone: the search starts from equal scores, and n" in caplog.text
+    assert "nobody looks at --init, --init-steps, --curve-windows, --pool-windows" in caplog.text
 
 
 @pytest.mark.parametrize("init", NAMES)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,6 @@ from ffprune_env.search.starts.start import Start
 
 if TYPE_CHECKING:
     from ffprune_env.search.settings import SearchSettings
-
-logger = logging.getLogger(__name__)
 
 NAMES = ("none", "ffn-only", "fisher", "fisher-iterated")
 
@@ -39,10 +36,7 @@ def parse_start(settings: SearchSettings) -> Start:
         steps = OTHER_STEPS if steps is None else steps
         # Steps are in rates, of which the other mappings keep the order alone.
         return OtherRun(Policy.load(init), settings.meaning(), steps if says_rates(settings.mapping) else 0)
-    if not says_rates(settings.mapping) and init != "none":
-        logger.warning(
-            "%s keeps the order of scores alone, which cannot say %s: starting equal", settings.mapping, init
-        )
+    if settings.starts_equal:
         return Equal()
-    named = {"none": Equal(), "ffn-only": FfnOnly(), "fisher": Fisher()}
+    named: dict[str, Start] = {"ffn-only": FfnOnly(), "fisher": Fisher()}
     return named.get(init) or FisherIterated(STEPS if steps is None else steps)
