@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import logging
 import os
+import pickle
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -93,6 +94,8 @@ def _reason(error: Exception, trust_remote_code: bool) -> str:
             "it brings Python code of its own; read that, and if you trust it say --trust-remote-code "
             "(in Python: trust_remote_code=True)"
         )
+    if isinstance(error, pickle.UnpicklingError) or "weights_only" in reason:  # torch proposes to run what it holds
+        return "it is damaged, or holds Python objects beside its tensors, which are never run; save it as safetensors"
     if "offload_folder" in reason:
         return "it cannot be spread to disk unless it is stored as safetensors, as it runs: give more --max-memory"
     if isinstance(error, (OSError, ValueError, RuntimeError)) and reason:
