@@ -1,4 +1,4 @@
-"""`evolution`: a population of rates, crossed and mutated; the zero-order search that the paper compares with."""
+"""`evolution`: a population of rates, crossed and mutated, as plainly as that can be."""
 
 from __future__ import annotations
 
@@ -18,16 +18,14 @@ def evolution(problem: Problem) -> Allocation:
     """Evolves rates: parents by tournament, uniform crossover, Gaussian mutation, and the best of old and new survive.
 
     The population starts as :meth:`~ffprune_env.search.problem.Problem.start` and mutants of it. Every child is moved
-    to the budget and measured on all windows.
+    to the budget and measured on all windows. The search that the paper compares with has operators of its own:
+    :func:`~ffprune_env.methods.eas.eas`.
 
     Args:
         problem: what to answer; the budget must cover one evaluation.
 
     Raises:
         ValueError: it does not, or the sparsity is out of the range of the bounds.
-
-    Source:
-        The baseline "EAS-based" of arXiv 2511.18977.
     """
     meter, rng = problem.meter, np.random.default_rng(problem.seed)
     population: list[tuple[float, FloatArray, Allocation]] = []  # best first

@@ -16,6 +16,7 @@ from typing import Any
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.methods.cma_es import cma_es
+from ffprune_env.methods.eas import eas
 from ffprune_env.methods.evolution import evolution
 from ffprune_env.methods.evopress import evopress
 from ffprune_env.methods.flap import flap
@@ -81,6 +82,7 @@ METHODS: dict[str, Method] = {
     "fisher-iterated": Method(fisher_iterated, searches=False),
     "random": Method(random_search, searches=True),
     "evolution": Method(evolution, searches=True),
+    "eas": Method(eas, searches=True),
     "evopress": Method(evopress, searches=True),
     "cma-es": Method(cma_es, searches=True),
     "ppo-paper": Method(partial(ppo_paper, settings=PAPER), searches=True, plain_reward=True),

@@ -83,7 +83,8 @@ def damage(kept) -> float:
 
 
 @pytest.mark.parametrize(
-    ("name", "most"), [("evolution", 1.3), ("evopress", 1.3), ("cma-es", 1.3), ("ppo", 2.0), ("random", 3.0)]
+    ("name", "most"),
+    [("evolution", 1.3), ("eas", 1.3), ("evopress", 1.3), ("cma-es", 1.3), ("ppo", 2.0), ("random", 3.0)],
 )
 def test_searches_come_near_the_optimum(name, most):
     """`uniform` damages eighteen times as much as needed, so being better than that would prove little."""
@@ -113,7 +114,7 @@ def test_a_swap_can_reach_every_number_of_heads():
     assert seen == set(range(2, 10))
 
 
-@pytest.mark.parametrize("name", ["random", "evolution", "evopress", "cma-es"])
+@pytest.mark.parametrize("name", ["random", "evolution", "eas", "evopress", "cma-es"])
 def test_what_is_noted_only_gets_better(name):
     problem = on_curves(100)
     METHODS[name].answer(problem)
@@ -319,5 +320,5 @@ def test_what_the_evaluator_remembers_is_charged_and_not_read(name, on_model, mo
     read.clear()
     ALL[name].answer(on_model)
     assert on_model.meter.seen == sum(read)
-    never_twice = ("random", "ppo-from-nothing")  # what they draw
+    never_twice = ("random", "eas", "ppo-from-nothing")  # what they draw
     assert (on_model.meter.spent > on_model.meter.seen) == (name not in never_twice)

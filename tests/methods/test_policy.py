@@ -89,7 +89,7 @@ def test_its_settings_say_which_sparsities_it_answers():
 
 
 @pytest.mark.parametrize(("init", "simple"), [("none", uniform), ("ffn-only", ffn_only)])
-@pytest.mark.parametrize("name", ["random", "evolution", "evopress", "cma-es"])
+@pytest.mark.parametrize("name", ["random", "evolution", "eas", "evopress", "cma-es"])
 def test_a_search_first_measures_the_start_that_a_problem_names(name, init, simple, monkeypatch):
     measured = []
     for function in ("measure", "compare"):
