@@ -11,7 +11,8 @@ from ffprune_env.evaluators.fitting import fit
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ranking import rank, require_same_perplexity
 from ffprune_env.evaluators.settings import EvaluatorSettings
-from ffprune_env.lm.devices import require_resident
+from ffprune_env.lm.cost import Ledger
+from ffprune_env.lm.devices import devices_held, require_resident
 from ffprune_env.lm.loss import check_tokens, perplexity
 from ffprune_env.lm.models import DeviceMap, load_model
 from ffprune_env.lm.phases import phase
@@ -69,6 +70,7 @@ def build_evaluator(
     settings: EvaluatorSettings | None = None,
     order: Sequence[npt.ArrayLike] | None = None,
     texts: Mapping[str, torch.Tensor] | None = None,
+    ledger: Ledger | None = None,
 ) -> LMEvaluator:
     """Ranks heads and channels of a model on calibration text and returns an evaluator over search text.
 
@@ -81,6 +83,7 @@ def build_evaluator(
             has it: the criterion is not asked, whose scores, in another number of threads, may order them otherwise.
         texts: windows by purpose that :func:`~ffprune_env.texts.window_plan.load_planned_windows` made of these
             names and numbers, where somebody looked at them first; None makes them.
+        ledger: is told what the ranking costs, with the first look at the dense model, and the calibration.
 
     Raises:
         ValueError: the model cannot be pruned, an unknown name, a setting out of range, or a text too short.
@@ -97,20 +100,23 @@ def build_evaluator(
         check_tokens(model, windows)
     if settings.calibration == "sequential":
         require_residual_layers(model, find_units(model), texts["calibration"])
-    first = texts["search"][:1]
-    with phase("trying the model", "a window, and what pruning relies on"):
-        before = perplexity(model, first)
-        prunable = PrunableModel(model, settings.channels_per_group)
-    stats = rank(prunable, texts["calibration"], settings, order)
-    require_same_perplexity(model, first, before)
-    calibration, stats = fit(prunable, stats, texts["calibration"], settings)
-    return LMEvaluator(
-        prunable,
-        texts["search"],
-        settings.batch_size,
-        calibration,
-        settings.reward_model == "calibrated",
-        stats,
-        settings.calibration == "sequential",
-        texts,
-    )
+    ledger, devices, first = ledger or Ledger(), devices_held(model), texts["search"][:1]
+    with ledger.part("ranking", devices):
+        with phase("trying the model", "a window, and what pruning relies on"):
+            before = perplexity(model, first)
+            prunable = PrunableModel(model, settings.channels_per_group)
+        stats = rank(prunable, texts["calibration"], settings, order)
+        require_same_perplexity(model, first, before)
+    with ledger.part("calibration", devices):
+        calibration, stats = fit(prunable, stats, texts["calibration"], settings)
+    with ledger.part("ranking", devices):  # it measures the dense model
+        return LMEvaluator(
+            prunable,
+            texts["search"],
+            settings.batch_size,
+            calibration,
+            settings.reward_model == "calibrated",
+            stats,
+            settings.calibration == "sequential",
+            texts,
+        )

@@ -15,6 +15,7 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.protocol import Windows
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
+from ffprune_env.lm.devices import devices_held
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.pruning.calibration import RidgeCalibration
@@ -101,6 +102,11 @@ class LMEvaluator:
     def units(self) -> tuple[PruneUnit, ...]:
         """The units of the model."""
         return self.prunable.units
+
+    @property
+    def devices(self) -> int:
+        """Devices that the model is spread over."""
+        return devices_held(self.prunable.model)
 
     @property
     def max_samples(self) -> int:

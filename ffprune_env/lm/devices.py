@@ -36,6 +36,12 @@ def running_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
+def devices_held(model: nn.Module) -> int:
+    """Accelerators that a model is spread over; 1 where it runs on the CPU, or on one that it is streamed to."""
+    held = {parameter.device for parameter in model.parameters()}
+    return max(1, len([device for device in held if device.type not in ("cpu", "meta")]))
+
+
 def require_resident(model: nn.Module, what: str) -> None:
     """Raises ValueError for a model that is streamed; ``what`` needs all of its weights at hand."""
     if any(parameter.device.type == "meta" for parameter in model.parameters()):

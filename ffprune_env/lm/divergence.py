@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ffprune_env.lm.batches import in_fitting_batches
+from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.head import decoder_outputs, look_again
 from ffprune_env.lm.loss import hidden_chunks, perplexity_of, vocabulary_logits
 
@@ -35,7 +36,11 @@ def final_hidden_states(
     """
 
     def look(size: int) -> list[torch.Tensor]:
-        return [hidden for batch in torch.split(windows, size) for hidden in decoder_outputs(model, batch)]
+        states: list[torch.Tensor] = []
+        for batch in torch.split(windows, size):
+            states.extend(decoder_outputs(model, batch))
+            count_forward(batch)
+        return states
 
     look_again(model)
     return in_fitting_batches(model, windows, batch_size, look)
@@ -62,6 +67,7 @@ def compare_with_dense(
         total, losses = 0.0, []
         for batch, states in zip(torch.split(windows, size), _batches(dense, size), strict=True):
             hidden = decoder_outputs(model, batch).flatten(0, 1)  # (B * T, C)
+            count_forward(batch)
             # The last token of a window has a distribution but nothing to predict; its loss is dropped below.
             targets = batch.roll(-1, dims=1).flatten().to(hidden.device)
             divergences, loss = token_divergences(model, hidden, torch.cat(list(states)), targets)

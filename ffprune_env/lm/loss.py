@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from ffprune_env.lm.batches import evaluating, fitting_size, in_fitting_batches, is_out_of_memory
 from ffprune_env.lm.context import context_length
+from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.head import (
     Head,
     decoder_outputs,
@@ -142,6 +143,7 @@ def _compare_once(model: PreTrainedModel, window: torch.Tensor) -> None:
         return
     _compared[model] = head
     hidden, targets = decoder_outputs(model, window)[0, :-1], window[0, 1:]
+    count_forward(window)
     half = max(1, len(targets) // 2)  # a head that counts rows begins again in the middle
     halves = zip(torch.split(hidden, half), torch.split(targets, half), strict=True)
     chunked = torch.cat([token_losses(model, *rows) for rows in halves]).mean().cpu()
@@ -158,7 +160,9 @@ def _compare_once(model: PreTrainedModel, window: torch.Tensor) -> None:
 
 def _own_losses(model: PreTrainedModel, window: torch.Tensor) -> torch.Tensor:
     """Mean loss of one window, by logits of the model's own forward pass: [1, seq_len] to [1]."""
-    return _losses_of(own_logits(model, window)[0, :-1], window[0, 1:]).mean()[None]
+    logits = own_logits(model, window)[0, :-1]
+    count_forward(window)
+    return _losses_of(logits, window[0, 1:]).mean()[None]
 
 
 def _chunked_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None) -> torch.Tensor:
@@ -168,6 +172,7 @@ def _chunked_losses(model: PreTrainedModel, windows: torch.Tensor, batch_size: i
         losses = []
         for batch in torch.split(windows, size):
             hidden = decoder_outputs(model, batch)  # (B, T, C)
+            count_forward(batch)
             targets = batch.to(hidden.device)[:, 1:]
             loss = token_losses(model, hidden[:, :-1].flatten(0, 1), targets.flatten())
             losses.append(loss.view(targets.shape).mean(dim=1))

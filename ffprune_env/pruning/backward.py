@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ffprune_env.lm.batches import evaluating
+from ffprune_env.lm.cost import count_backward, count_forward
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.head import decoder_outputs, head_of
 from ffprune_env.lm.loss import hidden_chunks, token_losses
@@ -36,6 +37,7 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
     with ExitStack() as hook:
         hook.callback(model.get_input_embeddings().register_forward_hook(cut).remove)
         hidden = decoder_outputs(model, batch)
+    count_forward(batch)
     tokens = batch.to(hidden.device)
     # Chunk by chunk down to the final hidden states, so that no more than one chunk of logits is kept.
     gradient = torch.zeros_like(hidden)
@@ -46,6 +48,7 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
         parts += torch.autograd.grad(token_losses(model, leaf, target).sum(), leaf)
     gradient[:, :-1] = torch.cat(parts).view_as(gradient[:, :-1])
     torch.autograd.grad(hidden, embedded, gradient)
+    count_backward(batch)
 
 
 @contextmanager

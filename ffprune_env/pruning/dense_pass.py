@@ -8,6 +8,7 @@ import psutil
 import torch
 
 from ffprune_env.lm.batches import evaluating, fitting_size
+from ffprune_env.lm.cost import count_forward
 from ffprune_env.pruning.layer_calls import LayerCalls, layer_calls, require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 
@@ -77,15 +78,20 @@ class DensePass:
             RuntimeError: the model is pruned now, or was ranked since the pass was made.
         """
         before = [call.hidden for call in self.calls]
-        for number in range(len(self.prunable.layouts) // 2):
-            self.prunable.require_current(self.rankings)
-            if number < len(self._remembered):
-                behind = self._remembered[number]
-            else:
-                behind = self._run(number, before)
-                self._remember(number, behind)
-            before = [after for _, after in behind]
-            yield behind
+        n_layers, ran = len(self.prunable.layouts) // 2, 0
+        try:
+            for number in range(n_layers):
+                self.prunable.require_current(self.rankings)
+                if number < len(self._remembered):
+                    behind = self._remembered[number]
+                else:
+                    behind = self._run(number, before)
+                    ran += 1
+                    self._remember(number, behind)
+                before = [after for _, after in behind]
+                yield behind
+        finally:
+            count_forward(self.windows, ran / n_layers)
 
     def _run(self, number: int, before: list[torch.Tensor]) -> list[Behind]:
         units = self.prunable.layouts[2 * number : 2 * number + 2]

@@ -11,6 +11,7 @@ from torch import nn
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.batches import in_fitting_batches
+from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.head import decoder_outputs
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.gram import add_products
@@ -186,6 +187,7 @@ def _moments(
                 moment.zero_()
             for batch in torch.split(windows, size):
                 decoder_outputs(prunable.model, batch)
+                count_forward(batch)
                 advance(len(batch))
 
         in_fitting_batches(prunable.model, windows, batch_size, run)

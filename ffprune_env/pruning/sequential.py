@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ffprune_env.lm.batches import evaluating
+from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.dense_pass import Behind, DensePass
@@ -103,10 +104,15 @@ class SequentialCalibration:
 
     @torch.no_grad()
     def _fit(self, dense: DensePass, advance: Advance) -> None:
-        hidden = [call.hidden for call in dense.calls]
-        for number, wanted in enumerate(dense.layers()):
-            hidden = self._fit_layer(dense.calls, number, hidden, wanted)
-            advance(2)
+        hidden, done = [call.hidden for call in dense.calls], 0
+        try:
+            for number, wanted in enumerate(dense.layers()):
+                hidden = self._fit_layer(dense.calls, number, hidden, wanted)
+                done += 1
+                advance(2)
+        finally:
+            # A layer runs in two steps, its attention and then the rest of it: together once.
+            count_forward(dense.windows, 2 * done / len(self.kept))
 
     def _fit_layer(
         self, calls: list[LayerCalls], number: int, hidden: list[torch.Tensor], wanted: list[Behind]

@@ -17,6 +17,7 @@ from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.protocol import Windows
 from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.lm.cost import Cost, count, counting
 from ffprune_env.lm.identity import (
     Identity,
     identity_of_model,
@@ -136,6 +137,8 @@ class Workers:
     ) -> list[tuple[float, float | None]]:
         """Answers in the order of the questions: perplexity and, if asked for, divergence.
 
+        What the workers read is counted here, with what each of them read to be ready; not what one did that died.
+
         Args:
             questions: what to measure.
             heard: called with every answer as soon as it is there.
@@ -156,7 +159,9 @@ class Workers:
             (done,), _ = ray.wait(list(running), num_returns=1)
             i, actor = running.pop(done)
             try:
-                answers[i] = ray.get(done)
+                ppl, kl, cost = ray.get(done)
+                answers[i] = ppl, kl
+                count(cost)
                 if heard is not None:
                     heard(questions[i], *answers[i])
             except ray.exceptions.RayActorError as error:
@@ -264,20 +269,28 @@ class _Worker:
         self.identity = {**identity_of_versions(), **identity_of_model(model)}
         text, order = str(arguments["text"]), arguments.get("order")
         others = {name: value for name, value in arguments.items() if name not in (*of_model, "model", "text", "order")}
-        self.evaluator = build_evaluator(model, tokenizer, text, EvaluatorSettings(**others), order)
+        with counting() as tally:
+            self.evaluator = build_evaluator(model, tokenizer, text, EvaluatorSettings(**others), order)
+        self.untold = tally.cost
         self.identity |= identity_of_texts(self.evaluator.texts)
         self.expected = identity
         names = text_names(text, None, self.evaluator.texts, arguments.get("calibration_text"))
         self.names = (str(arguments["model"]), names)
 
-    def measure(self, question: Question) -> tuple[float, float | None]:
+    def measure(self, question: Question) -> tuple[float, float | None, Cost]:
+        """Perplexity, divergence, and what the worker read since it was asked before."""
         if self.expected is not None:
             since, advice = "the run was begun elsewhere", "give its machine the same"
             require_same(self.expected, self.identity, since, advice, *self.names)
         kept: IntArray = np.array(question.kept, dtype=np.int64)
-        if question.kl:
-            return self.evaluator.compare(kept, question.n_samples)
-        return self.evaluator.measure(kept, question.n_samples), None
+        kl = None
+        with counting() as tally:
+            if question.kl:
+                ppl, kl = self.evaluator.compare(kept, question.n_samples)
+            else:
+                ppl = self.evaluator.measure(kept, question.n_samples)
+        cost, self.untold = self.untold + tally.cost, Cost()
+        return ppl, kl, cost
 
 
 def _line(error: Exception) -> str:
