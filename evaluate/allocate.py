@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +32,7 @@ from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
+from ffprune_env.lm.cost import Ledger
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import (
     ChangedError,
@@ -79,6 +80,7 @@ class Job:
     policy: Policy
     allocations: Mapping[float, Allocation]
     folders: Mapping[float, Path]
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def main() -> int:
@@ -163,7 +165,8 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
     texts = {**planned, "test": test_windows}
     names = text_names(settings.text, settings.test_text, texts, settings.calibration_text)
     run.require_same(identity_of_texts(texts), settings.model, names, _ADVICE)
-    evaluator = build_evaluator(model, tokenizer, settings.text, settings, run.require_order(model), planned)
+    order = run.require_order(model)
+    evaluator = build_evaluator(model, tokenizer, settings.text, settings, order, planned, job.ledger)
     job.policy.require_fits(evaluator.units, job.policy.meaning)
     return evaluator, tokenizer, test_windows
 
@@ -192,7 +195,7 @@ def report(
         compared = args.baselines or "uniform" in (folder.read_json("best.json") or {})
         answer = Answer("the policy", job.policy.scores(sparsity), allocation)
         dense = reports[0].dense if reports else None
-        result = AnswerReport(folder, evaluator, test_windows, sparsity, answer, about, dense)
+        result = AnswerReport(folder, evaluator, test_windows, sparsity, answer, about, job.ledger.parts, dense)
         result.measure_chosen()
         if args.save_model:
             result.write_model(tokenizer, facts, on_cpu=settings.device_map is not None)

@@ -90,6 +90,8 @@ class Args(ModelFlags, TextFlags, EvaluatorSettings, TargetSettings, RepeatFlags
             raise ValueError(f"--ablation names the starts itself: leave out --start {self.start}")
         if self.patience is not None:
             raise ValueError("every search of a comparison has the same budget: leave out --patience")
+        if self.eval_every != 0:
+            raise ValueError("no search of a comparison is shown in TensorBoard: leave out --eval-every")
         for flag, value in (
             ("--seeds", self.seeds),
             ("--evaluations", self.budget),

@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
-from ffprune_env.cli.flag_groups import NameFlags, TextFlags, TrustFlags
+from ffprune_env.cli.flag_groups import EvalFlags, NameFlags, TextFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.lm.models import load_model
 from ffprune_env.lm.ranges import require_in_range
@@ -30,7 +30,7 @@ console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(TextFlags, WindowSettings, TrustFlags, NameFlags):
+class Args(EvalFlags, TextFlags, WindowSettings, TrustFlags, NameFlags):
     """What a plan depends on: flags of train/ppo.py, with its defaults."""
 
 

@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
+from ffprune_env.cli.flag_groups import AnswerFlags, EvalFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.settings import asked_for, parse_settings
 from ffprune_env.evaluators.build import build_evaluator
@@ -33,12 +33,13 @@ from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
+from ffprune_env.run.cost_report import cost_table
 from ffprune_env.run.frontier import frontier, frontier_plot
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.run.report import Report
 from ffprune_env.run.sample_log import DifferentSearchError
 from ffprune_env.run.session import RunSession
-from ffprune_env.run.tensorboard import RetentionCallback, logging_to
+from ffprune_env.run.tensorboard import CostCallback, RetentionCallback, logging_to
 from ffprune_env.search.callbacks import CheckpointCallback, InterruptCallback
 from ffprune_env.search.policy import make_env
 from ffprune_env.search.presets import PRESETS
@@ -54,7 +55,7 @@ console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, EvaluatorSettings, SearchSettings):
+class Args(EvalFlags, ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, EvaluatorSettings, SearchSettings):
     """Settings of a run; every field is a flag, most of them of the groups that scripts share."""
 
     def require_allowed(self) -> None:
@@ -100,6 +101,7 @@ def main() -> int:
             outcome = search(args, job)
             reports = report(args, job, outcome)
         console.print(phases.table())
+        console.print(cost_table(run.costs.parts))
         return conclude(args, run, reports)
     except KeyboardInterrupt:
         say(f"interrupted at once; {kept}" if begun else "interrupted before the search began; nothing is lost")
@@ -131,12 +133,13 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
     texts, test_windows = args.load_texts(model, tokenizer, args)
     every = {**texts, "test": test_windows}
     run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
-    evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts)
+    evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts, run.costs)
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
     scores = run.scores(args.targets, len(evaluator.units))
     if scores is None:
         problem = Problem.of(evaluator, args.target, seed=args.seed, a_min=args.a_min, a_max=args.a_max)
-        scores = start.scores(problem, args.targets)
+        with run.costs.part("start", evaluator.devices):
+            scores = start.scores(problem, args.targets)
     workers = None
     if args.workers:
         workers = Workers.like(evaluator, args.workers, asdict(args) | args.needless, args.ray_address, run.identity)
@@ -152,9 +155,10 @@ def search(args: Args, job: Job) -> Outcome:
     if job.workers is not None:
         envs = [make_env(args, job.evaluator) for _ in range(args.per_update)]
         env = WorkersVecEnv(envs, job.workers, log.note)
-    checkpoint = CheckpointCallback(folder.checkpoints / "policy.zip", after=len(log.recorded))
+    made = len(log.recorded)
+    checkpoint = CheckpointCallback(folder.checkpoints / "policy.zip", after=made)
     with InterruptCallback() as interrupt, logging_to(folder) as events:
-        callbacks = [RetentionCallback(units), checkpoint, interrupt]
+        callbacks = [RetentionCallback(units), CostCallback(job.run.costs, after=made), checkpoint, interrupt]
         outcome = run_search(
             args,
             job.evaluator,
@@ -165,7 +169,9 @@ def search(args: Args, job: Job) -> Outcome:
             callbacks=callbacks,
             logger=events,
             note=log.note,
+            ledger=job.run.costs,
         )
+    job.run.costs.save(len(outcome.samples))
     outcome.learned.save(folder.checkpoints)
     if interrupt.interrupted:
         done = f"stopped after {len(outcome.samples)} of {args.total} evaluations"
@@ -185,12 +191,14 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
     calibration_windows = job.evaluator.texts["calibration"]
     facts = CardFacts.of(args.model, args.tested_on, job.test_windows, calibrated_on, calibration_windows)
     reports: list[Report] = []
+    spent = job.run.costs.parts
     with job.evaluator.sharing_dense_pass():
         for target in args.targets:
             run = job.run.folder if len(args.targets) == 1 else job.run.folder.part(target)
             settings, dense = replace(args, sparsity=target), reports[0].dense if reports else None
-            result = Report(run, job.evaluator, job.test_windows, outcome, settings, about, dense)
+            result = Report(run, job.evaluator, job.test_windows, outcome, settings, about, spent, dense)
             result.measure_chosen()
+            job.run.costs.add("calibration", result.calibrating)
             if args.save_model and not isinstance(args.sparsity, SparsityRange):
                 result.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None)
             if args.baselines and args.preset != "quick":

@@ -75,6 +75,7 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
             ("--pool-windows", self.pool_windows, 1),
             ("--patience", self.patience, 1),
             ("--watch-windows", self.watch_windows, 1),
+            ("--eval-every", self.eval_every, 0),
             ("--channels-per-group", self.channels_per_group, 1),
             ("--batch-size", self.batch_size, 1),
         ):

@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from ffprune_env.budget.allocation import Allocation, whole
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.export.model_card import CardFacts
+from ffprune_env.lm.cost import Cost, Part
+from ffprune_env.run.cost_report import cost_content
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import retention_plot
 from ffprune_env.run.results import (
@@ -38,6 +40,7 @@ class AnswerReport:
         target: the sparsity that was asked for.
         answer: what to keep.
         about: what ``best.json`` tells beside the figures, such as the names of the texts.
+        spent: what the parts that came to the answer cost.
         dense: the dense model, if it was measured already, such as for another sparsity of the same run.
 
     Attributes:
@@ -52,10 +55,11 @@ class AnswerReport:
         target: float,
         answer: Answer,
         about: Mapping[str, Any],
+        spent: Mapping[Part, Cost],
         dense: PolicyResult | None = None,
     ) -> None:
         self.run, self.evaluator, self.test_windows = run, evaluator, test_windows
-        self.target, self.answer, self.about = target, answer, about
+        self.target, self.answer, self.about, self._spent = target, answer, about, spent
         self.policies: dict[str, Allocation] = {}
         known = {} if dense is None else {"dense": dense}
         self.results = Measured(known, {}, evaluator.calibration_asked)
@@ -69,6 +73,17 @@ class AnswerReport:
     def dense(self) -> PolicyResult:
         """The dense model; measured with the policy that was chosen."""
         return self.results.plain["dense"]
+
+    @property
+    def calibrating(self) -> Cost:
+        """What it cost to re-fit the policy that was chosen; nothing of what Eqs. 6-7 took for all at once."""
+        return self.results.calibrating.get("chosen", Cost())
+
+    @property
+    def cost(self) -> dict[Part, Cost]:
+        """What the answer cost, the re-fitting of it included; not what is measured only to be reported."""
+        spent = dict(self._spent)
+        return spent | {"calibration": spent.get("calibration", Cost()) + self.calibrating}
 
     def write_model(self, tokenizer: PreTrainedTokenizerBase, facts: CardFacts, on_cpu: bool = False) -> None:
         """Writes the chosen model to ``model/``, and measures what a user reads back from there.
@@ -138,6 +153,7 @@ class AnswerReport:
             "seq_len": self.evaluator.windows.shape[1],
             "test_seq_len": self.test_windows.shape[1],
             "windows": {purpose: len(windows) for purpose, windows in texts.items()},
+            "cost": cost_content(self.cost),
         }
         policies = best_policy(self.evaluator, self.results, self.answer.scores, self.answer.allocation)
         self.run.write_json("best.json", about | policies)

@@ -65,6 +65,8 @@ def translated(settings: Mapping[str, Any]) -> dict[str, Any]:
         settings: by name.
     """
     found = {_RENAMED.get(name, name): value for name, value in settings.items()}
+    if "watch_windows" in found:  # what a search was watched on was for its patience alone
+        found.setdefault("eval_every", 0)
     if found.get("criterion") in _CRITERIA:
         found["criterion"] = _CRITERIA[found["criterion"]]
     if "calibrated" in found:

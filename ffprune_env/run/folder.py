@@ -45,6 +45,7 @@ class RunFolder:
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples.jsonl"
         self.starts = self.path / "start.json"
+        self.costs = self.path / "cost.jsonl"
         self.tensorboard = self.path / "tb"
         self._claim = FolderClaim(self.path, _UNBEGUN)
 

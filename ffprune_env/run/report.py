@@ -10,6 +10,7 @@ import torch
 
 from ffprune_env.env import measure_reward
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.lm.cost import Cost, Part
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import learning_curve_plot, retention_plot
@@ -31,6 +32,7 @@ class Report(AnswerReport):
         outcome: of the search.
         settings: of the search; its target is the sparsity.
         about: what ``best.json`` tells beside the figures, such as the names of the texts.
+        spent: what ranking, start, search and finalists cost, and what of the calibration all answers share.
         dense: the dense model, if it was measured already, such as for another sparsity of the same run.
     """
 
@@ -42,6 +44,7 @@ class Report(AnswerReport):
         outcome: Outcome,
         settings: SearchSettings,
         about: Mapping[str, Any],
+        spent: Mapping[Part, Cost],
         dense: PolicyResult | None = None,
     ) -> None:
         self.outcome, self.settings = outcome, settings
@@ -57,7 +60,7 @@ class Report(AnswerReport):
             made["scores_at_bound"] = share_at_bound(outcome.samples, settings.action_scale * settings.action_bound)
         if answer.added is not None:
             made["added_to_start"] = asdict(answer.added) | {"percent": answer.added.percent}
-        super().__init__(run, evaluator, test_windows, settings.target, answer, {**about, **made}, dense)
+        super().__init__(run, evaluator, test_windows, settings.target, answer, {**about, **made}, spent, dense)
 
     def draw(self, hyperparameters: Mapping[str, Any]) -> None:
         """Leaves the plots, and the outcome in TensorBoard.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import BASELINES
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.lm.cost import Cost, counting
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind, calibration_kind
@@ -58,12 +59,14 @@ class Measured:
         asked: how those were to be calibrated; some may not be, see
             :meth:`~ffprune_env.evaluators.language_model.LMEvaluator.final_calibration`.
         saved: the chosen policy measured again on the model that was read back from disk, if it was written.
+        calibrating: by name, what it cost to re-fit the surviving weights, where that was not done before.
     """
 
     plain: dict[str, PolicyResult]
     calibrated: dict[str, PolicyResult]
     asked: CalibrationKind
     saved: PolicyResult | None = None
+    calibrating: dict[str, Cost] = field(default_factory=dict)
 
     @property
     def final(self) -> dict[str, PolicyResult]:
@@ -130,6 +133,7 @@ def measure_policies(
     total = len(evaluator.chosen_on) + len(test_windows)
     plain = {} if before is None else dict(before.plain)
     calibrated = {} if before is None else dict(before.calibrated)
+    calibrating = {} if before is None else dict(before.calibrating)
     for name, x in policies.items():
         if name in plain:
             continue
@@ -141,11 +145,13 @@ def measure_policies(
         if all(x.rates == 1):  # there is nothing to stand in for
             calibrated[name] = replace(plain[name], calibrated=True, calibration=evaluator.calibration_asked)
             continue
-        evaluator.final_calibration(x.kept)  # a phase of its own
+        with counting(evaluator.devices) as tally:
+            evaluator.final_calibration(x.kept)  # a phase of its own
+        calibrating[name] = tally.cost
         with phase(f"measuring {label(name)}, calibrated", size, total) as advance:
             calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, True, advance)
     saved = None if before is None else before.saved
-    return Measured(_in_order(plain), _in_order(calibrated), evaluator.calibration_asked, saved)
+    return Measured(_in_order(plain), _in_order(calibrated), evaluator.calibration_asked, saved, calibrating)
 
 
 def _in_order(results: Mapping[str, PolicyResult]) -> dict[str, PolicyResult]:

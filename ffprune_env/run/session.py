@@ -12,6 +12,7 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.identity import Identity, identity_of_settings, identity_of_versions
 from ffprune_env.pruning.stored_order import order_as_json
+from ffprune_env.run.cost_log import CostLog
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.provenance import machine_facts
 from ffprune_env.run.sample_log import SampleLog
@@ -44,6 +45,7 @@ class RunSession:
         folder, settings, goes_on: as given.
         identity: what the figures of the run depend on, as far as it is known.
         log: its samples.
+        costs: what it has cost.
 
     Raises:
         ChangedError: other settings, or another version, than the run was begun with.
@@ -57,6 +59,7 @@ class RunSession:
         asked = settings if settings["init"] in NAMES else {**settings, "init": "a run"}
         self.know({**identity_of_versions(), **identity_of_settings(asked)})
         self.log = SampleLog(folder.samples)
+        self.costs = CostLog(folder.costs)
 
     @classmethod
     def reopened(cls, path: str, settings: Mapping[str, Any]) -> RunSession:
@@ -126,6 +129,7 @@ class RunSession:
             folder.begin(self.settings, self.identity, order, seed=self.settings["seed"], **facts)
             if isinstance(start, OtherRun):
                 copy_policy(self.settings["init"], self._copied_start)
+            self.costs.save(0)
         folder.write_json(folder.starts.name, start_content(scores))
         self.log.remind(evaluator)
 

@@ -15,6 +15,7 @@ from stable_baselines3.common.logger import HParam, Logger, configure
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.run.cost_log import CostLog
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import retention_plot
 from ffprune_env.run.results import Measured
@@ -45,6 +46,29 @@ class RetentionCallback(BaseCallback):
         self.logger.record("retention/rates", torch.from_numpy(self._rates), exclude=_NOT_TENSORBOARD)
         figure = retention_plot(self.units, {"last sample": self._rates})
         self.logger.record("retention/layers", FigureRecord(figure, close=False), exclude=_NOT_TENSORBOARD)
+
+
+class CostCallback(BaseCallback):
+    """Keeps what the run has cost so far, and logs it after every rollout: ``cost/tokens``, ``cost/device_hours``.
+
+    Args:
+        costs: of the run.
+        after: evaluations that are made again, from samples, and whose cost is there already.
+    """
+
+    def __init__(self, costs: CostLog, after: int = 0) -> None:
+        super().__init__()
+        self.costs, self.after = costs, after
+
+    def _on_step(self) -> bool:
+        if self.num_timesteps > self.after:
+            self.costs.save(self.num_timesteps)
+        return True
+
+    def _on_rollout_end(self) -> None:
+        cost = self.costs.by(self.num_timesteps)
+        self.logger.record("cost/tokens", cost.forward_tokens)
+        self.logger.record("cost/device_hours", cost.device_hours)
 
 
 @contextmanager

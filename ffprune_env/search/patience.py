@@ -12,8 +12,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.evaluators.protocol import SearchEvaluator
-from ffprune_env.search.fresh_windows import Note, unnoted
+from ffprune_env.search.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -29,19 +28,14 @@ class PatienceCallback(BaseCallback):
         patience: updates without a better mean that end the search.
         every: updates between two looks at the mean.
         per_update: evaluations between two updates.
-        evaluator: measures, on its windows to watch on.
+        watch: measures.
         starts: groups [N] that the start keeps, by target.
         mean: groups [N] that a policy's mean keeps at a target.
-        note: called with what was measured, unless it was known.
 
     Attributes:
         stopped: whether it ended the search.
-        spent: windows measured so far.
         start: mean ln PPL of the start over the targets.
         best: of the best mean.
-
-    Raises:
-        ValueError: the evaluator has no windows to watch on.
     """
 
     def __init__(
@@ -49,21 +43,17 @@ class PatienceCallback(BaseCallback):
         patience: int,
         every: int,
         per_update: int,
-        evaluator: SearchEvaluator,
+        watch: Watch,
         starts: Mapping[float, IntArray],
         mean: Callable[[PPO, float], IntArray],
-        note: Note = unnoted,
     ) -> None:
         super().__init__()
-        if not evaluator.watch:
-            raise ValueError("patience needs windows to watch the search on: build the evaluator with patience, too")
         self.patience, self.every, self.per_update = patience, every, per_update
-        self.evaluator, self.starts, self.mean, self.note = evaluator, starts, mean, note
-        self.stopped, self.spent = False, 0
+        self.watch, self.starts, self.mean = watch, starts, mean
+        self.stopped = False
         self.start = self.best = self.last = math.inf
         self._best_after = self._paid_after = self._looked_after = 0
         self._best_parameters: dict[str, torch.Tensor] = {}
-        self._known: dict[bytes, float] = {}
 
     def _on_training_start(self) -> None:
         self.start = self._loss(self.starts)
@@ -83,12 +73,12 @@ class PatienceCallback(BaseCallback):
         if not self.stopped:
             self._look(self.num_timesteps // self.per_update)
         self._policy.policy.load_state_dict(self._best_parameters)
-        count = f"the policy's mean and the start were measured on {self.spent} windows beside the candidates"
+        count = f"the policy's mean and the start were measured on {self.watch.spent} windows beside the candidates"
         logger.info("patience: %s", f"{self.told()}; {count}" if self.stopped else count)
 
     def told(self) -> str:
         """Why the search ended, and what was measured, in one line."""
-        n = len(self.evaluator.watch)
+        n = len(self.watch.evaluator.watch)
         on = f"{n} window{'s' if n > 1 else ''}"
         return (
             f"stopped after {self.num_timesteps} evaluations, the policy's mean has not become better in "
@@ -114,19 +104,7 @@ class PatienceCallback(BaseCallback):
                 self._paid_after = updates
 
     def _loss(self, allocations: Mapping[float, IntArray]) -> float:
-        return sum(self._measure(kept) for kept in allocations.values()) / len(allocations)
-
-    def _measure(self, kept: IntArray) -> float:
-        key = kept.tobytes()
-        if key not in self._known:
-            watch = self.evaluator.watch
-            known = self.evaluator.remembers(kept, watch)
-            ppl = self.evaluator.measure(kept, watch)
-            if not known:
-                self.note(kept, watch, ppl, None)
-            self._known[key] = math.log(ppl)
-            self.spent += len(watch)
-        return self._known[key]
+        return sum(math.log(self.watch.ppl(kept)) for kept in allocations.values()) / len(allocations)
 
 
 def _copied(parameters: Mapping[str, Any]) -> dict[str, torch.Tensor]:

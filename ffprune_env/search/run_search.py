@@ -14,9 +14,12 @@ from stable_baselines3.common.logger import Logger
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
+from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.protocol import SearchEvaluator
+from ffprune_env.lm.cost import Ledger
 from ffprune_env.lm.phases import phase
 from ffprune_env.search.callbacks import ProgressiveSchedulingCallback, SampleCallback
+from ffprune_env.search.evaluation import EvalCallback, rollouts_between_looks
 from ffprune_env.search.finalists import Answer, candidates, choose, choose_everywhere, functions_of
 from ffprune_env.search.fresh_windows import FreshWindows, Note, StartBeside, told_beside, unnoted
 from ffprune_env.search.mean import mean_actions, mean_allocation, mean_scores
@@ -27,6 +30,7 @@ from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.schedule import ProgressiveSchedule
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.start import Start, StartScores
+from ffprune_env.search.watch import Watch
 from ffprune_env.search.workers import WorkersVecEnv
 
 
@@ -77,6 +81,7 @@ def run_search(
     logger: Logger | None = None,
     simple: bool = True,
     note: Note = unnoted,
+    ledger: Ledger | None = None,
 ) -> Outcome:
     """Trains a policy to prune a model at one or several sparsities, and chooses what it found.
 
@@ -89,9 +94,10 @@ def run_search(
         listeners: called with every sample in turn: a log file, a progress bar.
         callbacks: Stable-Baselines3's; one that returns False ends the search early, and what there is then is what is
             chosen from.
-        logger: where the policy logs to.
+        logger: where the policy logs to; where there is none, nothing is measured for it.
         simple: whether `ffn-only` is among the last candidates.
         note: called with what is measured beside the candidates, so that it can be kept.
+        ledger: is told what the search and its finalists cost.
 
     Raises:
         ValueError: the settings ask for what the units or the evaluator cannot give.
@@ -120,27 +126,42 @@ def run_search(
     beside = StartBeside(evaluator, settings.reward, of_start, note)
     if fresh is not None and isinstance(env, WorkersVecEnv):
         env.beside = of_start
-    watching = []
+    watch = Watch(evaluator, note)
+    looking: list[EvalCallback] = []
+    if logger is not None and evaluator.watch and settings.total and settings.eval_every != 0:
+        every = rollouts_between_looks(settings)
+        looking.append(EvalCallback(every, settings.per_update, watch, settings.targets, of_mean, settings.reward))
+    watching: list[BaseCallback] = []
     if settings.patience is not None and settings.total:
+        watch.require_windows("patience")
         starts = {target: of_start(target) for target in settings.targets}
-        often = settings.patience, settings.look_every, settings.per_update
-        watching.append(PatienceCallback(*often, evaluator, starts, of_mean, note))
+        watching.append(
+            PatienceCallback(settings.patience, settings.look_every, settings.per_update, watch, starts, of_mean)
+        )
+    ledger, devices = ledger or Ledger(), evaluator.devices if isinstance(evaluator, LMEvaluator) else 1
+    workers = len(env.workers.actors) if isinstance(env, WorkersVecEnv) else devices
     began = time.perf_counter()
     if settings.total:
-        with phase("search", f"{settings.total} evaluations", settings.total) as advance:
+        with (
+            ledger.part("search", workers),
+            phase("search", f"{settings.total} evaluations", settings.total) as advance,
+        ):
             heard = (keep, *listeners, lambda sample: advance(note=told(sample)))
             record = SampleCallback(*heard, start_reward=beside.reward)
             curriculum = ProgressiveSchedulingCallback(schedule, fresh)
-            policy.learn(settings.total, [curriculum, record, *watching, *callbacks])
+            policy.learn(settings.total, [curriculum, *looking, record, *watching, *callbacks])
+            for at_the_end in looking:
+                at_the_end.look()
     seconds = time.perf_counter() - began
     windows = sum(sample.n_samples for sample in samples)
     if fresh is not None:
         windows += told_beside(samples, beside.spent)
-    windows += sum(patience.spent for patience in watching)
+    windows += watch.spent
     means = dict(scores.everywhere)
     if samples:
         means = {at: mean_scores(policy, at, settings.action_scale) for at in means}
-    answers, table = last_look(settings, evaluator, start, scores, means, archive, simple)
+    with ledger.part("finalists", devices):
+        answers, table = last_look(settings, evaluator, start, scores, means, archive, simple)
     windows += sum(answer.spent for answer in answers.values())
     return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds, start.name, windows)
 

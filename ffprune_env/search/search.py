@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.folder import save_pruned
 from ffprune_env.export.model_card import CardFacts
+from ffprune_env.lm.cost import Cost, Ledger, Part
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.models import load_model
 from ffprune_env.search.presets import PRESETS
@@ -52,6 +53,7 @@ class SearchResult:
         evaluator: the ranked model, dense again, with its calibration.
         tokenizer: the model's.
         facts: what the model card will tell.
+        cost: what the parts of the search cost; not what the perplexities took.
     """
 
     allocation: Allocation
@@ -64,6 +66,7 @@ class SearchResult:
     evaluator: LMEvaluator
     tokenizer: PreTrainedTokenizerBase
     facts: CardFacts
+    cost: Mapping[Part, Cost]
 
     def save(self, folder: str | Path) -> None:
         """Writes the pruned model, calibrated if the settings say so; see :func:`ffprune_env.save_pruned`.
@@ -134,16 +137,20 @@ def search(
     if tokenizer is None:
         raise TypeError("a model in memory needs its tokenizer beside it: ff.search(model, tokenizer, ...)")
     tested_on = load_test_windows(text, test_text, tokenizer, test_seq_len, test_windows, model=model)
-    evaluator = build_evaluator(model, tokenizer, text, measuring)
+    ledger = Ledger()
+    evaluator = build_evaluator(model, tokenizer, text, measuring, ledger=ledger)
     require_unseen(tested_on, *evaluator.texts.values())
     problem = Problem.of(evaluator, sparsity, seed=searching.seed, a_min=searching.a_min, a_max=searching.a_max)
-    scores = start.scores(problem, searching.targets)
-    outcome = run_search(searching, evaluator, start, scores, listeners=listeners)
+    with ledger.part("start", evaluator.devices):
+        scores = start.scores(problem, searching.targets)
+    outcome = run_search(searching, evaluator, start, scores, listeners=listeners, ledger=ledger)
     logger.info("%s", outcome.told())
     answer = outcome.answers[sparsity]
     dense_ppl = perplexity(evaluator.prunable.model, tested_on, measuring.batch_size)
     kept = answer.allocation.kept
-    with evaluator.prunable.pruned(kept, evaluator.final_calibration(kept)) as pruned:
+    with ledger.part("calibration", evaluator.devices):
+        calibration = evaluator.final_calibration(kept)
+    with evaluator.prunable.pruned(kept, calibration) as pruned:
         search_ppl, test_ppl = (perplexity(pruned, x, measuring.batch_size) for x in (evaluator.chosen_on, tested_on))
     facts = replace(
         CardFacts.of(
@@ -165,6 +172,7 @@ def search(
         evaluator,
         tokenizer,
         facts,
+        ledger.parts,
     )
 
 

@@ -161,7 +161,7 @@ class SearchSettings(WindowSettings, TargetSettings):
     @property
     def needless(self) -> dict[str, Any]:
         """Settings of windows that nobody would look at, with the values that make them none."""
-        of_search = {} if self.total else {"fresh_windows": False, "patience": None}
+        of_search = {} if self.total else {"fresh_windows": False, "patience": None, "eval_every": 0}
         return of_search | ({"curve_windows": 0} if self.init in _NO_CURVES else {})
 
     @property
@@ -227,7 +227,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         """Windows of search text that the search measures at the most, the finalists of every target included.
 
         With fresh windows also what the start and the dense model are measured on beside the candidates, and with
-        patience what the policy's mean is.
+        patience what the policy's mean is; not what is measured for TensorBoard alone, which no budget pays for.
         """
         schedule, more = self.schedule(), self.windows_at_last
         if self.fresh_windows:

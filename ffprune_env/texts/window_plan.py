@@ -27,7 +27,7 @@ _SEEN_BY = (
     ("curves", "curves", "the start (fisher, fisher-iterated, steps after another run), and methods of these names"),
     ("search", "search", "every evaluation of a search: the reward"),
     ("pool", "pool", "the evaluations of a search with --fresh-windows, each a few of them: the reward"),
-    ("watch", "watch", "--patience: whether the mean of the policy still gets better"),
+    ("watch", "watch", "--patience and --eval-every: whether the mean of the policy still gets better"),
     ("finalists", "finalists", "the choice among a search's last candidates, once it is over"),
     ("test", "test", "nobody but the figures that are reported"),
 )
@@ -59,11 +59,14 @@ def share_out(
     curve_windows: int = 0,
     pool_windows: int = 0,
     watch_windows: int = 0,
+    *,
+    watch_gives_way: bool = False,
 ) -> Shares:
     """Shares windows out, every purpose spread over the whole text.
 
     Where there are fewer than asked for, the search has its own in full, and so has who watches it. The pool gets
     fewer, down to as many as the search has; then the curves, down to as many as the finalists have, and then both.
+    Who gives way takes what the pool leaves, or up to a quarter of what it has beyond that; maybe nothing.
 
     Args:
         there: windows that there are.
@@ -72,6 +75,7 @@ def share_out(
         curve_windows: windows for damage curves.
         pool_windows: windows to draw from, if any at least ``search_windows``.
         watch_windows: windows to watch the search on.
+        watch_gives_way: whether others come before that.
 
     Raises:
         ValueError: somebody would get none of what was asked for; the message says what is needed.
@@ -83,19 +87,22 @@ def share_out(
     if pool_windows and pool_windows < search_windows:
         raise ValueError(f"{pool_windows} were asked for to draw from, {search_windows} are the fewest")
     least = min(pool_windows, search_windows)
-    left = there - search_windows - least - watch_windows
+    left = there - search_windows - least - (0 if watch_gives_way else watch_windows)
     finals = max(0, min(final_windows, max(left - curve_windows, left // 2)))
     curves = max(0, min(curve_windows, left - finals))
     if left < 0 or finals < min(final_windows, 1) or curves < min(curve_windows, 1):
         others = min(final_windows, 1) + min(curve_windows, 1)
         more = f" to search on, and {others} more are needed for finalists and damage curves" if others else ""
-        further = (
-            f", {least + watch_windows} more to draw from and to watch the search on" if least + watch_windows else ""
-        )
+        needed = least + (0 if watch_gives_way else watch_windows)
+        further = f", {needed} more to draw from and to watch the search on" if needed else ""
         raise ValueError(f"{search_windows} were asked for{more}{further}")
+    spare = left - finals - curves
+    if watch_gives_way:
+        watch_windows = min(watch_windows, max(least + spare - pool_windows, spare // 4))
+        spare -= watch_windows
     free = list(range(there))
     chosen = []
-    for n in (finals, search_windows, curves, watch_windows, min(pool_windows, least + left - finals - curves)):
+    for n in (finals, search_windows, curves, watch_windows, min(pool_windows, least + spare)):
         mine = _spread(free, n)
         free = [i for i in free if i not in mine]
         chosen.append(mine)
@@ -149,7 +156,7 @@ def load_planned_windows(
     pool = load_windows(text, tokenizer, "search", asked.seq_len, sum(wanted.values()), or_fewer=True, model=model)
     seq_len = pool.shape[1]
     try:
-        shares = share_out(len(pool), *wanted.values())
+        shares = share_out(len(pool), *wanted.values(), watch_gives_way=asked.watch_gives_way)
     except ValueError as error:
         raise ValueError(
             f"text {text} (search part) has {len(pool)} windows of {seq_len} tokens, {error}: ask for fewer or shorter "
@@ -162,7 +169,8 @@ def load_planned_windows(
             "finalists %d of %d%s",
             *(text, len(pool), seq_len, sum(wanted.values())),
             *(got["curves"], wanted["curves"], got["finalists"], wanted["finalists"]),
-            f", fresh windows are drawn from {got['pool']} of {wanted['pool']}" if wanted["pool"] else "",
+            (f", fresh windows are drawn from {got['pool']} of {wanted['pool']}" if wanted["pool"] else "")
+            + (f", the search is watched on {got['watch']} of {wanted['watch']}" if wanted["watch"] else ""),
         )
     texts = {purpose: pool[list(indices)] for purpose, indices in vars(shares).items() if indices}
     calibrated_on = text if same_text(text, asked.calibration_text) else str(asked.calibration_text)

@@ -39,7 +39,10 @@ class WindowSettings(WindowLength):
     """stop once so many rollouts have gone by without a better mean of the policy on windows that it was not rewarded
     for, and take the best mean; None searches to the end"""
     watch_windows: int = 4
-    """with --patience, further windows of search text that the mean is measured on"""
+    """with --patience or --eval-every, further windows of search text that the mean is measured on"""
+    eval_every: int | None = 0
+    """rollouts between two looks at the policy's mean at the final sparsity, always on the same windows, for
+    TensorBoard; None takes so many that they cost a twentieth of what the candidates do, 0 never looks"""
 
     @property
     def windows_wanted(self) -> dict[str, int]:
@@ -49,5 +52,10 @@ class WindowSettings(WindowLength):
             "finalists": self.final_windows,
             "curves": self.curve_windows,
             "pool": max(self.pool_windows, self.search_windows) if self.fresh_windows else 0,
-            "watch": 0 if self.patience is None else self.watch_windows,
+            "watch": self.watch_windows if self.patience is not None or self.eval_every != 0 else 0,
         }
+
+    @property
+    def watch_gives_way(self) -> bool:
+        """Whether a search that there are no windows to watch on is as good."""
+        return self.patience is None

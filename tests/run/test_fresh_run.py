@@ -10,7 +10,7 @@ from tiny_runs import assert_same, best_of, cut_off, run_main, samples_of, setti
 
 from ffprune_env.run.sample_log import SampleLog
 
-FRESH = ["--fresh-windows", "--pool-windows", "5", "--no-save-model", "--no-baselines"]
+FRESH = ["--fresh-windows", "--pool-windows", "5", "--eval-every", "0", "--no-save-model", "--no-baselines"]
 PATIENT = ["--patience", "2", "--watch-windows", "2"]
 
 

@@ -49,7 +49,7 @@ def windowed(pool=POOL, watch=0):
     return Windowed(plain.units, plain.curves, max_samples=3, pool=pool, watch=watch)
 
 
-def searched(evaluator, **changes):
+def searched(evaluator, logger=None, **changes):
     asked = {
         "sparsity": 0.3,
         "evaluations": 32,
@@ -62,7 +62,7 @@ def searched(evaluator, **changes):
     settings.require_allowed()
     start = parse_start(settings)
     scores = start.scores(Problem.of(evaluator, settings.target), settings.targets)
-    return settings, scores, run_search(settings, evaluator, start, scores)
+    return settings, scores, run_search(settings, evaluator, start, scores, logger=logger)
 
 
 @given(st.integers(1, 30), st.lists(st.integers(1, 30), max_size=30), st.integers(0, 5))

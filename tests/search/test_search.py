@@ -23,6 +23,8 @@ def test_a_folder_goes_in_and_a_smaller_model_comes_out(tiny_folder, text_file, 
     assert result.samples == heard
     assert len(heard) == 8
     assert result.allocation.sparsity >= 0.3
+    assert list(result.cost) == ["ranking", "start", "search", "finalists", "calibration"]
+    assert all(cost.forward_passes > 0 for cost in result.cost.values())
     again = ff.allocate(result.scores, 0.3, result.evaluator.units)
     np.testing.assert_array_equal(again.kept, result.allocation.kept)
     result.save(tmp_path / "pruned")

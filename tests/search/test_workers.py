@@ -249,3 +249,26 @@ def test_a_cluster_that_was_there_before_stays(arguments):
     workers = Workers(1, arguments)
     workers.close()
     assert ray.is_initialized()
+
+
+def test_what_workers_read_is_counted_with_what_each_of_them_read_to_be_ready(
+    ppo_script, arguments, tiny_folder, text_file, tmp_path
+):
+    flags = ["--no-save-model", "--no-fresh-windows", "--no-baselines", "--eval-every", "0"]
+    costs = {}
+    for n in (0, 1, 2):
+        run = tmp_path / f"run{n}"
+        asked = settings(tiny_folder, text_file, run, workers=n, evaluations=8, init="ffn-only")
+        assert run_main(ppo_script, [*asked, *flags]) == 0
+        costs[n] = json.loads((run / "best.json").read_text())["cost"]
+        assert costs[n]["finalists"]["device_hours"] == pytest.approx(costs[n]["finalists"]["seconds"] / 3600)
+    ready = _Worker(arguments | {"fresh_windows": False}).untold.forward_tokens
+    search = {n: cost["search"]["forward_tokens"] for n, cost in costs.items()}
+    assert ready > 0
+    assert search[2] - search[1] == ready
+    kept = {(tuple(x["kept"]), x["n_samples"]) for x in samples_of(tmp_path / "run1")}
+    dense = 64  # here, on one window: on two it was measured before
+    assert search[1] == ready + 64 * sum(n for _, n in kept) + dense
+    for n, cost in costs.items():
+        held = cost["search"]["device_hours"] * 3600 / cost["search"]["seconds"]
+        assert held == pytest.approx(max(1, n))

@@ -72,6 +72,26 @@ def test_a_pool_takes_what_is_left_and_nothing_of_others(there, samples, finals,
         assert (len(shares.finalists), len(shares.curves)) == (finals, curves)
 
 
+@given(st.integers(0, 150), numbers, st.integers(0, 20), st.integers(0, 20), st.integers(0, 80), st.integers(0, 6))
+@example(26, 2, 8, 0, 64, 4)  # python-docs from `ffn-only`
+@example(18, 8, 8, 0, 0, 4)
+def test_who_gives_way_takes_nothing_but_what_the_pool_can_spare(there, samples, finals, curves, pool, watch):
+    pool = max(pool, samples) if pool else 0
+    try:
+        without = share_out(there, samples, finals, curves, pool)
+    except ValueError as error:
+        with pytest.raises(ValueError, match=f"^{re.escape(str(error))}$"):
+            share_out(there, samples, finals, curves, pool, watch, watch_gives_way=True)
+        return
+    shares = share_out(there, samples, finals, curves, pool, watch, watch_gives_way=True)
+    assert (shares.search, shares.finalists, shares.curves) == (without.search, without.finalists, without.curves)
+    assert len(without.pool) - len(shares.pool) <= max(0, len(without.pool) - samples) / 4
+    everyone = [i for share in vars(shares).values() for i in share]
+    assert len(set(everyone)) == len(everyone)
+    unused = there - sum(map(len, vars(without).values()))
+    assert min(watch, unused) <= len(shares.watch) <= watch
+
+
 def test_who_draws_no_windows_anew_has_the_plan_of_before():
     """Bit for bit: figures of before are figures of now."""
     finalists, curves = (1, 12, 6, 17, 4, 15, 9, 20), (0, 2, 3, 7, 8, 10, 11, 13, 14, 18, 19, 21)
@@ -100,6 +120,7 @@ def counted(tmp_path_factory):
     fresh_windows=st.booleans(),
     pool_windows=st.integers(6, 30),
     patience=st.one_of(st.none(), st.just(3)),
+    eval_every=st.sampled_from([0, 2, None]),
     test_windows=st.one_of(st.none(), st.integers(1, 12)),
 )
 def test_no_token_of_text_has_two_purposes(counted, seq_len, test_windows, **asked):
@@ -177,7 +198,7 @@ def test_the_script_prints_the_plan(tiny_folder, text_file, monkeypatch, capsys)
     code, said = run(text=text_file, seq_len=64, test_seq_len=128, curve_windows=7)
     assert code == 0
     lines = {line.split("│")[1].strip(): line for line in said.out.splitlines() if line.count("│") == 7}
-    assert set(lines) - {""} == {"ranking", "calibration", "curves", "search", "pool", "finalists", "test"}
+    assert set(lines) - {""} == {"ranking", "calibration", "curves", "search", "pool", "watch", "finalists", "test"}
     assert f"{text_file}, search part" in lines["finalists"]
     assert f"{text_file}, test part" in lines["test"]
     assert "│       7 │    448 │" in lines["curves"]
