@@ -96,7 +96,8 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
 
 
 def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags, evaluator):
-    assert run_main(ppo, monkeypatch, [*argv(flags), "--batch-size", "1", "--no-fresh-windows", "--finalists", "2"]) == 0
+    more = ["--batch-size", "1", "--no-fresh-windows", "--finalists", "2"]
+    assert run_main(ppo, monkeypatch, [*argv(flags), *more]) == 0
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert (best["target_sparsity"], best["seq_len"], best["text"]) == (0.2, 64, str(flags["--text"]))
     _, tokenizer = ff.load_model(str(flags["--model"]))
