@@ -11,81 +11,34 @@ L⁻¹ of every unit) in float32 and in the dtype of the weights.
 
 from __future__ import annotations
 
-import math
 import sys
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from ffprune_env.cli.consoles import fail, wide_console
+from ffprune_env.cli.flag_groups import HardwareFlags
 from ffprune_env.cli.flags import read_flags
-
-_GIB = 2**30
-# GiB for chunks of logits, hidden states of a batch, and what CUDA keeps for itself.
-_WORKING = 2
+from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.lm.shapes import GIB, SHAPES, Shape, gpus_for
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(HardwareFlags):
     """Settings of the estimate; every field is a flag."""
 
-    gpu_memory: float = 80
-    """GiB of a GPU"""
-    tflops: float = 400
-    """10¹² operations per second that a GPU reaches in bfloat16"""
     tokens: int = 2048
     """tokens of search text per evaluation"""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A decoder with gated FFNs.
-
-    Attributes:
-        layers: how many.
-        hidden: width of the residual stream.
-        ffn: channels of an FFN.
-        heads: query heads.
-        key_heads: key/value heads.
-        vocabulary: tokens.
-        tied: whether the vocabulary projection is the embedding.
-    """
-
-    layers: int
-    hidden: int
-    ffn: int
-    heads: int
-    key_heads: int
-    vocabulary: int
-    tied: bool = False
-
-    @property
-    def params(self) -> int:
-        """Parameters, without norms."""
-        attention = 2 * self.hidden**2 * (1 + self.key_heads / self.heads)
-        embeddings = (1 if self.tied else 2) * self.vocabulary * self.hidden
-        return round(self.layers * (attention + 3 * self.hidden * self.ffn) + embeddings)
-
-    @property
-    def factors(self) -> int:
-        """Bytes of the calibration's factors of all units: L⁻¹ [columns, columns] and W L [hidden, columns]."""
-        return (4 + 2) * self.layers * sum(columns**2 + self.hidden * columns for columns in (self.hidden, self.ffn))
-
-
-SHAPES = {
-    "smollm2-135m": Shape(30, 576, 1536, 9, 3, 49152, tied=True),
-    "llama-2-7b": Shape(32, 4096, 11008, 32, 32, 32000),
-    "mistral-7b": Shape(32, 4096, 14336, 32, 8, 32000),
-    "llama-2-13b": Shape(40, 5120, 13824, 40, 40, 32000),
-    "llama-2-70b": Shape(80, 8192, 28672, 64, 8, 32000),
-}
 
 
 def main() -> int:
     """Prints the table; returns the exit code."""
     args = read_flags(Args, __doc__)
-    if min(args.tflops, args.tokens) <= 0 or args.gpu_memory <= _WORKING:
-        return fail(f"every number must be positive, and --gpu-memory more than the {_WORKING} GiB that work takes", 2)
+    try:
+        args.require_hardware()
+        require_in_range("--tokens", args.tokens, 1)
+    except ValueError as error:
+        return fail(error, 2)
     report = Table(
         title=f"{args.tokens} tokens per evaluation, GPUs of {args.gpu_memory:g} GiB at {args.tflops:g} TFLOP/s"
     )
@@ -99,15 +52,14 @@ def main() -> int:
 
 def row(shape: Shape, args: Args) -> list[str]:
     """The cells of one model."""
-    weights = 2 * shape.params
-    gpus = math.ceil(weights / ((args.gpu_memory - _WORKING) * _GIB))
-    seconds = 2 * shape.params * args.tokens / (args.tflops * 1e12)
+    gpus = gpus_for(shape.weights, args.gpu_memory)
+    seconds = shape.forward_seconds(args.tokens, args.tflops)
     return [
         f"{shape.params / 1e9:.2f} B",
-        f"{weights / _GIB:.1f} GiB",
+        f"{shape.weights / GIB:.1f} GiB",
         str(gpus),
-        f"{weights / gpus / _GIB:.1f} GiB",
-        f"{shape.factors / _GIB:.0f} GiB",
+        f"{shape.weights / gpus / GIB:.1f} GiB",
+        f"{shape.factors / GIB:.0f} GiB",
         f"{3600 / seconds:,.0f}",
     ]
 

@@ -20,6 +20,7 @@ from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.models import DeviceMap, load_model
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
+from ffprune_env.lm.shapes import WORKING
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.presets import Preset
@@ -248,6 +249,14 @@ class RepeatFlags:
 
 
 @dataclass(frozen=True)
+class CellsFlags:
+    """Where a comparison is kept."""
+
+    out: Path = Path("runs/comparison")
+    """folder of cells and reports, of one model and one set of texts; evaluate/tables.py makes one in it for each"""
+
+
+@dataclass(frozen=True)
 class ContestFlags:
     """Who is compared, and from where."""
 
@@ -272,6 +281,24 @@ class RoundFlags:
 
     rounds: int = 7
     """times that everything is measured"""
+
+
+@dataclass(frozen=True)
+class HardwareFlags:
+    """What an estimate takes a GPU to be."""
+
+    gpu_memory: float = 80
+    """GiB of a GPU, for what is estimated"""
+    tflops: float = 400
+    """10¹² operations per second that a GPU reaches in bfloat16, for what is estimated"""
+
+    def require_hardware(self) -> None:
+        """Raises ValueError, in the words of the command line, for a GPU that cannot be."""
+        if self.tflops <= 0 or self.gpu_memory <= WORKING:
+            raise ValueError(
+                f"--tflops must be positive, and --gpu-memory more than the {WORKING} GiB that work takes, got "
+                f"{self.tflops:g} and {self.gpu_memory:g}"
+            )
 
 
 @dataclass(frozen=True)

@@ -391,15 +391,10 @@ def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
 
 
 def test_scale_knows_how_large_models_are(monkeypatch, capsys):
-    scale = load_script("evaluate/scale.py")
-    model, _ = ff.load_model("smollm2-135m")
-    norms = sum(x.numel() for x in model.parameters() if x.ndim == 1)
-    assert scale.SHAPES["smollm2-135m"].params == sum(x.numel() for x in model.parameters()) - norms
-    assert scale.SHAPES["llama-2-70b"].params == pytest.approx(68.98e9, rel=1e-3)
     monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run_script("evaluate/scale.py", monkeypatch, capsys, "--gpu-memory", 80)
     assert code == 0
     (largest,) = (line.split() for line in out.splitlines() if "llama-2-70b" in line)
     assert [largest[i] for i in (9, 11)] == ["2", "64.2"]  # GPUs, and GiB of weights on each of them
-    for flag in ("--tflops", "--gpu-memory"):
+    for flag in ("--tflops", "--gpu-memory", "--tokens"):
         assert run_script("evaluate/scale.py", monkeypatch, capsys, flag, 0)[0] == 2
