@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from ffprune_env.budget.arrays import IntArray
+from ffprune_env.comparison.policies import KeptPolicies
 from ffprune_env.lm.identity import OF_VERSIONS, ChangedError, Identity, identity_of_settings, require_same
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.pruning.stored_order import ORDER, order_from_json
@@ -268,6 +269,11 @@ class ComparisonFolder:
                 f"be added to it, give another --out"
             )
         return None
+
+    @property
+    def policies(self) -> KeptPolicies:
+        """What searches of this comparison have learnt."""
+        return KeptPolicies(self.path / "policies")
 
     @property
     def manifest(self) -> dict[str, Any] | None:

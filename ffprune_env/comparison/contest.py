@@ -13,6 +13,7 @@ import torch
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.comparison.cells import Cell
+from ffprune_env.comparison.policies import KeptPolicies
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.intervals import perplexity_interval
@@ -21,12 +22,13 @@ from ffprune_env.methods.ppo import Found
 from ffprune_env.methods.rebuilding.low_rank import lacking_update
 from ffprune_env.methods.rebuilding.slicegpt import slicegpt
 from ffprune_env.methods.rebuilding.svd_llm import svd_llm
-from ffprune_env.methods.registry import Method, settings_of
+from ffprune_env.methods.registry import Method, WarmStart, settings_of
 from ffprune_env.pruning.calibration_kind import calibration_kind
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import Calibration
 from ffprune_env.pruning.saliency import wifv_scores
 from ffprune_env.search.problem import Problem, StartName
+from ffprune_env.search.saved_policy import Policy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +40,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 #: Parts of the budget after which what a search would return is measured on search text, for its trace.
-_MARKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
+MARKS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4, 1)
 
 Rebuilder = Callable[["PreTrainedModel", torch.Tensor, int, int], "PreTrainedModel"]
 #: Methods that rebuild the weights of a copy: (model, calibration windows, parameters to remove, batch size) to it.
@@ -57,6 +59,7 @@ class Paid:
         spent: windows that it was charged.
         seen: windows that the model read.
         seconds: that it took.
+        learned: what a search by PPO leaves for others to start from.
     """
 
     kept: IntArray
@@ -65,6 +68,7 @@ class Paid:
     spent: float
     seen: float
     seconds: float
+    learned: Policy | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Subject:
         zero_shot: what to ask the final models, if anything.
         targets: all sparsities that are compared at, for methods that answer them by one search.
         start: where searches start.
+        policies: where searches leave what they have learnt, and others take it from; None keeps nothing.
         remembered: what such searches found, so that the next sparsity takes it from here; of this subject alone.
     """
 
@@ -92,6 +97,7 @@ class Subject:
     zero_shot: ZeroShotTest | None = None
     targets: tuple[float, ...] = ()
     start: StartName = "own"
+    policies: KeptPolicies | None = None
     remembered: dict[Hashable, dict[float, Paid]] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def all_targets(self, sparsity: float) -> tuple[float, ...]:
@@ -136,8 +142,10 @@ def search_and_measure(
         ValueError: the method cannot reach the sparsity, or not with this budget.
     """
     prunable = subject.evaluator.prunable
-    paid = answer_of(subject, method, sparsity, seed or 0, evaluations if method.searches else 0)
+    paid = answer_of(subject, method, sparsity, seed or 0, method.budget(evaluations))
     kept = paid.kept
+    if paid.learned is not None and subject.policies is not None:
+        subject.policies.keep(name, sparsity, seed or 0, paid.learned)
     with ranking_of(subject, method):
         with prunable.pruned(kept) as model:
             test_ppl, interval = subject.test(model)
@@ -191,9 +199,8 @@ def answer_of(subject: Subject, method: Method, sparsity: float, seed: int, eval
     evaluator.forget()  # or a method would be answered from what another one measured, and seem faster than it is
     started = time.perf_counter()
     n = len(targets)
-    problem = Problem.of(
-        evaluator, sparsity, evaluations=n * evaluations, seed=seed, targets=targets, init=subject.start
-    )
+    init = subject.start if method.warm is None else policy_for(subject, method.warm, seed)
+    problem = Problem.of(evaluator, sparsity, evaluations=n * evaluations, seed=seed, targets=targets, init=init)
     meter = problem.meter
     if method.answer_all is None:
         found = {sparsity: Found(method.answer(problem), meter.trace)}
@@ -202,15 +209,26 @@ def answer_of(subject: Subject, method: Method, sparsity: float, seed: int, eval
     seconds = time.perf_counter() - started
     shares = {
         target: Paid(
-            one.allocation.kept,
-            [(spent / n, kept) for spent, kept in one.trace],
-            *(total / n for total in (meter.budget, meter.spent, meter.seen, seconds)),
+            kept=one.allocation.kept,
+            trace=[(spent / n, kept) for spent, kept in one.trace],
+            budget=meter.budget / n,
+            spent=meter.spent / n,
+            seen=meter.seen / n,
+            seconds=seconds / n,
+            learned=problem.learned[-1] if problem.learned else None,
         )
         for target, one in found.items()
     }
     if method.answer_all is not None:
         subject.remembered[which] = shares
     return shares[sparsity]
+
+
+def policy_for(subject: Subject, warm: WarmStart, seed: int) -> Policy:
+    """What another search of this comparison has learnt; ValueError if there is none."""
+    if subject.policies is None:
+        raise ValueError(f"nothing is kept of what {warm.method} has learnt: a folder of a comparison is needed")
+    return subject.policies.find(warm.method, warm.sparsity, seed)
 
 
 def with_room(subject: Subject, measure: Callable[[], T]) -> T:
@@ -285,7 +303,7 @@ def progress(paid: Paid, evaluator: LMEvaluator) -> list[tuple[float, float]]:
         evaluator: measures, the same for all methods, whatever they were rewarded for.
     """
     points = []
-    for mark in _MARKS:
+    for mark in MARKS:
         noted = [kept for spent, kept in paid.trace if spent <= mark * paid.budget]
         if noted:
             ppl = evaluator.measure(noted[-1], evaluator.max_samples)

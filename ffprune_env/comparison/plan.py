@@ -9,9 +9,10 @@ from ffprune_env.comparison.cells import Cell, ComparisonFolder
 from ffprune_env.comparison.contest import REBUILDERS
 from ffprune_env.methods.ablations import ABLATIONS, PAPER_ABLATIONS
 from ffprune_env.methods.registry import METHODS, Method, settings_of
+from ffprune_env.methods.warm_start import WARM_STARTED
 
 #: Methods that answer a problem, in the order of tables; the others rebuild weights.
-ANSWERING: dict[str, Method] = METHODS | ABLATIONS | PAPER_ABLATIONS
+ANSWERING: dict[str, Method] = METHODS | ABLATIONS | PAPER_ABLATIONS | WARM_STARTED
 
 
 class Key(NamedTuple):

@@ -12,8 +12,9 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.search.mean import mean_allocation
 from ffprune_env.search.problem import Meter, Problem
 from ffprune_env.search.run_search import run_search
+from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.settings import SearchSettings, affordable
-from ffprune_env.search.starts.parse import parse_start
+from ffprune_env.search.starts.parse import other_run, parse_start
 from ffprune_env.search.starts.start import cheap_enough
 
 
@@ -54,7 +55,8 @@ def search_by_ppo(
         problem: what to answer; its sparsity does not count.
         targets: the sparsities, each once, ascending.
         settings: of the search; sparsity, windows, bounds, seed and evaluations are the problem's, and so is the start
-            if the problem names one. Where that is ``none``, `ffn-only` is not among the last candidates either.
+            if the problem has one. Where that is ``none``, or another search, `ffn-only` is not among the last
+            candidates either. What is learnt is added to what the problem keeps of it.
 
     Raises:
         ValueError: the budget does not cover two evaluations and the finalists, or a sparsity is out of range.
@@ -74,17 +76,20 @@ def search_by_ppo(
         a_min=problem.a_min,
         a_max=problem.a_max,
         seed=problem.seed,
-        init=settings.init if problem.init == "own" else problem.init,
+        init=problem.init if problem.init in ("none", "ffn-only") else settings.init,
     )
     left = meter.budget - meter.spent
     rollout_each = settings.rollout * len(targets)
     shortest = replace(settings, final_windows=meter.max_samples, evaluations=rollout_each).windows()
-    start = cheap_enough(parse_start(settings), left - shortest, problem)
+    wanted = other_run(problem.init, settings) if isinstance(problem.init, Policy) else parse_start(settings)
+    start = cheap_enough(wanted, left - shortest, problem)
     settings = affordable(settings, left - start.cost(problem))
     scores = start.scores(problem, settings.targets)
     means = _Means(settings, meter)
     # Where all are to begin from nothing, what others were not given would make the answer look like a find.
-    outcome = run_search(settings, meter, start, scores, callbacks=[means], simple=problem.init != "none")
+    simple = problem.init in ("own", "ffn-only")
+    outcome = run_search(settings, meter, start, scores, callbacks=[means], simple=simple)
+    problem.learned.append(outcome.learned)
     return {
         target: Found(answer.allocation, [*means.traces[target], (meter.spent, answer.allocation.kept)])
         for target, answer in outcome.answers.items()

@@ -7,7 +7,8 @@ from dataclasses import replace
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.search.presets import search_settings
-from ffprune_env.search.problem import Problem
+from ffprune_env.search.problem import Problem, StartName
+from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.settings import SearchSettings
 
 #: The search of ``--preset paper``. Ranking, calibration and windows are the comparison's, the same for all methods.
@@ -19,7 +20,7 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
 
     Args:
         problem: what to answer. Its bounds on rates do not count, those of the settings do: what nearly every unit ends
-            at is part of the method. Nor does its start.
+            at is part of the method. Nor does its start, unless it is what another search has learnt.
         settings: of the search, less what is the problem's: see :func:`~ffprune_env.methods.ppo.ppo`.
 
     Raises:
@@ -28,4 +29,5 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
     Source:
         Sec. 2 of arXiv 2511.18977.
     """
-    return ppo(replace(problem, a_min=settings.a_min, a_max=settings.a_max, init="none"), settings)
+    init: StartName | Policy = problem.init if isinstance(problem.init, Policy) else "none"
+    return ppo(replace(problem, a_min=settings.a_min, a_max=settings.a_max, init=init), settings)

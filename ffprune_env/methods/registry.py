@@ -31,6 +31,21 @@ from ffprune_env.search.starts.fisher_iterated import fisher_iterated
 
 
 @dataclass(frozen=True)
+class WarmStart:
+    """Another search that a search starts from.
+
+    Attributes:
+        method: its name.
+        sparsity: σ that it was searched at.
+        share: of the usual budget that is enough from there.
+    """
+
+    method: str
+    sparsity: float
+    share: float
+
+
+@dataclass(frozen=True)
 class Method:
     """A way to answer a problem.
 
@@ -42,6 +57,7 @@ class Method:
             own bias compensation takes the place of the ridge calibration.
         answer_all: of a method that answers all sparsities of a problem by one search: the problem to what it found at
             each; None for those that answer one at a time.
+        warm: the search that it starts from, with the same seed; None for those that start as the problem says.
     """
 
     answer: Callable[[Problem], Allocation]
@@ -49,6 +65,13 @@ class Method:
     plain_reward: bool = False
     flap_bias: bool = False
     answer_all: Callable[[Problem], Mapping[float, Found]] | None = None
+    warm: WarmStart | None = None
+
+    def budget(self, evaluations: int) -> int:
+        """Evaluations that it gets where a search that starts from nothing gets ``evaluations``."""
+        if not self.searches:
+            return 0
+        return evaluations if self.warm is None else max(1, round(self.warm.share * evaluations))
 
 
 def settings_of(method: Method, targets: Sequence[float] = ()) -> dict[str, Any]:
@@ -65,6 +88,7 @@ def settings_of(method: Method, targets: Sequence[float] = ()) -> dict[str, Any]
             found |= asdict(default)
         elif default is not parameter.empty:
             found[name] = default
+    found |= {} if method.warm is None else {"warm": asdict(method.warm)}
     return found if method.answer_all is None else {**found, "targets": list(targets)}
 
 

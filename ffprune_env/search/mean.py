@@ -57,6 +57,13 @@ def write_mean(policy: PPO, actions: Sequence[FloatArray], tent: float) -> None:
     last.weight.data[:, 1:] = torch.from_numpy(np.stack(actions, axis=1)) / tent
 
 
+def write_bias(policy: PPO, actions: FloatArray) -> None:
+    """Moves the mean of a new policy, which is nearly zero, to given actions: [N]."""
+    last = policy.policy.action_net
+    assert isinstance(last, torch.nn.Linear)
+    last.bias.data.copy_(torch.from_numpy(actions))
+
+
 def mean_scores(policy: PPO, sparsity: float, action_scale: float) -> FloatArray:
     """The scores of a policy's mean at a sparsity: [N]."""
     mean, _ = policy.predict(np.array([sparsity], dtype=np.float32), deterministic=True)

@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.protocol import Evaluator
-from ffprune_env.search.mean import write_mean
+from ffprune_env.search.mean import write_bias, write_mean
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.workers import WorkersVecEnv
 
@@ -101,7 +101,7 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
 def make_policy(
     settings: SearchSettings, env: PruneBanditEnv | WorkersVecEnv, actions: Mapping[float, FloatArray]
 ) -> PPO:
-    """PPO whose mean starts at given actions; of ``mlp``, which cannot be given any, at nearly zero.
+    """PPO whose mean starts at given actions; of ``mlp``, at those of the highest target, nearly, whatever σ is.
 
     Args:
         settings: of the search.
@@ -126,6 +126,8 @@ def make_policy(
     )
     if settings.network == "knots":
         write_mean(policy, [actions[at] for at in knots], TENT)
+    else:
+        write_bias(policy, actions[settings.target])
     return policy
 
 

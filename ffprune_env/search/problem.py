@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy.typing as npt
@@ -11,13 +11,14 @@ import torch
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import ffn_only, uniform
-from ffprune_env.budget.mapping import allocate_rates
+from ffprune_env.budget.mapping import allocate, allocate_rates
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.protocol import SearchEvaluator, Windows, number_of
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
+from ffprune_env.search.saved_policy import Policy
 
 #: What a forward and a backward pass cost, in forward passes.
 LOOK_COST = 3
@@ -148,7 +149,8 @@ class Problem:
         targets: all sparsities that are asked about, for a method that answers them together; empty stands for
             ``sparsity`` alone.
         init: where searches start: ``own``, where each says itself; ``none``, at `uniform`, which equal scores stand
-            for; or ``ffn-only``.
+            for; ``ffn-only``; or what another search has learnt.
+        learned: what searches by PPO have learnt of this problem, which they put here for others to start from.
     """
 
     prunable: PrunableModel | None
@@ -161,7 +163,8 @@ class Problem:
     calibration: RidgeCalibration | None = None
     windows: torch.Tensor | None = None
     targets: tuple[float, ...] = ()
-    init: StartName = "own"
+    init: StartName | Policy = "own"
+    learned: list[Policy] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -174,7 +177,7 @@ class Problem:
         a_min: float = 0.2,
         a_max: float = 1.0,
         targets: tuple[float, ...] = (),
-        init: StartName = "own",
+        init: StartName | Policy = "own",
     ) -> Problem:
         """The question, and what an evaluator knows that helps to answer it.
 
@@ -213,6 +216,9 @@ class Problem:
 
     def start(self) -> FloatArray:
         """The rates that searches start from: `ffn-only` where that reaches σ, else `uniform`; or as ``init`` says."""
+        if isinstance(self.init, Policy):
+            bounds = {"a_min": self.a_min, "a_max": self.a_max, "mapping": self.init.meaning["mapping"]}
+            return allocate(self.init.scores(self.sparsity), self.sparsity, self.units, **bounds).rates
         if self.init == "none":
             return uniform(self.sparsity, self.units).rates
         try:

@@ -48,8 +48,8 @@ class SparsitySettings:
 
 
 @dataclass(frozen=True)
-class TargetSettings(SparsitySettings):
-    """What is to be found, and how long it may be searched for; the fields are flags, with their help."""
+class BudgetSettings:
+    """How long may be searched; the field is a flag, with its help."""
 
     evaluations: int | None = None
     """candidates that a search measures, rounded up to whole rollouts, or 0 to take the start as it is; None takes 96
@@ -62,6 +62,11 @@ class TargetSettings(SparsitySettings):
         if self.evaluations is None:
             raise ValueError("--evaluations takes a number here, got None")
         return self.evaluations
+
+
+@dataclass(frozen=True)
+class TargetSettings(BudgetSettings, SparsitySettings):
+    """What is to be found, and how long it may be searched for; the fields are flags."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ class SearchSettings(WindowSettings, TargetSettings):
 
     network: Network = "knots"
     """what the policy's mean is of σ: knots (what the start knows, moved by an offset and a slope that are learned; one
-    deviation for all units) or mlp (the paper's, 256 and 128 wide, a deviation for each; it starts from nothing)"""
+    deviation for all units) or mlp (the paper's, 256 and 128 wide, a deviation for each; it starts from nothing or a
+    run)"""
     learning_rate: float | None = None
     """of Adam: about what an update moves the mean action of every unit; None falls with the root of --evaluations"""
     rollout: int = 8
@@ -141,8 +147,10 @@ class SearchSettings(WindowSettings, TargetSettings):
             ("--action-bound", self.action_bound, 1e-6, 1e6),
         ):
             require_in_range(flag, value, least, most)
-        if self.network == "mlp" and self.init != "none":
-            raise ValueError(f"--network mlp starts from nothing: --init must be none, got {self.init!r}")
+        if self.network == "mlp" and self.init in ("ffn-only", *_FROM_CURVES):
+            raise ValueError(
+                f"--network mlp starts from nothing or a run: --init must be none or runs/<other>, got {self.init!r}"
+            )
         if not self.wanted and self.starts_equal:
             start = "--init none" if self.init == "none" else f"the start of --mapping {self.mapping}"
             raise ValueError(f"{start} knows nothing: it needs a search, --evaluations must be 2 or more")

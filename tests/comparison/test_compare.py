@@ -8,6 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from ffprune_env.comparison import filling
 from ffprune_env.comparison.contest import REBUILDERS
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.zero_shot import TaskResult, ZeroShot
@@ -36,7 +37,7 @@ def test_the_script_compares_all_methods_and_goes_on_where_it_stopped(compare, m
 
     before = {path: path.stat().st_mtime_ns for path in (compare.out / "cells").iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(compare.module, "build_evaluator", no_ranking)
+        patch.setattr(filling, "build_evaluator", no_ranking)
         assert compare("--sparsity", "0.2", "0.3", "--seeds", "2")[0] == 0
     (compare.out / "cells" / "ppo-s20-seed1.json").unlink()
     assert compare("--sparsity", "0.2", "0.3", "--seeds", "2")[0] == 0

@@ -11,8 +11,10 @@ from functools import partial
 import pytest
 from safetensors.torch import load_file, save_file
 
+from ffprune_env.comparison import filling
 from ffprune_env.comparison.cells import ComparisonFolder
 from ffprune_env.comparison.plan import ANSWERING
+from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.registry import Method
@@ -143,16 +145,16 @@ def test_what_was_copied_into_a_folder_is_refused_by_name(compare):
 
 def test_two_comparisons_that_begin_at_once_with_other_settings_do_not_share_a_folder(compare, monkeypatch):
     """Both have found the folder empty; the one that writes later is refused, and the other's table is its own."""
-    prepare, flags = compare.module.prepare, ("--methods", "uniform")
+    prepare, flags = filling.prepare, ("--methods", "uniform")
 
-    def after_the_other(args, folder, *rest):
-        monkeypatch.setattr(compare.module, "prepare", prepare)
+    def after_the_other(asked, folder, *rest):
+        monkeypatch.setattr(filling, "prepare", prepare)
         words = list(sys.argv)
         assert compare(*flags, evaluations=24)[0] == 0
         sys.argv = words
-        return prepare(args, folder, *rest)
+        return prepare(asked, folder, *rest)
 
-    monkeypatch.setattr(compare.module, "prepare", after_the_other)
+    monkeypatch.setattr(filling, "prepare", after_the_other)
     code, out, err = compare(*flags)
     assert (code, "PPL" in out) == (2, False)
     (line,) = err.splitlines()
@@ -160,13 +162,13 @@ def test_two_comparisons_that_begin_at_once_with_other_settings_do_not_share_a_f
     assert compare(*flags, evaluations=24)[0] == 0
 
 
-def test_questions_are_told_apart_by_what_they_are(compare, tmp_path):
-    args = compare.module.Args(data_dir=tmp_path, limit=7)
+def test_questions_are_told_apart_by_what_they_are(tmp_path):
+    questions = filling.Questions({}, 7, tmp_path, score_tasks)
     digests = []
     for answer in ("yes", "no"):
         for task in TASKS:
             (tmp_path / f"{task}.jsonl").write_text(f"{task}: {answer}\n")
-        digests.append(compare.module.questions(args))
+        digests.append(questions.facts())
     assert {name for name in digests[0] if digests[0][name] != digests[1][name]} == {"data"}
 
 

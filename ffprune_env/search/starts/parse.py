@@ -33,10 +33,20 @@ def parse_start(settings: SearchSettings) -> Start:
     if init not in NAMES:
         if not Path(init).is_dir():
             raise ValueError(f"--init must be {', '.join(NAMES)} or the folder of a run, got {init!r}")
-        steps = OTHER_STEPS if steps is None else steps
-        # Steps are in rates, of which the other mappings keep the order alone.
-        return OtherRun(Policy.load(init), settings.meaning(), steps if says_rates(settings.mapping) else 0)
+        return other_run(Policy.load(init), settings)
     if settings.starts_equal:
         return Equal()
     named: dict[str, Start] = {"ffn-only": FfnOnly(), "fisher": Fisher()}
     return named.get(init) or FisherIterated(STEPS if steps is None else steps)
+
+
+def other_run(policy: Policy, settings: SearchSettings) -> OtherRun:
+    """What another search has learnt, as a start.
+
+    Args:
+        policy: of the other search.
+        settings: of this one.
+    """
+    steps = OTHER_STEPS if settings.init_steps is None else settings.init_steps
+    # Steps are in rates, of which the other mappings keep the order alone.
+    return OtherRun(policy, settings.meaning(), steps if says_rates(settings.mapping) else 0)

@@ -1,0 +1,274 @@
+"""A folder of a comparison is filled: the model loaded and ranked, and what is missing measured, cell after cell."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ffprune_env.comparison.cells import Cell, ComparisonFolder
+from ffprune_env.comparison.contest import (
+    REBUILDERS,
+    Subject,
+    ask,
+    ask_final,
+    rebuild_and_measure,
+    search_and_measure,
+    with_room,
+)
+from ffprune_env.comparison.plan import ANSWERING, Key, read_cell
+from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.lm.identity import (
+    ChangedError,
+    identity_of_model,
+    identity_of_texts,
+    identity_of_versions,
+    text_names,
+)
+from ffprune_env.pruning.stored_order import ORDER, order_as_json
+from ffprune_env.run.provenance import machine_facts, provenance
+from ffprune_env.search.problem import StartName
+from ffprune_env.texts.window_plan import counts, windows_made
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ffprune_env.evaluators.zero_shot import ZeroShot
+
+logger = logging.getLogger(__name__)
+
+#: Flags that perplexities do not depend on: cells that differ in nothing else share a folder.
+NOT_SHARED = (
+    "out", "sparsity", "methods", "seeds", "factor_storage", "device", "device_map", "max_memory", "data_dir", "limit",
+    "trust_remote_code",
+)  # fmt: skip
+
+Model = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
+#: (model, tokenizer, tasks, limit) to accuracies.
+Score = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", Mapping[str, Any], "int | None"], "ZeroShot"]
+
+
+@dataclass(frozen=True)
+class Questions:
+    """The zero-shot questions that final models are asked.
+
+    Attributes:
+        tasks: what :func:`~ffprune_env.evaluators.zero_shot_tasks.open_tasks` yields.
+        limit: questions per task, from the first; None asks all.
+        data_dir: folder that they were read from; None where they came from the hub.
+        score: asks them.
+    """
+
+    tasks: Mapping[str, Any]
+    limit: int | None
+    data_dir: Path | None
+    score: Score
+
+    def facts(self) -> dict[str, Any]:
+        """What accuracies depend on."""
+        from ffprune_env.evaluators.zero_shot_tasks import digest_of_files
+
+        data = None if self.data_dir is None else digest_of_files(self.data_dir)
+        return {"data": data, "limit": self.limit, "lm_eval": metadata.version("lm_eval")}
+
+
+@dataclass(frozen=True)
+class Filling:
+    """What a folder is to hold, and how what it is measured with is loaded.
+
+    Attributes:
+        keys: the cells.
+        model: name of the model.
+        text: name of the text that is searched and calibrated on.
+        test_text: name of the test text; None is the test part of ``text``.
+        settings: how the model is ranked, calibrated and measured.
+        evaluations: budget of every search at one sparsity.
+        targets: all sparsities that are compared at, ascending.
+        start: where searches start.
+        load_model: loads the model and its tokenizer.
+        load_texts: of both, the windows by purpose and those of test text, int64 [n, seq_len].
+        questions: what the final models of every method, with its first seed, are asked; None asks nothing.
+    """
+
+    keys: Sequence[Key]
+    model: str
+    text: str
+    test_text: str | None
+    settings: EvaluatorSettings
+    evaluations: int
+    targets: tuple[float, ...]
+    start: StartName
+    load_model: Callable[[], Model]
+    load_texts: Callable[[PreTrainedModel, PreTrainedTokenizerBase], tuple[dict[str, torch.Tensor], torch.Tensor]]
+    questions: Questions | None = None
+
+    def unasked(self, key: Key, cell: Cell | None) -> bool:
+        """Whether the final model of a cell is still to be asked; of every method one seed is."""
+        return self.questions is not None and key.seed in (None, 0) and (cell is None or cell.zero_shot is None)
+
+    def lacks(self, folder: ComparisonFolder) -> list[Key]:
+        """The cells that the folder does not hold yet, or whose questions were not asked."""
+        found = [(key, read_cell(folder, key, self.targets)) for key in self.keys]
+        return [key for key, cell in found if cell is None or self.unasked(key, cell)]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The model and the texts that cells are measured with."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    texts: dict[str, torch.Tensor]
+
+
+def fill(filling: Filling, folder: ComparisonFolder, complain: Callable[[str], object]) -> int:
+    """Measures what the folder lacks. The model is loaded, and found to be the one of the folder, in any case.
+
+    Args:
+        filling: what it is to hold.
+        folder: of the comparison.
+        complain: called with a line for every method that could not do what it was asked.
+
+    Returns:
+        How many those are.
+
+    Raises:
+        ChangedError: the folder was filled with something else than there is now.
+        OSError: something cannot be loaded.
+        ValueError: a text is too short, or the model cannot be pruned.
+    """
+    if filling.questions is not None:
+        folder.require_same("zero_shot.json", filling.questions.facts())
+    adds = folder.dense is None or bool(filling.lacks(folder))
+    folder.require_same_identity(identity_of_versions(), adds=adds)
+    loaded = load(filling, folder)
+    if not adds:
+        logger.info("all is measured already")
+        return 0
+    subject = prepare(filling, folder, loaded)
+    with subject.evaluator.sharing_dense_pass():
+        return measure_missing(filling, folder, subject, complain)
+
+
+def measure_missing(
+    filling: Filling, folder: ComparisonFolder, subject: Subject, complain: Callable[[str], object]
+) -> int:
+    """Measures cell after cell what the folder lacks; returns how many methods could not do what they were asked."""
+    failures = 0
+    for key in filling.keys:
+        cell = read_cell(folder, key, filling.targets)
+        unasked = filling.unasked(key, cell)
+        if cell is not None and not unasked:
+            continue
+        logger.info("%s ...", key.title)
+        try:
+            if key.method in REBUILDERS:
+                measured, model = rebuild_and_measure(subject, key.method, key.sparsity)
+                cell = keep(folder, key, measured) if cell is None else cell
+                if unasked:
+                    folder.add(ask(subject, cell, model))
+                del model
+            else:
+                method = ANSWERING[key.method]
+                if cell is None:
+                    ask_method = partial(search_and_measure, subject, key.method, method)
+                    measured = with_room(subject, partial(ask_method, key.sparsity, key.seed, filling.evaluations))
+                    cell = keep(folder, key, measured)
+                if unasked:
+                    folder.add(with_room(subject, partial(ask_final, subject, cell, method)))
+        except ChangedError:  # another process has begun to fill the folder with something else: nothing will fit
+            raise
+        except (ValueError, RuntimeError) as error:  # one method that cannot do it is no reason to lose the others
+            failures += 1
+            complain(f"{key.title}: {error}")
+    return failures
+
+
+def keep(folder: ComparisonFolder, key: Key, cell: Cell) -> Cell:
+    """Keeps a cell, and says what it holds."""
+    folder.add(cell)
+    final = cell.test_ppl if cell.calibrated_test_ppl is None else cell.calibrated_test_ppl
+    logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", key.title, cell.test_ppl, final, cell.seconds)
+    return cell
+
+
+def load(filling: Filling, folder: ComparisonFolder) -> Loaded:
+    """Loads model and texts; ChangedError if the folder was filled with others."""
+    model, tokenizer = filling.load_model()
+    folder.require_same_identity(identity_of_model(model), filling.model)
+    planned, test = filling.load_texts(model, tokenizer)
+    texts = {**planned, "test": test}
+    names = text_names(filling.text, filling.test_text, texts, filling.settings.calibration_text)
+    folder.require_same_identity(identity_of_texts(texts), filling.model, names)
+    return Loaded(model, tokenizer, texts)
+
+
+def prepare(filling: Filling, folder: ComparisonFolder, loaded: Loaded) -> Subject:
+    """Ranks the model, or takes the ranking of before, and calibrates it; measures of the dense one what is missing."""
+    model, tokenizer, settings = loaded.model, loaded.tokenizer, filling.settings
+    order = folder.order(model)
+    looked_at = {purpose: windows for purpose, windows in loaded.texts.items() if purpose != "test"}
+    began = time.perf_counter()
+    evaluator = build_evaluator(model, tokenizer, filling.text, settings, order, looked_at)
+    prepared = time.perf_counter() - began
+    if order is None:
+        folder.write(ORDER, order_as_json(evaluator.prunable))
+    prunable, texts, questions = evaluator.prunable, loaded.texts, filling.questions
+    plain = LMEvaluator(
+        prunable,
+        evaluator.windows,
+        settings.batch_size,
+        evaluator.calibration,
+        False,
+        evaluator.statistics,
+        texts=texts,
+    )
+    subject = Subject(
+        evaluator,
+        plain,
+        texts["calibration"],
+        texts["test"],
+        settings.batch_size,
+        None
+        if questions is None
+        else lambda asked: questions.score(asked, tokenizer, questions.tasks, questions.limit),
+        targets=filling.targets,
+        start=filling.start,
+        policies=folder.policies,
+    )
+    facts = {**machine_facts(model), "windows": counts(loaded.texts)}
+    before = folder.manifest
+    if before is None:
+        made = windows_made(loaded.texts)
+        folder.write("manifest.json", {**provenance(), **facts, "made": made, "seconds_prepared": prepared})
+    elif before["dtype"] != facts["dtype"]:
+        raise ValueError(f"{folder.path} was measured in {before['dtype']}, not {facts['dtype']}: give --dtype")
+    elif before["device"] != facts["device"] or before["threads"] != facts["threads"]:
+        logger.warning("seconds do not compare: what is there was measured on %(device)s, %(threads)d threads", before)
+    measure_dense(folder, subject, questions)
+    return subject
+
+
+def measure_dense(folder: ComparisonFolder, subject: Subject, questions: Questions | None) -> None:
+    """Measures of the dense model what the folder does not hold yet."""
+    prunable, model = subject.evaluator.prunable, subject.evaluator.prunable.model
+    dense = folder.dense
+    if dense is None:
+        logger.info("the dense model ...")
+        ppl, interval = subject.test(model)
+        units = [asdict(unit) for unit in prunable.units]
+        dense = {"units": units, "n_params": prunable.n_params, "dense_test_ppl": ppl, "dense_interval": interval}
+        folder.dense = dense
+    if questions is not None and dense.get("dense_zero_shot") is None:
+        dense["dense_zero_shot"], dense["dense_zero_shot_stderr"] = subject.ask(model)
+        folder.write("zero_shot.json", questions.facts())
+        folder.dense = dense
