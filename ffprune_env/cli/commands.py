@@ -41,6 +41,7 @@ COMMANDS = {
     "latency": Command("evaluate/latency.py", "speed and memory of a pruned model beside the dense one"),
     "export-gguf": Command("evaluate/export_gguf.py", "write a pruned model for llama.cpp"),
     "compare": Command("evaluate/compare.py", "methods against each other on one model"),
+    "tables": Command("evaluate/tables.py", "the four tables of the paper, its own figures beside those measured"),
     "compare-runs": Command("evaluate/compare_runs.py", "what several searches chose, in one table"),
     "frontier": Command("evaluate/frontier.py", "draw perplexity against size, over the sparsities of a search"),
     "windows": Command("evaluate/windows.py", "which windows of text a search would use, and for what"),

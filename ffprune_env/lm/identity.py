@@ -41,7 +41,7 @@ _NOT_MEASURED |= {"config", "resume", "baselines", "trust_remote_code"}
 _BEFORE = {"--ridge-scale": json.dumps("relative")}
 _NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch_size", "workers", "ray_address"}
 # What figures do not depend on: how they are shown, and the scripts, which only a wheel has inside the package.
-_NOT_MEASURING = (Path("comparison/report"), Path("cli/scripts"))
+_NOT_MEASURING = (Path("comparison/report"), Path("comparison/paper_tables"), Path("cli/scripts"))
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -83,6 +84,16 @@ def comparison_page(comparison: Comparison) -> str:
         *_perplexity_sections(comparison),
         *_figure_sections(comparison),
     ]
+    return page_of(title, body)
+
+
+def page_of(title: str, body: Sequence[str]) -> str:
+    """A whole page that needs no other file.
+
+    Args:
+        title: of the page, as HTML.
+        body: what is on it, as HTML.
+    """
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>{head}<title>{title}</title><style>{_STYLE}</style></head>\n'
@@ -106,10 +117,12 @@ def _perplexity_sections(comparison: Comparison) -> list[str]:
     sections = [f"<section><h2>Test perplexity</h2>{figure}</section>"]
     for sparsity in target_sparsities(comparison):
         zero_shot = zero_shot_grid(comparison, sparsity)
-        tables = _table(perplexity_grid(comparison, sparsity)) + ("" if zero_shot is None else _table(zero_shot))
+        tables = html_table(perplexity_grid(comparison, sparsity)) + (
+            "" if zero_shot is None else html_table(zero_shot)
+        )
         sections.append(f"<section><h2>Results at σ = {sparsity:g}</h2>{tables}</section>")
     overview = overview_grid(comparison)
-    sections += [] if overview is None else [f"<section><h2>Results at all σ</h2>{_table(overview)}</section>"]
+    sections += [] if overview is None else [f"<section><h2>Results at all σ</h2>{html_table(overview)}</section>"]
     return sections
 
 
@@ -137,8 +150,12 @@ def _figure_sections(comparison: Comparison) -> list[str]:
     return sections
 
 
-def _table(grid: Grid) -> str:
-    """An HTML table with its notes."""
+def html_table(grid: Grid) -> str:
+    """An HTML table with its notes.
+
+    Args:
+        grid: the table.
+    """
     best = grid.best()
     head = "".join(f'<th scope="col">{escape(column.title)}</th>' for column in grid.columns)
     lines = []

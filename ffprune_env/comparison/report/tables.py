@@ -28,11 +28,11 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts += [] if command is None else ["\n".join(f"    {line}" for line in command.splitlines())]
     parts += findings(comparison)
     for sparsity in target_sparsities(comparison):
-        parts += [f"## σ = {sparsity:g}", _markdown_table(perplexity_grid(comparison, sparsity))]
+        parts += [f"## σ = {sparsity:g}", markdown_table(perplexity_grid(comparison, sparsity))]
         zero_shot = zero_shot_grid(comparison, sparsity)
-        parts += [] if zero_shot is None else [_markdown_table(zero_shot)]
+        parts += [] if zero_shot is None else [markdown_table(zero_shot)]
     overview = overview_grid(comparison)
-    parts += [] if overview is None else ["## All σ", _markdown_table(overview)]
+    parts += [] if overview is None else ["## All σ", markdown_table(overview)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -43,7 +43,7 @@ def comparison_table(comparison: Comparison, sparsity: float) -> Table:
         comparison: what was measured.
         sparsity: σ that was asked for, one of the comparison's.
     """
-    return _terminal_table(perplexity_grid(comparison, sparsity), f"σ = {sparsity:g}")
+    return terminal_table(perplexity_grid(comparison, sparsity), f"σ = {sparsity:g}")
 
 
 def overview_table(comparison: Comparison) -> Table | None:
@@ -53,11 +53,16 @@ def overview_table(comparison: Comparison) -> Table | None:
         comparison: what was measured.
     """
     overview = overview_grid(comparison)
-    return None if overview is None else _terminal_table(overview, "all σ")
+    return None if overview is None else terminal_table(overview, "all σ")
 
 
-def _terminal_table(grid: Grid, title: str) -> Table:
-    """The columns of a table that have a short title, and its notes."""
+def terminal_table(grid: Grid, title: str) -> Table:
+    """The columns of a table that have a short title, and its notes.
+
+    Args:
+        grid: the table.
+        title: stands above it.
+    """
     best = grid.best()
     chosen = [j for j, column in enumerate(grid.columns) if column.short]
     table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -73,8 +78,12 @@ def _terminal_table(grid: Grid, title: str) -> Table:
     return table
 
 
-def _markdown_table(grid: Grid) -> str:
-    """A table and, as a list, its notes."""
+def markdown_table(grid: Grid) -> str:
+    """A table and, as a list, its notes.
+
+    Args:
+        grid: the table.
+    """
     best = grid.best()
     titles = [_escaped(column.title) for column in grid.columns]
     lines = [titles, ["---", *["---:"] * (len(titles) - 1)]]

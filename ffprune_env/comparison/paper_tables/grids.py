@@ -1,0 +1,190 @@
+"""The four tables, before anything is known of the format they are written in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ffprune_env.comparison.paper_tables.contents import EVOLUTION, OURS, Line, PaperTable
+from ffprune_env.comparison.paper_tables.measured import Measured, label_entry
+from ffprune_env.comparison.paper_tables.printed import PAPER_MODELS, SOURCE
+from ffprune_env.comparison.report.grids import (
+    NONE,
+    Column,
+    Entry,
+    Grid,
+    fell_back_note,
+    lacks_update_note,
+    rebuild_note,
+)
+from ffprune_env.comparison.report.rows import code
+from ffprune_env.methods.warm_start import SHARE
+
+#: lm-eval's names of the seven tasks, in the order of the paper, and what the paper calls them.
+TASKS = {
+    "boolq": "BoolQ",
+    "piqa": "PIQA",
+    "hellaswag": "HellaSwag",
+    "winogrande": "WinoGrande",
+    "arc_easy": "ARC-e",
+    "arc_challenge": "ARC-c",
+    "openbookqa": "OBQA",
+    "average": "Average",
+}
+
+
+@dataclass(frozen=True)
+class SparsityGrid(Grid):
+    """A table whose rows are of several sparsities, named in its second column: the best is marked for each."""
+
+    def best(self) -> set[tuple[int, int]]:
+        """Row and column of the best entries at every sparsity; the dense model takes no part."""
+        found = set()
+        for sparsity in dict.fromkeys(row[1].text for row in self.rows[1:]):
+            places = [0, *(i for i, row in enumerate(self.rows) if i and row[1].text == sparsity)]
+            part = Grid(self.columns, [self.rows[i] for i in places], [])
+            found |= {(places[i], j) for i, j in part.best()}
+        return found
+
+
+def grids_of(table: PaperTable, models: Sequence[Measured]) -> list[tuple[str, Grid]]:
+    """The tables with their titles: one, in which all models stand beside each other, or one for every model.
+
+    Args:
+        table: which.
+        models: what was measured of each.
+    """
+    title = f"Table {table.number}. {table.caption}"
+    if table.several:
+        return [(title, _side_by_side(table, models))]
+    make = _zero_shot if table.zero_shot else _costs
+    return [(f"{title} {one.model}", make(table, one)) for one in models]
+
+
+def _zero_shot(table: PaperTable, one: Measured) -> Grid:
+    columns = [Column("method", "method"), *(Column(title, title, "max") for title in TASKS.values())]
+    rows = [[Entry("dense"), *(_accuracy(table, one, None, 0, task) for task in TASKS)]]
+    for sparsity, line in _lines(table):
+        accuracies = (_accuracy(table, one, line, sparsity, task) for task in TASKS)
+        rows.append([label_entry(one.label(line), one.rows([(line, sparsity)])), *accuracies])
+    notes = ["± is the standard error over questions. acc of BoolQ and WinoGrande, acc_norm of the others."]
+    limit = None if one.comparison is None else one.comparison.settings.get("zero_shot_limit", "none yet")
+    if limit is not None:
+        notes.append(f"Questions of every task that were asked, from the first: {limit}.")
+    return Grid(columns, rows, [*notes, *_notes(table, [one])])
+
+
+def _accuracy(table: PaperTable, one: Measured, line: Line | None, sparsity: float, task: str) -> Entry:
+    label = "dense" if line is None else one.label(line)
+    return one.beside(one.accuracy(line, sparsity, task), table.number, label, sparsity, task)
+
+
+def _side_by_side(table: PaperTable, models: Sequence[Measured]) -> Grid:
+    columns = [
+        Column("method", "method"),
+        Column("sparsity", "sparsity"),
+        *(Column(one.model, one.model, "min") for one in models),
+    ]
+    dense = [one.beside(one.dense_perplexity(), table.number, "dense", 0, "ppl") for one in models]
+    rows = [[Entry("dense"), Entry("0 %"), *dense]]
+    for sparsity, line in _lines(table):
+        found = [
+            one.beside(one.perplexity(line, sparsity), table.number, line.label, sparsity, "ppl") for one in models
+        ]
+        name = label_entry(line.label, [row for one in models for row in one.rows([(line, sparsity)])])
+        rows.append([name, _percent(sparsity), *found])
+    return SparsityGrid(columns, rows, _notes(table, models))
+
+
+def _costs(table: PaperTable, one: Measured) -> Grid:
+    columns = [
+        Column("method", "method"),
+        Column("sparsity", "sparsity"),
+        Column("search cost (device-hours)", "search cost\n(device-h)"),
+        Column("total cost (device-hours)", "total cost\n(device-h)"),
+        Column("search tokens", "search\ntokens"),
+        Column("PPL", "PPL", "min"),
+    ]
+    none = Entry(NONE)
+    dense = one.beside(one.dense_perplexity(), table.number, "dense", 0, "ppl")
+    rows = [[Entry("dense"), Entry("0 %"), none, none, none, dense]]
+    for sparsity, line in _lines(table):
+        row = one.row(line, sparsity)
+        entries = (*one.costs(line, sparsity), one.perplexity(line, sparsity))
+        search, total, ppl = (
+            one.beside(entry, table.number, line.label, sparsity, column)
+            for entry, column in zip(entries, ("search", "total", "ppl"), strict=True)
+        )
+        tokens = none if row is None or not row.search else Entry(f"{row.tokens / 1e6:.3g} M")
+        rows.append(
+            [label_entry(line.label, one.rows([(line, sparsity)])), _percent(sparsity), search, total, tokens, ppl]
+        )
+    where = {} if one.comparison is None else one.comparison.settings
+    notes = [
+        f"Device: {where.get('device', NONE)}, {where.get('threads', NONE)} threads. The search cost holds start, "
+        "search and last look; the total also ranking and calibration, which all that remove groups share.",
+        f"Warm-started: {code(OURS)} at 30 % from what it found at 20 %, with {SHARE:.0%} of the budget. Its cost "
+        "holds that of 20 %; what it adds is marked, and its tokens are its own.",
+    ]
+    return SparsityGrid(columns, rows, [*notes, *_notes(table, [one])])
+
+
+def _lines(table: PaperTable) -> Iterable[tuple[float, Line]]:
+    return ((sparsity, line) for sparsity, lines in table.lines.items() for line in lines)
+
+
+def _percent(sparsity: float) -> Entry:
+    return Entry(f"{100 * sparsity:g} %")
+
+
+def _notes(table: PaperTable, models: Sequence[Measured]) -> list[str]:
+    rows = [row for one in models for row in one.rows([(line, sparsity) for sparsity, line in _lines(table)])]
+    methods = dict.fromkeys(line.method for _, line in _lines(table))
+    notes = [
+        f"Ours is {code(OURS)}, sparsity a fraction of all weights that can be pruned. Bold: best below the dense "
+        f"model. {NONE}: not measured yet; the same command goes on."
+    ]
+    if EVOLUTION in methods:
+        notes.append(
+            f"evolution is {code(EVOLUTION)}, with the same ranking, budget and calibration as ours (docs/methods.md)."
+        )
+    notes += _of_paper(models)
+    return [
+        *notes,
+        *_measured_on(models),
+        *rebuild_note(rows),
+        *lacks_update_note(rows),
+        *fell_back_note(rows),
+    ]
+
+
+def _of_paper(models: Sequence[Measured]) -> list[str]:
+    if any(one.model in PAPER_MODELS for one in models):
+        return [f"{SOURCE} paper {NONE}: could not be read there, or is not printed."]
+    return ["None of these models is in the paper, so no figure of the paper stands beside ours."]
+
+
+def _measured_on(models: Sequence[Measured]) -> list[str]:
+    """One line for each way of measuring that there is."""
+    names: dict[str, list[str]] = {}
+    for one in models:
+        if one.comparison is not None:
+            names.setdefault(_way(one.comparison.settings), []).append(one.model)
+    if len(names) == 1:
+        return list(names)
+    return [f"{', '.join(models)}: {way}" for way, models in names.items()]
+
+
+def _way(settings: dict[str, object]) -> str:
+    text, test = settings.get("text"), settings.get("test_text") or settings.get("text")
+    shown = {"budget": settings.get("evaluations"), "N_max": settings.get("search_windows")}
+    return (
+        f"Searched and calibrated ({settings.get('calibration')}) on {_name(text)}, tested on "
+        f"{settings.get('test_windows')} windows of {settings.get('test_seq_len')} tokens of {_name(test)}; budget of "
+        f"{shown['budget']} evaluations on {shown['N_max']} windows of {settings.get('seq_len')} tokens, "
+        f"{settings.get('calibration_windows')} windows of calibration text, criterion {settings.get('criterion')}."
+    )
+
+
+def _name(text: object) -> str:
+    return str(text).replace("\\", "/").rpartition("/")[2]

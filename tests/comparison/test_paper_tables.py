@@ -1,0 +1,199 @@
+"""The paper's tables: rows, columns and order, whose figures stand where, and what is said below."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from made_comparison import DENSE, Page, make_cell, make_comparison, markdown_tables
+
+from ffprune_env.comparison.contest import REBUILDERS
+from ffprune_env.comparison.paper_tables.contents import EVOLUTION, OURS, TABLES
+from ffprune_env.comparison.paper_tables.files import write_table
+from ffprune_env.comparison.paper_tables.grids import TASKS as COLUMNS
+from ffprune_env.comparison.paper_tables.grids import grids_of
+from ffprune_env.comparison.paper_tables.measured import Measured
+from ffprune_env.comparison.paper_tables.printed import PAPER_MODELS, PRINTED, printed
+from ffprune_env.comparison.plan import ANSWERING
+from ffprune_env.evaluators.zero_shot_tasks import TASKS
+from ffprune_env.lm.model_names import HUB_MODELS
+from ffprune_env.lm.shapes import SHAPES
+from ffprune_env.methods.warm_start import warm_name
+
+WARM = warm_name(OURS)
+
+
+def cell(method, sparsity, ppl, seconds=3600.0, seed=None, **changes):
+    """A cell of which the figures that tables show are known; cut it has ten times the perplexity."""
+    like = "slicegpt" if method in REBUILDERS else "ppo" if seed is not None else "flap"
+    made = make_cell(like, sparsity, seed, 2, zero_shot=False)
+    ppls = {"test_ppl": ppl} if method in REBUILDERS else {"test_ppl": 10 * ppl, "calibrated_test_ppl": ppl}
+    return replace(made, method=method, seconds=seconds, tokens=2_000_000, **ppls, **changes)
+
+
+def measured(model, cells, prepared=360.0, other=None, **changes):
+    made = make_comparison((), methods=(), n_layers=2, zero_shot=False)
+    made = replace(made, settings={**made.settings, "model": model}, **changes)
+    return Measured(model, replace(made, cells=cells), other and replace(made, cells=other), prepared)
+
+
+def texts(grid):
+    return [[entry.text for entry in row] for row in grid.rows]
+
+
+def labels(grid):
+    return [row[0].text.split(" †")[0] for row in grid.rows]
+
+
+def all_cells():
+    """Every cell of the second table."""
+    return [
+        cell(key.method, key.sparsity, 20 + i, seed=key.seed)
+        for i, key in enumerate(dict.fromkeys([*TABLES[2].keys(1), *TABLES[3].keys(1)]))
+    ]
+
+
+def test_all_tables_ask_for_methods_that_there_are_what_needs_no_search_first():
+    for table in TABLES.values():
+        for other_text in (False, True):
+            keys = table.keys(2, other_text)
+            assert len(set(keys)) == len(keys)
+            assert all(key.method in (*ANSWERING, *REBUILDERS) for key in keys)
+    assert {key.sparsity for key in TABLES[1].keys(1)} == {key.sparsity for key in TABLES[3].keys(1)} == {0.2}
+    assert TABLES[1].keys(2, other_text=True) == [(OURS, 0.2, 0), (OURS, 0.2, 1)]
+    assert not TABLES[2].keys(1, other_text=True)
+    assert TABLES[3].keys(1) == [("uniform", 0.2, None), (OURS, 0.2, 0)]
+    fourth = TABLES[4].keys(1)
+    assert fourth.index((OURS, 0.2, 0)) < fourth.index((WARM, 0.3, 0))
+    assert (WARM, 0.2, 0) not in fourth
+    assert (OURS, 0.3, 0) not in fourth
+    assert [key.seed for key in fourth] == sorted((key.seed for key in fourth), key=lambda x: -1 if x is None else x)
+    assert set(TABLES[3].keys(1)[1:]) < set(TABLES[2].keys(1))  # a search of one serves the other
+
+
+def test_zero_shot_is_in_the_paper_s_order_in_percent_and_calibrated_on_two_texts():
+    accuracies = {task: 0.4 + i / 100 for i, task in enumerate(TASKS)}
+    accuracies["average"] = sum(accuracies.values()) / 7
+    asked = {"zero_shot": accuracies, "zero_shot_stderr": {"boolq": 0.01}}
+    better = {"zero_shot": {**accuracies, "average": 0.5}}
+    one = measured(
+        "llama-7b",
+        [cell("slicegpt", 0.2, 9, **asked), cell(OURS, 0.2, 7, seed=0, **asked), cell(OURS, 0.2, 7, seed=1)],
+        other=[cell(OURS, 0.2, 8, seed=0, **better)],
+        dense_zero_shot={**accuracies, "boolq": 0.75},
+    )
+    ((title, grid),) = grids_of(TABLES[1], [one])
+    assert title.startswith("Table 1. Zero-shot accuracy (%) on seven")
+    assert title.endswith("llama-7b")
+    assert tuple(COLUMNS)[:-1] == TASKS
+    columns = ["BoolQ", "PIQA", "HellaSwag", "WinoGrande", "ARC-e", "ARC-c", "OBQA", "Average"]
+    assert [column.title for column in grid.columns] == ["method", *columns]
+    assert labels(grid) == ["dense", "SliceGPT", "FLAP", "SVD-LLM", "evolution", "Ours (C4)", "Ours (Calib)"]
+    by_label = dict(zip(labels(grid), grid.rows, strict=True))
+    assert by_label["dense"][1].text == "75.00"
+    assert by_label["SliceGPT"][1].text == by_label["Ours (Calib)"][1].text == "40.00"
+    assert by_label["SliceGPT"][1].detail == "± 1.0; paper –"
+    assert [entry.text for entry in by_label["FLAP"][1:]] == ["–"] * 8
+    assert (by_label["Ours (C4)"][8].text, by_label["Ours (C4)"][8].detail) == ("50.00", "paper 61.19")
+    assert by_label["Ours (Calib)"][8].detail == "paper 61.89"
+    assert (5, 8) in grid.best()
+    ((_, grid),) = grids_of(TABLES[1], [replace(one, other_text="texts/words.txt")])
+    assert (labels(grid)[5], grid.rows[5][8].detail) == ("Ours (words)", "paper –")
+
+
+def test_perplexities_stand_by_sparsity_and_model_and_the_best_of_each_is_marked():
+    one = measured("llama-7b", all_cells())
+    two = measured("tiny", [])
+    ((title, grid),) = grids_of(TABLES[2], [one, two])
+    assert title == "Table 2. Perplexity at 0, 20 and 30 % sparsity."
+    assert [column.title for column in grid.columns] == ["method", "sparsity", "llama-7b", "tiny"]
+    names = ["SliceGPT", "FLAP", "SVD-LLM", "evolution", "Ours", "Ours (Calib)"]
+    assert labels(grid) == ["dense", *names, *names]
+    assert [row[1] for row in texts(grid)] == ["0 %", *["20 %"] * 6, *["30 %"] * 6]
+    assert texts(grid)[0][2:] == [f"{DENSE:.2f}"] * 2
+    found = {(row[0].text.split(" †")[0], row[1].text): row[2] for row in grid.rows}
+    cells = {(x.method, x.target_sparsity): x for x in all_cells()[: len(TABLES[2].keys(1))]}
+    for percent, sparsity in (("20 %", 0.2), ("30 %", 0.3)):
+        ours = cells[OURS, sparsity]
+        assert found["Ours", percent].text == f"{ours.test_ppl:.2f}"
+        assert found["Ours (Calib)", percent].text == f"{ours.calibrated_test_ppl:.2f}"
+        assert found["evolution", percent].text == f"{cells[EVOLUTION, sparsity].calibrated_test_ppl:.2f}"
+    assert found["Ours (Calib)", "20 %"].detail == "paper 6.64"
+    assert found["Ours", "30 %"].detail == "paper 8.65"
+    assert found["FLAP", "30 %"].detail == "paper –"
+    assert all(row[3].text == "–" and not row[3].detail for row in grid.rows[1:])
+    marked = {(grid.rows[i][1].text, j) for i, j in grid.best()}
+    assert marked == {("20 %", 2), ("30 %", 2)}
+
+
+def test_the_third_table_shows_the_parts_of_one_search():
+    cells = [cell("uniform", 0.2, 30), cell(OURS, 0.2, 26, seed=0), cell(OURS, 0.2, 28, seed=1)]
+    ((_, grid),) = grids_of(TABLES[3], [measured("mistral-7b", cells)])
+    assert labels(grid) == ["dense", "Calib.", "Search", "Search + Calib."]
+    assert [row[2] for row in texts(grid)] == [f"{DENSE:.2f}", "30.00", "270.00", "27.00"]
+    details = [row[2].detail for row in grid.rows]
+    assert details == ["paper –", "paper 7.22", "260.00–280.00; paper 6.89", "26.00–28.00; paper 6.48"]
+
+
+def test_a_warm_start_costs_what_it_starts_from_and_what_it_adds():
+    warm = {"settings": {"warm": {"method": OURS, "sparsity": 0.2, "share": 0.15}}}
+    cells = [
+        cell("slicegpt", 0.2, 40, seconds=1800),
+        cell("flap-bias", 0.2, 39, seconds=36),
+        cell(OURS, 0.2, 26, seconds=36_000, seed=0),
+        cell(WARM, 0.3, 33, seconds=5_400, seed=0, **warm),
+    ]
+    ((_, grid),) = grids_of(TABLES[4], [measured("llama-7b", cells)])
+    names = ["SliceGPT", "FLAP", "evolution"]
+    assert labels(grid) == ["dense", *names, "Ours (Calib)", *names, "Ours (Calib), warm-started"]
+    assert [column.title.partition(" (")[0] for column in grid.columns][2:] == [
+        "search cost", "total cost", "search tokens", "PPL"
+    ]  # fmt: skip
+    rows = {(row[0].text.split(" †")[0], row[1].text): row[2:] for row in grid.rows}
+    assert [x.text for x in rows["SliceGPT", "20 %"]] == ["–", "0.50", "–", "40.00"]
+    assert [x.text for x in rows["FLAP", "20 %"]] == ["–", "0.11", "–", "39.00"]
+    assert [x.text for x in rows["Ours (Calib)", "20 %"]] == ["10.00", "10.10", "2 M", "26.00"]
+    assert [x.detail for x in rows["Ours (Calib)", "20 %"]] == ["paper 6.13", "paper 7.10", "", "paper 6.64"]
+    last = rows["Ours (Calib), warm-started", "30 %"]
+    assert [x.text for x in last] == ["11.50", "11.60", "2 M", "33.00"]
+    assert [x.detail for x in last] == ["1.50 more; paper 7.03", "1.50 more; paper 8.12", "", "paper 8.02"]
+    alone = measured("llama-7b", cells[-1:])
+    ((_, grid),) = grids_of(TABLES[4], [alone])
+    assert [x.text for x in grid.rows[-1][2:4]] == ["–", "–"]  # what it starts from is not there
+    ((_, grid),) = grids_of(TABLES[4], [replace(alone, prepared=None, comparison=None)])
+    assert all(x.text == "–" for row in grid.rows for x in row[2:])
+
+
+def test_figures_of_the_paper_are_of_places_that_there_are_and_agree_with_each_other():
+    assert set(PAPER_MODELS) <= {*HUB_MODELS} & {*SHAPES}
+    places = {
+        (table.number, line.label, sparsity)
+        for table in TABLES.values()
+        for sparsity, lines in table.lines.items()
+        for line in lines
+    }
+    assert {(table, label, sparsity) for table, _, label, sparsity, _ in PRINTED} <= places
+    for model in ("opt-125m", "opt-1.3b", "opt-2.7b", "llama-2-7b"):
+        for third, second in (("Search", "Ours"), ("Search + Calib.", "Ours (Calib)")):
+            assert printed(3, model, third, 0.2, "ppl") == printed(2, model, second, 0.2, "ppl")
+    assert printed(4, "llama-7b", "Ours (Calib)", 0.2, "ppl") == printed(2, "llama-7b", "Ours (Calib)", 0.2, "ppl")
+    assert printed(2, "llama-7b", "SliceGPT", 0.2, "ppl") is None
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_files_hold_the_same_table_and_say_where_the_paper_s_figures_are_from(number, tmp_path):
+    table, models = TABLES[number], [measured("llama-7b", all_cells()), measured("tiny", [])]
+    assert write_table(table, models, tmp_path, "python evaluate/tables.py") == f"table-{number}"
+    markdown = (tmp_path / f"table-{number}.md").read_text(encoding="utf-8")
+    page = Page((tmp_path / f"table-{number}.html").read_text(encoding="utf-8"))
+    grids = grids_of(table, models)
+    assert len(markdown_tables(markdown)) == len(page.tables) == len(grids) == (1 if table.several else 2)
+    for (title, grid), rows, shown in zip(grids, markdown_tables(markdown), page.tables, strict=True):
+        assert f"## {title}" in markdown
+        assert len(rows) - 2 == len(shown) - 1 == len(grid.rows)
+        for row, line in zip(grid.rows, shown[1:], strict=True):
+            assert [x.text for x in row] == [cell.split(" paper")[0].split(" ±")[0] for cell in line]
+    assert "github.com/YuanTheouy/structure_pruning" in markdown
+    alone = grids_of(table, models[1:])
+    assert all("None of these models is in the paper" in " ".join(grid.notes) for _, grid in alone)
+    assert not any("github.com" in note for _, grid in alone for note in grid.notes)
