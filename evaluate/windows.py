@@ -17,10 +17,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
-from ffprune_env.cli.flag_groups import EvalFlags, NameFlags, TextFlags, TrustFlags
+from ffprune_env.cli.flag_groups import NameFlags, TextFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.lm.models import load_model
 from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.search.presets import RUN_PRESETS
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import PlanRow, load_planned_windows, plan_rows
 from ffprune_env.texts.window_settings import WindowSettings
@@ -30,13 +31,13 @@ console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(EvalFlags, TextFlags, WindowSettings, TrustFlags, NameFlags):
+class Args(TextFlags, WindowSettings, TrustFlags, NameFlags):
     """What a plan depends on: flags of train/ppo.py, with its defaults."""
 
 
 def main() -> int:
     """Prints the plan; returns the exit code."""
-    args = read_flags(Args, __doc__)
+    args = read_flags(Args, __doc__, default=RUN_PRESETS["default"])
     start_logging(console, logging.WARNING)
     try:
         rows = plan(args)

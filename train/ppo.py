@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import AnswerFlags, EvalFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
+from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.settings import asked_for, parse_settings
 from ffprune_env.evaluators.build import build_evaluator
@@ -42,7 +42,7 @@ from ffprune_env.run.session import RunSession
 from ffprune_env.run.tensorboard import CostCallback, RetentionCallback, logging_to
 from ffprune_env.search.callbacks import CheckpointCallback, InterruptCallback
 from ffprune_env.search.policy import make_env
-from ffprune_env.search.presets import PRESETS
+from ffprune_env.search.presets import RUN_PRESETS
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import Outcome, run_search
 from ffprune_env.search.settings import SearchSettings
@@ -55,7 +55,7 @@ console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(EvalFlags, ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, EvaluatorSettings, SearchSettings):
+class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, EvaluatorSettings, SearchSettings):
     """Settings of a run; every field is a flag, most of them of the groups that scripts share."""
 
     def require_allowed(self) -> None:
@@ -85,7 +85,7 @@ def main() -> int:
     """Runs one search; returns the exit code: 2 if it did not begin, 1 if it could not end, 130 after Ctrl-C."""
     start_logging(console)
     try:
-        args = parse_settings(sys.argv[1:], Args, PRESETS, __doc__)
+        args = parse_settings(sys.argv[1:], Args, RUN_PRESETS, __doc__)
         args.require_texts()
         args.require_allowed()
         require_heeded(args, asked_for(sys.argv[1:], Args))

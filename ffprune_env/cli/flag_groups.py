@@ -211,18 +211,6 @@ class TextFlags(TestedTextFlags, OneTextFlags):
 
 
 @dataclass(frozen=True)
-class EvalFlags:
-    """How often a search that is shown in TensorBoard looks at its policy; to be named before other groups.
-
-    The groups of settings have the same field, and never look unless they are told to.
-    """
-
-    eval_every: int | None = None
-    """rollouts between two looks at the policy's mean at the final sparsity, always on the same --watch-windows, for
-    TensorBoard (eval/); None takes so many that they cost a twentieth of what the candidates do, 0 never looks"""
-
-
-@dataclass(frozen=True)
 class JsonFlags:
     """Results as a file, for programs."""
 

@@ -51,6 +51,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+#: The same for a run, whose TensorBoard shows what the policy's mean is worth while it is trained.
+RUN_PRESETS: dict[str, dict[str, Any]] = {name: {**settings, "eval_every": None} for name, settings in PRESETS.items()}
+
 
 def search_settings(preset: Preset) -> SearchSettings:
     """The settings of a search that a preset stands for, without those of what it measures with."""

@@ -41,8 +41,8 @@ class WindowSettings(WindowLength):
     watch_windows: int = 4
     """with --patience or --eval-every, further windows of search text that the mean is measured on"""
     eval_every: int | None = 0
-    """rollouts between two looks at the policy's mean at the final sparsity, always on the same windows, for
-    TensorBoard; None takes so many that they cost a twentieth of what the candidates do, 0 never looks"""
+    """rollouts between two looks at the policy's mean at the final sparsity, always on the same --watch-windows, for
+    TensorBoard (eval/); None takes so many that they cost a twentieth of what the candidates do, 0 never looks"""
 
     @property
     def windows_wanted(self) -> dict[str, int]:

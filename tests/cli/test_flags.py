@@ -14,7 +14,7 @@ from ffprune_env.cli.settings import parse_settings
 
 
 def parse(ppo, words):
-    return parse_settings(words, ppo.Args, ppo.PRESETS)
+    return parse_settings(words, ppo.Args, ppo.RUN_PRESETS)
 
 
 def test_flags_beat_the_config_and_the_preset(ppo_script, tmp_path):

@@ -140,6 +140,6 @@ def test_code_in_a_pruned_folder_from_elsewhere_does_not_run(ppo_script, whole, 
 def test_nothing_that_a_config_holds_is_taken_for_trust(ppo_script, tmp_path, config):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     for flags in (["--config", str(tmp_path / "config.yaml")], ["--resume", str(tmp_path)]):
-        assert not parse_settings(flags, ppo_script.Args, ppo_script.PRESETS).trust_remote_code
+        assert not parse_settings(flags, ppo_script.Args, ppo_script.RUN_PRESETS).trust_remote_code
         for flag in ("--trust-remote-code", "--trust_remote_code"):
-            assert parse_settings([*flags, flag], ppo_script.Args, ppo_script.PRESETS).trust_remote_code
+            assert parse_settings([*flags, flag], ppo_script.Args, ppo_script.RUN_PRESETS).trust_remote_code

@@ -75,7 +75,7 @@ def test_a_run_over_a_range_is_replayed_and_goes_on(ranged, ppo_script, tmp_path
     run, _ = ranged
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["sparsity"] == {"low": 0.1, "high": 0.5}
-    again = parse_settings(["--config", str(run / "config.yaml")], ppo_script.Args, ppo_script.PRESETS)
+    again = parse_settings(["--config", str(run / "config.yaml")], ppo_script.Args, ppo_script.RUN_PRESETS)
     assert again.targets == TARGETS
     cut = shutil.copytree(run, tmp_path / "cut", ignore=shutil.ignore_patterns("s*0", "plots", ".lock"))
     lines = (run / "samples.jsonl").read_bytes().splitlines(keepends=True)

@@ -184,7 +184,7 @@ def test_without_calibration_nothing_is_re_fitted(ppo, monkeypatch, flags):
     best = json.loads((flags["--run"] / "best.json").read_text())
     assert "calibration" not in best
     assert best["chosen"]["calibrated"] is False
-    args = parse_settings(["--config", str(flags["--run"] / "config.yaml")], ppo.Args, ppo.PRESETS)
+    args = parse_settings(["--config", str(flags["--run"] / "config.yaml")], ppo.Args, ppo.RUN_PRESETS)
     assert (args.calibration, args.test_windows, args.reward_model) == ("none", None, "cut")
     assert not (flags["--run"] / "model").exists()
 
@@ -429,7 +429,7 @@ def test_one_policy_serves_several_targets(ppo, monkeypatch, flags, caplog):
         assert sparsity <= best["chosen"]["sparsity"] < sparsity + 0.02
         assert (run / name / "model" / "model.safetensors").is_file()
         assert (run / name / "plots" / "retention.png").is_file()
-    args = parse_settings(["--config", str(run / "config.yaml")], ppo.Args, ppo.PRESETS)
+    args = parse_settings(["--config", str(run / "config.yaml")], ppo.Args, ppo.RUN_PRESETS)
     assert args.sparsity == (0.1, 0.3)
 
 

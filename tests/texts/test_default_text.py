@@ -63,16 +63,16 @@ def test_every_script_that_takes_a_model_and_a_text_follows(path):
 def test_what_a_config_says_stays_whatever_the_model(ppo_script, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("text: python-docs\nsparsity: 0.4\n")
-    parsed = parse_settings(["--config", str(config), "--model", "llama-7b"], ppo_script.Args, ppo_script.PRESETS)
+    parsed = parse_settings(["--config", str(config), "--model", "llama-7b"], ppo_script.Args, ppo_script.RUN_PRESETS)
     assert (parsed.model, parsed.text) == ("llama-7b", "python-docs")
     config.write_text("sparsity: 0.4\n")
-    parsed = parse_settings(["--config", str(config), "--model", "llama-7b"], ppo_script.Args, ppo_script.PRESETS)
+    parsed = parse_settings(["--config", str(config), "--model", "llama-7b"], ppo_script.Args, ppo_script.RUN_PRESETS)
     assert parsed.text == "wikitext2"
 
 
 def test_help_says_how_the_default_comes_about(ppo_script, capsys):
     with pytest.raises(SystemExit):
-        parse_settings(["--help"], ppo_script.Args, ppo_script.PRESETS)
+        parse_settings(["--help"], ppo_script.Args, ppo_script.RUN_PRESETS)
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "auto takes wikitext2 for the known names of the hub" in said
     assert "(default: auto)" in said.split("--text STR")[1].split(" --", 2)[1]
