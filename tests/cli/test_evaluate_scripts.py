@@ -321,6 +321,7 @@ def test_rewards_are_studied_on_the_policies_of_a_run(runs, other_text, monkeypa
             calibration_windows=2,
             criterion="surgeon",
             search_windows=3,
+            fresh_windows=False,
             calibration="ridge",
             reward_model="calibrated",
             batch_size=None,
