@@ -49,9 +49,13 @@ def test_a_worker_with_another_model_or_text_of_that_name_does_not_answer(argume
     workers.close()
 
 
+#: Nothing is measured but candidates and what is compared with them at the end.
+PLAIN = ("--no-save-model", "--no-fresh-windows", "--eval-every", "0")
+
+
 def search(ppo_script, tiny_folder, text_file, run, workers):
     flags = settings(tiny_folder, text_file, run, workers=workers, evaluations=16)
-    assert run_main(ppo_script, [*flags, "--no-save-model", "--no-fresh-windows"]) == 0
+    assert run_main(ppo_script, [*flags, *PLAIN]) == 0
     return samples_of(run), best_of(run)
 
 
@@ -138,7 +142,7 @@ def test_answers_of_a_rollout_that_was_cut_off_are_kept(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(log, "note", die_at_the_sixth)
-    assert run_main(ppo_script, [*flags, "--no-save-model", "--no-fresh-windows"]) == 130
+    assert run_main(ppo_script, [*flags, *PLAIN]) == 130
     assert len((tmp_path / "run" / "measured.jsonl").read_text().splitlines()) == 6
     again = []
     monkeypatch.setattr(log, "note", lambda self, *answer: again.append(answer))

@@ -9,6 +9,7 @@ import torch
 from conftest import load_script
 from tiny_runs import run_main, settings
 
+from ffprune_env.comparison import filling
 from ffprune_env.texts.overlap import require_unseen, share_in
 
 
@@ -59,17 +60,19 @@ def test_a_copy_of_the_text_is_no_other_text(ppo_script, tiny_folder, text_file,
     assert not run.exists()
 
 
-@pytest.mark.parametrize("script", ["compare", "compare_runs", "reward_study", "windows"])
+@pytest.mark.parametrize("script", ["compare", "tables", "compare_runs", "reward_study", "windows"])
 def test_every_script_that_takes_a_test_text_looks_at_it_before_it_ranks(
     script, whole, tiny_folder, text_file, copied, tmp_path, monkeypatch, capsys
 ):
     module = load_script(f"evaluate/{script}.py")
     if script != "windows":  # which measures nothing
-        monkeypatch.setattr(module, "build_evaluator", no_ranking)
+        ranks = filling if script in ("compare", "tables") else module
+        monkeypatch.setattr(ranks, "build_evaluator", no_ranking)
     of_runs = script in ("compare_runs", "reward_study")
-    names = (whole,) if of_runs else ("--model", tiny_folder, "--text", text_file)
+    model = ("--table", 2, "--models", tiny_folder) if script == "tables" else ("--model", tiny_folder)
+    names = (whole,) if of_runs else (*model, "--text", text_file)
     sizes = () if of_runs else ("--seq-len", 64, "--calibration-windows", 100)
-    out = ("--out", tmp_path / "out") if script == "compare" else ()
+    out = ("--out", tmp_path / "out") if script in ("compare", "tables") else ()
     test = ("--test-text", copied, "--test-seq-len", 64, "--test-windows", 120)
     monkeypatch.setattr(sys, "argv", [script, *map(str, (*names, *sizes, *out, *test))])
     assert module.main() == 2
