@@ -29,10 +29,10 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.ledger import Ledger
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
-from ffprune_env.lm.cost import Ledger
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import (
     ChangedError,

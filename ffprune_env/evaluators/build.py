@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from ffprune_env.evaluators.fitting import fit
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.ledger import Ledger
 from ffprune_env.evaluators.ranking import rank, require_same_perplexity
 from ffprune_env.evaluators.settings import EvaluatorSettings
-from ffprune_env.lm.cost import Ledger
 from ffprune_env.lm.devices import devices_held, require_resident
 from ffprune_env.lm.loss import check_tokens, perplexity
 from ffprune_env.lm.models import DeviceMap, load_model

@@ -3,17 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from typing import Literal, get_args
 
 import torch
-
-#: What a search is made of: putting heads and channels in order and trying the model, where the policy starts, the
-#: evaluations and the training, the last look at a few candidates, and the re-fitting of what was chosen.
-Part = Literal["ranking", "start", "search", "finalists", "calibration"]
-PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -53,11 +47,6 @@ class Cost:
     def device_hours(self) -> float:
         """Hours that a single device would have been held."""
         return self.device_seconds / 3600
-
-
-def in_sum(costs: Mapping[Part, Cost]) -> Cost:
-    """What all parts cost together."""
-    return sum(costs.values(), Cost())
 
 
 class Tally:
@@ -126,37 +115,3 @@ def count_forward(windows: torch.Tensor, part: float = 1.0) -> None:
 def count_backward(windows: torch.Tensor) -> None:
     """Tells whoever counts that the gradient of windows, int64 [n, seq_len], went back through a model."""
     count(Cost(backward_passes=len(windows), backward_tokens=windows.numel()))
-
-
-class Ledger:
-    """What the parts of one search cost, as far as they were made in this process."""
-
-    def __init__(self) -> None:
-        self._ended: dict[Part, Cost] = {}
-        self._begun: dict[Part, Tally] = {}
-
-    @contextmanager
-    def part(self, name: Part, devices: int = 1) -> Iterator[None]:
-        """Inside, a part is made; if it was made before, this is more of it.
-
-        Args:
-            name: of the part.
-            devices: that are held for it.
-        """
-        with counting(devices) as self._begun[name]:
-            try:
-                yield
-            finally:
-                self.add(name, self._begun.pop(name).cost)
-
-    def add(self, name: Part, cost: Cost) -> None:
-        """Adds to a part."""
-        self._ended[name] = self._ended.get(name, Cost()) + cost
-
-    @property
-    def parts(self) -> dict[Part, Cost]:
-        """What every part has cost so far, in the order of PARTS; nothing of those that were not made."""
-        found = dict(self._ended)
-        for name, tally in self._begun.items():
-            found[name] = found.get(name, Cost()) + tally.cost
-        return {name: found[name] for name in PARTS if name in found}

@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.allocation import Allocation, whole
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.ledger import Part
 from ffprune_env.export.model_card import CardFacts
-from ffprune_env.lm.cost import Cost, Part
+from ffprune_env.lm.cost import Cost
 from ffprune_env.run.cost_report import cost_content
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import retention_plot

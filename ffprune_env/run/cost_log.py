@@ -6,7 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ffprune_env.lm.cost import PARTS, Cost, Ledger, Part, in_sum
+from ffprune_env.evaluators.ledger import PARTS, Ledger, Part, in_sum
+from ffprune_env.lm.cost import Cost
 
 
 @dataclass(frozen=True)

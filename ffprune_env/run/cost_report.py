@@ -7,7 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
-from ffprune_env.lm.cost import Cost, Part, in_sum
+from ffprune_env.evaluators.ledger import Part, in_sum
+from ffprune_env.lm.cost import Cost
 
 
 def cost_content(costs: Mapping[Part, Cost]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import torch
 
 from ffprune_env.env import measure_reward
 from ffprune_env.evaluators.language_model import LMEvaluator
-from ffprune_env.lm.cost import Cost, Part
+from ffprune_env.evaluators.ledger import Part
+from ffprune_env.lm.cost import Cost
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import learning_curve_plot, retention_plot

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
@@ -16,6 +16,9 @@ from ffprune_env.lm.replacing import replacing
 from ffprune_env.search.fresh_windows import FreshWindows
 from ffprune_env.search.samples import Sample
 from ffprune_env.search.schedule import ProgressiveSchedule
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 
 class ProgressiveSchedulingCallback(BaseCallback):
@@ -91,7 +94,8 @@ class SampleCallback(BaseCallback):
         seconds = (time.perf_counter() - self._clock) / len(infos)
         actions = self.locals["clipped_actions"]
         self._actions += actions.size
-        self._at_bound += int((np.abs(actions) >= self.training_env.action_space.high).sum())  # type: ignore[attr-defined]
+        bound = cast("spaces.Box", self.training_env.action_space).high
+        self._at_bound += int((np.abs(actions) >= bound).sum())
         for i, info in enumerate(infos):
             sample = Sample(
                 step=self.num_timesteps - len(infos) + i,

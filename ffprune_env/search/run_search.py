@@ -15,8 +15,8 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.ledger import Ledger
 from ffprune_env.evaluators.protocol import SearchEvaluator
-from ffprune_env.lm.cost import Ledger
 from ffprune_env.lm.phases import phase
 from ffprune_env.search.callbacks import ProgressiveSchedulingCallback, SampleCallback
 from ffprune_env.search.evaluation import EvalCallback, rollouts_between_looks

@@ -14,10 +14,11 @@ from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.ledger import Ledger, Part
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.folder import save_pruned
 from ffprune_env.export.model_card import CardFacts
-from ffprune_env.lm.cost import Cost, Ledger, Part
+from ffprune_env.lm.cost import Cost
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.models import load_model
 from ffprune_env.search.presets import PRESETS

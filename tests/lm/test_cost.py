@@ -9,7 +9,7 @@ from conftest import tiny_model
 from witness import Witness
 
 import ffprune_env as ff
-from ffprune_env.lm.cost import PARTS, Cost, Ledger, count, count_forward, counting, in_sum
+from ffprune_env.lm.cost import Cost, count, count_forward, counting
 from ffprune_env.lm.devices import devices_held
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.pruning.damage import damage_curves
@@ -36,8 +36,6 @@ def test_costs_add_up():
     one = Cost(2, 1, 20, 10, 1800, 3600)
     assert one + one - one == one
     assert (one + one).device_hours == 2
-    assert in_sum({"start": one, "search": one}) == one + one
-    assert in_sum({}) == Cost()
 
 
 def test_a_tally_counts_what_is_told_while_it_is_open_and_its_own_time(windows):
@@ -52,28 +50,6 @@ def test_a_tally_counts_what_is_told_while_it_is_open_and_its_own_time(windows):
     assert 0 < inner.cost.seconds < outer.cost.seconds < 1
     count_forward(windows)
     assert outer.cost.forward_passes == 4
-
-
-def test_a_failure_leaves_no_tally_open(windows):
-    ledger = Ledger()
-    with pytest.raises(TypeError), ledger.part("start"):
-        count_forward(windows) + 1
-    count_forward(windows)
-    assert ledger.parts["start"].forward_passes == 3
-
-
-def test_a_part_can_be_looked_at_while_it_is_made_and_made_in_pieces(windows):
-    ledger = Ledger()
-    with ledger.part("search", devices=2):
-        count_forward(windows)
-        assert ledger.parts["search"].forward_passes == 3
-    with ledger.part("ranking"):
-        pass
-    with ledger.part("search", devices=2):
-        count_forward(windows)
-    assert ledger.parts["search"].forward_passes == 6
-    assert ledger.parts["search"].device_seconds == pytest.approx(2 * ledger.parts["search"].seconds)
-    assert list(ledger.parts) == [name for name in PARTS if name in ("ranking", "search")]
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])

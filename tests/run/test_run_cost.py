@@ -12,7 +12,8 @@ from tiny_runs import cut_off, run_main, settings
 from witness import Witness
 
 from ffprune_env.cli import flag_groups
-from ffprune_env.lm.cost import PARTS, Cost, in_sum
+from ffprune_env.evaluators.ledger import PARTS, in_sum
+from ffprune_env.lm.cost import Cost
 from ffprune_env.run.cost_log import CostLog
 from ffprune_env.run.cost_report import cost_content, cost_table
 from ffprune_env.run.tensorboard import CostCallback

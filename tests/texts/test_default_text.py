@@ -17,7 +17,7 @@ from ffprune_env.search import search as search_module
 from ffprune_env.texts.default_text import text_for
 
 
-class Stop(Exception):  # noqa: N818
+class StoppedError(Exception):
     """What is wanted is known."""
 
 
@@ -28,7 +28,7 @@ def asked(monkeypatch):
 
     def note(*words, **others):
         found.append(words)
-        raise Stop
+        raise StoppedError
 
     return found, note
 
@@ -82,15 +82,15 @@ def test_help_says_how_the_default_comes_about(ppo_script, capsys):
 def test_the_library_takes_the_same(asked, monkeypatch, model, text):
     found, note = asked
     monkeypatch.setattr(search_module, "require_text", note)
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         ff.search(model)
     monkeypatch.setattr(build, "load_evaluator", note)
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         make_prune_bandit(model)
     monkeypatch.undo()
     monkeypatch.setattr(build, "load_model", lambda *names: names)
     monkeypatch.setattr(build, "build_evaluator", note)
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         ff.load_evaluator(model)
     assert found[0] == (text,)
     assert found[1] == (model, text)
@@ -100,7 +100,7 @@ def test_the_library_takes_the_same(asked, monkeypatch, model, text):
 def test_a_model_in_memory_takes_the_text_that_is_here(asked, monkeypatch, tokenizer):
     found, note = asked
     monkeypatch.setattr(search_module, "require_text", note)
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         ff.search(tiny_model("opt"), tokenizer)
     assert found == [("python-docs",)]
 

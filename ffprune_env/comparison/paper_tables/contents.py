@@ -13,7 +13,7 @@ from ffprune_env.methods.warm_start import warm_name
 #: The method behind the rows called Ours.
 OURS = "ppo-paper"
 #: The search that the paper compares itself with.
-EVOLUTION = "eas" if "eas" in METHODS else "evolution"
+EVOLUTION = "eas"
 #: Calibration text of Ours (C4), beside which everything else is calibrated on the text that is searched on.
 OTHER_TEXT = "c4"
 

@@ -187,8 +187,8 @@ def need(shape: Shape, table: PaperTable, protocol: Protocol, gpu_memory: float,
     calibrates = settings.calibration != "none"
     factors = shape.factors if calibrates else 0
     operations = shape.forward_operations(total(lines).total)
-    preparations = sum(line.label.startswith("ranking") for line in lines)
     if calibrates:
+        preparations = sum(bool(table.keys(protocol.seeds, other_text)) for other_text in (False, True))
         operations += preparations * shape.calibration_operations(protocol.calibration_tokens)
     copy = any(key.method in REBUILDERS for key in table.keys(1))
     on_device = shape.weights * (2 if copy else 1) + (factors if settings.factor_storage == "device" else 0)
