@@ -48,7 +48,7 @@ from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.search.finalists import Answer
 from ffprune_env.search.saved_policy import Policy
-from ffprune_env.search.settings import SparsitySettings
+from ffprune_env.search.target_settings import SparsitySettings
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 

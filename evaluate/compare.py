@@ -37,7 +37,7 @@ from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import open_tasks
 from ffprune_env.lm.identity import ChangedError
 from ffprune_env.lm.ranges import require_in_range
-from ffprune_env.search.settings import TargetSettings
+from ffprune_env.search.target_settings import TargetSettings
 
 logger = logging.getLogger("ffprune")
 console = wide_console()

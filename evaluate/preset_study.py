@@ -34,8 +34,9 @@ from ffprune_env.methods.ppo import ppo
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.search.problem import Problem
-from ffprune_env.search.settings import SearchSettings, TargetSettings
+from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.fisher import CURVE_TOKENS, least_damage
+from ffprune_env.search.target_settings import TargetSettings
 
 console = wide_console()
 

@@ -28,8 +28,8 @@ from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.methods.registry import METHODS, Method
 from ffprune_env.search.problem import Problem
-from ffprune_env.search.settings import SparsitySettings
 from ffprune_env.search.starts.fisher import least_damage
+from ffprune_env.search.target_settings import SparsitySettings
 
 console = wide_console()
 _FINAL_WINDOWS = 8

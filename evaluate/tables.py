@@ -45,7 +45,7 @@ from ffprune_env.lm.identity import ChangedError
 from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.presets import PRESETS
-from ffprune_env.search.settings import BudgetSettings
+from ffprune_env.search.target_settings import BudgetSettings
 from ffprune_env.texts.default_text import text_for
 from ffprune_env.texts.windows import require_text
 

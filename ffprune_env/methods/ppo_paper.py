@@ -11,6 +11,8 @@ from ffprune_env.search.problem import Problem, StartName
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.settings import SearchSettings
 
+#: How far the lowest rate is below what is kept in the mean, at the least: with less, nearly all units end there.
+ROOM = 0.2
 #: The search of ``--preset paper``. Ranking, calibration and windows are the comparison's, the same for all methods.
 PAPER: SearchSettings = search_settings("paper")
 
@@ -20,7 +22,8 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
 
     Args:
         problem: what to answer. Its bounds on rates do not count, those of the settings do: what nearly every unit ends
-            at is part of the method. Nor does its start, unless it is what another search has learnt.
+            at is part of the method: a_min of the settings, or :data:`ROOM` below what is kept where that is less.
+            Nor does its start count, unless it is what another search has learnt.
         settings: of the search, less what is the problem's: see :func:`~ffprune_env.methods.ppo.ppo`.
 
     Raises:
@@ -30,4 +33,8 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
         Sec. 2 of arXiv 2511.18977.
     """
     init: StartName | Policy = problem.init if isinstance(problem.init, Policy) else "none"
-    return ppo(replace(problem, a_min=settings.a_min, a_max=settings.a_max, init=init), settings)
+    if isinstance(init, Policy):
+        a_min = float(init.meaning["a_min"])  # its scores mean what they meant
+    else:
+        a_min = max(0.0, min(settings.a_min, 1 - problem.sparsity - ROOM))
+    return ppo(replace(problem, a_min=a_min, a_max=settings.a_max, init=init), settings)

@@ -12,7 +12,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ffprune_env.evaluators.settings import EvaluatorSettings
-from ffprune_env.search.settings import SearchSettings, TargetSettings
+from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.target_settings import TargetSettings
 
 T = TypeVar("T")
 

@@ -7,11 +7,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ffprune_env.budget.mapping import MappingName, says_rates
-from ffprune_env.budget.sparsity_range import Sparsity, SparsityRange
+from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.env import Reward
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.saved_policy import MEANING
 from ffprune_env.search.schedule import ProgressiveSchedule
+from ffprune_env.search.target_settings import TargetSettings
 from ffprune_env.texts.window_settings import WindowSettings
 
 Network = Literal["knots", "mlp"]
@@ -23,50 +24,8 @@ _EVALUATIONS = 96  # for every sparsity
 # Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
 _FROM_CURVES = ("fisher", "fisher-iterated")
 _NO_CURVES = ("none", "ffn-only")
+_LEAST_ROOM = 0.02  # of rates, between what is kept in the mean and the lowest
 _LAST_LOOK = 1 / 6  # of a budget: what is left of a short one is for the search
-
-
-@dataclass(frozen=True)
-class SparsitySettings:
-    """What is to be found; the field is a flag, with its help."""
-
-    sparsity: Sparsity = 0.2
-    """fraction of the prunable parameters to remove; of several, train/ppo.py trains one policy over all, in turns, and
-    evaluate/compare.py compares the methods at each; of a range, as in 0.1:0.5, one policy for every sparsity in it"""
-
-    @property
-    def targets(self) -> tuple[float, ...]:
-        """The sparsities asked for, each once, ascending; of a range some that are spread evenly over it."""
-        if isinstance(self.sparsity, SparsityRange):
-            return self.sparsity.spread()
-        return tuple(sorted(set(self.sparsity))) if isinstance(self.sparsity, tuple) else (self.sparsity,)
-
-    @property
-    def target(self) -> float:
-        """The sparsity asked for, the highest if there are several."""
-        return self.targets[-1]
-
-
-@dataclass(frozen=True)
-class BudgetSettings:
-    """How long may be searched; the field is a flag, with its help."""
-
-    evaluations: int | None = None
-    """candidates that a search measures, rounded up to whole rollouts, or 0 to take the start as it is; None takes 96
-    for every sparsity, and none where damage curves are the start, to which a search adds little (docs/search.md). In a
-    comparison, the budget of every search, in measurements on all --search-windows: who measures on fewer makes more"""
-
-    @property
-    def budget(self) -> int:
-        """Evaluations, where every search is to have as many; ValueError if it is not said how many."""
-        if self.evaluations is None:
-            raise ValueError("--evaluations takes a number here, got None")
-        return self.evaluations
-
-
-@dataclass(frozen=True)
-class TargetSettings(BudgetSettings, SparsitySettings):
-    """What is to be found, and how long it may be searched for; the fields are flags."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +109,11 @@ class SearchSettings(WindowSettings, TargetSettings):
         if self.network == "mlp" and self.init in ("ffn-only", *_FROM_CURVES):
             raise ValueError(
                 f"--network mlp starts from nothing or a run: --init must be none or runs/<other>, got {self.init!r}"
+            )
+        if 0 <= 1 - self.target - self.a_min < _LEAST_ROOM:
+            raise ValueError(
+                f"--a-min {self.a_min:g} leaves a search nothing to choose at --sparsity {self.target:g}, where every "
+                f"unit ends at it: give one of {max(0.0, 0.8 - self.target):.2g} or less"
             )
         if not self.wanted and self.starts_equal:
             start = "--init none" if self.init == "none" else f"the start of --mapping {self.mapping}"

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
+from ffprune_env.methods.registry import METHODS
 from ffprune_env.search.presets import search_settings
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import run_search
@@ -51,3 +52,15 @@ def test_without_a_curriculum_all_is_asked_from_the_start(without):
     schedule = replace(PAPER, **{without: False}).schedule()
     asked = [schedule.sparsity(t) if without == "ramp_sparsity" else schedule.samples(t) for t in (0, 500, 999)]
     np.testing.assert_array_equal(asked, PAPER.target if without == "ramp_sparsity" else PAPER.search_windows)
+
+
+def test_a_search_that_has_nothing_to_choose_is_refused():
+    with pytest.raises(ValueError, match=r"--a-min 0\.5 leaves .* --sparsity 0\.5, .* give one of 0\.3 or less"):
+        replace(PAPER, sparsity=0.5).require_allowed()
+    replace(PAPER, sparsity=0.5, a_min=0.3).require_allowed()
+
+
+@pytest.mark.parametrize(("sparsity", "lowest"), [(0.2, 0.5), (0.3, 0.5), (0.5, 0.3)])
+def test_the_papers_method_always_has_something_to_choose(sparsity, lowest):
+    allocation = METHODS["ppo-paper"].answer(Problem.of(CURVES, sparsity, evaluations=20))
+    assert lowest <= allocation.rates.min() < 1 - sparsity - 0.1
