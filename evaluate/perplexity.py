@@ -27,7 +27,7 @@ from ffprune_env.lm.batches import fitting_size
 from ffprune_env.lm.intervals import neighbours_note, perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.lm.ranges import require_in_range
-from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, PREFIX
+from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, PREFIX, PRUNED_KEYS
 from ffprune_env.pruning.units import find_units
 from ffprune_env.texts.windows import NAMED_TEXTS, load_windows
 
@@ -146,7 +146,7 @@ def removed(model: PreTrainedModel) -> tuple[float, float]:
         return 0.0, 0.0
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    own = ("model_type", "architectures", "auto_map", HEADS_KEY, CHANNELS_KEY)
+    own = ("model_type", "architectures", "auto_map", *PRUNED_KEYS)
     settings: dict[str, Any] = {key: value for key, value in config.to_dict().items() if key not in own}
     with torch.device("meta"):
         dense = AutoModelForCausalLM.from_config(

@@ -44,11 +44,21 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "qwen3": ("qwen3", {**LLAMA_LIKE, "num_key_value_heads": 1, "head_dim": 16}),
     "gemma2": ("gemma2", {**LLAMA_LIKE, "num_key_value_heads": 2, "head_dim": 16, "attn_implementation": "eager"}),
 }
+#: Families that can be written beside them.
+MORE_FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
+    "gemma": ("gemma", {**LLAMA_LIKE, "num_key_value_heads": 2, "head_dim": 8}),
+    "gemma3": ("gemma3_text", {**LLAMA_LIKE, "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
+    "smollm3": ("smollm3", {**LLAMA_LIKE, "num_key_value_heads": 2}),
+    "granite": ("granite", {**LLAMA_LIKE, "num_key_value_heads": 2, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
+    "cohere": ("cohere", {**LLAMA_LIKE, "num_key_value_heads": 2}),
+    "cohere2": ("cohere2", {**LLAMA_LIKE, "num_key_value_heads": 2, "sliding_window": 8, "head_dim": 8}),
+    "olmo2": ("olmo2", {**LLAMA_LIKE, "num_key_value_heads": 2}),
+}
 
 
 def tiny_model(family: str, seed: int = 0, channels: int = 24) -> PreTrainedModel:
     """A random model in float64 whose weights and biases are all far from zero."""
-    model_type, settings = FAMILIES[family]
+    model_type, settings = (FAMILIES | MORE_FAMILIES)[family]
     settings = {**settings, "intermediate_size": channels, **({"ffn_dim": channels} if model_type == "opt" else {})}
     attention = settings.pop("attn_implementation", None)
     torch.manual_seed(seed)

@@ -125,7 +125,7 @@ model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 
-`trust_remote_code=True` runs the three Python files in this folder, which build the dense architecture with smaller
+`trust_remote_code=True` runs the Python files in this folder, which build the dense architecture with smaller
 matrices; without it transformers builds the dense architecture, and ends with an error because the sizes differ. Where
 `ffprune` is installed no code needs to be trusted: call `ffprune_env.load_pruned(folder)`, or leave the argument out
 after `import ffprune_env; ffprune_env.register_auto_classes()`.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -14,7 +15,8 @@ from ffprune_env.export.writable import dense_family
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, relative_error
 from ffprune_env.modeling.auto_classes import pruned_model_class
-from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY
+from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
+from ffprune_env.modeling.layer_sizes import shares_evenly
 from ffprune_env.pruning.units import member_columns
 
 if TYPE_CHECKING:
@@ -48,31 +50,30 @@ def smaller_model(
     """
     model = prunable.model
     _require_one_dtype(model)
-    counts = prunable.check_kept(kept)
-    sizes = [layout.members(int(k)) for layout, k in zip(prunable.layouts, counts, strict=True)]
+    left = _what_is_left(prunable, prunable.check_kept(kept), calibration)
     tied = _is_tied(model)
     model_class = pruned_model_class(dense_family(model))
+    config = _smaller_config(model, model_class.config_class, left.sizes | {"tie_word_embeddings": tied})
     with torch.device("meta"):
-        smaller: PreTrainedModel = model_class(_smaller_config(model, model_class.config_class, sizes, tied))
+        smaller: PreTrainedModel = model_class._from_config(config, dtype=model.dtype)
     _require_same_modules(model, smaller)
-    tensors, logits = _smaller_tensors(prunable, counts, sizes, calibration)
-    _require_same_names(smaller, tensors, calibration)
-    smaller.load_state_dict(tensors, assign=True)
+    _require_same_names(smaller, left.tensors, calibration)
+    smaller.load_state_dict(left.tensors, assign=True)
     if tied:
         smaller.tie_weights()
     _compute_constants(smaller)
-    _require_same_logits(smaller.eval(), logits)
+    _require_same_logits(smaller.eval(), left.logits)
     if model.generation_config is not None:
         smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller
 
 
 def _smaller_config(
-    model: PreTrainedModel, make: Callable[..., PreTrainedConfig], sizes: list[int], tied: bool
+    model: PreTrainedModel, make: Callable[..., PreTrainedConfig], changes: Mapping[str, Any]
 ) -> PreTrainedConfig:
-    """The configuration of a model, with other sizes of its layers."""
+    """The configuration of a model, with some of its settings changed."""
     settings = {key: value for key, value in model.config.to_dict().items() if key not in _OF_THE_CLASS}
-    settings |= {HEADS_KEY: sizes[0::2], CHANNELS_KEY: sizes[1::2], "tie_word_embeddings": tied}
+    settings |= changes
     config = make(**copy.deepcopy(settings))
     written = config.to_dict()
     for key, value in settings.items():
@@ -91,27 +92,50 @@ def _is_tied(model: PreTrainedModel) -> bool:
     )
 
 
+@dataclass(frozen=True)
+class _Left:
+    """What is left of a model: all tensors, on the CPU, by name; sizes of its layers by their keys; a few logits."""
+
+    tensors: dict[str, torch.Tensor]
+    sizes: dict[str, list[Any]]
+    logits: torch.Tensor
+
+
 @torch.no_grad()
-def _smaller_tensors(
-    prunable: PrunableModel, counts: npt.NDArray[Any], sizes: list[int], calibration: Calibration | None
-) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """All tensors of the pruned model, on the CPU, by name; and its logits of a few tokens."""
+def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration: Calibration | None) -> _Left:
     with prunable.pruned(counts, calibration) as pruned:
         tensors = pruned.state_dict()
         names = {module: name for name, module in pruned.named_modules()}
-        for layout, order, size in zip(prunable.layouts, prunable.order, sizes, strict=True):
-            members, places = order[:size].sort()
+        layers = [(layer.self_attn, _ffn_output(layer)) for layer in pruned.get_decoder().layers]
+        sizes: dict[str, list[Any]] = {
+            HEADS_KEY: [attention.q_proj.out_features // attention.head_dim for attention, _ in layers],
+            KV_HEADS_KEY: [attention.k_proj.out_features // attention.head_dim for attention, _ in layers],
+            CHANNELS_KEY: [output.in_features for _, output in layers],
+            KV_INDEX_KEY: [None] * len(layers),
+        }
+        for layout, order, k in zip(prunable.layouts, prunable.order, counts, strict=True):
+            members, places = order[: layout.members(int(k))].sort()
             columns = member_columns(layout, places)
             for module in layout.inputs:
                 tensors[f"{names[module]}.weight"] = module.weight[columns].cpu()
                 if module.bias is not None:
                     tensors[f"{names[module]}.bias"] = module.bias[columns].cpu()
             tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
-            if layout.key_heads is not None and size < pruned.config.num_attention_heads:
-                tensors[f"{names[layout.owner]}.kv_index"] = layout.key_heads[members].cpu()
+            if layout.key_heads is None:
+                continue
+            index, layer = layout.key_heads[members].cpu(), layout.unit.layer
+            tensors.pop(f"{names[layout.owner]}.kv_index", None)  # of a model that was pruned before
+            if not shares_evenly(index.tolist(), sizes[KV_HEADS_KEY][layer]):
+                tensors[f"{names[layout.owner]}.kv_index"] = index
+                sizes[KV_INDEX_KEY][layer] = index.tolist()
         with calm(pruned):
             logits = own_logits(pruned, _tokens(pruned)).cpu()
-    return {name: tensor.cpu() for name, tensor in tensors.items()}, logits
+    return _Left({name: tensor.cpu() for name, tensor in tensors.items()}, sizes, logits)
+
+
+def _ffn_output(layer: nn.Module) -> Any:
+    ffn = getattr(layer, "mlp", layer)
+    return ffn.fc2 if hasattr(ffn, "fc2") else ffn.down_proj
 
 
 def _tokens(model: PreTrainedModel) -> torch.Tensor:
@@ -119,12 +143,24 @@ def _tokens(model: PreTrainedModel) -> torch.Tensor:
     return probe_tokens(model, (1, max(2, min(_TOKENS, context_length(model) - 1))))
 
 
+@torch.no_grad()
 def _compute_constants(model: PreTrainedModel) -> None:
-    """Gives a model that was built without memory what it does not store: the frequencies of its rotations."""
+    """Gives a model that was built without memory what it does not store, such as the frequencies of its rotations.
+
+    They are computed as they will be when the model is read back, so that a model in which they were changed shows.
+    """
     for module in model.modules():
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            for name, buffer in type(module)(model.config).named_buffers(recurse=False):
-                module.register_buffer(name, buffer, persistent=False)
+        constants = {name: buffer for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta}
+        if not constants:
+            continue
+        for name, buffer in constants.items():
+            module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
+        stored = list(module.parameters(recurse=False))
+        for parameter in stored:  # the mark by which transformers knows what it must not initialize
+            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+        model._init_weights(module)
+        for parameter in stored:
+            del parameter._is_hf_initialized  # type: ignore[attr-defined]
 
 
 def _require_same_logits(smaller: PreTrainedModel, expected: torch.Tensor) -> None:

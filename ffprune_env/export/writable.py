@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from ffprune_env.lm.quiet import quiet_transformers
-from ffprune_env.modeling.auto_classes import FAMILIES, pruned_model_class
+from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import PREFIX
+from ffprune_env.modeling.families import FAMILIES
 from ffprune_env.pruning.units import find_units
 
 if TYPE_CHECKING:

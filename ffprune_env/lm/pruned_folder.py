@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from ffprune_env.lm.devices import pick_device
 from ffprune_env.lm.generation_settings import make_writable
 from ffprune_env.lm.loading_report import load_whole
-from ffprune_env.lm.stored_tensors import SAFETENSORS_FILES, read_json, stored_tensors, weight_file
-from ffprune_env.modeling.auto_classes import FAMILIES, pruned_model_class
-from ffprune_env.modeling.config_names import PREFIX, named_as_pruned
+from ffprune_env.lm.stored_tensors import SAFETENSORS_FILES, StoredTensor, read_json, stored_tensors, weight_file
+from ffprune_env.modeling.auto_classes import pruned_model_class
+from ffprune_env.modeling.config_names import KV_INDEX_KEY, PREFIX, named_as_pruned
+from ffprune_env.modeling.families import FAMILIES
+from ffprune_env.modeling.layer_sizes import layer_sizes, query_heads_per_key_head, why_no_index
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -84,7 +84,8 @@ def check_pruned(folder: Path) -> Any:
             model = model_class(model_class.config_class.from_pretrained(folder))
     except Exception as error:  # a wrong value in a config can raise anything, in as many lines as it likes
         raise ValueError(f"{folder}/config.json describes no model: {' '.join(str(error).split())}") from error
-    found = _stored_shapes(folder, model.config)
+    stored = _stored(folder)
+    found = {name: tensor.shape for name, tensor in stored.items()}
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if model.config.tie_word_embeddings:
         expected = {name: shape for name, shape in expected.items() if name not in model._tied_weights_keys}
@@ -95,37 +96,38 @@ def check_pruned(folder: Path) -> Any:
                 f"{folder}: config and weights disagree about {name}: the config wants "
                 f"{expected.get(name, 'no such tensor')}, the file holds {found.get(name, 'no such tensor')}"
             )
+    _check_key_indices(model, stored)
     return model_class
 
 
-def _stored_shapes(folder: Path, config: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of all tensors, from the headers of the shards; key indices are read and checked whole."""
-    from safetensors import safe_open
-
+def _stored(folder: Path) -> dict[str, StoredTensor]:
+    """What the headers of the shards tell of all tensors."""
     if weight_file(folder) not in [folder / name for name in SAFETENSORS_FILES]:
         raise OSError(f"{folder} is incomplete: {SAFETENSORS_FILES[0]} is missing; copy the folder again")
-    stored = stored_tensors(folder)
-    for name, tensor in stored.items():
-        if name.endswith("kv_index"):
-            with safe_open(tensor.file, framework="numpy") as file:
-                _check_key_index(tensor.file, name, file.get_tensor(name), config)
-    return {name: tensor.shape for name, tensor in stored.items()}
+    return stored_tensors(folder)
 
 
-def _check_key_index(file: Path, name: str, index: npt.NDArray[Any], config: Any) -> None:
-    heads = config.num_key_value_heads
-    shared = config.num_attention_heads // heads
-    is_index = index.dtype == np.int64 and index.ndim == 1 and index.size > 0
-    if (
-        not is_index
-        or not 0 <= index.min() <= index.max() < heads
-        or (np.diff(index) < 0).any()
-        or np.bincount(index).max() > shared
-    ):
-        raise ValueError(
-            f"{file}: {name} must hold int64 key/value heads 0 to {heads - 1} in order, each at most {shared} times; "
-            f"got {index.dtype} {index.tolist()}"
-        )
+def _check_key_indices(model: PreTrainedModel, stored: dict[str, StoredTensor]) -> None:
+    """Compares the key/value heads that are read with the config, or, of an older folder, with what can be read."""
+    from safetensors import safe_open
+
+    config, names = model.config, {module: name for name, module in model.named_modules()}
+    said = getattr(config, KV_INDEX_KEY, None)
+    for i, (layer, sizes) in enumerate(zip(model.get_decoder().layers, layer_sizes(config), strict=True)):
+        name = f"{names[layer.self_attn]}.kv_index"
+        if name not in stored:
+            continue
+        with safe_open(stored[name].file, framework="pt") as file:
+            index = file.get_tensor(name)
+        held = index.tolist()
+        if said is None:
+            wrong = why_no_index(held, sizes.heads, sizes.kv_heads, query_heads_per_key_head(config))
+        else:
+            wrong = None if held == said[i] else f"is {held}, {KV_INDEX_KEY} in config.json says {said[i]}"
+        if index.dtype != torch.int64:
+            wrong = f"must be int64; got {index.dtype}"
+        if wrong is not None:
+            raise ValueError(f"{stored[name].file}: {name} {wrong}; copy the folder again")
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -11,9 +11,8 @@ import sys
 from typing import Any
 
 from ffprune_env.modeling.config_names import named_as_pruned
+from ffprune_env.modeling.families import FAMILIES
 
-#: Families that pruned models can be written of, by their ``model_type``.
-FAMILIES = ("llama", "mistral", "qwen2", "opt")
 _NAMES_PRUNED = "_ffprune_names_pruned"
 
 
@@ -23,14 +22,17 @@ def register_auto_classes() -> None:
     Needed only where ``import ffprune_env`` comes before transformers and nothing of ffprune_env is used before the
     Auto classes are. It may be called any number of times.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+    import transformers
 
-    from ffprune_env.modeling.modeling_ffprune import PRUNED_MODELS
+    from ffprune_env.modeling.modeling_ffprune import pruned_classes
 
-    for model in PRUNED_MODELS.values():
-        AutoConfig.register(model.config_class.model_type, model.config_class, exist_ok=True)
-        AutoModelForCausalLM.register(model.config_class, model, exist_ok=True)
-    _name_as_pruned(PreTrainedConfig)
+    for family in FAMILIES:
+        classes = pruned_classes(family)
+        config_class = classes["AutoConfig"]
+        transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
+        for auto in classes.keys() - {"AutoConfig"}:
+            getattr(transformers, auto).register(config_class, classes[auto], exist_ok=True)
+    _name_as_pruned(transformers.PreTrainedConfig)
 
 
 def register_if_imported() -> None:
@@ -40,15 +42,15 @@ def register_if_imported() -> None:
 
 
 def pruned_model_class(family: str) -> Any:
-    """The model class of a pruned family; imports transformers' families, and registers all of ours.
+    """The causal language model of a pruned family; imports transformers' families, and registers all of ours.
 
     Args:
-        family: one of :data:`FAMILIES`.
+        family: one of :data:`~ffprune_env.modeling.families.FAMILIES`.
     """
     register_auto_classes()
-    from ffprune_env.modeling.modeling_ffprune import PRUNED_MODELS
+    from ffprune_env.modeling.modeling_ffprune import pruned_classes
 
-    return PRUNED_MODELS[family]
+    return pruned_classes(family)["AutoModelForCausalLM"]
 
 
 def _name_as_pruned(base: Any) -> None:

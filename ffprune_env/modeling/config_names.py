@@ -12,6 +12,14 @@ PREFIX = "ffprune_"
 #: Keys of config.json: int per decoder layer, heads that the query projection and channels that the FFN have left.
 #: ``num_attention_heads`` and ``intermediate_size`` (``ffn_dim``) stay those of the dense model.
 HEADS_KEY, CHANNELS_KEY = "num_attention_heads_per_layer", "intermediate_size_per_layer"
+#: int per decoder layer, heads that the key and value projections have left. Folders of older versions lack it: there
+#: as many as in the dense model, or as query heads where each had its own.
+KV_HEADS_KEY = "num_key_value_heads_per_layer"
+#: Per decoder layer the key/value head that each query head reads, ascending, or null where the query heads share them
+#: evenly and in order. Folders of older versions lack it: there the weights alone say it.
+KV_INDEX_KEY = "kv_index_per_layer"
+#: All keys that config.json of a dense model does not have.
+PRUNED_KEYS = (HEADS_KEY, CHANNELS_KEY, KV_HEADS_KEY, KV_INDEX_KEY)
 
 
 def named_as_pruned(settings: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -11,6 +11,8 @@ from torch import nn
 from ffprune_env.budget.units import PruneUnit, UnitKind
 from ffprune_env.lm.devices import running_device
 from ffprune_env.lm.head import decoder_of
+from ffprune_env.modeling.config_names import KV_HEADS_KEY
+from ffprune_env.modeling.layer_sizes import query_heads_per_key_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,11 +138,16 @@ def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
         shapes = f"{heads} query heads, {key_heads} key heads, {v.out_features} value features"
         raise _unsupported(model, f"{where} has {shapes}, which do not share evenly")
     _refuse_state_of_heads(model, owner, where, head_dim)
-    if shared is None and key_heads != heads:
+    if shared is None and (key_heads != heads or _shared_before(model.config)):
         shared = torch.arange(heads, device=running_device(output)) // (heads // key_heads)
     inputs = (q, k, v) if shared is None else (q,)
     unit = PruneUnit(where, "attention", index, heads, _cut_params(inputs, output))
     return UnitLayout(unit, owner, inputs, output, head_dim, head_dim, shared)
+
+
+def _shared_before(config: Any) -> bool:
+    """Whether keys are shared in a pruned model, where a layer may have one query head left for every key head."""
+    return hasattr(config, KV_HEADS_KEY) and query_heads_per_key_head(config) > 1
 
 
 def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: str, head_dim: int) -> None:

@@ -151,7 +151,7 @@ def test_saving_again_round_trips(written, tmp_path):
     again = ff.load_pruned(tmp_path / "again")
     assert torch.equal(logits(again, PROMPT), logits(model, PROMPT))
     torch.testing.assert_close(logits(again, PROMPT), expected, rtol=0, atol=1e-9)
-    for name in ("modeling_ffprune.py", "attention.py", "config_names.py", "config.json"):
+    for name in (*(path.name for path in folder.glob("*.py")), "config.json"):
         assert (tmp_path / "again" / name).read_text() == (folder / name).read_text()
 
 
@@ -334,9 +334,10 @@ def test_what_cannot_be_written_is_refused(tmp_path):
     with pytest.raises(ValueError, match="exists already"):
         ff.save_pruned(prunable, kept, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    qwen3, _, all_kept = ranked("qwen3")
-    with pytest.raises(ValueError, match="a pruned qwen3 cannot be written yet; families that can are llama, mistral"):
-        ff.save_pruned(qwen3, all_kept, tmp_path / "qwen3")
+    other, _, all_kept = ranked("llama")
+    other.model.config.model_type = "exaone4"
+    with pytest.raises(ValueError, match="a pruned exaone4 cannot be written yet; families that can are llama, mist"):
+        ff.save_pruned(other, all_kept, tmp_path / "exaone4")
     with pytest.raises(RuntimeError, match="cannot prune"), prunable.pruned(kept):
         ff.save_pruned(prunable, kept, tmp_path / "inside")
 
@@ -346,6 +347,7 @@ def sound(tmp_path, monkeypatch):
     """A pruned model in shards, for a test to damage."""
     monkeypatch.setattr(export, "_SHARD", "20KB")
     prunable, _, kept = ranked("llama-gqa")
+    kept[0::2] = 3, 3, 1  # of four heads on two key/value heads
     ff.save_pruned(prunable, kept, tmp_path / "model", tokenizer=byte_tokenizer())
     return tmp_path / "model"
 
@@ -403,21 +405,45 @@ def unknown_family(folder):
     edit_config(folder, model_type="ffprune_bloom")
 
 
-def wrong_keys(folder):
+def as_older_versions_wrote(folder):
+    """The index in the weights alone, and one in every layer that lost query heads."""
+    config = json.loads((folder / "config.json").read_text())
+    assert None not in config.pop("kv_index_per_layer")
+    del config["num_key_value_heads_per_layer"]
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def change_keys(folder, change):
     for shard in folder.glob("model-*.safetensors"):
         tensors = load_file(shard)
-        changed = {name: tensor + 2 if name.endswith("kv_index") else tensor for name, tensor in tensors.items()}
+        changed = {name: change(x) if name.endswith("0.self_attn.kv_index") else x for name, x in tensors.items()}
         save_file(changed, shard, metadata={"format": "pt"})
 
 
 def with_keys(index):
     def damage(folder):
-        for shard in folder.glob("model-*.safetensors"):
-            tensors = load_file(shard)
-            changed = {name: index if name.endswith("0.self_attn.kv_index") else x for name, x in tensors.items()}
-            save_file(changed, shard, metadata={"format": "pt"})
+        change_keys(folder, lambda _: index)
 
     return damage
+
+
+def with_keys_alone(index):
+    def damage(folder):
+        as_older_versions_wrote(folder)
+        change_keys(folder, lambda _: index)
+
+    return damage
+
+
+def with_index(*of_layers):
+    def damage(folder):
+        edit_config(folder, kv_index_per_layer=list(of_layers))
+
+    return damage
+
+
+def other_key_heads(folder):
+    edit_config(folder, num_key_value_heads_per_layer=[2, 1, 2])
 
 
 def no_weight_map(folder):
@@ -449,11 +475,19 @@ def no_config(folder):
         (dense_family, "its model_type is 'llama', allowed are ffprune_llama, .*load a dense model with load_model"),
         (unknown_family, "its model_type is 'ffprune_bloom', allowed are"),
         (
-            wrong_keys,
-            r"kv_index must hold int64 key/value heads 0 to 1 in order, each at most 2 times; got int64 \[2, ",
+            with_keys(torch.tensor([0, 0, 1])),
+            r"kv_index is \[0, 0, 1\], kv_index_per_layer in config\.json says \[0, 1",
         ),
-        (with_keys(torch.tensor([1, 1, 1])), r"each at most 2 times; got int64 \[1, 1, 1\]"),
-        (with_keys(torch.tensor([0.0, 0.5, 1.0])), r"must hold int64 .*; got float32 \[0\.0, 0\.5, 1\.0\]"),
+        (with_keys(torch.tensor([0.0, 1.0, 1.0])), r"kv_index must be int64; got torch\.float32"),
+        (with_keys_alone(torch.tensor([2, 3, 3])), r"must hold 3 key/value heads 0 to 1 in order, .*; got \[2, 3, 3\]"),
+        (with_keys_alone(torch.tensor([1, 1, 1])), r"each at most 2 times; got \[1, 1, 1\]"),
+        (with_index([0, 1], [0, 1, 1]), "kv_index_per_layer must list 3 entries, one per layer"),
+        (
+            with_index([0, 1, 1], None, [0]),
+            "no index for layer 1, whose 3 query heads cannot share 2 key/value heads",
+        ),
+        (with_index([0, 1, 1], [1, 0, 1], [0]), r"layer 1, must hold 3 key/value heads 0 to 1 in order"),
+        (other_key_heads, "layer 1, must hold 3 key/value heads 0 to 0 in order"),
         (no_weight_map, "has no weight_map"),
         (no_json, r"config\.json is not JSON"),
         (no_config, "holds no config.json"),

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import ffprune_env as ff
 from ffprune_env.export.writable import can_be_saved
+from ffprune_env.modeling.config_names import PRUNED_KEYS
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics
@@ -118,7 +119,7 @@ GENERATION = {
     "repetition_penalty": 1.5,
     "custom_note": "x",
 }
-CHANGED = {"model_type", "architectures", "auto_map", "num_attention_heads_per_layer", "intermediate_size_per_layer"}
+CHANGED = {"model_type", "architectures", "auto_map", *PRUNED_KEYS}
 
 
 @pytest.mark.parametrize("family", ODD_BY_FAMILY)
