@@ -4,11 +4,11 @@
     python evaluate/families.py --families llama gemma3     # some
     python evaluate/families.py --markdown docs/models.md   # the table as a file
 
-A model of each family is made from its default configuration with all sizes small. Four things must hold: the dense
+A model of each family is made from its default configuration with all sizes small. Five things must hold: the dense
 perplexity is that of the model's own logits; putting heads and channels in another order changes nothing; a pruned
 model computes what the dense one does with the same heads and channels masked; and what is written computes what was
-measured. Whatever does not hold must be refused by the library, in one line that says why. Anything else is a failure,
-and the exit code is 1.
+measured, generates the same, and can be pruned again. Whatever does not hold must be refused by the library, in one
+line that says why. Anything else is a failure, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import os
 import resource
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -85,19 +86,35 @@ def main() -> int:
     return 1 if faults else 0
 
 
-_COLUMNS = ("family", "perplexity", "search", "written", "why not")
+# What else can be done with a family that can be written: a title, and whether it was.
+_SUPPORT: tuple[tuple[str, Callable[[Outcome], bool]], ...] = (
+    ("transformers", lambda outcome: outcome.written),
+    ("generation", lambda outcome: outcome.generates),
+    ("pruned again", lambda outcome: outcome.again),
+)
+_COLUMNS = ("family", "perplexity", "search", "written", "generation", "pruned again", "why not")
 
 
 def cells(outcome: Outcome) -> list[str]:
     """A row of the table."""
-    said = ("yes" if done else "no" for done in (outcome.measured, outcome.searched, outcome.written))
-    return [outcome.family, *said, f"FAULT: {outcome.fault}" if outcome.fault else outcome.reason]
+    done = (outcome.measured, outcome.searched, outcome.written, outcome.generates, outcome.again)
+    return [outcome.family, *map(yes, done), f"FAULT: {outcome.fault}" if outcome.fault else outcome.reason]
+
+
+def yes(done: bool) -> str:
+    """A cell that says whether something is so."""
+    return "yes" if done else "no"
+
+
+def table_lines(titles: list[str], rows: list[list[str]]) -> list[str]:
+    """A table in Markdown."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    return ["| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *escaped)]
 
 
 def markdown(outcomes: list[Outcome]) -> str:
-    """The table as a file."""
-    rows = [[cell.replace("|", "\\|") for cell in cells(outcome)] for outcome in outcomes]
-    lines = ["| " + " | ".join(row) + " |" for row in ([*_COLUMNS], ["---"] * len(_COLUMNS), *rows)]
+    """The tables as a file: the families that can be written, then all."""
+    short = [[x.family, *(yes(has(x)) for _, has in _SUPPORT)] for x in outcomes if x.written]
     return "\n".join(
         [
             "# Models",
@@ -109,9 +126,18 @@ def markdown(outcomes: list[Outcome]) -> str:
             "",
             "*perplexity*: equal to that of the model's own logits. *search*: ranking changes nothing, and the pruned "
             "model computes what the dense one does with the same heads and channels masked. *written*: what "
-            "was written computes what was measured.",
+            "was written computes what was measured, read by ffprune and by the code in its folder alone. "
+            "*generation*: that code writes what the pruned model in memory writes, greedily with a dynamic cache, a "
+            "static one and none, padded on the left, and by beams. *pruned again*: the folder can be pruned further, "
+            "and written.",
             "",
-            *lines,
+            "## Families that pruned models are written of",
+            "",
+            *table_lines(["family", *(title for title, _ in _SUPPORT)], short),
+            "",
+            "## All families",
+            "",
+            *table_lines([*_COLUMNS], [cells(outcome) for outcome in outcomes]),
             "",
         ]
     )

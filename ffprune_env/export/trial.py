@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import tempfile
 from collections.abc import Callable
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 # Relative difference of two perplexities in float32 that is no fault.
 _TOLERANCE = 1e-4
+# Tokens of a prompt, and that follow it.
+_PROMPT, _CONTINUED = 7, 8
+_NO_CACHE = {"use_cache": False}
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Outcome:
 
     Attributes:
         family: its model type.
-        measured, searched, written: whether that was done and found right.
+        measured, searched, written, generates, again: whether that was done and found right.
         reason: the refusal of the first that was not.
         fault: what is wrong; empty if nothing is.
     """
@@ -46,6 +50,8 @@ class Outcome:
     measured: bool = False
     searched: bool = False
     written: bool = False
+    generates: bool = False
+    again: bool = False
     reason: str = ""
     fault: str = ""
 
@@ -122,7 +128,61 @@ def steps(model: PreTrainedModel) -> list[dict[str, Any]]:
         if saved is None:
             return refused(reason)
         require_same("perplexity of what was written", own_perplexity(load_pruned(out, device="cpu"), windows), pruned)
-    return [*done, {"written": True}]
+        loaded = load_by_its_own_code(out)
+        require_same("perplexity of it by the code in its folder", own_perplexity(loaded, windows), pruned)
+        done.append({"written": True})
+        with prunable.pruned(kept, calibration):
+            require_same_text(loaded, model)
+        done.append({"generates": True})
+        require_pruned_again(load_pruned(out, device="cpu"), windows, Path(folder) / "again")
+    return [*done, {"again": True}]
+
+
+def load_by_its_own_code(folder: Path) -> PreTrainedModel:
+    """What ``trust_remote_code=True`` loads where ffprune is not installed."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    reference = json.loads((folder / "config.json").read_text(encoding="utf-8"))["auto_map"]["AutoModelForCausalLM"]
+    model_class: Any = get_class_from_dynamic_module(reference, folder)
+    model: PreTrainedModel = model_class.from_pretrained(folder)
+    return model.eval()
+
+
+def require_same_text(model: PreTrainedModel, expected: PreTrainedModel) -> None:
+    """Raises Fault unless a model writes what another writes: greedily, with either cache, padded, and by beams."""
+    prompts = torch.randint(3, VOCABULARY - 8, (2, _PROMPT), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(prompts)
+    mask[0, :3] = 0  # the first prompt is shorter
+    alone = [continued(expected, row[kept.bool()][None])[0] for row, kept in zip(prompts, mask, strict=True)]
+    beams = continued(expected, prompts[1:], num_beams=3)
+    for what, options in (("a dynamic", {}), ("a static", {"cache_implementation": "static"}), ("no", _NO_CACHE)):
+        if not torch.equal(continued(model, prompts, mask, **options), torch.stack(alone)):
+            raise Fault(f"what it generates with {what} cache and left padding is not what the model in memory does")
+    if not torch.equal(continued(model, prompts[1:], num_beams=3), beams):
+        raise Fault("what it generates with beams is not what the model in memory does")
+
+
+def continued(
+    model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor | None = None, **options: Any
+) -> torch.Tensor:
+    """The tokens that follow prompts, int64 [n, 8]."""
+    settings: dict[str, Any] = {"max_new_tokens": _CONTINUED, "do_sample": False, "eos_token_id": None, **options}
+    settings |= {"attention_mask": torch.ones_like(prompts) if mask is None else mask, "pad_token_id": 0}
+    tokens: torch.Tensor = model.generate(prompts, disable_compile=True, **settings)  # type: ignore[operator]
+    return tokens[:, prompts.shape[1] :]
+
+
+def require_pruned_again(model: PreTrainedModel, windows: torch.Tensor, out: Path) -> None:
+    """Raises Fault unless half of what is left can go as well, in memory and on disk."""
+    original, prunable = copy.deepcopy(model), PrunableModel(model)
+    prunable.rank([np.arange(layout.n_members) % 3 for layout in prunable.layouts])
+    kept = np.array([max(1, unit.n_groups // 2) for unit in prunable.units])
+    expected = own_perplexity(masked(original, prunable.kept_groups(kept)), windows)
+    with prunable.pruned(kept):
+        require_same("perplexity of the model pruned again", perplexity(model, windows), expected)
+    save_pruned(prunable, kept, out)
+    written = own_perplexity(load_pruned(out, device="cpu"), windows)
+    require_same("perplexity of what was written of the model pruned again", written, expected)
 
 
 def prepare(prunable: PrunableModel, windows: torch.Tensor) -> RidgeCalibration:

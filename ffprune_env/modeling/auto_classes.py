@@ -27,7 +27,10 @@ def register_auto_classes() -> None:
     from ffprune_env.modeling.modeling_ffprune import pruned_classes
 
     for family in FAMILIES:
-        classes = pruned_classes(family)
+        try:
+            classes = pruned_classes(family)
+        except ImportError:  # transformers is older than the family
+            continue
         config_class = classes["AutoConfig"]
         transformers.AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
         for auto in classes.keys() - {"AutoConfig"}:

@@ -170,7 +170,8 @@ def test_without_calibration_and_in_original_order(tmp_path):
 
 FRESH = """
 import sys, torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+tokens = torch.tensor([[5, 17, 23, 200, 3]])
 for folder in sys.argv[1:]:
     assert AutoTokenizer.from_pretrained(folder)("abc")["input_ids"] == [64, 65, 66]
     assert len(AutoConfig.from_pretrained(folder).num_attention_heads_per_layer) == 3
@@ -181,8 +182,14 @@ for folder in sys.argv[1:]:
     else:
         raise AssertionError("the dense model took the weights of a smaller one")
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    base = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=True)
     with torch.no_grad():
-        torch.save(model(torch.tensor([[5, 17, 23, 200, 3]])).logits, folder + ".logits")
+        output = model(tokens, output_hidden_states=True)
+        states = output.hidden_states[-1]
+        for other in (base, classifier.base_model):
+            torch.testing.assert_close(other(tokens).last_hidden_state, states, rtol=0, atol=1e-9)
+    torch.save(output.logits, folder + ".logits")
     model.save_pretrained(folder + ".again")
 assert not any(name.startswith("ffprune_env") for name in sys.modules), "ffprune_env was imported"
 """
