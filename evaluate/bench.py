@@ -45,7 +45,7 @@ from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.timing import most_memory, synchronize
 from ffprune_env.pruning.roofline import Products, record_products
-from ffprune_env.pruning.units import member_columns
+from ffprune_env.pruning.units import member_columns, spelled_out
 
 Seconds = dict[str, list[float]]
 console = wide_console()
@@ -141,17 +141,14 @@ def usual(stock: nn.Module, masked: nn.Module, evaluator: LMEvaluator, kept: Int
     for parameter, dense in zip(masked.parameters(), stock.parameters(), strict=True):
         parameter.copy_(dense)
     names = {id(module): name for name, module in prunable.model.named_modules()}
-    for layout, groups in zip(prunable.layouts, prunable.kept_groups(kept), strict=True):
-        columns = member_columns(layout, torch.from_numpy(groups))
-        removed = torch.ones(layout.output.in_features, dtype=torch.bool)
-        removed[columns] = False
-        removed = removed.to(layout.output.weight.device)
-        for linear in layout.inputs:
-            copied = linear_of(masked, names[id(linear)])
-            copied.weight[removed] = 0
+    for layout, members in zip(prunable.layouts, prunable.kept_groups(kept), strict=True):
+        gone = torch.from_numpy(np.setdiff1d(np.arange(layout.n_members), members)).to(layout.device)
+        for linear, width in zip(layout.inputs, layout.row_widths, strict=True):
+            copied, rows = linear_of(masked, names[id(linear)]), spelled_out(gone, width)
+            copied.weight[rows] = 0
             if copied.bias is not None:
-                copied.bias[removed] = 0
-        linear_of(masked, names[id(layout.output)]).weight[:, removed] = 0
+                copied.bias[rows] = 0
+        linear_of(masked, names[id(layout.output)]).weight[:, member_columns(layout, gone)] = 0
     masked_perplexity(masked, evaluator.windows, batch_size)
 
 

@@ -38,7 +38,8 @@ def _even(sparsity: float, units: Sequence[PruneUnit], attention_rate: float) ->
             f"sparsity {sparsity} would leave an FFN less than one group: the FFNs are only {most:.4g} of Σ w"
         )
     kept[ffn] = np.minimum(np.floor(rate * n[ffn]), high[ffn])
-    for i in np.flatnonzero(ffn):
+    # What is left then is less than a group of an FFN; a head may fit in where these groups are large.
+    for i in (*np.flatnonzero(ffn), *np.flatnonzero(~ffn)):
         if kept[i] < high[i] and kept @ size + size[i] <= budget:
             kept[i] += 1
     return allocation_of(kept, units)

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY = "identity.json"
 # What a folder was made with that was filled before there was such a setting.
-_BEFORE = {"start": "own", "ridge_scale": "relative"}
+_BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single"}
 
 
 @dataclass(frozen=True)
@@ -262,7 +262,8 @@ class ComparisonFolder:
         """
         found = self._read(ORDER)
         if found is not None:
-            return order_from_json(found, model, self.path / ORDER, "give another --out")
+            heads = self.settings.get("heads", "single")
+            return order_from_json(found, model, self.path / ORDER, "give another --out", heads)
         if (self.path / "settings.json").exists():
             raise ChangedError(
                 f"{self.path} holds no {ORDER}, and so does not say which heads and channels it measured: nothing can "

@@ -8,6 +8,7 @@ from typing import Literal
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.pruning.calibration import Storage, check_storage
 from ffprune_env.pruning.criteria import CRITERIA
+from ffprune_env.pruning.head_groups import HeadGroups, check_head_groups
 from ffprune_env.pruning.ridge import DEFAULT_RIDGE, RidgeScale, check_ridge
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import require_text
@@ -25,8 +26,12 @@ class RankingSettings:
     wanda+taylor, or FLAP's wifv"""
     channels_per_group: int = 32
     """FFN channels that are removed at once, those next in rank: some hardware multiplies matrices faster where columns
-    come in multiples of 8, 16 or 32. Fewer where that would leave an FFN less than 32 groups, or groups as large as a
-    head"""
+    come in multiples of 8, 16 or 32, or of 64 and more. Fewer where that would leave an FFN less than 32 groups, or
+    groups as large as one of heads; of more than 32 only where it would leave less than 4 groups"""
+    heads: HeadGroups = "single"
+    """what goes at once where query heads share keys and values: single (a query head), balanced (a query head of every
+    key/value head, so that what is left is shared evenly and stock code runs it) or groups (a key/value head with its
+    query heads and its cache). Elsewhere all three are the same"""
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
             require_text(self.calibration_text)
         check_ridge(self.ridge, self.ridge_scale)
         check_storage(self.factor_storage)
+        check_head_groups(self.heads)
         if self.criterion not in CRITERIA:
             raise ValueError(f"unknown criterion {self.criterion!r}; allowed are {', '.join(CRITERIA)}")
         if self.reward_model == "calibrated" and self.calibration == "none":

@@ -17,7 +17,7 @@ from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, relati
 from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
 from ffprune_env.modeling.layer_sizes import shares_evenly
-from ffprune_env.pruning.units import member_columns
+from ffprune_env.pruning.units import member_columns, spelled_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -116,10 +116,11 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
         for layout, order, k in zip(prunable.layouts, prunable.order, counts, strict=True):
             members, places = order[: layout.members(int(k))].sort()
             columns = member_columns(layout, places)
-            for module in layout.inputs:
-                tensors[f"{names[module]}.weight"] = module.weight[columns].cpu()
+            for module, width in zip(layout.inputs, layout.row_widths, strict=True):
+                rows = spelled_out(places, width)
+                tensors[f"{names[module]}.weight"] = module.weight[rows].cpu()
                 if module.bias is not None:
-                    tensors[f"{names[module]}.bias"] = module.bias[columns].cpu()
+                    tensors[f"{names[module]}.bias"] = module.bias[rows].cpu()
             tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
             if layout.key_heads is None:
                 continue

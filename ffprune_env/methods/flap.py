@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from ffprune_env.budget.allocation import Allocation, parameter_budget, settle
 from ffprune_env.budget.units import PruneUnit
@@ -33,8 +34,9 @@ def flap(problem: Problem) -> Allocation:
     scores = []
     for layout, columns in zip(problem.prunable.layouts, fluctuations(problem.prunable, problem.stats), strict=True):
         standardized = (columns - columns.mean()) / columns.std().clamp(min=1e-20)
-        members = standardized.view(-1, layout.member_width).mean(dim=1).sort(descending=True).values
-        scores.append(members.view(layout.unit.n_groups, -1).mean(dim=1).cpu().numpy())
+        members = standardized.view(-1, layout.member_width).mean(dim=1)
+        ranked = members[torch.from_numpy(layout.best_first(members.cpu().numpy())).to(members.device)]
+        scores.append(ranked.view(layout.unit.n_groups, -1).mean(dim=1).cpu().numpy())
     return threshold(scores, problem.sparsity, problem.units)
 
 

@@ -15,10 +15,11 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.lm.devices import running_device
 from ffprune_env.modeling.attention import index_keys, require_indexable, use_indexed_attention
+from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.probe import logits_before, probe
 from ffprune_env.pruning.streaming import stream, streamed, unstream
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
-from ffprune_env.pruning.units import UnitLayout, find_units, member_columns
+from ffprune_env.pruning.units import UnitLayout, find_units, member_columns, spelled_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,17 +55,20 @@ class PrunableModel:
         model: the model; its weights are reordered by :meth:`rank`, and its attention function is replaced by one
             that computes the same if it is grouped-query.
         channels_per_group: FFN channels that are removed at once; see :func:`~ffprune_env.pruning.units.find_units`.
+        heads: what of a grouped-query attention is removed at once: ``"single"``, a query head; ``"balanced"``, one
+            query head of every key/value head, so that what is left shares them evenly; or ``"groups"``, a key/value
+            head with all of its query heads.
 
     Raises:
         ValueError: the architecture cannot be pruned, by what its modules are or by what a few tokens show; it is
             grouped-query and uses flash attention; or the model is wrapped already. The model is left as it was.
     """
 
-    def __init__(self, model: PreTrainedModel, channels_per_group: int = 1) -> None:
+    def __init__(self, model: PreTrainedModel, channels_per_group: int = 1, heads: HeadGroups = "single") -> None:
         if hasattr(model, _WRAPPED):  # its groups may be in another order than a second wrapper would believe
             raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
-        self.model = model
-        self.layouts: tuple[UnitLayout, ...] = find_units(model, channels_per_group)
+        self.model, self.heads = model, heads
+        self.layouts: tuple[UnitLayout, ...] = find_units(model, channels_per_group, heads)
         if any(layout.key_heads is not None for layout in self.layouts):
             require_indexable(model.config._attn_implementation)
         before = logits_before(model)
@@ -106,6 +110,8 @@ class PrunableModel:
     def rank(self, scores: Sequence[npt.ArrayLike]) -> None:
         """Sorts heads and channels of every unit by descending score; ties keep their original order.
 
+        Balanced query heads are sorted among those of their key/value head.
+
         Args:
             scores: N arrays of [n_members] finite scores, in original order, whatever the order now is.
 
@@ -123,18 +129,7 @@ class PrunableModel:
                 raise ValueError(f"{name}: got scores of shape {array.shape}, expected ({layout.n_members},)")
             if not np.isfinite(array).all():
                 raise ValueError(f"{name}: {int((~np.isfinite(array)).sum())} of its scores are not finite")
-        new_order = []
-        for layout, order, array in zip(self.layouts, self.order, arrays, strict=True):
-            best_first = torch.from_numpy(np.argsort(-array, kind="stable")).to(order.device)
-            place = torch.empty_like(order)
-            place[order] = torch.arange(len(order), device=order.device)
-            _permute(layout, place[best_first])
-            new_order.append(best_first)
-        self.order = tuple(new_order)
-        self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
-        self._restore_keys()
-        self._most_rankings += 1
-        self.rankings = self._most_rankings
+        self._put([layout.best_first(array) for layout, array in zip(self.layouts, arrays, strict=True)])
 
     def rank_as(self, order: Sequence[npt.ArrayLike]) -> None:
         """Puts heads and channels in an order that is known: the one of another process, or of before.
@@ -153,7 +148,10 @@ class PrunableModel:
         for layout, members in zip(self.layouts, arrays, strict=False):
             if not np.array_equal(np.sort(members), np.arange(layout.n_members)):
                 raise ValueError(f"{layout.unit.name}: an order holds each of 0 to {layout.n_members - 1} once")
-        self.rank([-np.argsort(members) for members in arrays])  # the place of each, first is best
+            # The place of each is its score.
+            if not np.array_equal(layout.best_first(-np.argsort(members).astype(np.float64)), members):
+                raise ValueError(f"{layout.unit.name}: its order is not one of {self.heads} heads")
+        self.rank([-np.argsort(members) for members in arrays])
 
     @contextmanager
     def ranked(self, scores: Sequence[npt.ArrayLike]) -> Iterator[None]:
@@ -177,7 +175,8 @@ class PrunableModel:
 
     def restore_order(self) -> None:
         """Ranks heads and channels in the order that they came in."""
-        self.rank([np.zeros(layout.n_members) for layout in self.layouts])
+        self.require_dense("rank")
+        self._put([np.arange(layout.n_members) for layout in self.layouts])
         for layout in self.layouts:
             for hook in map(streamed, (*layout.inputs, layout.output)):
                 if hook is not None:
@@ -208,7 +207,7 @@ class PrunableModel:
             for layout, keys, k, (weight, bias) in zip(self.layouts, self._keys, counts, outputs, strict=True):
                 _shrink(layout, int(k), weight, bias)
                 if keys is not None:
-                    index_keys(layout.owner, keys[: int(k)])
+                    index_keys(layout.owner, keys[: layout.members(int(k))])
             yield self.model
         finally:
             for saved in dense:
@@ -280,6 +279,21 @@ class PrunableModel:
             raise ValueError("the calibration was made for another PrunableModel")
         return [(calibration.weight(i, int(k)), calibration.bias(i, int(k))) for i, k in enumerate(counts)]
 
+    def _put(self, orders: Sequence[IntArray]) -> None:
+        """Puts heads and channels where an order per unit, of original indices, wants them."""
+        new = []
+        for layout, order, wanted in zip(self.layouts, self.order, orders, strict=True):
+            members = torch.from_numpy(wanted).to(order.device)
+            place = torch.empty_like(order)
+            place[order] = torch.arange(len(order), device=order.device)
+            _permute(layout, place[members])
+            new.append(members)
+        self.order = tuple(new)
+        self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
+        self._restore_keys()
+        self._most_rankings += 1
+        self.rankings = self._most_rankings
+
     def _restore_keys(self) -> None:
         for layout, keys in zip(self.layouts, self._keys, strict=True):
             if keys is not None:
@@ -339,9 +353,9 @@ class _Dense:
 
 def _shrink(layout: UnitLayout, k: int, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
     """Replaces the matrices of a unit by views of their first k groups, and what its output projection holds."""
-    width = k * layout.width
-    for module in layout.inputs:
-        _keep_rows(module, width)
+    width, members = k * layout.width, layout.members(k)
+    for module, rows in zip(layout.inputs, layout.row_widths, strict=True):
+        _keep_rows(module, members * rows)
     hook = streamed(layout.output)
     if hook is None:
         layout.output.weight.data = weight
@@ -352,7 +366,7 @@ def _shrink(layout: UnitLayout, k: int, weight: torch.Tensor, bias: torch.Tensor
         layout.output.bias = nn.Parameter(bias, requires_grad=False)
     # OPT reads its head count from the module; Llama-like attention infers it from the projection's width.
     if layout.unit.kind == "attention" and hasattr(layout.owner, "num_heads"):
-        layout.owner.num_heads = k  # type: ignore[assignment]
+        layout.owner.num_heads = width // layout.head_dim  # type: ignore[assignment]
 
 
 def _keep_rows(linear: nn.Linear, rows: int) -> None:
@@ -373,12 +387,12 @@ def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
 
 def _permute(layout: UnitLayout, members: torch.Tensor) -> None:
     """Moves the head or channel now at place ``members[i]`` to place i, in every matrix of the unit, in place."""
-    columns = member_columns(layout, members)
-    for module in (*layout.inputs, layout.output):
-        hook, axis = streamed(module), int(module is layout.output)
+    cuts = [(module, 0, spelled_out(members, n)) for module, n in zip(layout.inputs, layout.row_widths, strict=True)]
+    for module, axis, places in (*cuts, (layout.output, 1, member_columns(layout, members))):
+        hook = streamed(module)
         if hook is not None:
-            hook.reorder(columns)
+            hook.reorder(places)
             continue
-        module.weight.data.copy_(module.weight.data.index_select(axis, columns))
+        module.weight.data.copy_(module.weight.data.index_select(axis, places))
         if module.bias is not None and axis == 0:
-            module.bias.data.copy_(module.bias.data[columns])
+            module.bias.data.copy_(module.bias.data[places])

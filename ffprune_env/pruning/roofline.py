@@ -78,7 +78,9 @@ def record_products(
         for layout in prunable.layouts:
             if layout.unit.kind == "attention":
 
-                def note_attention(module: nn.Module, inputs: Any, output: torch.Tensor, d: int = layout.width) -> None:
+                def note_attention(
+                    module: nn.Module, inputs: Any, output: torch.Tensor, d: int = layout.head_dim
+                ) -> None:
                     tokens = output.shape[1]
                     attentions.append((output.numel() // (tokens * d), tokens, d))
 

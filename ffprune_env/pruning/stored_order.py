@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ffprune_env.budget.arrays import IntArray
+from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import find_units
 
@@ -29,7 +30,9 @@ def order_as_json(prunable: PrunableModel) -> dict[str, str]:
     return {unit.name: " ".join(map(str, order)) for unit, order in zip(prunable.units, orders, strict=True)}
 
 
-def order_from_json(content: Mapping[str, Any], model: PreTrainedModel, file: Path, advice: str) -> list[IntArray]:
+def order_from_json(
+    content: Mapping[str, Any], model: PreTrainedModel, file: Path, advice: str, heads: HeadGroups = "single"
+) -> list[IntArray]:
     """The order that :func:`order_as_json` wrote, for ``build_evaluator``.
 
     Args:
@@ -37,6 +40,7 @@ def order_from_json(content: Mapping[str, Any], model: PreTrainedModel, file: Pa
         model: what it is to fit; not wrapped yet.
         file: for the message, like what follows.
         advice: what to do.
+        heads: what of a grouped-query attention goes at once.
 
     Returns:
         int64 [n_members] per unit.
@@ -44,7 +48,7 @@ def order_from_json(content: Mapping[str, Any], model: PreTrainedModel, file: Pa
     Raises:
         ValueError: in one line, if it is not an order of the heads and channels of every unit of this model.
     """
-    layouts = {layout.unit.name: layout for layout in find_units(model)}
+    layouts = {layout.unit.name: layout for layout in find_units(model, heads=heads)}
     strange = sorted(layouts.keys() ^ content.keys())
     if strange:
         where = "the file" if strange[0] in layouts else "the model"

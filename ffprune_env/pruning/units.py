@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit, UnitKind
 from ffprune_env.lm.devices import running_device
 from ffprune_env.lm.head import decoder_of
 from ffprune_env.modeling.config_names import KV_HEADS_KEY
 from ffprune_env.modeling.layer_sizes import query_heads_per_key_head
+from ffprune_env.pruning.head_groups import HeadGroups, best_first, check_head_groups, heads_at_once
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,6 +26,8 @@ _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
 _FFN_SHAPES = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
 # With fewer groups the rates of an FFN would be too coarse for a search.
 _FEWEST_GROUPS = 32
+# Who asks for larger groups than these wants them for their size, and knows that the rates are coarse.
+_USUAL_CHANNELS, _FEWEST_LARGE_GROUPS = 32, 4
 
 
 @dataclass(frozen=True)
@@ -31,18 +35,22 @@ class UnitLayout:
     """Where the groups of one unit live in the model, and the heads or channels that they are made of.
 
     Heads and channels, the *members*, are put in order of rank one by one. A group, what is removed at once, is a
-    head, or so many channels as follow each other in that order. Group g of the ranked model owns the rows ``g * width
-    .. (g + 1) * width`` of every matrix in ``inputs`` and the same columns of ``output``.
+    head, or so many members as follow each other in that order. Group g of the ranked model owns the columns ``g *
+    width .. (g + 1) * width`` of ``output``, and the rows of its members of every matrix in ``inputs``.
 
     Attributes:
         unit: what is public about it.
         owner: the attention or FFN module.
-        inputs: projections whose rows are cut (q, k, v; under GQA q alone; gate and up; fc1).
+        inputs: projections whose rows are cut (q, k, v; under GQA q alone, unless key/value heads go, too; gate and up;
+            fc1).
         output: the projection whose columns are cut (o_proj, out_proj, down_proj, fc2).
-        width: rows per group: the head dimension, or the channels that an FFN loses at once.
-        member_width: rows per member: the head dimension, or 1 for an FFN channel.
+        width: columns per group.
+        member_width: columns per member: the head dimension, or 1 for an FFN channel; of a key/value head that goes
+            with its query heads, those of all of these.
+        row_widths: rows per member, of each of ``inputs``: as many as columns but of k and v that queries share.
         key_heads: int64 [query heads], the key/value head that each reads, in original order and on the unit's device;
-            None unless the attention is grouped.
+            None where each has its own, or goes with it.
+        balanced: whether a group is one query head of every key/value head.
     """
 
     unit: PruneUnit
@@ -51,7 +59,9 @@ class UnitLayout:
     output: nn.Linear
     width: int
     member_width: int
+    row_widths: tuple[int, ...]
     key_heads: torch.Tensor | None = None
+    balanced: bool = False
 
     @property
     def n_members(self) -> int:
@@ -63,35 +73,51 @@ class UnitLayout:
         return k * self.width // self.member_width
 
     @property
+    def head_dim(self) -> int:
+        """Features of a head of an attention."""
+        return self.row_widths[-1]
+
+    def best_first(self, scores: FloatArray) -> IntArray:
+        """Members in the order that scores of them, [n_members], put them in: int64 [n_members]."""
+        return best_first(scores, self.key_heads if self.balanced else None)
+
+    @property
     def device(self) -> torch.device:
         """Where the unit runs."""
         return running_device(self.output)
 
 
-def find_units(model: PreTrainedModel, channels_per_group: int = 1) -> tuple[UnitLayout, ...]:
+def find_units(
+    model: PreTrainedModel, channels_per_group: int = 1, heads: HeadGroups = "single"
+) -> tuple[UnitLayout, ...]:
     """Lists the units of a decoder in the order attention 0, ffn 0, attention 1, ffn 1, ...
 
     Args:
         model: a Hugging Face causal language model whose layers each hold one attention with q, k and v
             projections and one FFN with gate, up and down (or fc1 and fc2) projections.
         channels_per_group: FFN channels that are removed at once: the largest divisor of this number and of the
-            channels that leaves an FFN at least 32 groups, each smaller than a head. Where the number of columns is a
-            multiple of 8, 16 or 32 some hardware multiplies matrices faster.
+            channels that leaves an FFN at least 32 groups, each smaller than a group of heads; more than 32 are only
+            held to leave it 4. Where the number of columns is a multiple of 8, 16, 32 or 64 some hardware multiplies
+            matrices faster.
+        heads: what of a grouped-query attention is removed at once; see
+            :data:`~ffprune_env.pruning.head_groups.HeadGroups`.
 
     Returns:
         Two layouts per decoder layer.
 
     Raises:
         ValueError: the architecture cannot be pruned; the message says which module was missing. Or
-            ``channels_per_group`` is less than 1.
+            ``channels_per_group`` is less than 1, ``heads`` is unknown, or query heads were removed before so that they
+            cannot go otherwise than one by one.
     """
+    check_head_groups(heads)
     if channels_per_group < 1:
         raise ValueError(f"channels_per_group must be at least 1, got {channels_per_group}; 32 is usual")
     prefix, layers = find_layers(model)
     layouts: list[UnitLayout] = []
     for index, layer in enumerate(layers):
         name = f"{prefix}.{index}"
-        attention, ffn = _attention_layout(model, layer, name, index), _ffn_layout(model, layer, name, index)
+        attention, ffn = _attention_layout(model, layer, name, index, heads), _ffn_layout(model, layer, name, index)
         layouts += [attention, _in_blocks(ffn, channels_per_group, attention.unit.group_params)]
     _refuse_shared_weights(model, layouts)
     return tuple(layouts)
@@ -121,7 +147,9 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     )
 
 
-def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+def _attention_layout(
+    model: PreTrainedModel, layer: nn.Module, name: str, index: int, grouping: HeadGroups
+) -> UnitLayout:
     where, owner = _owner(model, layer, name, "attention", _ATTENTION_INPUTS, _ATTENTION_OUTPUTS)
     q, k, v = (_linear(model, owner, where, attribute) for attribute in _ATTENTION_INPUTS)
     output = _linear(model, owner, where, next(o for o in _ATTENTION_OUTPUTS if hasattr(owner, o)))
@@ -138,11 +166,28 @@ def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
         shapes = f"{heads} query heads, {key_heads} key heads, {v.out_features} value features"
         raise _unsupported(model, f"{where} has {shapes}, which do not share evenly")
     _refuse_state_of_heads(model, owner, where, head_dim)
+    if grouping == "groups" and shared is None:
+        return _key_value_groups(PruneUnit(where, "attention", index, key_heads, 0), owner, (q, k, v), output, head_dim)
     if shared is None and (key_heads != heads or _shared_before(model.config)):
         shared = torch.arange(heads, device=running_device(output)) // (heads // key_heads)
+    at_once = heads_at_once(shared, grouping)
+    if at_once is None:
+        raise ValueError(
+            f"{where} has lost query heads one by one before, and cannot lose them by heads={grouping!r}: give 'single'"
+        )
     inputs = (q, k, v) if shared is None else (q,)
-    unit = PruneUnit(where, "attention", index, heads, _cut_params(inputs, output))
-    return UnitLayout(unit, owner, inputs, output, head_dim, head_dim, shared)
+    unit = PruneUnit(where, "attention", index, heads // at_once, _cut_params(inputs, output))
+    widths = (head_dim,) * len(inputs)
+    return UnitLayout(unit, owner, inputs, output, at_once * head_dim, head_dim, widths, shared, at_once > 1)
+
+
+def _key_value_groups(
+    unit: PruneUnit, owner: nn.Module, inputs: tuple[nn.Linear, ...], output: nn.Linear, head_dim: int
+) -> UnitLayout:
+    """An attention that loses key/value heads with all that read them; stock code shares what is left."""
+    unit = replace(unit, n_params=_cut_params(inputs, output))
+    width = output.in_features // unit.n_groups
+    return UnitLayout(unit, owner, inputs, output, width, width, (width, head_dim, head_dim))
 
 
 def _shared_before(config: Any) -> bool:
@@ -189,17 +234,20 @@ def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int)
             # fc1 and fc2 may sit on the layer itself (OPT); the name says which half of the layer is meant.
             path = f"{where}.ffn" if owner is layer else where
             unit = PruneUnit(path, "ffn", index, output.in_features, _cut_params(inputs, output))
-            return UnitLayout(unit, owner, inputs, output, width=1, member_width=1)
+            return UnitLayout(unit, owner, inputs, output, 1, 1, (1,) * len(inputs))
     options = " or ".join(" + ".join((*inputs, output)) for inputs, output in _FFN_SHAPES)
     raise _unsupported(model, f"{name} has no FFN with {options}")
 
 
 def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int) -> UnitLayout:
-    """The FFN with so many channels per group, fewer where groups would be too few or as large as a head."""
+    """The FFN with so many channels per group, fewer where groups would be too few or as large as one of heads."""
     n, size = ffn.unit.n_groups, ffn.unit.group_params
-    # Heads are rounded first when a budget is met, and FFNs make up for it: that needs the smaller groups
-    # (docs/design.md, 4.1).
-    most = min(channels_per_group, n // _FEWEST_GROUPS, (head_params - 1) // size)
+    if channels_per_group > _USUAL_CHANNELS:
+        most = min(channels_per_group, n // _FEWEST_LARGE_GROUPS)
+    else:
+        # The coarser groups are rounded first when a budget is met, and the finer ones make up for it: that serves an
+        # allocation best where there are more of these (docs/design.md, 4.1).
+        most = min(channels_per_group, n // _FEWEST_GROUPS, (head_params - 1) // size)
     width = max((d for d in range(1, most + 1) if n % d == 0 and channels_per_group % d == 0), default=1)
     return replace(ffn, unit=replace(ffn.unit, n_groups=n // width), width=width)
 
@@ -241,7 +289,7 @@ def _unsupported(model: nn.Module, reason: str) -> ValueError:
 
 
 def member_columns(layout: UnitLayout, members: torch.Tensor) -> torch.Tensor:
-    """Spells heads or channels out as column indices of the output projection (rows of the input projections).
+    """Spells heads or channels out as column indices of the output projection.
 
     Args:
         layout: the unit.
@@ -250,5 +298,9 @@ def member_columns(layout: UnitLayout, members: torch.Tensor) -> torch.Tensor:
     Returns:
         int64 [m * member_width].
     """
-    within = torch.arange(layout.member_width, device=members.device)
-    return (members[:, None] * layout.member_width + within).flatten()
+    return spelled_out(members, layout.member_width)
+
+
+def spelled_out(members: torch.Tensor, width: int) -> torch.Tensor:
+    """Spells heads or channels out as indices of rows or columns, of which each has ``width``: [m] to [m * width]."""
+    return (members[:, None] * width + torch.arange(width, device=members.device)).flatten()

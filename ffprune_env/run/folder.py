@@ -177,7 +177,9 @@ class RunFolder:
             ValueError: it is not an order of this model.
         """
         found = self.read_json(ORDER)
-        return None if found is None else order_from_json(found, model, self.path / ORDER, advice)
+        if found is None:
+            return None
+        return order_from_json(found, model, self.path / ORDER, advice, self.read_config().get("heads", "single"))
 
     def require_order(self, model: PreTrainedModel) -> list[IntArray]:
         """The order that the run measured; ValueError if it does not say, so that it cannot be gone on with."""

@@ -19,11 +19,11 @@ from ffprune_env.pruning.saliency import collect_statistics, drain, stream_grams
 from ffprune_env.pruning.units import member_columns
 
 
-def ranked(family="llama-gqa", windows=None, seed=0):
+def ranked(family="llama-gqa", windows=None, seed=0, heads="single"):
     """A model ranked by Wanda, its statistics, and windows to measure on."""
     generator = torch.Generator().manual_seed(seed)
     windows = torch.randint(1, 256, (8, 48), generator=generator) if windows is None else windows
-    prunable = PrunableModel(tiny_model(family, seed))
+    prunable = PrunableModel(tiny_model(family, seed), heads=heads)
     stats = collect_statistics(prunable, windows)
     prunable.rank(wanda_scores(prunable, stats))
     return prunable, stats, windows
@@ -65,9 +65,9 @@ def test_short_factors_hold_whatever_the_number_of_tokens(dtype):
 
 
 @pytest.mark.parametrize("ridge", [0.01, 1.0])
-@pytest.mark.parametrize("storage", ["device", "cpu"])
-def test_every_kept_count_is_the_direct_solution(family, ridge, storage):
-    prunable, stats, _ = ranked(family)
+@pytest.mark.parametrize(("storage", "heads"), [("device", "single"), ("cpu", "balanced"), ("device", "groups")])
+def test_every_kept_count_is_the_direct_solution(family, ridge, storage, heads):
+    prunable, stats, _ = ranked(family, heads=heads)
     calibration = RidgeCalibration(prunable, stats, ridge, storage)
     assert (calibration.ridge == ridge).all()
     pairs = [(i, k) for i, unit in enumerate(prunable.units) for k in range(1, unit.n_groups + 1)]

@@ -40,6 +40,10 @@ FAMILIES = ("llama-gqa", "opt")
         (128, 8, 4),  # 16 groups would be too few
         (127, 4, 1),
         (1024, 32, 8),  # 16 channels have more parameters than a head
+        (1024, 64, 64),  # who asks for more than 32 has them, larger than a head
+        (1536, 256, 256),
+        (512, 256, 128),  # 2 groups would be too few
+        (1216, 128, 64),  # 128 does not divide 1216
     ],
 )
 def test_a_group_is_the_most_channels_that_fit(channels, asked, width):

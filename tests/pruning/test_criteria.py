@@ -18,9 +18,10 @@ from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.surgeon import eliminate, surgeon_scores
 
 
-def test_gradient_statistics_are_those_of_the_summed_loss(family, windows):
+@pytest.mark.parametrize("heads", ["single", "groups"])
+def test_gradient_statistics_are_those_of_the_summed_loss(family, windows, heads):
     model = tiny_model(family)
-    prunable = PrunableModel(model)
+    prunable = PrunableModel(model, heads=heads)
     inputs, outputs, hooks = [], [], []
     for layout in prunable.layouts:
 
@@ -45,7 +46,7 @@ def test_gradient_statistics_are_those_of_the_summed_loss(family, windows):
 
 @pytest.mark.parametrize("name", CRITERIA)
 def test_scores_are_in_original_order_whatever_the_order_now_is(name, windows):
-    prunable = PrunableModel(tiny_model("llama-gqa"))
+    prunable = PrunableModel(tiny_model("llama-gqa"), heads="groups")
 
     def scores():
         stats = collect_statistics(prunable, windows)

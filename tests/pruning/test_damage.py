@@ -17,22 +17,23 @@ from ffprune_env.lm.loss import window_losses
 from ffprune_env.pruning import backward
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.damage import damage_curves
+from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.search.starts.fisher import least_damage
 
 
-def ranked(family: str, windows: torch.Tensor) -> tuple[PrunableModel, RidgeCalibration]:
-    prunable = PrunableModel(tiny_model(family))
+def ranked(family: str, windows: torch.Tensor, heads: HeadGroups = "single") -> tuple[PrunableModel, RidgeCalibration]:
+    prunable = PrunableModel(tiny_model(family), heads=heads)
     stats = collect_statistics(prunable, windows)
     prunable.rank(wanda_scores(prunable, stats))
     return prunable, RidgeCalibration(prunable, stats)
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
-def test_curves_are_half_the_second_moment_of_what_is_lost(family, windows, calibrated):
+@pytest.mark.parametrize(("calibrated", "heads"), [(False, "single"), (True, "balanced"), (True, "groups")])
+def test_curves_are_half_the_second_moment_of_what_is_lost(family, windows, calibrated, heads):
     """The slow way: for every k, the change of the projection's output, token by token, times its gradient."""
-    prunable, ridge = ranked(family, windows)
+    prunable, ridge = ranked(family, windows, heads)
     curves = damage_curves(prunable, windows, ridge if calibrated else None)
     outputs, inputs, hooks = [], [], []
     for layout in prunable.layouts:
@@ -53,7 +54,7 @@ def test_curves_are_half_the_second_moment_of_what_is_lost(family, windows, cali
         weight = layout.output.weight.detach()
         assert curve.shape == (unit.n_groups + 1,)
         assert curve[-1] == 0
-        for k in (1, unit.n_groups // 2, unit.n_groups - 1):
+        for k in {1, max(1, unit.n_groups // 2), max(1, unit.n_groups - 1)}:
             m = k * layout.width
             new = (ridge.weight(i, k) if calibrated else weight[:, :m]).double()
             change = x[:, :m] @ new.T - x @ weight.T  # [tokens, C]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import tiny_model
 from torch.profiler import ProfilerActivity, profile
 
 from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics
 from ffprune_env.pruning.units import find_units, member_columns
@@ -26,10 +28,10 @@ def random_kept(prunable, seed):
     return np.array([rng.integers(1, unit.n_groups + 1) for unit in prunable.units])
 
 
-def masked(model, members):
+def masked(model, members, heads="single"):
     """The slow, obvious way: a dense copy whose output projections ignore the heads and channels that go."""
     reference = copy.deepcopy(model)
-    for layout, kept in zip(find_units(reference), members, strict=True):
+    for layout, kept in zip(find_units(reference, heads=heads), members, strict=True):
         gone = np.setdiff1d(np.arange(layout.n_members), kept)
         columns = member_columns(layout, torch.from_numpy(gone))
         layout.output.weight.data[:, columns] = 0
@@ -42,23 +44,25 @@ def logits(model, windows, **kwargs):
 
 
 @pytest.mark.parametrize("channels_per_group", [1, 2])
-@pytest.mark.parametrize("seed", range(4))
-def test_views_compute_what_a_masked_copy_computes(family, windows, seed, channels_per_group):
+@pytest.mark.parametrize("heads", get_args(HeadGroups))
+def test_views_compute_what_a_masked_copy_computes(family, windows, heads, channels_per_group):
     model = tiny_model(family, channels=24 if channels_per_group == 1 else 64)
     dense = copy.deepcopy(model)
-    prunable = PrunableModel(model, channels_per_group)
+    prunable = PrunableModel(model, channels_per_group, heads)
     assert prunable.layouts[1].width == channels_per_group
-    prunable.rank(random_scores(prunable, seed))
-    kept = random_kept(prunable, seed)
-    expected = logits(masked(dense, prunable.kept_groups(kept)), windows)
-    with prunable.pruned(kept) as pruned:
-        assert (logits(pruned, windows) - expected).abs().max() < 1e-9
+    for seed in range(1, 3):
+        prunable.rank(random_scores(prunable, seed))
+        kept = random_kept(prunable, seed)
+        expected = logits(masked(dense, prunable.kept_groups(kept), heads), windows)
+        with prunable.pruned(kept) as pruned:
+            assert (logits(pruned, windows) - expected).abs().max() < 1e-9
 
 
-def test_ranking_changes_nothing_that_is_computed(family, windows):
+@pytest.mark.parametrize("heads", get_args(HeadGroups))
+def test_ranking_changes_nothing_that_is_computed(family, windows, heads):
     model = tiny_model(family)
     before = logits(model, windows)
-    prunable = PrunableModel(model)
+    prunable = PrunableModel(model, heads=heads)
     for seed in range(2):
         prunable.rank(random_scores(prunable, seed))
         assert (logits(model, windows) - before).abs().max() < 1e-9
@@ -142,8 +146,9 @@ def test_entering_and_leaving_allocates_no_storage(family):
     assert sum(max(0, event.self_cpu_memory_usage) for event in profiler.events()) == 0
 
 
-def test_the_matrices_are_really_smaller(family):
-    prunable = PrunableModel(tiny_model(family))
+@pytest.mark.parametrize("heads", get_args(HeadGroups))
+def test_the_matrices_are_really_smaller(family, heads):
+    prunable = PrunableModel(tiny_model(family), heads=heads)
     prunable.rank(random_scores(prunable))
     kept = random_kept(prunable, 2)
     before = sum(p.numel() for p in prunable.model.parameters())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 from conftest import LLAMA_LIKE, tiny_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.units import find_units
 
 
@@ -37,13 +40,41 @@ def test_n_params_counts_what_goes_away_with_the_groups(family, attention, ffn):
     assert [unit.group_params for unit in units[:2]] == [attention // 4, ffn // 24]
 
 
-def test_group_params_are_what_removing_one_group_removes(family):
+@pytest.mark.parametrize("heads", get_args(HeadGroups))
+def test_group_params_are_what_removing_one_group_removes(family, heads):
     model = tiny_model(family)
-    for layout in find_units(model):
-        per_group = sum(module.weight[: layout.width].numel() for module in layout.inputs)
-        per_group += sum(module.bias[: layout.width].numel() for module in layout.inputs if module.bias is not None)
-        per_group += layout.output.weight[:, : layout.width].numel()
+    for layout in find_units(model, heads=heads):
+        per_group = layout.output.weight[:, : layout.width].numel()
+        for module, width in zip(layout.inputs, layout.row_widths, strict=True):
+            rows = layout.members(1) * width
+            per_group += module.weight[:rows].numel() + (0 if module.bias is None else module.bias[:rows].numel())
         assert layout.unit.group_params == per_group
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "groups", "params"),
+    [
+        # Four query heads on two key/value heads: all three projections with biases go, k and v are half as large.
+        ("llama-gqa", "balanced", 2, 32 * 32 + 32 + 32 * 32),
+        ("llama-gqa", "groups", 2, (32 + 16 + 16) * 32 + 32 + 16 + 16 + 32 * 32),
+        ("mistral", "balanced", 2, 2 * 64 * 32),
+        ("mistral", "groups", 2, (64 + 32 + 32) * 32 + 64 * 32),
+        # One key/value head.
+        ("qwen2", "balanced", 4, 32 * 32 + 32 + 32 * 32),
+        ("qwen2", "groups", 1, (32 + 8 + 8) * 32 + 32 + 8 + 8 + 32 * 32),
+        # As many as query heads.
+        ("llama", "balanced", 4, 4 * 32 * 32),
+        ("llama", "groups", 4, 4 * 32 * 32),
+    ],
+)
+def test_what_goes_at_once_of_an_attention(family, heads, groups, params):
+    unit = find_units(tiny_model(family), heads=heads)[0].unit
+    assert (unit.n_groups, unit.n_params) == (groups, params)
+
+
+def test_unknown_ways_for_heads_to_go_are_refused():
+    with pytest.raises(ValueError, match="unknown heads 'pairs'; allowed are single, balanced, groups"):
+        find_units(tiny_model("llama"), heads="pairs")
 
 
 def small(model_type, **settings):

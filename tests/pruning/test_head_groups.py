@@ -1,0 +1,156 @@
+"""Query heads that share keys, removed one of every key/value head at a time, or a key/value head with all of its."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from plain import plain
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.criteria import CRITERIA, Evidence
+from ffprune_env.pruning.flap_bias import FlapBias
+from ffprune_env.pruning.gradients import collect_gradients
+from ffprune_env.pruning.head_groups import best_first
+from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics
+from ffprune_env.pruning.sequential import SequentialCalibration
+from ffprune_env.pruning.stored_order import order_as_json, order_from_json
+from ffprune_env.pruning.units import find_units, member_columns
+
+WAYS = ("balanced", "groups")
+# Nine query heads on three key/value heads, as the default model has them.
+NINE = {"hidden_size": 36, "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 4, "num_hidden_layers": 2}
+
+
+def nine_heads():
+    torch.manual_seed(0)
+    config = AutoConfig.for_model("llama", vocab_size=256, intermediate_size=64, max_position_embeddings=128, **NINE)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float64).eval()
+
+
+def ranked(heads, seed=1, model=None):
+    prunable = PrunableModel(model or nine_heads(), heads=heads)
+    rng = np.random.default_rng(seed)
+    prunable.rank([rng.random(layout.n_members) for layout in prunable.layouts])
+    return prunable
+
+
+def test_the_next_group_is_the_next_best_query_head_of_every_key_head():
+    scores = np.array([5.0, 9.0, 1.0, 2.0, 8.0, 4.0, 7.0, 7.0, 6.0])
+    shared = torch.arange(9) // 3
+    assert best_first(scores, shared).tolist() == [1, 4, 6, 0, 5, 7, 2, 3, 8]
+    assert best_first(scores).tolist() == [1, 4, 6, 7, 8, 0, 5, 3, 2]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3])
+def test_balanced_heads_share_keys_evenly(kept):
+    prunable = ranked("balanced")
+    assert [unit.n_groups for unit in prunable.units] == [3, 64] * 2
+    members = prunable.kept_groups([kept, 64] * 2)[0]
+    assert np.bincount(members // 3).tolist() == [kept] * 3
+
+
+@pytest.mark.parametrize("heads", WAYS)
+def test_generation_with_the_cache_is_that_of_a_masked_copy(heads, windows):
+    model = nine_heads()
+    reference = copy.deepcopy(model)
+    prunable, kept = ranked(heads, model=model), [2, 40, 1, 30]
+    for layout, members in zip(find_units(reference, heads=heads), prunable.kept_groups(kept), strict=True):
+        gone = torch.from_numpy(np.setdiff1d(np.arange(layout.n_members), members))
+        layout.output.weight.data[:, member_columns(layout, gone)] = 0
+    settings = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+    expected = reference.generate(windows, **settings)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with prunable.pruned(kept) as pruned:
+        assert torch.equal(pruned.generate(windows, **settings), expected)
+        cache = pruned(windows, use_cache=True).past_key_values
+    assert [layer.keys.shape[1] for layer in cache.layers] == ([2, 1] if heads == "groups" else [3, 3])
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("heads", WAYS)
+@pytest.mark.parametrize("name", CRITERIA)
+def test_every_criterion_scores_what_goes_at_once(name, heads, windows):
+    """Of a key/value head by itself the score of all of its columns; else of query heads, ranked among their own."""
+    prunable = PrunableModel(nine_heads(), heads=heads)
+    stats, gradients = collect_statistics(prunable, windows), collect_gradients(prunable, windows)
+    scores = CRITERIA[name].score(prunable, Evidence(stats, gradients, lambda: stats.grams, 0.01))
+    assert [len(x) for x in scores] == [3 if heads == "groups" else 9, 64] * 2
+    if heads == "balanced" or name == "wanda":
+        single = CRITERIA[name].score(
+            PrunableModel(nine_heads()), Evidence(stats, gradients, lambda: stats.grams, 0.01)
+        )
+        expected = single[0] if heads == "balanced" else single[0].reshape(3, 3).sum(1)
+        np.testing.assert_allclose(scores[0], expected)
+
+
+@pytest.mark.parametrize("heads", WAYS)
+def test_calibrations_fit_them(heads, windows):
+    """With every group kept all of them are the dense model; with fewer they serve the text that they were made on."""
+    prunable = PrunableModel(nine_heads(), heads=heads)
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(CRITERIA["wanda"].score(prunable, Evidence(stats, None, None, 0.01)))
+    ridge, whole = RidgeCalibration(prunable, stats), [unit.n_groups for unit in prunable.units]
+    kept = [2, 40, 1, 30]
+    with torch.no_grad():
+        dense = prunable.model(windows).logits
+
+        def off(counts, calibration):
+            with prunable.pruned(counts, calibration) as model:
+                return float((model(windows).logits - dense).square().mean())
+
+        cut, made = off(kept, None), [ridge, SequentialCalibration(ridge, kept, windows), FlapBias(prunable, stats)]
+        assert all(off(kept, calibration) < cut for calibration in made[:2])
+        assert np.isfinite(off(kept, made[2]))
+        assert max(off(whole, calibration) for calibration in (ridge, made[2])) < 1e-20
+
+
+def test_an_order_of_single_heads_is_none_of_balanced_ones():
+    prunable = PrunableModel(nine_heads(), heads="balanced")
+    order = [members.numpy() for members in prunable.order]
+    with pytest.raises(ValueError, match=r"self_attn: its order is not one of balanced heads"):
+        prunable.rank_as([np.arange(9), *order[1:]])
+    taken = ranked("balanced", 2)
+    prunable.rank_as([members.numpy() for members in taken.order])
+    assert all(torch.equal(one, other) for one, other in zip(prunable.order, taken.order, strict=True))
+
+
+@pytest.mark.parametrize("heads", WAYS)
+def test_a_written_order_is_of_what_goes_at_once(heads, tmp_path):
+    prunable = ranked(heads)
+    written = order_as_json(prunable)
+    read = order_from_json(written, nine_heads(), tmp_path, "search again", heads)
+    assert all(np.array_equal(one, other.numpy()) for one, other in zip(read, prunable.order, strict=True))
+    if heads == "groups":
+        with pytest.raises(ValueError, match="it must hold each of 0 to 8 once: search again"):
+            order_from_json(written, nine_heads(), tmp_path, "search again")
+
+
+@pytest.mark.parametrize("heads", WAYS)
+def test_heads_that_went_one_by_one_go_on_so(heads):
+    model = nine_heads()
+    attention = model.model.layers[1].self_attn
+    attention.q_proj, attention.o_proj = torch.nn.Linear(36, 20, False), torch.nn.Linear(20, 36, False)
+    attention.register_buffer("kv_index", torch.tensor([0, 0, 0, 1, 2]))
+    with pytest.raises(ValueError, match=rf"layers\.1\.self_attn has lost .* by heads='{heads}': give 'single'"):
+        find_units(model, heads=heads)
+    assert find_units(model)[2].unit.n_groups == 5
+
+
+def test_heads_left_evenly_shared_go_on_in_balance():
+    model = nine_heads()
+    attention = model.model.layers[1].self_attn
+    attention.q_proj, attention.o_proj = torch.nn.Linear(36, 24, False), torch.nn.Linear(24, 36, False)
+    attention.register_buffer("kv_index", torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert find_units(model, heads="balanced")[2].unit.n_groups == 2
+
+
+def test_the_setting_is_checked_before_a_model_is_loaded():
+    with pytest.raises(ValueError, match="unknown heads 'three'; allowed are single, balanced, groups"):
+        plain(heads="three").require_allowed()
+    assert EvaluatorSettings().heads == "single"
