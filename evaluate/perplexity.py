@@ -27,7 +27,7 @@ from ffprune_env.lm.batches import fitting_size
 from ffprune_env.lm.intervals import neighbours_note, perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.lm.ranges import require_in_range
-from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, PREFIX, PRUNED_KEYS
+from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, PREFIX, PRUNED_KEYS
 from ffprune_env.pruning.units import find_units
 from ffprune_env.texts.windows import NAMED_TEXTS, load_windows
 
@@ -152,8 +152,11 @@ def removed(model: PreTrainedModel) -> tuple[float, float]:
         dense = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(config.model_type.removeprefix(PREFIX), **settings)
         )
-    kept = {"attention": getattr(config, HEADS_KEY), "ffn": getattr(config, CHANNELS_KEY)}
-    units = [layout.unit for layout in find_units(dense)]
+    heads, kv_heads = getattr(config, HEADS_KEY), getattr(config, KV_HEADS_KEY, None)
+    # Where a layer lost key/value heads they went with all that read them, and count.
+    by_key = kv_heads is not None and set(kv_heads) != {getattr(config, "num_key_value_heads", None)}
+    kept = {"attention": kv_heads if by_key else heads, "ffn": getattr(config, CHANNELS_KEY)}
+    units = [layout.unit for layout in find_units(dense, heads="groups" if by_key else "single")]
     gone = sum(unit.group_params * (unit.n_groups - kept[unit.kind][unit.layer]) for unit in units)
     return gone / sum(unit.n_params for unit in units), gone / sum(x.numel() for x in dense.parameters())
 

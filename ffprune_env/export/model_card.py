@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ffprune_env.pruning.units import UnitLayout
 
 _BAR = 20  # characters for a whole unit
+# What goes at once where query heads share keys and values, and do not go one by one.
+_AT_ONCE = {"balanced": "a query head of every key/value head", "groups": "a key/value head with its query heads"}
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibr
     }
     if facts.calibration_asked not in (None, calibration_kind(calibration)):
         rows["calibration"] += f"; {facts.calibration_asked} was asked for and could not be made"
+    if any(x.unit.kind == "attention" and x.width > x.head_dim for x in prunable.layouts):
+        rows["removed at once of an attention"] = _AT_ONCE[prunable.heads]
     if facts.calibrated_on is not None:
         rows[f"ranked{'' if calibration is None else ' and calibrated'} on"] = facts.calibrated_on
     if facts.dense_ppl is not None:
@@ -133,7 +137,7 @@ after `import ffprune_env; ffprune_env.register_auto_classes()`.
 ## What every layer keeps
 
 ```text
-{_bars(prunable.layouts, counts)}
+{_bars(prunable.layouts, counts, "key/value" if prunable.heads == "groups" else "attention")}
 ```
 """
 
@@ -147,9 +151,9 @@ def _describe(calibration: Calibration) -> str:
     return type(calibration).__name__
 
 
-def _bars(layouts: Sequence[UnitLayout], counts: npt.NDArray[np.int64]) -> str:
+def _bars(layouts: Sequence[UnitLayout], counts: npt.NDArray[np.int64], which: str) -> str:
     """One line per layer, with a bar for the attention and one for the FFN."""
-    lines = [f"layer  {'attention heads':<{_BAR + 12}}FFN channels"]
+    lines = [f"layer  {f'{which} heads':<{_BAR + 12}}FFN channels"]
     for layer in range(len(layouts) // 2):
         cells = []
         for i in (2 * layer, 2 * layer + 1):

@@ -45,6 +45,8 @@ def llama_like(layers: int = 6) -> tuple[PruneUnit, ...]:
     return make_units([73728, 1728] * layers, [9, 1536] * layers)
 
 
+# Parameters and number of blocks of 32, 128 and 256 of 1536 channels.
+BLOCKS = ((55296, 48), (221184, 12), (442368, 6))
 finite = st.floats(-50, 50, allow_nan=False)
 
 
@@ -192,6 +194,30 @@ def test_uniform_gives_every_unit_one_rate(sparsity):
     assert set(heads) == {round(9 * (1 - sparsity))}
     assert channels.max() - channels.min() <= 1
     assert 0 <= allocation.sparsity - sparsity < 1728 / sum(unit.n_params for unit in units)
+
+
+# Of the default model: three balanced groups, three key/value heads with their k and v, or nine heads; FFNs in blocks
+# of 32, 128 and 256 channels, some of them larger than a group of heads.
+COARSE = [make_units([a, f] * 30, [n, c] * 30) for a, n in ((221184, 3), (294912, 3), (73728, 9)) for f, c in BLOCKS]
+
+
+@given(st.sampled_from(COARSE), st.floats(0.02, 0.75), st.integers(0, 2**32 - 1))
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_coarse_heads_and_large_blocks_meet_the_budget(mapping, units, sparsity, seed):
+    scores = np.random.default_rng(seed).normal(size=len(units))
+    sizes, n = (np.array([getattr(unit, name) for unit in units]) for name in ("group_params", "n_groups"))
+    low, high = group_bounds(units, 0.2, 1.0)
+    smallest = sizes.min() / (sizes @ n)
+    allocation = allocate(scores, min(sparsity, reachable_sparsities(units, 0.2, 1.0)[1]), units, mapping=mapping)
+    assert (low >= 1).all()
+    assert ((low <= allocation.kept) & (allocation.kept <= high)).all()
+    assert 0 <= allocation.sparsity - min(sparsity, reachable_sparsities(units, 0.2, 1.0)[1]) < smallest
+    even = uniform(sparsity, units)
+    assert even.sparsity - sparsity >= 0
+    # What is to spare would buy no group of an FFN, nor of heads where not all of them stay.
+    spare = (even.sparsity - sparsity) * (sizes @ n)
+    assert spare < sizes[1] + 1
+    assert spare < sizes[0] + 1 or (even.kept[::2] == n[::2]).all()
 
 
 def test_ffn_only_leaves_attention_whole():

@@ -15,7 +15,7 @@ from tiny_runs import run_main, settings
 import ffprune_env as ff
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.methods.flap import flap
-from ffprune_env.modeling.modeling_ffprune import CHANNELS_KEY
+from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_INDEX_KEY
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.criteria import CRITERIA, Evidence
 from ffprune_env.pruning.damage import damage_curves
@@ -147,12 +147,19 @@ def wide_folder(tmp_path_factory):
 
 
 def test_a_run_removes_them_so(tmp_path, wide_folder, text_file, ppo_script):
-    assert run_main(ppo_script, settings(wide_folder, text_file, tmp_path / "run", **{"channels-per-group": 2})) == 0
+    """And query heads in balance, which the policy, the baselines and what is written go by."""
+    asked = {"channels-per-group": 2, "heads": "balanced"}
+    assert run_main(ppo_script, settings(wide_folder, text_file, tmp_path / "run", **asked)) == 0
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text(encoding="utf-8"))
     best = json.loads((tmp_path / "run" / "best.json").read_text(encoding="utf-8"))
     channels = config[CHANNELS_KEY]
     assert channels == [2 * k for k in best["chosen"]["kept"][1::2]]
     assert any(k < CHANNELS for k in channels)
+    assert config[HEADS_KEY] == [2 * k for k in best["chosen"]["kept"][::2]]
+    assert config[KV_INDEX_KEY] == [None] * 3
+    assert best["uniform"]["sparsity"] >= best["target_sparsity"]
+    # Gone on with, it goes by the order that it ranked.
+    assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
 
 
 def test_a_policy_serves_groups_of_other_sizes(tmp_path, wide_folder, tiny_folder, text_file, ppo_script, capsys):

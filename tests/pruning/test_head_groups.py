@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
+from conftest import byte_tokenizer, load_script
 from plain import plain
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.export.folder import save_pruned
+from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.modeling.config_names import HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.criteria import CRITERIA, Evidence
 from ffprune_env.pruning.flap_bias import FlapBias
@@ -148,6 +154,31 @@ def test_heads_left_evenly_shared_go_on_in_balance():
     attention.q_proj, attention.o_proj = torch.nn.Linear(36, 24, False), torch.nn.Linear(24, 36, False)
     attention.register_buffer("kv_index", torch.tensor([0, 0, 1, 1, 2, 2]))
     assert find_units(model, heads="balanced")[2].unit.n_groups == 2
+
+
+@pytest.mark.parametrize("heads", WAYS)
+def test_what_is_written_needs_no_index(heads, tmp_path, windows):
+    """Sizes of layers are all that is left of how heads went: stock attention runs what is read back."""
+    prunable, kept = ranked(heads), [2, 40, 1, 64]
+    save_pruned(prunable, kept, tmp_path / "model", tokenizer=byte_tokenizer())
+    config = json.loads((tmp_path / "model" / "config.json").read_text(encoding="utf-8"))
+    assert config[KV_INDEX_KEY] == [None, None]
+    assert (config[HEADS_KEY], config[KV_HEADS_KEY]) == ([6, 3], [2, 1] if heads == "groups" else [3, 3])
+    assert not [name for name in load_file(tmp_path / "model" / "model.safetensors") if "kv_index" in name]
+    at_once = {"balanced": "a query head of every key/value head", "groups": "a key/value head with its query heads"}
+    assert f"of an attention | {at_once[heads]} |" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+    read = load_pruned(tmp_path / "model")
+    assert not read.config._attn_implementation.startswith("ffprune")
+    assert sum(parameter.numel() for parameter in read.parameters()) == prunable.params(kept)
+    with torch.no_grad():
+        with prunable.pruned(kept) as pruned:
+            expected = pruned(windows).logits
+        torch.testing.assert_close(read(windows).logits, expected, rtol=0, atol=1e-9)
+        removed = load_script("evaluate/perplexity.py").removed
+        assert removed(read) == pytest.approx((prunable.sparsity(kept), prunable.total_sparsity(kept)), abs=1e-12)
+        again = ranked(heads, 2, read)  # and prunes it once more
+        assert [unit.n_groups for unit in again.units] == kept
+        torch.testing.assert_close(read(windows).logits, expected, rtol=0, atol=1e-9)
 
 
 def test_the_setting_is_checked_before_a_model_is_loaded():

@@ -217,11 +217,12 @@ def test_a_comparison_has_one_text_to_calibrate_on(compare, other_text):
 
 def test_what_was_made_before_there_was_such_a_setting_means_what_was_done_then(whole, tmp_path):
     config = yaml.safe_load((whole / "config.yaml").read_text())
-    for name in ("calibration_text", "ridge_scale"):
+    for name in ("calibration_text", "ridge_scale", "heads"):
         del config[name]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     found = evaluator_settings(read_config(tmp_path / "config.yaml"), tmp_path)
-    assert (found.calibration_text, found.ridge_scale) == (None, "relative")
-    require_same({}, identity_of_settings({"ridge_scale": "relative"}), "it was begun", "search again")
+    assert (found.calibration_text, found.ridge_scale, found.heads) == (None, "relative", "single")
+    then = identity_of_settings({"ridge_scale": "relative", "heads": "single"})
+    require_same({}, then, "it was begun", "search again")
     with pytest.raises(ChangedError):
         require_same({}, identity_of_settings({"ridge_scale": "absolute"}), "it was begun", "search again")
