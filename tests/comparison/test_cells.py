@@ -35,6 +35,9 @@ def test_a_folder_is_for_one_setting(tmp_path):
         ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.1})
     with pytest.raises(ValueError, match="was made with channels_per_group None, not 32"):
         ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01, "channels_per_group": 32})
+    ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01, "heads": "single"})  # there was no other way before
+    with pytest.raises(ValueError, match="was made with heads 'single', not 'balanced'"):
+        ComparisonFolder(tmp_path, {"model": "m", "ridge": 0.01, "heads": "balanced"})
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"method": "ppo"}'])
