@@ -115,9 +115,15 @@ class Filling:
         """Whether the final model of a cell is still to be asked; of every method one seed is."""
         return self.questions is not None and key.seed in (None, 0) and (cell is None or cell.zero_shot is None)
 
+    def wanted(self, folder: ComparisonFolder) -> list[Key]:
+        """The cells that the folder is to hold, without `ffn-only` where no attention can be cut: it is `uniform`."""
+        dense, methods = folder.dense, {key.method for key in self.keys}
+        cut = dense is None or any(unit["kind"] == "attention" for unit in dense["units"])
+        return [key for key in self.keys if cut or key.method != "ffn-only" or "uniform" not in methods]
+
     def lacks(self, folder: ComparisonFolder) -> list[Key]:
         """The cells that the folder does not hold yet, or whose questions were not asked."""
-        found = [(key, read_cell(folder, key, self.targets)) for key in self.keys]
+        found = [(key, read_cell(folder, key, self.targets)) for key in self.wanted(folder)]
         return [key for key, cell in found if cell is None or self.unasked(key, cell)]
 
 
@@ -163,8 +169,10 @@ def measure_missing(
     filling: Filling, folder: ComparisonFolder, subject: Subject, complain: Callable[[str], object]
 ) -> int:
     """Measures cell after cell what the folder lacks; returns how many methods could not do what they were asked."""
-    failures = 0
-    for key in filling.keys:
+    failures, wanted = 0, filling.wanted(folder)
+    if len(wanted) < len(filling.keys):
+        logger.info("no attention can be cut: ffn-only is uniform, and not measured again")
+    for key in wanted:
         cell = read_cell(folder, key, filling.targets)
         unasked = filling.unasked(key, cell)
         if cell is not None and not unasked:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ffprune_env.budget.units import units_by_layer
 from ffprune_env.modeling.config_names import PREFIX
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.calibration_kind import CalibrationKind, calibration_kind
@@ -150,9 +151,9 @@ def _describe(calibration: Calibration) -> str:
 def _bars(layouts: Sequence[UnitLayout], counts: npt.NDArray[np.int64]) -> str:
     """One line per layer, with a bar for the attention and one for the FFN."""
     lines = [f"layer  {'attention heads':<{_BAR + 12}}FFN channels"]
-    for layer in range(len(layouts) // 2):
-        cells = []
-        for i in (2 * layer, 2 * layer + 1):
+    for layer, indices in enumerate(units_by_layer([layout.unit for layout in layouts])):
+        cells = [f"{'whole':<{_BAR + 12}}"] * (2 - len(indices))  # an attention that is no unit
+        for i in indices:
             kept, of = layouts[i].members(int(counts[i])), layouts[i].n_members
             cells.append(f"{'█' * max(1, round(_BAR * kept / of)):<{_BAR}} {f'{kept}/{of}':<11}")
         lines.append(f"{layer:5}  {''.join(cells)}".rstrip())

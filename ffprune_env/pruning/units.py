@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -68,33 +69,73 @@ class UnitLayout:
         return running_device(self.output)
 
 
+class WholeAttentionError(ValueError):
+    """An attention cannot be cut exactly: it stays whole, and its parameters are not in w.
+
+    Attributes:
+        reasons: why, by decoder layer.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a decoder can be cut, and what stays whole.
+
+    Attributes:
+        layouts: the units in the order attention 0, ffn 0, attention 1, ffn 1, ..., without attention that stays whole.
+        whole: why the attention of a layer cannot be cut exactly, by decoder layer.
+    """
+
+    layouts: tuple[UnitLayout, ...]
+    whole: dict[int, str]
+
+
 def find_units(model: PreTrainedModel, channels_per_group: int = 1) -> tuple[UnitLayout, ...]:
-    """Lists the units of a decoder in the order attention 0, ffn 0, attention 1, ffn 1, ...
+    """The units of a decoder, as far as they show without running it; see :func:`find_parts`."""
+    return find_parts(model, channels_per_group).layouts
+
+
+def find_parts(model: PreTrainedModel, channels_per_group: int = 1, whole: Mapping[int, str] | None = None) -> Parts:
+    """Tells what of a decoder can be cut from what cannot.
 
     Args:
-        model: a Hugging Face causal language model whose layers each hold one attention with q, k and v
-            projections and one FFN with gate, up and down (or fc1 and fc2) projections.
+        model: a Hugging Face causal language model whose layers each hold one FFN with gate, up and down (or fc1 and
+            fc2) projections and, if it is to be cut, one attention with q, k and v projections.
         channels_per_group: FFN channels that are removed at once: the largest divisor of this number and of the
             channels that leaves an FFN at least 32 groups, each smaller than a head. Where the number of columns is a
             multiple of 8, 16 or 32 some hardware multiplies matrices faster.
-
-    Returns:
-        Two layouts per decoder layer.
+        whole: layers whose attention is known to be nothing that can be cut, and why.
 
     Raises:
-        ValueError: the architecture cannot be pruned; the message says which module was missing. Or
-            ``channels_per_group`` is less than 1.
+        ValueError: an FFN cannot be cut; the message says which module was missing. Or ``channels_per_group`` is less
+            than 1.
     """
     if channels_per_group < 1:
         raise ValueError(f"channels_per_group must be at least 1, got {channels_per_group}; 32 is usual")
+    reasons = dict(whole or {})
     prefix, layers = find_layers(model)
+    shared = _shared_weights(model)
     layouts: list[UnitLayout] = []
     for index, layer in enumerate(layers):
         name = f"{prefix}.{index}"
-        attention, ffn = _attention_layout(model, layer, name, index), _ffn_layout(model, layer, name, index)
-        layouts += [attention, _in_blocks(ffn, channels_per_group, attention.unit.group_params)]
-    _refuse_shared_weights(model, layouts)
-    return tuple(layouts)
+        head_params = None
+        if index not in reasons:
+            try:
+                attention = _attention_layout(model, layer, name, index)
+                _refuse_shared_weights(model, attention, shared)
+            except _UnsupportedError as error:
+                reasons[index] = error.reason
+            else:
+                head_params = attention.unit.group_params
+                layouts.append(attention)
+        ffn = _ffn_layout(model, layer, name, index)
+        _refuse_shared_weights(model, ffn, shared)
+        layouts.append(_in_blocks(ffn, channels_per_group, head_params))
+    return Parts(tuple(layouts), dict(sorted(reasons.items())))
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -151,7 +192,7 @@ def _shared_before(config: Any) -> bool:
 
 
 def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: str, head_dim: int) -> None:
-    """Refuses an attention that keeps more about its heads than the four projections.
+    """Finds an attention that keeps more about its heads than the four projections.
 
     A norm over one head's features serves every head alike and may stay; sinks, norms over all heads and norms of
     single heads would have to be cut and reordered with them.
@@ -163,14 +204,26 @@ def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: 
         raise _unsupported(model, f"{where} has modules for single heads, which cannot be cut with them")
 
 
-def _refuse_shared_weights(model: PreTrainedModel, layouts: list[UnitLayout]) -> None:
-    """Refuses weights that two modules share: each unit has an order and a number of groups of its own."""
-    weights = {_place(p) for x in layouts for m in (*x.inputs, x.output) for p in m.parameters(recurse=False)}
+def _shared_weights(model: PreTrainedModel) -> dict[object, tuple[str, str]]:
+    """The weights that two modules share, by their place in memory, with two names of each."""
     first: dict[object, str] = {}
+    shared: dict[object, tuple[str, str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = first.setdefault(_place(parameter), name)
-        if other != name and _place(parameter) in weights:
-            raise _unsupported(model, f"{other} and {name} are one tensor, which cannot be cut for each by itself")
+        if other != name:
+            shared.setdefault(_place(parameter), (other, name))
+    return shared
+
+
+def _refuse_shared_weights(
+    model: PreTrainedModel, layout: UnitLayout, shared: Mapping[object, tuple[str, str]]
+) -> None:
+    """Refuses weights that two modules share: each unit has an order and a number of groups of its own."""
+    for module in (*layout.inputs, layout.output):
+        for parameter in module.parameters(recurse=False):
+            if _place(parameter) in shared:
+                names = " and ".join(shared[_place(parameter)])
+                raise _unsupported(model, f"{names} are one tensor, which cannot be cut for each by itself")
 
 
 def _place(tensor: torch.Tensor) -> object:
@@ -194,12 +247,14 @@ def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int)
     raise _unsupported(model, f"{name} has no FFN with {options}")
 
 
-def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int) -> UnitLayout:
+def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int | None) -> UnitLayout:
     """The FFN with so many channels per group, fewer where groups would be too few or as large as a head."""
     n, size = ffn.unit.n_groups, ffn.unit.group_params
-    # Heads are rounded first when a budget is met, and FFNs make up for it: that needs the smaller groups
-    # (docs/design.md, 4.1).
-    most = min(channels_per_group, n // _FEWEST_GROUPS, (head_params - 1) // size)
+    most = min(channels_per_group, n // _FEWEST_GROUPS)
+    if head_params is not None:
+        # Heads are rounded first when a budget is met, and FFNs make up for it: that needs the smaller groups
+        # (docs/design.md, 4.1).
+        most = min(most, (head_params - 1) // size)
     width = max((d for d in range(1, most + 1) if n % d == 0 and channels_per_group % d == 0), default=1)
     return replace(ffn, unit=replace(ffn.unit, n_groups=n // width), width=width)
 
@@ -236,8 +291,16 @@ def _cut_params(inputs: tuple[nn.Linear, ...], output: nn.Linear) -> int:
     return rows + output.weight.numel()
 
 
+class _UnsupportedError(ValueError):
+    """A part of a model cannot be cut."""
+
+    def __init__(self, model: nn.Module, reason: str) -> None:
+        super().__init__(f"{type(model).__name__} cannot be pruned: {reason}")
+        self.reason = reason
+
+
 def _unsupported(model: nn.Module, reason: str) -> ValueError:
-    return ValueError(f"{type(model).__name__} cannot be pruned: {reason}")
+    return _UnsupportedError(model, reason)
 
 
 def member_columns(layout: UnitLayout, members: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ from rich.table import Table
 from ffprune_env.budget.allocation import Allocation, whole
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import BASELINES
-from ffprune_env.budget.units import PruneUnit
+from ffprune_env.budget.units import PruneUnit, attention_can_be_cut
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.cost import Cost, counting
 from ffprune_env.lm.loss import perplexity_in_steps
@@ -166,9 +166,11 @@ def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, All
 
 
 def baselines(sparsity: float, units: tuple[PruneUnit, ...]) -> dict[str, Allocation]:
-    """`uniform` and `ffn-only`, as far as they reach the sparsity."""
+    """`uniform` and `ffn-only`, as far as they reach the sparsity; one of them where they are the same."""
     policies = {}
     for name, baseline in BASELINES.items():
+        if name == "ffn-only" and not attention_can_be_cut(units):
+            continue  # `uniform`
         try:
             policies[name] = baseline(sparsity, units)
         except ValueError as error:
