@@ -15,6 +15,7 @@ from ffprune_env.modeling.config_names import PREFIX
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.calibration_kind import CalibrationKind, calibration_kind
 from ffprune_env.pruning.sequential import SequentialCalibration
+from ffprune_env.texts.bos import BosProtocol, stated
 
 if TYPE_CHECKING:
     import torch
@@ -49,7 +50,13 @@ class CardFacts:
 
     @classmethod
     def of(
-        cls, model: str, test_text: str, test_windows: torch.Tensor, calibration_text: str, calibration: torch.Tensor
+        cls,
+        model: str,
+        test_text: str,
+        test_windows: torch.Tensor,
+        calibration_text: str,
+        calibration: torch.Tensor,
+        bos: BosProtocol,
     ) -> CardFacts:
         """What is known before anything is measured; of local folders and files no more than their names.
 
@@ -59,11 +66,16 @@ class CardFacts:
             test_windows: int64 [n, seq_len].
             calibration_text: what ranking and calibration saw: a name or a file.
             calibration: int64 [n, seq_len], its windows.
+            bos: whether all of these windows begin with the BOS token.
         """
         return cls(
             base_model=Path(model).name if Path(model).exists() else model,
-            protocol="{} test text, {} windows of {} tokens".format(Path(test_text).name, *test_windows.shape),
-            calibrated_on="{}, {} windows of {} tokens".format(Path(calibration_text).name, *calibration.shape),
+            protocol="{} test text, {} windows of {} tokens{}".format(
+                Path(test_text).name, *test_windows.shape, stated(bos)
+            ),
+            calibrated_on="{}, {} windows of {} tokens{}".format(
+                Path(calibration_text).name, *calibration.shape, stated(bos)
+            ),
         )
 
 

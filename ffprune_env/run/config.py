@@ -34,7 +34,11 @@ _RENAMED = {
     "ramp_samples": "ramp_windows",
 }
 # Settings that came later: the one that every config of a run has beside them, and what was done before.
-_ADDED = (("ridge_scale", "ridge", "relative"), ("calibration_text", "calibration_windows", None))
+_ADDED = (
+    ("ridge_scale", "ridge", "relative"),
+    ("calibration_text", "calibration_windows", None),
+    ("bos", "seq_len", "never"),
+)
 _CRITERIA = {"fisher": "taylor", "wanda+fisher": "wanda+taylor"}
 
 

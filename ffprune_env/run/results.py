@@ -19,6 +19,7 @@ from ffprune_env.lm.cost import Cost, counting
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind, calibration_kind
+from ffprune_env.texts.bos import BosProtocol, stated
 
 logger = logging.getLogger(__name__)
 
@@ -201,17 +202,19 @@ def best_policy(evaluator: LMEvaluator, results: Measured, scores: FloatArray, c
     return content
 
 
-def results_table(results: Measured, texts: Mapping[str, torch.Tensor]) -> Table:
+def results_table(results: Measured, texts: Mapping[str, torch.Tensor], bos: BosProtocol = "never") -> Table:
     """The table a person reads at the end of a run.
 
     Args:
         results: what was measured.
         texts: int64 [n, seq_len] by purpose, what it was measured on: ``search``, ``finalists`` and ``test``.
+        bos: whether all of these windows begin with the BOS token.
     """
     n = {purpose: len(texts.get(purpose, ())) for purpose in ("search", "finalists", "test")}
     table = Table(
         title=f"Perplexity (test text: {n['test']} windows of {texts['test'].shape[1]} tokens; search text: "
-        f"{n['search']} of the search and {n['finalists']} of its finalists, of {texts['search'].shape[1]} tokens)"
+        f"{n['search']} of the search and {n['finalists']} of its finalists, of {texts['search'].shape[1]} tokens"
+        f"{stated(bos)})"
     )
     table.add_column("policy")
     for column in (
