@@ -146,11 +146,12 @@ def usual(stock: nn.Module, masked: nn.Module, evaluator: LMEvaluator, kept: Int
         removed = torch.ones(layout.output.in_features, dtype=torch.bool)
         removed[columns] = False
         removed = removed.to(layout.output.weight.device)
-        for linear in layout.inputs:
+        for linear in layout.inputs if layout.fused is None else (layout.fused.linear,):
             copied = linear_of(masked, names[id(linear)])
-            copied.weight[removed] = 0
+            rows = removed.repeat(copied.out_features // len(removed))
+            copied.weight[rows] = 0
             if copied.bias is not None:
-                copied.bias[removed] = 0
+                copied.bias[rows] = 0
         linear_of(masked, names[id(layout.output)]).weight[:, removed] = 0
     masked_perplexity(masked, evaluator.windows, batch_size)
 

@@ -338,9 +338,11 @@ class _Dense:
     """What one unit's modules were before they were cut."""
 
     def __init__(self, layout: UnitLayout) -> None:
+        if layout.fused is not None:
+            layout.fused.look_again()
         modules = (*layout.inputs, layout.output)
         self._linears = [(m, m.weight.data, m.bias, None if m.bias is None else m.bias.data) for m in modules]
-        self._owner = layout.owner
+        self._owner, self._fused = layout.owner, layout.fused
         self._num_heads: int | None = getattr(layout.owner, "num_heads", None)
 
     def restore(self) -> None:
@@ -354,6 +356,8 @@ class _Dense:
             if bias is not None:
                 module.bias.data = bias
             module.out_features, module.in_features = weight.shape
+        if self._fused is not None:
+            self._fused.join()
         if self._num_heads is not None:
             self._owner.num_heads = self._num_heads  # type: ignore[assignment]
 
@@ -371,6 +375,8 @@ def _shrink(layout: UnitLayout, k: int, weight: torch.Tensor, bias: torch.Tensor
     width = k * layout.width
     for module in layout.inputs:
         _keep_rows(module, width)
+    if layout.fused is not None:
+        layout.fused.split()
     hook = streamed(layout.output)
     if hook is None:
         layout.output.weight.data = weight
@@ -403,6 +409,8 @@ def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
 def _permute(layout: UnitLayout, members: torch.Tensor) -> None:
     """Moves the head or channel now at place ``members[i]`` to place i, in every matrix of the unit, in place."""
     columns = member_columns(layout, members)
+    if layout.fused is not None:
+        layout.fused.look_again()
     for module in (*layout.inputs, layout.output):
         hook, axis = streamed(module), int(module is layout.output)
         if hook is not None:

@@ -14,6 +14,7 @@ from ffprune_env.lm.devices import running_device
 from ffprune_env.lm.head import decoder_of
 from ffprune_env.modeling.config_names import KV_HEADS_KEY
 from ffprune_env.modeling.layer_sizes import query_heads_per_key_head
+from ffprune_env.pruning.fused import Fused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 # A unit is recognised by the projections that one module owns, not by the name of its class.
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
+# Of these the rows are several projections, one behind the other.
+_FUSED_ATTENTION, _FUSED_FFN = "qkv_proj", "gate_up_proj"
 _FFN_SHAPES = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
 # With fewer groups the rates of an FFN would be too coarse for a search.
 _FEWEST_GROUPS = 32
@@ -38,12 +41,14 @@ class UnitLayout:
     Attributes:
         unit: what is public about it.
         owner: the attention or FFN module.
-        inputs: projections whose rows are cut (q, k, v; under GQA q alone; gate and up; fc1).
+        inputs: projections whose rows are cut (q, k, v; under GQA q alone; gate and up; fc1). Those that the model has
+            in one matrix are views of its halves, and no modules of the model but while it is pruned.
         output: the projection whose columns are cut (o_proj, out_proj, down_proj, fc2).
         width: rows per group: the head dimension, or the channels that an FFN loses at once.
         member_width: rows per member: the head dimension, or 1 for an FFN channel.
         key_heads: int64 [query heads], the key/value head that each reads, in original order and on the unit's device;
             None unless the attention is grouped.
+        fused: the matrix that holds both inputs; None if each is a module of its own.
     """
 
     unit: PruneUnit
@@ -53,6 +58,7 @@ class UnitLayout:
     width: int
     member_width: int
     key_heads: torch.Tensor | None = None
+    fused: Fused | None = None
 
     @property
     def n_members(self) -> int:
@@ -147,7 +153,8 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     # A model may hold a vision tower or an encoder with layers of the same kind beside its decoder, or before it.
     inside = set(decoder_of(model).modules())
     lists = [(name, x) for name, x in model.named_modules() if isinstance(x, nn.ModuleList) and x in inside]
-    attending = [(x, y) for x, y in lists if len(y) and any(hasattr(z, _ATTENTION_INPUTS[0]) for z in y[0].modules())]
+    marks = (_ATTENTION_INPUTS[0], _FUSED_ATTENTION)
+    attending = [(x, y) for x, y in lists if len(y) and any(hasattr(z, mark) for z in y[0].modules() for mark in marks)]
     # Lists nested in a layer (experts, for one) come after the list of layers and are left to the layer's own checks.
     tops = [(name, x) for name, x in attending if not any(name.startswith(f"{other}.") for other, _ in attending)]
     if len(tops) == 1:
@@ -163,6 +170,9 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 
 
 def _attention_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+    for path, module in layer.named_modules():
+        if hasattr(module, _FUSED_ATTENTION):
+            raise _unsupported(model, f"{name}.{path}.{_FUSED_ATTENTION} holds queries, keys and values in one matrix")
     where, owner = _owner(model, layer, name, "attention", _ATTENTION_INPUTS, _ATTENTION_OUTPUTS)
     q, k, v = (_linear(model, owner, where, attribute) for attribute in _ATTENTION_INPUTS)
     output = _linear(model, owner, where, next(o for o in _ATTENTION_OUTPUTS if hasattr(owner, o)))
@@ -232,6 +242,8 @@ def _place(tensor: torch.Tensor) -> object:
 
 
 def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+    if any(type(getattr(module, _FUSED_FFN, None)) is nn.Linear for module in layer.modules()):
+        return _fused_ffn_layout(model, layer, name, index)
     for input_names, output_name in _FFN_SHAPES:
         if any(hasattr(module, output_name) for module in layer.modules()):
             where, owner = _owner(model, layer, name, "ffn", input_names, (output_name,))
@@ -245,6 +257,23 @@ def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int)
             return UnitLayout(unit, owner, inputs, output, width=1, member_width=1)
     options = " or ".join(" + ".join((*inputs, output)) for inputs, output in _FFN_SHAPES)
     raise _unsupported(model, f"{name} has no FFN with {options}")
+
+
+def _fused_ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+    """An FFN whose gate and up projections are one matrix."""
+    where, owner = _owner(model, layer, name, "ffn", (_FUSED_FFN,), ("down_proj",))
+    linear, output = (_linear(model, owner, where, attribute) for attribute in (_FUSED_FFN, "down_proj"))
+    if linear.out_features != 2 * output.in_features:
+        raise _unsupported(model, f"{where}: {_FUSED_FFN} does not hold as many gates and channels as down_proj takes")
+    if getattr(getattr(linear, "_hf_hook", None), "offload", False):
+        raise _unsupported(
+            model,
+            f"{where}.{_FUSED_FFN} holds two projections in one matrix, which is only cut in memory: load the model "
+            f"without --device-map, or give it more --max-memory",
+        )
+    fused = Fused.of(owner, _FUSED_FFN)
+    unit = PruneUnit(where, "ffn", index, output.in_features, _cut_params(fused.halves, output))
+    return UnitLayout(unit, owner, fused.halves, output, width=1, member_width=1, fused=fused)
 
 
 def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int | None) -> UnitLayout:
