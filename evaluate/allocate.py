@@ -158,7 +158,7 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
     if args.save_model:
         require_resident(model, "--save-model")
         require_writable(model)
-    test_windows = settings.load_test(model, tokenizer)
+    test_windows = settings.load_test(model, tokenizer, settings.bos)
     as_then = evaluator_settings(run.read_config(), run.path / "config.yaml")
     planned = load_planned_windows(model, tokenizer, settings.text, as_then).texts
     require_unseen(test_windows, *planned.values())
@@ -187,7 +187,9 @@ def report(
         "calibration_asked": settings.calibration, "allocated_by": str(job.run.path),
     }  # fmt: skip
     calibration_windows = evaluator.texts["calibration"]
-    facts = CardFacts.of(settings.model, settings.tested_on, test_windows, calibrated_on, calibration_windows)
+    facts = CardFacts.of(
+        settings.model, settings.tested_on, test_windows, calibrated_on, calibration_windows, evaluator.bos
+    )
     reports: list[AnswerReport] = []
     for sparsity, allocation in job.allocations.items():
         folder = RunFolder(job.folders[sparsity])

@@ -143,8 +143,12 @@ def usual(stock: nn.Module, masked: nn.Module, evaluator: LMEvaluator, kept: Int
     names = {id(module): name for name, module in prunable.model.named_modules()}
     for layout, members in zip(prunable.layouts, prunable.kept_groups(kept), strict=True):
         gone = torch.from_numpy(np.setdiff1d(np.arange(layout.n_members), members)).to(layout.device)
-        for linear, width in zip(layout.inputs, layout.row_widths, strict=True):
-            copied, rows = linear_of(masked, names[id(linear)]), spelled_out(gone, width)
+        inputs = layout.inputs if layout.fused is None else (layout.fused.linear,)
+        for linear, width in zip(inputs, layout.row_widths, strict=False):
+            copied = linear_of(masked, names[id(linear)])
+            removed = torch.zeros(layout.n_members * width, dtype=torch.bool, device=gone.device)
+            removed[spelled_out(gone, width)] = True
+            rows = removed.repeat(copied.out_features // len(removed))  # two projections may be one matrix
             copied.weight[rows] = 0
             if copied.bias is not None:
                 copied.bias[rows] = 0

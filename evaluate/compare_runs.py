@@ -45,6 +45,7 @@ from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, Cali
 from ffprune_env.run.config import evaluator_settings, read_config, targets_of, warn_of_trust
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.results import PolicyResult, measure_policy, reference_policies
+from ffprune_env.texts.bos import bos_protocol
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 from ffprune_env.texts.windows import NAMED_TEXTS
@@ -52,7 +53,8 @@ from ffprune_env.texts.windows import NAMED_TEXTS
 logger = logging.getLogger("ffprune")
 console = wide_console()
 # What may differ: rewards do not say which groups go and how the rest is re-fitted, nor what a search was not to see.
-_OWN = ("reward_model", "batch_size")
+# What `auto` of bos stands for is known when there is a model.
+_OWN = ("reward_model", "batch_size", "bos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,11 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]
     model, tokenizer = load_model(first["model"], dtype, first["device"], args.trust_remote_code)
     require_same_as_runs(args.runs, identity_of_model(model), first)  # before it is ranked
     warn_of_versions(args.runs)
-    test_windows = args.load_test_beside(first["text"], model, tokenizer)
+    begin = {path: bos_protocol(config["bos"], model, tokenizer) for path, config in configs.items()}
+    for path, bos in begin.items():
+        if bos != begin[args.runs[0]]:
+            raise ValueError(f"{path} has windows with bos {bos!r}, the first run has {begin[args.runs[0]]!r}")
+    test_windows = args.load_test_beside(first["text"], model, tokenizer, settings.bos)
     texts = load_planned_windows(model, tokenizer, first["text"], settings).texts
     require_same_as_runs(args.runs, identity_of_texts(texts), first)
     require_unseen(test_windows, *texts.values())  # before the model is ranked, which takes longer

@@ -76,7 +76,7 @@ def compare(args: Args) -> int:
     """Prints both perplexities on the same windows, and how far they are apart; returns 1 if that is too far."""
     model, tokenizer = load_model(str(args.pruned), dtype="float32", device="cpu")
     split: Split = "test" if args.text in NAMED_TEXTS else "all"
-    windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model)
+    windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model, bos=args.bos)
     ours = window_losses(model, windows).double().mean().exp().item()
     theirs = llama_cpp_perplexity(args.file, windows)
     console.print(

@@ -29,6 +29,7 @@ from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, PREFIX, PRUNED_KEYS
 from ffprune_env.pruning.units import find_units
+from ffprune_env.texts.bos import BosProtocol, bos_protocol, stated
 from ffprune_env.texts.windows import NAMED_TEXTS, load_windows
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ class Result:
         text: likewise.
         split: the part of the text.
         seq_len: tokens per window.
+        bos: whether every window begins with the BOS token.
         windows: how many.
         tokens: in all windows.
         dtype: of the model.
@@ -86,6 +88,7 @@ class Result:
     text: str
     split: str
     seq_len: int
+    bos: BosProtocol
     windows: int
     tokens: int
     dtype: str
@@ -118,7 +121,7 @@ def measure(args: Args) -> Result:
     args.require_allowed()
     split = args.split or ("test" if args.text in NAMED_TEXTS else "all")
     model, tokenizer = args.load_named(args.measured)
-    windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model)
+    windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model, bos=args.bos)
     sparsity, total_sparsity = removed(model)
     batches = torch.split(windows, args.batch_size or fitting_size(model, windows, None))
     losses = torch.cat([window_losses(model, x, args.batch_size) for x in track(batches, "windows", console=console)])
@@ -127,6 +130,7 @@ def measure(args: Args) -> Result:
         text=args.text,
         split=split,
         seq_len=windows.shape[1],
+        bos=bos_protocol(args.bos, model, tokenizer),
         windows=len(windows),
         tokens=windows.numel(),
         dtype=str(model.dtype).removeprefix("torch."),
@@ -164,7 +168,8 @@ def removed(model: PreTrainedModel) -> tuple[float, float]:
 def table(result: Result) -> Table:
     """One row."""
     where = (
-        f"{result.split} part of {result.text}, windows of {result.seq_len} tokens, {result.dtype} on {result.device}"
+        f"{result.split} part of {result.text}, windows of {result.seq_len} tokens{stated(result.bos)}, "
+        f"{result.dtype} on {result.device}"
     )
     report = Table(title=escape(where))
     if result.interval is not None:

@@ -60,7 +60,7 @@ def plan(args: Args) -> list[PlanRow]:
     args.require_windows()
     model, tokenizer = load_model(args.model, device="cpu", trust_remote_code=args.trust_remote_code)
     planned = load_planned_windows(model, tokenizer, args.text, args)
-    test = args.load_test(model, tokenizer)
+    test = args.load_test(model, tokenizer, args.bos)
     require_unseen(test, *planned.texts.values())
     return plan_rows(planned, test, test_source(args.text, args.test_text))
 

@@ -31,10 +31,11 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     ## Description
 
-    The decoder of a language model has N = 2 · layers prunable units: the attention and the FFN of every layer. One
-    episode is one step. The observation is the target sparsity σ, the fraction of the units' parameters to remove; the
-    action is one score per unit; the step maps the scores to whole heads and channels that meet the budget, prunes the
-    model, measures its perplexity on the first ``n_samples`` windows of search text, and makes it dense again.
+    The decoder of a language model has N = 2 · layers prunable units, the attention and the FFN of every layer; fewer
+    where an attention has to stay whole. One episode is one step. The observation is the target sparsity σ, the
+    fraction of the units' parameters to remove; the action is one score per unit; the step maps the scores to whole
+    heads and channels that meet the budget, prunes the model, measures its perplexity on the first ``n_samples``
+    windows of search text, and makes it dense again.
 
     ## Action space
 

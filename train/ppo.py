@@ -189,7 +189,9 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
         "ridge": args.ridge, "ridge_scale": args.ridge_scale, "calibration_asked": args.calibration,
     }  # fmt: skip
     calibration_windows = job.evaluator.texts["calibration"]
-    facts = CardFacts.of(args.model, args.tested_on, job.test_windows, calibrated_on, calibration_windows)
+    facts = CardFacts.of(
+        args.model, args.tested_on, job.test_windows, calibrated_on, calibration_windows, job.evaluator.bos
+    )
     reports: list[Report] = []
     spent = job.run.costs.parts
     with job.evaluator.sharing_dense_pass():

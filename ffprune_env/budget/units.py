@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,3 +31,20 @@ class PruneUnit:
     def group_params(self) -> int:
         """Parameters of one group; every group of a unit has the same number."""
         return self.n_params // self.n_groups
+
+
+def units_by_layer(units: Sequence[PruneUnit]) -> list[list[int]]:
+    """Indices of the units of every decoder layer: its attention, unless that stays whole, and its FFN.
+
+    Args:
+        units: the N units, in their order.
+    """
+    layers: dict[int, list[int]] = {}
+    for i, unit in enumerate(units):
+        layers.setdefault(unit.layer, []).append(i)
+    return list(layers.values())
+
+
+def attention_can_be_cut(units: Sequence[PruneUnit]) -> bool:
+    """Whether any attention is among the units: where all stay whole, `ffn-only` is `uniform`."""
+    return any(unit.kind == "attention" for unit in units)

@@ -25,6 +25,7 @@ from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.presets import Preset
 from ffprune_env.search.problem import StartName
+from ffprune_env.texts.bos import Bos
 from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
@@ -161,15 +162,20 @@ class TestedTextFlags:
         require_in_range("--test-windows", self.test_windows, 1)
         require_in_range("--test-seq-len", self.test_seq_len, 2)
 
-    def load_test_beside(self, text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    def load_test_beside(
+        self, text: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bos: Bos
+    ) -> torch.Tensor:
         """The windows of test text: int64 [n, seq_len]; see :func:`ffprune_env.load_windows`.
 
         Args:
             text: what is searched and calibrated on, whose test part it is by default.
             model: whose context windows must fit in.
             tokenizer: its tokenizer.
+            bos: whether windows begin with its BOS token.
         """
-        return load_test_windows(text, self.test_text, tokenizer, self.test_seq_len, self.test_windows, model=model)
+        return load_test_windows(
+            text, self.test_text, tokenizer, self.test_seq_len, self.test_windows, model=model, bos=bos
+        )
 
 
 @dataclass(frozen=True)
@@ -186,9 +192,9 @@ class TextFlags(TestedTextFlags, OneTextFlags):
         """Where test text comes from."""
         return self.test_text or self.text
 
-    def load_test(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
+    def load_test(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, bos: Bos) -> torch.Tensor:
         """The windows of test text: int64 [n, seq_len]; see :meth:`load_test_beside`."""
-        return self.load_test_beside(self.text, model, tokenizer)
+        return self.load_test_beside(self.text, model, tokenizer, bos)
 
     def load_texts(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, asked: WindowSettings
@@ -204,7 +210,7 @@ class TextFlags(TestedTextFlags, OneTextFlags):
             ValueError: a text is too short, or test text is also search or calibration text.
             OSError: a text cannot be read.
         """
-        test = self.load_test(model, tokenizer)
+        test = self.load_test(model, tokenizer, asked.bos)
         planned = load_planned_windows(model, tokenizer, self.text, asked)
         require_unseen(test, *planned.texts.values())
         return planned.texts, test

@@ -37,6 +37,7 @@ from ffprune_env.lm.identity import (
 from ffprune_env.pruning.stored_order import ORDER, order_as_json
 from ffprune_env.run.provenance import machine_facts, provenance
 from ffprune_env.search.problem import StartName
+from ffprune_env.texts.bos import bos_protocol
 from ffprune_env.texts.window_plan import counts, windows_made
 
 if TYPE_CHECKING:
@@ -46,10 +47,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-#: Flags that perplexities do not depend on: cells that differ in nothing else share a folder.
+#: Flags that perplexities do not depend on: cells that differ in nothing else share a folder. What `auto` of --bos is
+#: for the model is looked at when that is loaded.
 NOT_SHARED = (
     "out", "sparsity", "methods", "seeds", "factor_storage", "device", "device_map", "max_memory", "data_dir", "limit",
-    "trust_remote_code",
+    "trust_remote_code", "bos",
 )  # fmt: skip
 
 Model = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
@@ -115,9 +117,15 @@ class Filling:
         """Whether the final model of a cell is still to be asked; of every method one seed is."""
         return self.questions is not None and key.seed in (None, 0) and (cell is None or cell.zero_shot is None)
 
+    def wanted(self, folder: ComparisonFolder) -> list[Key]:
+        """The cells that the folder is to hold, without `ffn-only` where no attention can be cut: it is `uniform`."""
+        dense, methods = folder.dense, {key.method for key in self.keys}
+        cut = dense is None or any(unit["kind"] == "attention" for unit in dense["units"])
+        return [key for key in self.keys if cut or key.method != "ffn-only" or "uniform" not in methods]
+
     def lacks(self, folder: ComparisonFolder) -> list[Key]:
         """The cells that the folder does not hold yet, or whose questions were not asked."""
-        found = [(key, read_cell(folder, key, self.targets)) for key in self.keys]
+        found = [(key, read_cell(folder, key, self.targets)) for key in self.wanted(folder)]
         return [key for key, cell in found if cell is None or self.unasked(key, cell)]
 
 
@@ -163,8 +171,10 @@ def measure_missing(
     filling: Filling, folder: ComparisonFolder, subject: Subject, complain: Callable[[str], object]
 ) -> int:
     """Measures cell after cell what the folder lacks; returns how many methods could not do what they were asked."""
-    failures = 0
-    for key in filling.keys:
+    failures, wanted = 0, filling.wanted(folder)
+    if len(wanted) < len(filling.keys):
+        logger.info("no attention can be cut: ffn-only is uniform, and not measured again")
+    for key in wanted:
         cell = read_cell(folder, key, filling.targets)
         unasked = filling.unasked(key, cell)
         if cell is not None and not unasked:
@@ -205,6 +215,12 @@ def load(filling: Filling, folder: ComparisonFolder) -> Loaded:
     """Loads model and texts; ChangedError if the folder was filled with others."""
     model, tokenizer = filling.load_model()
     folder.require_same_identity(identity_of_model(model), filling.model)
+    bos, made = bos_protocol(filling.settings.bos, model, tokenizer), (folder.manifest or {}).get("made")
+    if made is not None and made.get("bos", "never") != bos:
+        there = made.get("bos", "never")
+        raise ChangedError(
+            f"{folder.path} was made with bos {there!r}, not {bos!r}: give another --out or --bos {there}"
+        )
     planned, test = filling.load_texts(model, tokenizer)
     texts = {**planned, "test": test}
     names = text_names(filling.text, filling.test_text, texts, filling.settings.calibration_text)
@@ -231,6 +247,7 @@ def prepare(filling: Filling, folder: ComparisonFolder, loaded: Loaded) -> Subje
         False,
         evaluator.statistics,
         texts=texts,
+        bos=evaluator.bos,
     )
     subject = Subject(
         evaluator,
@@ -248,7 +265,7 @@ def prepare(filling: Filling, folder: ComparisonFolder, loaded: Loaded) -> Subje
     facts = {**machine_facts(model), "windows": counts(loaded.texts)}
     before = folder.manifest
     if before is None:
-        made = windows_made(loaded.texts)
+        made = windows_made(loaded.texts, evaluator.bos)
         folder.write("manifest.json", {**provenance(), **facts, "made": made, "seconds_prepared": prepared})
     elif before["dtype"] != facts["dtype"]:
         raise ValueError(f"{folder.path} was measured in {before['dtype']}, not {facts['dtype']}: give --dtype")

@@ -20,6 +20,7 @@ from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.pruning.layer_calls import require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import find_units
+from ffprune_env.texts.bos import bos_protocol
 from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.window_plan import load_planned_windows
 
@@ -119,4 +120,5 @@ def build_evaluator(
             stats,
             settings.calibration == "sequential",
             texts,
+            bos_protocol(settings.bos, model, tokenizer),
         )

@@ -24,6 +24,7 @@ from ffprune_env.pruning.dense_pass import DensePass
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
+from ffprune_env.texts.bos import BosProtocol
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -51,6 +52,7 @@ class LMEvaluator:
         texts: further windows, int64 [n, seq_len], by purpose, as :mod:`ffprune_env.texts.window_plan` shares them
             out: on ``finalists`` a search ranks its last candidates. Those of ``pool``, then those of ``watch``, can be
             measured on by index.
+        bos: whether all of these windows begin with the BOS token, for who reports what was measured.
 
     Attributes:
         texts: these, and the windows that are measured on, as ``search``.
@@ -69,12 +71,14 @@ class LMEvaluator:
         statistics: Statistics | None = None,
         sequential: bool = False,
         texts: Mapping[str, torch.Tensor] | None = None,
+        bos: BosProtocol = "never",
     ) -> None:
         if (calibrated or sequential) and calibration is None:
             asked = "calibrated=True" if calibrated else "calibration in sequence"
             raise ValueError(f"{asked} needs a calibration: RidgeCalibration(prunable, stats)")
         self.prunable = prunable
         self.windows = windows
+        self.bos: BosProtocol = bos
         self.texts = {**(texts or {}), "search": windows}
         self.calibration = calibration
         self.calibrated = calibrated

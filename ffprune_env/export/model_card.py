@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ffprune_env.budget.units import units_by_layer
 from ffprune_env.modeling.config_names import PREFIX
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.calibration_kind import CalibrationKind, calibration_kind
 from ffprune_env.pruning.sequential import SequentialCalibration
+from ffprune_env.texts.bos import BosProtocol, stated
 
 if TYPE_CHECKING:
     import torch
@@ -50,7 +52,13 @@ class CardFacts:
 
     @classmethod
     def of(
-        cls, model: str, test_text: str, test_windows: torch.Tensor, calibration_text: str, calibration: torch.Tensor
+        cls,
+        model: str,
+        test_text: str,
+        test_windows: torch.Tensor,
+        calibration_text: str,
+        calibration: torch.Tensor,
+        bos: BosProtocol,
     ) -> CardFacts:
         """What is known before anything is measured; of local folders and files no more than their names.
 
@@ -60,11 +68,16 @@ class CardFacts:
             test_windows: int64 [n, seq_len].
             calibration_text: what ranking and calibration saw: a name or a file.
             calibration: int64 [n, seq_len], its windows.
+            bos: whether all of these windows begin with the BOS token.
         """
         return cls(
             base_model=Path(model).name if Path(model).exists() else model,
-            protocol="{} test text, {} windows of {} tokens".format(Path(test_text).name, *test_windows.shape),
-            calibrated_on="{}, {} windows of {} tokens".format(Path(calibration_text).name, *calibration.shape),
+            protocol="{} test text, {} windows of {} tokens{}".format(
+                Path(test_text).name, *test_windows.shape, stated(bos)
+            ),
+            calibrated_on="{}, {} windows of {} tokens{}".format(
+                Path(calibration_text).name, *calibration.shape, stated(bos)
+            ),
         )
 
 
@@ -154,9 +167,9 @@ def _describe(calibration: Calibration) -> str:
 def _bars(layouts: Sequence[UnitLayout], counts: npt.NDArray[np.int64], which: str) -> str:
     """One line per layer, with a bar for the attention and one for the FFN."""
     lines = [f"layer  {f'{which} heads':<{_BAR + 12}}FFN channels"]
-    for layer in range(len(layouts) // 2):
-        cells = []
-        for i in (2 * layer, 2 * layer + 1):
+    for layer, indices in enumerate(units_by_layer([layout.unit for layout in layouts])):
+        cells = [f"{'whole':<{_BAR + 12}}"] * (2 - len(indices))  # an attention that is no unit
+        for i in indices:
             kept, of = layouts[i].members(int(counts[i])), layouts[i].n_members
             cells.append(f"{'█' * max(1, round(_BAR * kept / of)):<{_BAR}} {f'{kept}/{of}':<11}")
         lines.append(f"{layer:5}  {''.join(cells)}".rstrip())

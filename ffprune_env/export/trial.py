@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
@@ -109,7 +110,7 @@ def steps(model: PreTrainedModel) -> list[dict[str, Any]]:
         require_same(
             "perplexity of the pruned model",
             perplexity(model, windows),
-            own_perplexity(masked(original, prunable.kept_groups(kept)), windows),
+            own_perplexity(masked(original, prunable, kept), windows),
         )
     with prunable.pruned(kept, calibration):
         pruned = perplexity(model, windows)
@@ -177,7 +178,7 @@ def require_pruned_again(model: PreTrainedModel, windows: torch.Tensor, out: Pat
     original, prunable = copy.deepcopy(model), PrunableModel(model)
     prunable.rank([np.arange(layout.n_members) % 3 for layout in prunable.layouts])
     kept = np.array([max(1, unit.n_groups // 2) for unit in prunable.units])
-    expected = own_perplexity(masked(original, prunable.kept_groups(kept)), windows)
+    expected = own_perplexity(masked(original, prunable, kept), windows)
     with prunable.pruned(kept):
         require_same("perplexity of the model pruned again", perplexity(model, windows), expected)
     save_pruned(prunable, kept, out)
@@ -212,9 +213,11 @@ def require_same(what: str, got: float, expected: float) -> None:
 
 
 @torch.no_grad()
-def masked(model: PreTrainedModel, kept: list[Any]) -> PreTrainedModel:
-    """A model whose output projections ignore the heads and channels that are not kept; changed in place."""
-    for layout, members in zip(find_units(model), kept, strict=True):
+def masked(model: PreTrainedModel, prunable: PrunableModel, kept: npt.ArrayLike) -> PreTrainedModel:
+    """A copy of a wrapped model, made before, whose output projections ignore what is not kept; changed in place."""
+    layouts = {layout.unit.name: layout for layout in find_units(model)}
+    for unit, members in zip(prunable.units, prunable.kept_groups(kept), strict=True):
+        layout = layouts[unit.name]
         gone = torch.from_numpy(np.setdiff1d(np.arange(layout.n_members), members))
         layout.output.weight[:, member_columns(layout, gone)] = 0
     return model

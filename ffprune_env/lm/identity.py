@@ -38,7 +38,7 @@ _COVERED = ("torch", "transformers", "ffprune_env", "accelerate", "builtins")
 _NOT_MEASURED = {"model", "text", "test_text", "calibration_text", "dtype", "preset", "run", "save_model"}
 _NOT_MEASURED |= {"config", "resume", "baselines", "trust_remote_code"}
 # What a setting was before there was one, for records that do not name it.
-_BEFORE = {"--ridge-scale": json.dumps("relative"), "--heads": json.dumps("single")}
+_BEFORE = {"--ridge-scale": json.dumps("relative"), "--heads": json.dumps("single"), "--bos": json.dumps("never")}
 _NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch_size", "workers", "ray_address"}
 # What figures do not depend on: how they are shown, and the scripts, which only a wheel has inside the package.
 _NOT_MEASURING = (Path("comparison/report"), Path("comparison/paper_tables"), Path("cli/scripts"))

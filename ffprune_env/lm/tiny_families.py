@@ -46,7 +46,12 @@ _OVERRIDES: dict[str, dict[str, Any]] = {
     "bamba": {"mamba_n_heads": 8},
     "deepseek_v2": {"num_key_value_heads": 4, "num_experts_per_tok": 2},
     "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1},
-    "gemma3n_text": {"layer_types": _LAYERS, "num_kv_shared_layers": 2, "activation_sparsity_pattern": [0.0] * 4},
+    "gemma3n_text": {
+        "layer_types": _LAYERS,
+        "num_kv_shared_layers": 2,
+        "activation_sparsity_pattern": [0.0] * 4,
+        "intermediate_size": [64] * 4,
+    },
     "granitemoehybrid": {"mamba_n_heads": 8, "layer_types": ["linear_attention", "full_attention"] * 2},
     "hunyuan_v1_dense": {"head_dim": 8},
     "hunyuan_v1_moe": {"head_dim": 8},

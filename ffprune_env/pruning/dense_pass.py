@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import psutil
 import torch
 
+from ffprune_env.budget.units import units_by_layer
 from ffprune_env.lm.batches import evaluating, fitting_size
 from ffprune_env.lm.cost import count_forward
 from ffprune_env.pruning.layer_calls import LayerCalls, layer_calls, require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.units import UnitLayout
 
 # Of the memory that is free on a device when the pass is made: the rest is for the calibrations themselves.
 _SHARE_OF_FREE = 0.5
 
-#: The hidden state of one batch after the attention and after the FFN of a layer, [B, T, C] each.
+#: The hidden state of one batch after the attention, unless that stays whole, and after the FFN of a layer, [B, T, C].
 Behind = tuple[torch.Tensor, ...]
 
 
@@ -78,28 +80,27 @@ class DensePass:
             RuntimeError: the model is pruned now, or was ranked since the pass was made.
         """
         before = [call.hidden for call in self.calls]
-        n_layers, ran = len(self.prunable.layouts) // 2, 0
+        layers, ran = units_by_layer(self.prunable.units), 0
         try:
-            for number in range(n_layers):
+            for number, indices in enumerate(layers):
                 self.prunable.require_current(self.rankings)
                 if number < len(self._remembered):
                     behind = self._remembered[number]
                 else:
-                    behind = self._run(number, before)
+                    behind = self._run(number, [self.prunable.layouts[i] for i in indices], before)
                     ran += 1
                     self._remember(number, behind)
-                before = [after for _, after in behind]
+                before = [states[-1] for states in behind]
                 yield behind
         finally:
-            count_forward(self.windows, ran / n_layers)
+            count_forward(self.windows, ran / len(layers))
 
-    def _run(self, number: int, before: list[torch.Tensor]) -> list[Behind]:
-        units = self.prunable.layouts[2 * number : 2 * number + 2]
+    def _run(self, number: int, units: Sequence[UnitLayout], before: list[torch.Tensor]) -> list[Behind]:
         return [call.passage(number, units, h).after for call, h in zip(self.calls, before, strict=True)]
 
     def _remember(self, number: int, behind: list[Behind]) -> None:
         """Keeps the states of a layer if those before it are kept and there is room."""
-        device, n_bytes = behind[0][1].device, _n_bytes(behind)
+        device, n_bytes = behind[0][-1].device, _n_bytes(behind)
         if number == len(self._remembered) and n_bytes <= self._left.get(device, 0):
             self._left[device] -= n_bytes
             self._remembered.append(behind)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ffprune_env.budget.units import units_by_layer
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.head import decoder_outputs, head_of, replaced_forward
 from ffprune_env.pruning.units import UnitLayout, find_layers
@@ -29,10 +30,10 @@ class Passage:
     """One batch in one layer.
 
     Attributes:
-        inputs: what flows into the output projections of attention and FFN, or of the attention alone, [B * T, columns]
-            each; so are the others.
+        inputs: what flows into the output projections of the units of the layer, or of its attention alone, [B * T,
+            columns] each; so are the others.
         outputs: what comes out of them, [B, T, C] each.
-        after: the hidden state after the attention, and after the FFN, [B, T, C] each.
+        after: the hidden state after each of them, [B, T, C].
         extras: how many more things the attention returned to its layer beside what came out of its projection; None
             if it ran with its layer, or did something else with that.
     """
@@ -68,12 +69,13 @@ class LayerCalls:
 
         Args:
             number: of the layer.
-            units: its attention and its FFN, or the attention alone.
+            units: its units, or its attention alone: the layer is left behind that.
             hidden: [B, T, C].
             attended: the passage of the same hidden state through the attention alone, if nothing of the attention but
                 the weights of its output projection changed since: then that is all of it that runs again.
         """
         inputs, outputs, after, extras = [], [], [], []
+        attends = units[0].unit.kind == "attention"
 
         def note(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
             inputs.append(args[0].flatten(0, -2))
@@ -87,14 +89,21 @@ class LayerCalls:
         with ExitStack() as hooks, suppress(_Enough):
             for layout in units:
                 hooks.callback(layout.output.register_forward_hook(note).remove)
-            if len(units) == 1:
+            if attends and len(units) == 1:
                 hooks.callback(units[0].owner.register_forward_hook(leave).remove)
             if attended is not None and attended.extras is not None:
                 again = partial(_project, units[0], attended, hidden.shape)
                 hooks.enter_context(replaced_forward(units[0].owner, again))
             after.append(self.layers[number](hidden, **self.arguments[number]))
-        states = (hidden.to(outputs[0].device) + outputs[0], *after)
+        states = (*((hidden.to(outputs[0].device) + outputs[0],) if attends else ()), *after)
         return Passage(tuple(inputs), tuple(outputs), states, extras[0] if extras else None)
+
+    def without_ffn(self, number: int, ffn: UnitLayout, hidden: torch.Tensor) -> torch.Tensor:
+        """The hidden state after a layer whose FFN gives nothing, [B, T, C]; arguments as for :meth:`passage`."""
+        with ExitStack() as hooks:
+            hooks.callback(ffn.output.register_forward_hook(lambda *args: torch.zeros_like(args[2])).remove)
+            after: torch.Tensor = self.layers[number](hidden, **self.arguments[number])
+        return after
 
 
 def _project(unit: UnitLayout, attended: Passage, shape: torch.Size, *_: Any, **__: Any) -> tuple[Any, ...]:
@@ -150,19 +159,21 @@ def require_residual_layers(model: PreTrainedModel, units: Sequence[UnitLayout],
 
     Args:
         model: a causal language model, dense now.
-        units: its 2 · layers units.
+        units: its units.
         windows: int64 [n, seq_len].
     """
     text = probe_text(windows)
     with evaluating(model):
         (call,) = layer_calls(model, [text])
         h = call.hidden
-        for number in range(len(call.layers)):
-            passage = call.passage(number, units[2 * number : 2 * number + 2], h)
-            before, (attended, after) = h.to(passage.after[1].device), passage.after
-            change = (after - before).double()
+        for number, indices in enumerate(units_by_layer([layout.unit for layout in units])):
+            passage = call.passage(number, [units[i] for i in indices], h)
+            after, ffn = passage.after[-1], units[indices[-1]]
+            # Where the attention stays whole, what it leaves shows when the FFN gives nothing.
+            attended = passage.after[0] if len(indices) > 1 else call.without_ffn(number, ffn, h)
+            change = (after - h.to(after.device)).double()
             # What is not finite is said where activations are looked at.
-            if bool((attended + passage.outputs[1] - after).double().norm() > _TOLERANCE * change.norm()):
+            if bool((attended + passage.outputs[-1] - after).double().norm() > _TOLERANCE * change.norm()):
                 raise ValueError(
                     f"{type(model).__name__} cannot be calibrated in sequence: its layers are not h + attention, "
                     "then h + FFN; say --calibration ridge"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from ffprune_env.lm.head import (
     relative_error,
 )
 from ffprune_env.pruning.unit_flow import UnitFlow, off_in_order, off_in_views
+from ffprune_env.pruning.units import WholeAttentionError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +82,8 @@ def probe(prunable: PrunableModel, before: torch.Tensor) -> None:
         before: of the same model, what :func:`logits_before` gave before it was wrapped.
 
     Raises:
-        ValueError: the model cannot be pruned; the message names the first unit at fault.
+        WholeAttentionError: nothing but attention is at fault, and what is has to stay whole.
+        ValueError: the model cannot be pruned; the message names the first FFN at fault.
     """
     if bool(torch.isnan(before).any()):
         logger.warning("%s gives no numbers: whether it can be pruned was not tried", type(prunable.model).__name__)
@@ -110,11 +112,13 @@ def _require_heard(prunable: PrunableModel) -> None:
         for i, layout in enumerate(prunable.layouts):
             hooks.callback(layout.output.register_forward_hook(_speak_up(i, calls, tokens.shape)).remove)
         hidden = decoder_outputs(prunable.model, tokens)[:, -1]
+    faults = {}
     for i, unit in enumerate(prunable.units):
         if calls[i] != 1:
-            raise _refusal(prunable, f"{unit.name} runs {calls[i]} times in a forward pass on text, it must run once")
-        if relative_error(hidden[i + 1], hidden[0]) <= ROUNDING[hidden.dtype] / 10:
-            raise _refusal(prunable, f"what {unit.name} gives does not reach the logits")
+            faults[i] = f"{unit.name} runs {calls[i]} times in a forward pass on text, it must run once"
+        elif relative_error(hidden[i + 1], hidden[0]) <= ROUNDING[hidden.dtype] / 10:
+            faults[i] = f"what {unit.name} gives does not reach the logits"
+    _require_none(prunable, faults)
 
 
 def _speak_up(i: int, calls: list[int], shape: torch.Size) -> Callable[[nn.Module, object, torch.Tensor], torch.Tensor]:
@@ -140,13 +144,14 @@ def _require_order(prunable: PrunableModel, flow: UnitFlow, tokens: torch.Tensor
             outputs = flow.again()
         except Exception as error:
             _why(error)
-            raise _first_at_fault(prunable, partial(_fault_of_order, prunable, tokens, before)) from error
-        for i, layout in enumerate(prunable.layouts):
-            wrong = off_in_order(layout, prunable.order[i], outputs[i], flow.dense[i])
-            if wrong:
-                raise _refusal(prunable, _reordered(prunable, i, wrong))
+            raise _refusal_of_some(prunable, partial(_fault_of_order, prunable, tokens, before)) from error
+        wrong = {
+            i: off_in_order(layout, prunable.order[i], outputs[i], flow.dense[i])
+            for i, layout in enumerate(prunable.layouts)
+        }
+        _require_none(prunable, {i: _reordered(prunable, i, what) for i, what in wrong.items() if what})
     if _difference(lambda: own_logits(prunable.model, tokens), before):
-        raise _first_at_fault(prunable, partial(_fault_of_order, prunable, tokens, before))
+        raise _refusal_of_some(prunable, partial(_fault_of_order, prunable, tokens, before))
 
 
 def _require_views(prunable: PrunableModel, flow: UnitFlow, tokens: torch.Tensor) -> None:
@@ -158,11 +163,9 @@ def _require_views(prunable: PrunableModel, flow: UnitFlow, tokens: torch.Tensor
             cut = flow.again()
     except Exception as error:
         _why(error)
-        raise _first_at_fault(prunable, partial(_fault_of_views, prunable, tokens)) from error
-    for i in range(len(kept)):
-        wrong = off_in_views(cut[i], masked[i])
-        if wrong:
-            raise _refusal(prunable, _cut_in_half(prunable, i, wrong))
+        raise _refusal_of_some(prunable, partial(_fault_of_views, prunable, tokens)) from error
+    wrong = {i: off_in_views(cut[i], masked[i]) for i in range(len(kept))}
+    _require_none(prunable, {i: _cut_in_half(prunable, i, what) for i, what in wrong.items() if what})
 
 
 def _shuffle(prunable: PrunableModel, units: range, seed: int) -> None:
@@ -223,11 +226,30 @@ def _why(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _first_at_fault(prunable: PrunableModel, fault: Callable[[range], str]) -> ValueError:
-    """The refusal for the first unit that is wrong by itself, or for all together."""
+def _refusal_of_some(prunable: PrunableModel, fault: Callable[[range], str]) -> ValueError:
+    """The refusal for the first unit that is wrong by itself, or for all together.
+
+    Of an attention all layers that have the same are: it would take long to try each.
+    """
     n = len(prunable.units)
-    return _refusal(prunable, next(filter(None, (fault(range(i, i + 1)) for i in range(n))), None) or fault(range(n)))
+    owners = [type(layout.owner) for layout in prunable.layouts]
+    for i, unit in enumerate(prunable.units):
+        if wrong := fault(range(i, i + 1)):
+            alike = [j for j in range(n) if j == i or (unit.kind == "attention" and owners[j] is owners[i])]
+            return _refusal(prunable, dict.fromkeys(alike, wrong))
+    return _refusal(prunable, {n - 1: fault(range(n))})
 
 
-def _refusal(prunable: PrunableModel, reason: str) -> ValueError:
-    return ValueError(f"{type(prunable.model).__name__} cannot be pruned: {reason}")
+def _require_none(prunable: PrunableModel, faults: Mapping[int, str]) -> None:
+    """Raises the refusal for what is wrong with some units, if anything is."""
+    if faults:
+        raise _refusal(prunable, faults)
+
+
+def _refusal(prunable: PrunableModel, faults: Mapping[int, str]) -> ValueError:
+    """What is raised for units at fault, by index: an attention can stay whole, an FFN is refused."""
+    ffns = [i for i in faults if prunable.units[i].kind == "ffn"]
+    message = f"{type(prunable.model).__name__} cannot be pruned: {faults[min(ffns or faults)]}"
+    if ffns:
+        return ValueError(message)
+    return WholeAttentionError(message, {prunable.units[i].layer: reason for i, reason in faults.items()})

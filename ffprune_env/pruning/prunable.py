@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
@@ -19,10 +20,12 @@ from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.probe import logits_before, probe
 from ffprune_env.pruning.streaming import stream, streamed, unstream
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
-from ffprune_env.pruning.units import UnitLayout, find_units, member_columns, spelled_out
+from ffprune_env.pruning.units import UnitLayout, WholeAttentionError, find_parts, member_columns, spelled_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 _WRAPPED = "_ffprune_wrapped"
 
@@ -54,34 +57,53 @@ class PrunableModel:
     Args:
         model: the model; its weights are reordered by :meth:`rank`, and its attention function is replaced by one
             that computes the same if it is grouped-query.
-        channels_per_group: FFN channels that are removed at once; see :func:`~ffprune_env.pruning.units.find_units`.
+        channels_per_group: FFN channels that are removed at once; see :func:`~ffprune_env.pruning.units.find_parts`.
         heads: what of a grouped-query attention is removed at once: ``"single"``, a query head; ``"balanced"``, one
             query head of every key/value head, so that what is left shares them evenly; or ``"groups"``, a key/value
             head with all of its query heads.
 
+    Attributes:
+        model: as given.
+        units: what can be cut; an attention that cannot be cut exactly stays whole and is none of them.
+        whole: why the attention of a layer stays whole, by decoder layer; empty if all can be cut.
+
     Raises:
-        ValueError: the architecture cannot be pruned, by what its modules are or by what a few tokens show; it is
-            grouped-query and uses flash attention; or the model is wrapped already. The model is left as it was.
+        ValueError: an FFN cannot be pruned, by what its modules are or by what a few tokens show; the model is
+            grouped-query and uses flash attention; or it is wrapped already. The model is left as it was.
     """
 
     def __init__(self, model: PreTrainedModel, channels_per_group: int = 1, heads: HeadGroups = "single") -> None:
         if hasattr(model, _WRAPPED):  # its groups may be in another order than a second wrapper would believe
             raise ValueError("the model is wrapped by a PrunableModel already: use that one, or load the model again")
         self.model, self.heads = model, heads
-        self.layouts: tuple[UnitLayout, ...] = find_units(model, channels_per_group, heads)
-        if any(layout.key_heads is not None for layout in self.layouts):
-            require_indexable(model.config._attn_implementation)
-        before = logits_before(model)
+        parts, before = find_parts(model, channels_per_group, heads), None
+        while True:
+            if any(layout.key_heads is not None for layout in parts.layouts):
+                require_indexable(model.config._attn_implementation)
+            before = logits_before(model) if before is None else before
+            try:
+                self._wrap_and_probe(parts.layouts, before)
+                break
+            except WholeAttentionError as found:  # what runs shows more than what is written
+                parts = find_parts(model, channels_per_group, heads, parts.whole | found.reasons)
+        self.whole: dict[int, str] = parts.whole
+        self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
+        setattr(model, _WRAPPED, True)
+        if self.whole:
+            _say_what_stays_whole(self)
+
+    def _wrap_and_probe(self, layouts: tuple[UnitLayout, ...], before: torch.Tensor) -> None:
+        """Wraps the model to be cut in some units; if they turn out to be none, it is left as it was."""
+        self.layouts = layouts
         self.units: tuple[PruneUnit, ...] = tuple(layout.unit for layout in self.layouts)
         #: int64 [n_members] per unit, on the unit's device: original index of the head or channel now at each place.
         self.order = tuple(torch.arange(x.n_members, device=x.device) for x in self.layouts)
-        self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
         #: Number of the ranking, 0 for none; measurements and calibrations made under another one are void.
         self.rankings = 0
         self._most_rankings = 0
         self._is_pruned = False
-        as_it_was = _AsItWas(model, self.layouts)
+        as_it_was = _AsItWas(self.model, self.layouts)
         try:
             self._wrap()
             probe(self, before)
@@ -89,7 +111,6 @@ class PrunableModel:
         except BaseException:
             as_it_was.restore()
             raise
-        setattr(model, _WRAPPED, True)
 
     def _wrap(self) -> None:
         for layout in self.layouts:
@@ -331,9 +352,11 @@ class _Dense:
     """What one unit's modules were before they were cut."""
 
     def __init__(self, layout: UnitLayout) -> None:
+        if layout.fused is not None:
+            layout.fused.look_again()
         modules = (*layout.inputs, layout.output)
         self._linears = [(m, m.weight.data, m.bias, None if m.bias is None else m.bias.data) for m in modules]
-        self._owner = layout.owner
+        self._owner, self._fused = layout.owner, layout.fused
         self._num_heads: int | None = getattr(layout.owner, "num_heads", None)
 
     def restore(self) -> None:
@@ -347,8 +370,18 @@ class _Dense:
             if bias is not None:
                 module.bias.data = bias
             module.out_features, module.in_features = weight.shape
+        if self._fused is not None:
+            self._fused.join()
         if self._num_heads is not None:
             self._owner.num_heads = self._num_heads  # type: ignore[assignment]
+
+
+def _say_what_stays_whole(prunable: PrunableModel) -> None:
+    n, of = len(prunable.whole), len({unit.layer for unit in prunable.units})
+    what = "its attention stays whole, FFNs alone are pruned"
+    if n < of:
+        what = f"the attention of {n} of its {of} layers stays whole"
+    logger.warning("%s: %s: %s", type(prunable.model).__name__, what, next(iter(prunable.whole.values())))
 
 
 def _shrink(layout: UnitLayout, k: int, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -356,6 +389,8 @@ def _shrink(layout: UnitLayout, k: int, weight: torch.Tensor, bias: torch.Tensor
     width, members = k * layout.width, layout.members(k)
     for module, rows in zip(layout.inputs, layout.row_widths, strict=True):
         _keep_rows(module, members * rows)
+    if layout.fused is not None:
+        layout.fused.split()
     hook = streamed(layout.output)
     if hook is None:
         layout.output.weight.data = weight
@@ -387,6 +422,8 @@ def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
 
 def _permute(layout: UnitLayout, members: torch.Tensor) -> None:
     """Moves the head or channel now at place ``members[i]`` to place i, in every matrix of the unit, in place."""
+    if layout.fused is not None:
+        layout.fused.look_again()
     cuts = [(module, 0, spelled_out(members, n)) for module, n in zip(layout.inputs, layout.row_widths, strict=True)]
     for module, axis, places in (*cuts, (layout.output, 1, member_columns(layout, members))):
         hook = streamed(module)

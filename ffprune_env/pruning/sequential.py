@@ -8,6 +8,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
+from ffprune_env.budget.units import units_by_layer
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.phases import Advance, phase, windows_size
@@ -105,36 +106,44 @@ class SequentialCalibration:
     @torch.no_grad()
     def _fit(self, dense: DensePass, advance: Advance) -> None:
         hidden, done = [call.hidden for call in dense.calls], 0
+        layers = units_by_layer(self.prunable.units)
         try:
             for number, wanted in enumerate(dense.layers()):
-                hidden = self._fit_layer(dense.calls, number, hidden, wanted)
+                hidden = self._fit_layer(dense.calls, number, layers[number], hidden, wanted)
                 done += 1
-                advance(2)
+                advance(len(layers[number]))
         finally:
             # A layer runs in two steps, its attention and then the rest of it: together once.
-            count_forward(dense.windows, 2 * done / len(self.kept))
+            count_forward(dense.windows, done / len(layers))
 
     def _fit_layer(
-        self, calls: list[LayerCalls], number: int, hidden: list[torch.Tensor], wanted: list[Behind]
+        self,
+        calls: list[LayerCalls],
+        number: int,
+        indices: list[int],
+        hidden: list[torch.Tensor],
+        wanted: list[Behind],
     ) -> list[torch.Tensor]:
-        """Corrects the two units of a layer, and returns the hidden states behind it, one per batch like all others."""
-        prunable, units = self.prunable, self.prunable.layouts[2 * number : 2 * number + 2]
+        """Corrects the units of a layer, and returns the hidden states behind it, one per batch like all others."""
+        prunable, units = self.prunable, [self.prunable.layouts[i] for i in indices]
+        *attention, ffn = indices
         passages: list[Passage] = []
-        with prunable.pruned(self.kept, self):
-            regression = _Regression()
-            for call, h, goal in zip(calls, hidden, wanted, strict=True):
-                passages.append(call.passage(number, units[:1], h))
-                regression.add(passages[-1].inputs[0], goal[0] - passages[-1].after[0])
-        self._correct(2 * number, regression)
+        for i in attention:
+            with prunable.pruned(self.kept, self):
+                regression = _Regression()
+                for call, h, goal in zip(calls, hidden, wanted, strict=True):
+                    passages.append(call.passage(number, units[:1], h))
+                    regression.add(passages[-1].inputs[0], goal[0] - passages[-1].after[0])
+            self._correct(i, regression)
         behind: list[tuple[torch.Tensor, torch.Tensor]] = []
         with prunable.pruned(self.kept, self):
             regression = _Regression()
             passages.reverse()
             for call, h, goal in zip(calls, hidden, wanted, strict=True):
-                got = call.passage(number, units, h, attended=passages.pop())
-                regression.add(got.inputs[1], goal[1] - got.after[1])
-                behind.append((got.after[1], got.inputs[1]))
-        change = self._correct(2 * number + 1, regression)
+                got = call.passage(number, units, h, attended=passages.pop() if attention else None)
+                regression.add(got.inputs[-1], goal[-1] - got.after[-1])
+                behind.append((got.after[-1], got.inputs[-1]))
+        change = self._correct(ffn, regression)
         # What the correction of the FFN adds, without another run of the layer.
         return [_sum(h, F.linear(x.to(change), change)) for h, x in behind]
 

@@ -74,8 +74,9 @@ class UnitFlow:
         layouts = self._prunable.layouts
         with ExitStack() as hooks:
             for i, layout in enumerate(layouts):
-                # An FFN may have no module of its own but the layer.
-                for module in dict.fromkeys((layout.owner, *layout.inputs)):
+                # An FFN may have no module of its own but the layer. Halves of a matrix run in the pruned model alone.
+                readers = layout.inputs if layout.fused is None else ()
+                for module in dict.fromkeys((layout.owner, *readers)):
                     hook = module.register_forward_pre_hook(before, prepend=True, with_kwargs=True)
                     hooks.callback(hook.remove)
                 if masked is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from ffprune_env.lm.devices import running_device
 from ffprune_env.lm.head import decoder_of
 from ffprune_env.modeling.config_names import KV_HEADS_KEY
 from ffprune_env.modeling.layer_sizes import query_heads_per_key_head
+from ffprune_env.pruning.fused import Fused
 from ffprune_env.pruning.head_groups import HeadGroups, best_first, check_head_groups, heads_at_once
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 # A unit is recognised by the projections that one module owns, not by the name of its class.
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 _ATTENTION_OUTPUTS = ("o_proj", "out_proj", "dense")
+# Of these the rows are several projections, one behind the other.
+_FUSED_ATTENTION, _FUSED_FFN = "qkv_proj", "gate_up_proj"
 _FFN_SHAPES = ((("gate_proj", "up_proj"), "down_proj"), (("fc1",), "fc2"))
 # With fewer groups the rates of an FFN would be too coarse for a search.
 _FEWEST_GROUPS = 32
@@ -42,7 +46,8 @@ class UnitLayout:
         unit: what is public about it.
         owner: the attention or FFN module.
         inputs: projections whose rows are cut (q, k, v; under GQA q alone, unless key/value heads go, too; gate and up;
-            fc1).
+            fc1). Those that the model has in one matrix are views of its halves, and no modules of the model but while
+            it is pruned.
         output: the projection whose columns are cut (o_proj, out_proj, down_proj, fc2).
         width: columns per group.
         member_width: columns per member: the head dimension, or 1 for an FFN channel; of a key/value head that goes
@@ -51,6 +56,7 @@ class UnitLayout:
         key_heads: int64 [query heads], the key/value head that each reads, in original order and on the unit's device;
             None where each has its own, or goes with it.
         balanced: whether a group is one query head of every key/value head.
+        fused: the matrix that holds both inputs; None if each is a module of its own.
     """
 
     unit: PruneUnit
@@ -62,6 +68,7 @@ class UnitLayout:
     row_widths: tuple[int, ...]
     key_heads: torch.Tensor | None = None
     balanced: bool = False
+    fused: Fused | None = None
 
     @property
     def n_members(self) -> int:
@@ -87,40 +94,85 @@ class UnitLayout:
         return running_device(self.output)
 
 
+class WholeAttentionError(ValueError):
+    """An attention cannot be cut exactly: it stays whole, and its parameters are not in w.
+
+    Attributes:
+        reasons: why, by decoder layer.
+    """
+
+    def __init__(self, message: str, reasons: Mapping[int, str]) -> None:
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What of a decoder can be cut, and what stays whole.
+
+    Attributes:
+        layouts: the units in the order attention 0, ffn 0, attention 1, ffn 1, ..., without attention that stays whole.
+        whole: why the attention of a layer cannot be cut exactly, by decoder layer.
+    """
+
+    layouts: tuple[UnitLayout, ...]
+    whole: dict[int, str]
+
+
 def find_units(
     model: PreTrainedModel, channels_per_group: int = 1, heads: HeadGroups = "single"
 ) -> tuple[UnitLayout, ...]:
-    """Lists the units of a decoder in the order attention 0, ffn 0, attention 1, ffn 1, ...
+    """The units of a decoder, as far as they show without running it; see :func:`find_parts`."""
+    return find_parts(model, channels_per_group, heads).layouts
+
+
+def find_parts(
+    model: PreTrainedModel,
+    channels_per_group: int = 1,
+    heads: HeadGroups = "single",
+    whole: Mapping[int, str] | None = None,
+) -> Parts:
+    """Tells what of a decoder can be cut from what cannot.
 
     Args:
-        model: a Hugging Face causal language model whose layers each hold one attention with q, k and v
-            projections and one FFN with gate, up and down (or fc1 and fc2) projections.
+        model: a Hugging Face causal language model whose layers each hold one FFN with gate, up and down (or fc1 and
+            fc2) projections and, if it is to be cut, one attention with q, k and v projections.
         channels_per_group: FFN channels that are removed at once: the largest divisor of this number and of the
             channels that leaves an FFN at least 32 groups, each smaller than a group of heads; more than 32 are only
             held to leave it 4. Where the number of columns is a multiple of 8, 16, 32 or 64 some hardware multiplies
             matrices faster.
         heads: what of a grouped-query attention is removed at once; see
             :data:`~ffprune_env.pruning.head_groups.HeadGroups`.
-
-    Returns:
-        Two layouts per decoder layer.
+        whole: layers whose attention is known to be nothing that can be cut, and why.
 
     Raises:
-        ValueError: the architecture cannot be pruned; the message says which module was missing. Or
-            ``channels_per_group`` is less than 1, ``heads`` is unknown, or query heads were removed before so that they
-            cannot go otherwise than one by one.
+        ValueError: an FFN cannot be cut; the message says which module was missing. Or ``channels_per_group`` is less
+            than 1, ``heads`` is unknown, or query heads were removed before so that they cannot go otherwise than one
+            by one.
     """
     check_head_groups(heads)
     if channels_per_group < 1:
         raise ValueError(f"channels_per_group must be at least 1, got {channels_per_group}; 32 is usual")
+    reasons = dict(whole or {})
     prefix, layers = find_layers(model)
+    shared = _shared_weights(model)
     layouts: list[UnitLayout] = []
     for index, layer in enumerate(layers):
         name = f"{prefix}.{index}"
-        attention, ffn = _attention_layout(model, layer, name, index, heads), _ffn_layout(model, layer, name, index)
-        layouts += [attention, _in_blocks(ffn, channels_per_group, attention.unit.group_params)]
-    _refuse_shared_weights(model, layouts)
-    return tuple(layouts)
+        head_params = None
+        if index not in reasons:
+            try:
+                attention = _attention_layout(model, layer, name, index, heads)
+                _refuse_shared_weights(model, attention, shared)
+            except _UnsupportedError as error:
+                reasons[index] = error.reason
+            else:
+                head_params = attention.unit.group_params
+                layouts.append(attention)
+        ffn = _ffn_layout(model, layer, name, index)
+        _refuse_shared_weights(model, ffn, shared)
+        layouts.append(_in_blocks(ffn, channels_per_group, head_params))
+    return Parts(tuple(layouts), dict(sorted(reasons.items())))
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -132,7 +184,8 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     # A model may hold a vision tower or an encoder with layers of the same kind beside its decoder, or before it.
     inside = set(decoder_of(model).modules())
     lists = [(name, x) for name, x in model.named_modules() if isinstance(x, nn.ModuleList) and x in inside]
-    attending = [(x, y) for x, y in lists if len(y) and any(hasattr(z, _ATTENTION_INPUTS[0]) for z in y[0].modules())]
+    marks = (_ATTENTION_INPUTS[0], _FUSED_ATTENTION)
+    attending = [(x, y) for x, y in lists if len(y) and any(hasattr(z, mark) for z in y[0].modules() for mark in marks)]
     # Lists nested in a layer (experts, for one) come after the list of layers and are left to the layer's own checks.
     tops = [(name, x) for name, x in attending if not any(name.startswith(f"{other}.") for other, _ in attending)]
     if len(tops) == 1:
@@ -150,6 +203,9 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
 def _attention_layout(
     model: PreTrainedModel, layer: nn.Module, name: str, index: int, grouping: HeadGroups
 ) -> UnitLayout:
+    for path, module in layer.named_modules():
+        if hasattr(module, _FUSED_ATTENTION):
+            raise _unsupported(model, f"{name}.{path}.{_FUSED_ATTENTION} holds queries, keys and values in one matrix")
     where, owner = _owner(model, layer, name, "attention", _ATTENTION_INPUTS, _ATTENTION_OUTPUTS)
     q, k, v = (_linear(model, owner, where, attribute) for attribute in _ATTENTION_INPUTS)
     output = _linear(model, owner, where, next(o for o in _ATTENTION_OUTPUTS if hasattr(owner, o)))
@@ -196,7 +252,7 @@ def _shared_before(config: Any) -> bool:
 
 
 def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: str, head_dim: int) -> None:
-    """Refuses an attention that keeps more about its heads than the four projections.
+    """Finds an attention that keeps more about its heads than the four projections.
 
     A norm over one head's features serves every head alike and may stay; sinks, norms over all heads and norms of
     single heads would have to be cut and reordered with them.
@@ -208,14 +264,26 @@ def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: 
         raise _unsupported(model, f"{where} has modules for single heads, which cannot be cut with them")
 
 
-def _refuse_shared_weights(model: PreTrainedModel, layouts: list[UnitLayout]) -> None:
-    """Refuses weights that two modules share: each unit has an order and a number of groups of its own."""
-    weights = {_place(p) for x in layouts for m in (*x.inputs, x.output) for p in m.parameters(recurse=False)}
+def _shared_weights(model: PreTrainedModel) -> dict[object, tuple[str, str]]:
+    """The weights that two modules share, by their place in memory, with two names of each."""
     first: dict[object, str] = {}
+    shared: dict[object, tuple[str, str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         other = first.setdefault(_place(parameter), name)
-        if other != name and _place(parameter) in weights:
-            raise _unsupported(model, f"{other} and {name} are one tensor, which cannot be cut for each by itself")
+        if other != name:
+            shared.setdefault(_place(parameter), (other, name))
+    return shared
+
+
+def _refuse_shared_weights(
+    model: PreTrainedModel, layout: UnitLayout, shared: Mapping[object, tuple[str, str]]
+) -> None:
+    """Refuses weights that two modules share: each unit has an order and a number of groups of its own."""
+    for module in (*layout.inputs, layout.output):
+        for parameter in module.parameters(recurse=False):
+            if _place(parameter) in shared:
+                names = " and ".join(shared[_place(parameter)])
+                raise _unsupported(model, f"{names} are one tensor, which cannot be cut for each by itself")
 
 
 def _place(tensor: torch.Tensor) -> object:
@@ -224,6 +292,8 @@ def _place(tensor: torch.Tensor) -> object:
 
 
 def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+    if any(type(getattr(module, _FUSED_FFN, None)) is nn.Linear for module in layer.modules()):
+        return _fused_ffn_layout(model, layer, name, index)
     for input_names, output_name in _FFN_SHAPES:
         if any(hasattr(module, output_name) for module in layer.modules()):
             where, owner = _owner(model, layer, name, "ffn", input_names, (output_name,))
@@ -239,15 +309,32 @@ def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int)
     raise _unsupported(model, f"{name} has no FFN with {options}")
 
 
-def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int) -> UnitLayout:
+def _fused_ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
+    """An FFN whose gate and up projections are one matrix."""
+    where, owner = _owner(model, layer, name, "ffn", (_FUSED_FFN,), ("down_proj",))
+    linear, output = (_linear(model, owner, where, attribute) for attribute in (_FUSED_FFN, "down_proj"))
+    if linear.out_features != 2 * output.in_features:
+        raise _unsupported(model, f"{where}: {_FUSED_FFN} does not hold as many gates and channels as down_proj takes")
+    if getattr(getattr(linear, "_hf_hook", None), "offload", False):
+        raise _unsupported(
+            model,
+            f"{where}.{_FUSED_FFN} holds two projections in one matrix, which is only cut in memory: load the model "
+            f"without --device-map, or give it more --max-memory",
+        )
+    fused = Fused.of(owner, _FUSED_FFN)
+    unit = PruneUnit(where, "ffn", index, output.in_features, _cut_params(fused.halves, output))
+    return UnitLayout(unit, owner, fused.halves, output, 1, 1, (1, 1), fused=fused)
+
+
+def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int | None) -> UnitLayout:
     """The FFN with so many channels per group, fewer where groups would be too few or as large as one of heads."""
     n, size = ffn.unit.n_groups, ffn.unit.group_params
-    if channels_per_group > _USUAL_CHANNELS:
-        most = min(channels_per_group, n // _FEWEST_LARGE_GROUPS)
-    else:
+    large = channels_per_group > _USUAL_CHANNELS
+    most = min(channels_per_group, n // (_FEWEST_LARGE_GROUPS if large else _FEWEST_GROUPS))
+    if head_params is not None and not large:
         # The coarser groups are rounded first when a budget is met, and the finer ones make up for it: that serves an
         # allocation best where there are more of these (docs/design.md, 4.1).
-        most = min(channels_per_group, n // _FEWEST_GROUPS, (head_params - 1) // size)
+        most = min(most, (head_params - 1) // size)
     width = max((d for d in range(1, most + 1) if n % d == 0 and channels_per_group % d == 0), default=1)
     return replace(ffn, unit=replace(ffn.unit, n_groups=n // width), width=width)
 
@@ -284,8 +371,16 @@ def _cut_params(inputs: tuple[nn.Linear, ...], output: nn.Linear) -> int:
     return rows + output.weight.numel()
 
 
+class _UnsupportedError(ValueError):
+    """A part of a model cannot be cut."""
+
+    def __init__(self, model: nn.Module, reason: str) -> None:
+        super().__init__(f"{type(model).__name__} cannot be pruned: {reason}")
+        self.reason = reason
+
+
 def _unsupported(model: nn.Module, reason: str) -> ValueError:
-    return ValueError(f"{type(model).__name__} cannot be pruned: {reason}")
+    return _UnsupportedError(model, reason)
 
 
 def member_columns(layout: UnitLayout, members: torch.Tensor) -> torch.Tensor:

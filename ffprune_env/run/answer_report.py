@@ -125,7 +125,7 @@ class AnswerReport:
 
     def table(self) -> Table:
         """The table a person reads at the end."""
-        return results_table(self.results, self.evaluator.texts | {"test": self.test_windows})
+        return results_table(self.results, self.evaluator.texts | {"test": self.test_windows}, self.evaluator.bos)
 
     def next_steps(self) -> list[str]:
         """What can be done with the model, as commands and a line of Python; nothing if none was written."""
@@ -153,6 +153,7 @@ class AnswerReport:
             **self.about,
             "seq_len": self.evaluator.windows.shape[1],
             "test_seq_len": self.test_windows.shape[1],
+            "bos": self.evaluator.bos,
             "windows": {purpose: len(windows) for purpose, windows in texts.items()},
             "cost": cost_content(self.cost),
         }

@@ -38,6 +38,7 @@ _ADDED = (
     ("ridge_scale", "ridge", "relative"),
     ("calibration_text", "calibration_windows", None),
     ("heads", "channels_per_group", "single"),
+    ("bos", "seq_len", "never"),
 )
 _CRITERIA = {"fisher": "taylor", "wanda+fisher": "wanda+taylor"}
 

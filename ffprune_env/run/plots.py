@@ -60,7 +60,7 @@ def learning_curve_plot(
 
 
 def retention_plot(units: Sequence[PruneUnit], policies: Mapping[str, npt.ArrayLike]) -> Figure:
-    """Fraction of its groups that every layer keeps, attention and FFN apart.
+    """Fraction of its groups that every layer keeps, attention, where any can be cut, and FFN apart.
 
     Args:
         units: the N units.
@@ -69,7 +69,8 @@ def retention_plot(units: Sequence[PruneUnit], policies: Mapping[str, npt.ArrayL
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
-    for axes, kind in zip(figure.subplots(2, 1, sharex=True), ("attention", "ffn"), strict=True):
+    kinds = [kind for kind in ("attention", "ffn") if any(unit.kind == kind for unit in units)]
+    for axes, kind in zip(figure.subplots(len(kinds), 1, sharex=True, squeeze=False)[:, 0], kinds, strict=True):
         chosen = [i for i, unit in enumerate(units) if unit.kind == kind]
         layers = [units[i].layer for i in chosen]
         for marker, (name, rates) in zip(_MARKERS, policies.items(), strict=False):

@@ -82,7 +82,7 @@ class Report(AnswerReport):
         self.draw_retention()
         where = "final" if len(self.outcome.answers) == 1 else f"final_{self.run.path.name}"
         # Shorter and fewer than asked for, maybe.
-        made = windows_made({**self.evaluator.texts, "test": self.test_windows})
+        made = windows_made({**self.evaluator.texts, "test": self.test_windows}, self.evaluator.bos)
         retention = retention_plot(units, {name: policy.rates for name, policy in self.pruned.items()})
         log_final(self.outcome.policy, {**hyperparameters, **made}, self.results, retention, where)
 

@@ -13,12 +13,13 @@ from rich.table import Table
 from ffprune_env.budget.allocation import Allocation, whole
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import BASELINES
-from ffprune_env.budget.units import PruneUnit
+from ffprune_env.budget.units import PruneUnit, attention_can_be_cut
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.cost import Cost, counting
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind, calibration_kind
+from ffprune_env.texts.bos import BosProtocol, stated
 
 logger = logging.getLogger(__name__)
 
@@ -166,9 +167,11 @@ def reference_policies(sparsity: float, evaluator: LMEvaluator) -> dict[str, All
 
 
 def baselines(sparsity: float, units: tuple[PruneUnit, ...]) -> dict[str, Allocation]:
-    """`uniform` and `ffn-only`, as far as they reach the sparsity."""
+    """`uniform` and `ffn-only`, as far as they reach the sparsity; one of them where they are the same."""
     policies = {}
     for name, baseline in BASELINES.items():
+        if name == "ffn-only" and not attention_can_be_cut(units):
+            continue  # `uniform`
         try:
             policies[name] = baseline(sparsity, units)
         except ValueError as error:
@@ -199,17 +202,19 @@ def best_policy(evaluator: LMEvaluator, results: Measured, scores: FloatArray, c
     return content
 
 
-def results_table(results: Measured, texts: Mapping[str, torch.Tensor]) -> Table:
+def results_table(results: Measured, texts: Mapping[str, torch.Tensor], bos: BosProtocol = "never") -> Table:
     """The table a person reads at the end of a run.
 
     Args:
         results: what was measured.
         texts: int64 [n, seq_len] by purpose, what it was measured on: ``search``, ``finalists`` and ``test``.
+        bos: whether all of these windows begin with the BOS token.
     """
     n = {purpose: len(texts.get(purpose, ())) for purpose in ("search", "finalists", "test")}
     table = Table(
         title=f"Perplexity (test text: {n['test']} windows of {texts['test'].shape[1]} tokens; search text: "
-        f"{n['search']} of the search and {n['finalists']} of its finalists, of {texts['search'].shape[1]} tokens)"
+        f"{n['search']} of the search and {n['finalists']} of its finalists, of {texts['search'].shape[1]} tokens"
+        f"{stated(bos)})"
     )
     table.add_column("policy")
     for column in (

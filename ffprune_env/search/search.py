@@ -137,7 +137,9 @@ def search(
         model, tokenizer = load_model(str(model))
     if tokenizer is None:
         raise TypeError("a model in memory needs its tokenizer beside it: ff.search(model, tokenizer, ...)")
-    tested_on = load_test_windows(text, test_text, tokenizer, test_seq_len, test_windows, model=model)
+    tested_on = load_test_windows(
+        text, test_text, tokenizer, test_seq_len, test_windows, model=model, bos=measuring.bos
+    )
     ledger = Ledger()
     evaluator = build_evaluator(model, tokenizer, text, measuring, ledger=ledger)
     require_unseen(tested_on, *evaluator.texts.values())
@@ -155,7 +157,12 @@ def search(
         search_ppl, test_ppl = (perplexity(pruned, x, measuring.batch_size) for x in (evaluator.chosen_on, tested_on))
     facts = replace(
         CardFacts.of(
-            name, test_text or text, tested_on, measuring.calibration_text or text, evaluator.texts["calibration"]
+            name,
+            test_text or text,
+            tested_on,
+            measuring.calibration_text or text,
+            evaluator.texts["calibration"],
+            evaluator.bos,
         ),
         target_sparsity=sparsity,
         dense_ppl=dense_ppl,

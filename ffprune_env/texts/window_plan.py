@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import torch
 
 from ffprune_env.budget.halving import halving
+from ffprune_env.texts.bos import BosProtocol
 from ffprune_env.texts.overlap import require_apart
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import load_windows, same_text
@@ -153,7 +155,8 @@ def load_planned_windows(
         OSError: the text cannot be read.
     """
     wanted = asked.windows_wanted
-    pool = load_windows(text, tokenizer, "search", asked.seq_len, sum(wanted.values()), or_fewer=True, model=model)
+    how = partial(load_windows, tokenizer=tokenizer, or_fewer=True, model=model, bos=asked.bos)
+    pool = how(text, split="search", seq_len=asked.seq_len, n_windows=sum(wanted.values()))
     seq_len = pool.shape[1]
     try:
         shares = share_out(len(pool), *wanted.values(), watch_gives_way=asked.watch_gives_way)
@@ -174,9 +177,7 @@ def load_planned_windows(
         )
     texts = {purpose: pool[list(indices)] for purpose, indices in vars(shares).items() if indices}
     calibrated_on = text if same_text(text, asked.calibration_text) else str(asked.calibration_text)
-    texts["calibration"] = load_windows(
-        calibrated_on, tokenizer, "calibration", seq_len, asked.calibration_windows, or_fewer=True, model=model
-    )
+    texts["calibration"] = how(calibrated_on, split="calibration", seq_len=seq_len, n_windows=asked.calibration_windows)
     if calibrated_on != text:
         require_apart(texts, calibrated_on)
     return PlannedWindows(text, calibrated_on, len(pool), shares, texts)
@@ -231,16 +232,17 @@ def counts(texts: Mapping[str, torch.Tensor]) -> str:
     return ", ".join(f"{purpose} {len(windows)} of {windows.shape[1]} tokens" for purpose, windows in texts.items())
 
 
-def windows_made(texts: Mapping[str, torch.Tensor]) -> dict[str, int]:
+def windows_made(texts: Mapping[str, torch.Tensor], bos: BosProtocol) -> dict[str, int | str]:
     """Settings of windows as they came out: shorter where the model takes no more, fewer where a text is short.
 
     Args:
         texts: int64 [n, seq_len] by purpose, as a plan and :func:`ffprune_env.load_test_windows` give them.
+        bos: whether they begin with the BOS token.
 
     Returns:
         By the names of the settings.
     """
-    made = {"seq_len": texts["search"].shape[1]}
+    made: dict[str, int | str] = {"seq_len": texts["search"].shape[1], "bos": bos}
     numbers = {"search_windows": "search", "final_windows": "finalists", "curve_windows": "curves"}
     numbers |= {"pool_windows": "pool", "watch_windows": "watch"}
     for name, purpose in {**numbers, "calibration_windows": "calibration", "test_windows": "test"}.items():

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from ffprune_env.texts.bos import Bos
 
 
 @dataclass(frozen=True)
 class WindowLength:
-    """How long a window is; the field is a flag, with its help."""
+    """How long a window is, and how it begins; the fields are flags, with their help."""
 
     seq_len: int = 1024
     """tokens per window of --text; a model whose context is shorter uses its own maximum"""
+    bos: Bos = field(default="auto", kw_only=True)
+    """whether every window begins with the tokenizer's BOS token, with one token of text less behind it: always, never,
+    or auto (where the model needs it: Gemma)"""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -14,6 +15,7 @@ import torch
 from ffprune_env.lm.hub import is_offline, require_hub
 from ffprune_env.lm.models import context_length
 from ffprune_env.lm.phases import Advance, phase, windows_size
+from ffprune_env.texts.bos import Bos, bos_protocol
 from ffprune_env.texts.cuts import part, pieces
 from ffprune_env.texts.files import SUFFIXES, kind_of, read_rows
 
@@ -56,6 +58,7 @@ def load_windows(
     *,
     or_fewer: bool = False,
     model: PreTrainedModel | None = None,
+    bos: Bos = "auto",
 ) -> torch.Tensor:
     """Cuts a text into non-overlapping windows of tokens.
 
@@ -66,12 +69,15 @@ def load_windows(
         name: ``python-docs``, ``wikitext2``, ``c4``, or a path to a .txt or .md file, a .json, .jsonl, .csv or .parquet
             file with a field or column ``text``, or a WikiText .raw or .tokens file, of the latter of which search and
             calibration text lose the ``<unk>``; all but .parquet may be packed, such as ``x.jsonl.gz``.
-        tokenizer: the model's; special tokens are what it adds.
+        tokenizer: the model's; special tokens are what it adds, but where windows begin with its BOS token: then they
+            hold no others, and all that is predicted is text.
         split: ``search``, ``calibration`` and ``test`` never share text; ``all`` is the whole of a file.
         seq_len: tokens per window, at least 2.
         n_windows: how many windows; None takes all, from the beginning.
         or_fewer: take all windows of a text that has fewer than asked for, instead of refusing it.
         model: what the windows are for; they are no longer than its context, which is logged where it matters.
+        bos: whether every window begins with the BOS token, with seq_len - 1 tokens of text behind it; ``auto`` is
+            where ``model`` needs it, see :func:`~ffprune_env.texts.bos.bos_protocol`.
 
     Returns:
         int64 [n, seq_len], or of fewer columns if the model takes no more.
@@ -86,21 +92,36 @@ def load_windows(
         raise ValueError(f"windows need seq_len ≥ 2 and n_windows ≥ 1, got seq_len={seq_len}, n_windows={n_windows}")
     if model is not None:
         seq_len = _within_context(seq_len, model)
+    first = tokenizer.bos_token_id if bos_protocol(bos, model, tokenizer) == "always" else None
     asked = "all windows" if n_windows is None else windows_size((n_windows, seq_len))
     steps = n_windows or 0 if split in _SPREAD else 0
     with phase("reading text", f"{asked} of the {split} part of {Path(name).name}", steps) as advance:
-        windows = _windows(_text(name, split), tokenizer, split, seq_len, n_windows, advance)
+        encode, length = _Encoder(tokenizer, first is None), seq_len - (first is not None)
+        windows = _windows(_text(name, split), encode, split, length, n_windows, advance)
     if len(windows) < (n_windows if n_windows is not None and not or_fewer else 1):
         raise ValueError(
             f"text {name} ({split} part) has {len(windows)} windows of {seq_len} tokens, {n_windows or 1} were asked "
             f"for: ask for fewer or shorter windows, or give a longer text"
         )
-    return windows[:n_windows]
+    windows = windows[:n_windows]
+    return windows if first is None else torch.cat([torch.full_like(windows[:, :1], first), windows], dim=1)
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """A text to tokens, with the special tokens that the tokenizer adds, or without."""
+
+    tokenizer: PreTrainedTokenizerBase
+    special: bool
+
+    def __call__(self, text: str) -> torch.Tensor:
+        encoded = self.tokenizer(text, verbose=False, **({} if self.special else {"add_special_tokens": False}))
+        return torch.tensor(encoded["input_ids"], dtype=torch.int64)
 
 
 def _windows(
     text: str,
-    tokenizer: PreTrainedTokenizerBase,
+    encode: _Encoder,
     split: Split,
     seq_len: int,
     n_windows: int | None,
@@ -111,14 +132,14 @@ def _windows(
         if split in _SPREAD:
             found = []
             for piece in pieces(text, n_windows):
-                found.append(_first(piece, tokenizer, seq_len, 1))
+                found.append(_first(piece, encode, seq_len, 1))
                 advance()
             windows = torch.cat(found)
         else:
-            windows = _first(text, tokenizer, seq_len, n_windows)
+            windows = _first(text, encode, seq_len, n_windows)
         if len(windows) == n_windows:
             return windows
-    return _cut(text, tokenizer, seq_len)
+    return _cut(text, encode, seq_len)
 
 
 def load_test_windows(
@@ -129,6 +150,7 @@ def load_test_windows(
     n_windows: int | None,
     *,
     model: PreTrainedModel | None = None,
+    bos: Bos = "auto",
 ) -> torch.Tensor:
     """Test text of a search on ``text``: another text, or the part of the same one that the search never sees.
 
@@ -139,12 +161,12 @@ def load_test_windows(
         seq_len: tokens per window.
         n_windows: how many windows; None takes all.
         model: what the windows are for.
+        bos: whether they begin with the BOS token.
     """
     if test_text is None or same_text(text, test_text):
-        return load_windows(text, tokenizer, "test", seq_len, n_windows, model=model)
-    return load_windows(
-        test_text, tokenizer, "test" if test_text in NAMED_TEXTS else "all", seq_len, n_windows, model=model
-    )
+        return load_windows(text, tokenizer, "test", seq_len, n_windows, model=model, bos=bos)
+    split: Split = "test" if test_text in NAMED_TEXTS else "all"
+    return load_windows(test_text, tokenizer, split, seq_len, n_windows, model=model, bos=bos)
 
 
 def same_text(text: str, other: str | None) -> bool:
@@ -159,22 +181,18 @@ def _within_context(seq_len: int, model: PreTrainedModel) -> int:
     return min(seq_len, context)
 
 
-def _first(text: str, tokenizer: PreTrainedTokenizerBase, seq_len: int, n_windows: int) -> torch.Tensor:
+def _first(text: str, encode: _Encoder, seq_len: int, n_windows: int) -> torch.Tensor:
     """The first windows of a text, or all if it has fewer, exactly as if all of it were tokenized."""
     head = text[: n_windows * seq_len * _CHARS_PER_TOKEN]
     if len(head) < len(text):
-        tokens = _tokens(head, tokenizer)
+        tokens = encode(head)
         if len(tokens) >= n_windows * seq_len + _MARGIN:
             return tokens[: n_windows * seq_len].view(n_windows, seq_len)
-    return _cut(text, tokenizer, seq_len)[:n_windows]
+    return _cut(text, encode, seq_len)[:n_windows]
 
 
-def _tokens(text: str, tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
-    return torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-
-
-def _cut(text: str, tokenizer: PreTrainedTokenizerBase, seq_len: int) -> torch.Tensor:
-    tokens = _tokens(text, tokenizer)
+def _cut(text: str, encode: _Encoder, seq_len: int) -> torch.Tensor:
+    tokens = encode(text)
     n = len(tokens) // seq_len
     return tokens[: n * seq_len].view(n, seq_len)
 

@@ -1,8 +1,9 @@
-"""What is not what pruning takes it for is refused by name when it is wrapped, and left as it was."""
+"""What is not what pruning takes it for stays whole or is refused by name when it is wrapped, and left as it was."""
 
 from __future__ import annotations
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.units import find_units
 
 
@@ -66,12 +68,40 @@ def refused(model, message):
         assert torch.equal(parameter, weights[name])
 
 
+def stays_whole(model, message, layers, caplog):
+    """The attention of some layers is no unit, which is said once, and its modules are what they were."""
+    untouched = [
+        attention for name, attention in model.named_modules() if re.search(rf"layers\.{layers}\.self_attn$", name)
+    ]
+    assert len(untouched) == len(layers)
+    before = [sorted(vars(module)) + sorted(module._buffers) for module in untouched]
+    caplog.clear()
+    prunable = PrunableModel(model)
+    assert list(prunable.whole) == layers
+    assert all(re.search(message, reason) for reason in prunable.whole.values())
+    assert len(caplog.messages) == 1
+    assert "\n" not in caplog.messages[0]
+    assert [sorted(vars(module)) + sorted(module._buffers) for module in untouched] == before
+    kinds = [(unit.layer, unit.kind) for unit in prunable.units]
+    assert kinds == sorted(kinds)
+    assert {layer for layer, kind in kinds} - {layer for layer, kind in kinds if kind == "attention"} == {*layers}
+    return prunable
+
+
 @pytest.mark.parametrize("key_heads", [4, 2])
-def test_heads_that_are_coupled_in_halves_are_refused(key_heads):
-    refused(
-        tiny("diffllama", num_key_value_heads=key_heads),
-        r"DiffLlamaForCausalLM cannot be pruned: reordering the heads of model\.layers\.0\.self_attn changes what it",
-    )
+def test_heads_that_are_coupled_in_halves_stay_whole(key_heads, windows, caplog):
+    model = tiny("diffllama", num_key_value_heads=key_heads)
+    before, dense = copy.deepcopy(model), window_losses(model, windows)
+    message = r"reordering the heads of model\.layers\.\d\.self_attn changes what it"
+    prunable = stays_whole(model, message, [0, 1, 2], caplog)
+    prunable.rank(wanda_scores(prunable, collect_statistics(prunable, windows)))
+    torch.testing.assert_close(window_losses(model, windows), dense)
+    kept = np.array([unit.n_groups // 2 for unit in prunable.units])
+    for unit, members in zip(prunable.units, prunable.kept_groups(kept), strict=True):
+        gone = np.setdiff1d(np.arange(unit.n_groups), members)
+        before.get_submodule(unit.name).down_proj.weight.data[:, gone] = 0
+    with prunable.pruned(kept):
+        torch.testing.assert_close(window_losses(model, windows), window_losses(before, windows))
 
 
 class Weighted(nn.Module):
@@ -115,6 +145,13 @@ def test_the_first_unit_at_fault_is_named(activation, message):
     refused(model, r"LlamaForCausalLM cannot be pruned: " + message)
 
 
+def test_an_attention_that_wants_all_its_heads_stays_whole(caplog):
+    """Code that reads the number of heads where none looks fails with fewer: in every layer that has the same."""
+    message = r"layers\.0\.self_attn with half of its heads removed is not what it is with them masked \(shape"
+    model = tiny("xglm", d_model=32, attention_heads=4, ffn_dim=24).float()
+    stays_whole(model, message, [0, 1, 2], caplog)
+
+
 def test_a_unit_that_does_not_run_is_refused():
     model = tiny_model("llama-gqa")
     layer = model.model.layers[2]
@@ -129,12 +166,14 @@ def test_a_unit_that_runs_twice_is_refused():
     refused(model, r"model\.layers\.0\.mlp runs 2 times in a forward pass on text, it must run once")
 
 
-def test_a_unit_that_does_not_reach_the_logits_is_refused():
+def test_a_unit_that_does_not_reach_the_logits_stays_whole_or_is_refused(caplog):
     model = tiny_model("opt")
     layer = model.model.decoder.layers[2]
-    attention = layer.self_attn.forward
-    layer.self_attn.forward = lambda *args, **kwargs: (torch.zeros_like(attention(*args, **kwargs)[0]), None)
-    refused(model, r"what model\.decoder\.layers\.2\.self_attn gives does not reach the logits")
+    layer.self_attn.register_forward_hook(lambda module, inputs, output: (torch.zeros_like(output[0]), None))
+    stays_whole(model, r"what .*\.layers\.2\.self_attn gives does not reach the logits", [2], caplog)
+    model = tiny_model("llama")
+    model.model.layers[2].mlp.register_forward_hook(lambda module, inputs, output: torch.zeros_like(output))
+    refused(model, r"what model\.layers\.2\.mlp gives does not reach the logits")
 
 
 def test_a_unit_of_zeros_is_none_of_our_business():
@@ -154,14 +193,15 @@ HALF = [torch.bfloat16, torch.float16]
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32, torch.float64])
 @pytest.mark.parametrize("family", ["llama", "llama-gqa", "opt"])
-def test_a_factor_per_head_is_not_taken_for_rounding(family, dtype):
+def test_a_factor_per_head_is_not_taken_for_rounding(family, dtype, caplog):
     """One head of one layer says a tenth more, which is a hundredth of the logits: far less than bfloat16 rounds."""
     model = tiny_model(family).to(dtype)
     layout = find_units(model)[2]
     factors = torch.ones(layout.output.in_features, dtype=dtype)
     factors[layout.width : 2 * layout.width] = 1.1
     layout.output.register_forward_pre_hook(lambda module, inputs: (inputs[0] * factors[: inputs[0].shape[-1]],))
-    refused(model, rf"reordering the heads of {layout.unit.name} changes what it computes \(head \d is off by 0\.")
+    message = rf"reordering the heads of {layout.unit.name} changes what it computes \(head \d is off by 0\."
+    stays_whole(model, message, [1], caplog)
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float32])
@@ -201,14 +241,15 @@ def attend_near_and_far(module, query, key, value, mask, **kwargs):
 
 
 @pytest.mark.parametrize("dtype", [*HALF, torch.float64])
-def test_heads_that_differ_after_twenty_tokens_are_refused(dtype):
+def test_heads_that_differ_after_twenty_tokens_stay_whole(dtype, caplog):
     AttentionInterface.register("near_and_far", attend_near_and_far)
     model = tiny_model("llama").to(dtype)
     model.set_attn_implementation("near_and_far")
-    refused(model, r"reordering the heads of model\.layers\.0\.self_attn changes what it computes \(head \d is off by")
+    message = r"reordering the heads of model\.layers\.\d\.self_attn changes what it computes \(head \d is off by"
+    stays_whole(model, message, [0, 1, 2], caplog)
 
 
-def test_two_heads_of_one_layer_are_put_in_another_order():
+def test_two_heads_of_one_layer_are_put_in_another_order(caplog):
     """A random order of two is the one that they have, half of the time."""
     config = AutoConfig.for_model("llama", **{**LLAMA_LIKE, "num_attention_heads": 2, "num_hidden_layers": 1})
     torch.manual_seed(0)
@@ -217,7 +258,7 @@ def test_two_heads_of_one_layer_are_put_in_another_order():
     model.model.layers[0].self_attn.o_proj.register_forward_pre_hook(
         lambda module, inputs: (inputs[0] * factors[: inputs[0].shape[-1]],)
     )
-    refused(model, r"reordering the heads of model\.layers\.0\.self_attn changes what it computes")
+    stays_whole(model, r"reordering the heads of model\.layers\.0\.self_attn changes what it computes", [0], caplog)
 
 
 def test_a_model_that_takes_fewer_tokens_than_are_tried():

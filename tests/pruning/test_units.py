@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -10,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from ffprune_env.pruning.head_groups import HeadGroups
-from ffprune_env.pruning.units import find_units
+from ffprune_env.pruning.units import find_parts, find_units
 
 
 def test_units_come_in_the_order_of_the_design(family):
@@ -97,9 +98,21 @@ def test_experts_are_refused_by_naming_what_is_missing():
         find_units(model)
 
 
-def test_norms_over_all_heads_are_refused():
-    with pytest.raises(ValueError, match=r"self_attn\.q_norm\.weight spans the heads"):
-        find_units(small("olmo2"))
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("olmo2", {}, r"self_attn\.q_norm\.weight spans the heads"),
+        ("cohere", {"use_qk_norm": True}, r"self_attn\.q_norm\.weight spans the heads"),
+        ("stablelm", {"qk_layernorm": True, "num_key_value_heads": 4}, "self_attn has modules for single heads"),
+    ],
+)
+def test_an_attention_that_keeps_state_of_its_heads_stays_whole(model_type, changes, reason):
+    model = small(model_type, **changes)
+    parts = find_parts(model, channels_per_group=2)
+    assert [(x.unit.kind, x.unit.layer) for x in parts.layouts] == [("ffn", 0), ("ffn", 1), ("ffn", 2)]
+    assert list(parts.whole) == [0, 1, 2]
+    assert all(re.search(reason, said) for said in parts.whole.values())
+    assert sum(x.unit.n_params for x in parts.layouts) == 3 * 3 * 24 * 32
 
 
 def test_a_projection_that_is_no_linear_is_refused():
@@ -132,15 +145,22 @@ def test_layers_that_share_their_weights_are_refused(names, by_name):
 def test_a_missing_projection_is_named():
     model = tiny_model("opt")
     del model.model.decoder.layers[2].self_attn.v_proj
-    with pytest.raises(ValueError, match=r"layers\.2 has no attention module with q_proj \+ k_proj \+ v_proj"):
+    parts = find_parts(model)
+    assert [x.unit.layer for x in parts.layouts] == [0, 0, 1, 1, 2]
+    assert re.search(r"layers\.2 has no attention module with q_proj \+ k_proj \+ v_proj", parts.whole[2])
+    del model.model.decoder.layers[1].fc1
+    with pytest.raises(
+        ValueError, match=r"cannot be pruned: model\.decoder\.layers\.1 has no ffn module with fc1 \+ fc2"
+    ):
         find_units(model)
 
 
-def test_state_of_single_heads_is_refused():
-    with pytest.raises(ValueError, match=r"self_attn\.q_norm\.weight spans the heads"):
-        find_units(small("cohere", use_qk_norm=True))
-    with pytest.raises(ValueError, match=r"self_attn has modules for single heads"):
-        find_units(small("stablelm", qk_layernorm=True, num_key_value_heads=4))
+def test_weights_that_attention_of_two_layers_shares_stay_whole():
+    model = tiny_model("llama")
+    model.model.layers[2].self_attn.q_proj.weight = model.model.layers[0].self_attn.q_proj.weight
+    parts = find_parts(model)
+    assert [x.unit.kind for x in parts.layouts] == ["ffn", "attention", "ffn", "ffn"]
+    assert all("are one tensor" in parts.whole[layer] for layer in (0, 2))
 
 
 def test_several_lists_of_layers_are_refused():

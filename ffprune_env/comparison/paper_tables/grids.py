@@ -19,6 +19,7 @@ from ffprune_env.comparison.report.grids import (
 )
 from ffprune_env.comparison.report.rows import code
 from ffprune_env.methods.warm_start import SHARE
+from ffprune_env.texts.bos import stated
 
 #: lm-eval's names of the seven tasks, in the order of the paper, and what the paper calls them.
 TASKS = {
@@ -178,10 +179,11 @@ def _measured_on(models: Sequence[Measured]) -> list[str]:
 def _way(settings: dict[str, object]) -> str:
     text, test = settings.get("text"), settings.get("test_text") or settings.get("text")
     shown = {"budget": settings.get("evaluations"), "N_max": settings.get("search_windows")}
+    bos = stated(str(settings.get("bos", "never")))
     return (
         f"Searched and calibrated ({settings.get('calibration')}) on {_name(text)}, tested on "
-        f"{settings.get('test_windows')} windows of {settings.get('test_seq_len')} tokens of {_name(test)}; budget of "
-        f"{shown['budget']} evaluations on {shown['N_max']} windows of {settings.get('seq_len')} tokens, "
+        f"{settings.get('test_windows')} windows of {settings.get('test_seq_len')} tokens{bos} of {_name(test)}; "
+        f"budget of {shown['budget']} evaluations on {shown['N_max']} windows of {settings.get('seq_len')} tokens, "
         f"{settings.get('calibration_windows')} windows of calibration text, criterion {settings.get('criterion')}."
     )
 
