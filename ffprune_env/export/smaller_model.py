@@ -158,10 +158,10 @@ def _compute_constants(model: PreTrainedModel) -> None:
             module.register_buffer(name, torch.empty_like(buffer, device="cpu"), persistent=False)
         stored = list(module.parameters(recurse=False))
         for parameter in stored:  # the mark by which transformers knows what it must not initialize
-            parameter._is_hf_initialized = True  # type: ignore[attr-defined]
+            parameter._is_hf_initialized = True
         model._init_weights(module)
         for parameter in stored:
-            del parameter._is_hf_initialized  # type: ignore[attr-defined]
+            del parameter._is_hf_initialized
 
 
 def _require_same_logits(smaller: PreTrainedModel, expected: torch.Tensor) -> None:

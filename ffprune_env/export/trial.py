@@ -169,7 +169,7 @@ def continued(
     """The tokens that follow prompts, int64 [n, 8]."""
     settings: dict[str, Any] = {"max_new_tokens": _CONTINUED, "do_sample": False, "eos_token_id": None, **options}
     settings |= {"attention_mask": torch.ones_like(prompts) if mask is None else mask, "pad_token_id": 0}
-    tokens: torch.Tensor = model.generate(prompts, disable_compile=True, **settings)  # type: ignore[operator]
+    tokens: torch.Tensor = model.generate(prompts, disable_compile=True, **settings)
     return tokens[:, prompts.shape[1] :]
 
 

@@ -92,7 +92,7 @@ class PrunedModel:
 
     def _index_keys(self) -> None:
         if self._indexed:
-            use_indexed_attention(self, self._indexed)  # type: ignore[arg-type]
+            use_indexed_attention(self, self._indexed)
 
     def _require_same_index(self, not_loaded: set[str]) -> None:
         """Compares the index in the weights with that in the configuration, and fills in what either lacks."""

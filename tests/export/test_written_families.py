@@ -25,9 +25,9 @@ KEPT = [3, 20, 2, 7, 4, 24]
 PROMPT = torch.tensor([[5, 17, 23, 200, 3]])
 
 
-def ranked(family, first_heads=(3, 1, 2, 0)):
+def ranked(family, first_heads=(3, 1, 2, 0), dtype=torch.float64):
     """A model whose query heads go in that order, the last first."""
-    prunable = PrunableModel(tiny_model(family))
+    prunable = PrunableModel(tiny_model(family).to(dtype))
     places = np.argsort(first_heads)
     prunable.rank([-places if x.unit.kind == "attention" else np.arange(x.n_members) % 5 for x in prunable.layouts])
     return prunable
@@ -40,12 +40,13 @@ def logits(model):
 
 @pytest.mark.parametrize("family", MORE)
 def test_a_family_is_read_by_its_own_code_generates_and_is_pruned_again(family, windows, tmp_path):
-    prunable = ranked(family)
+    # In float64 the eager attention of transformers gives no numbers where a prompt is padded.
+    prunable = ranked(family, dtype=torch.float32)
     ff.save_pruned(prunable, KEPT, tmp_path / "once")
     loaded = trial.load_by_its_own_code(tmp_path / "once")
     assert type(loaded).__module__.startswith("transformers_modules.")
     with prunable.pruned(KEPT) as pruned:
-        torch.testing.assert_close(logits(loaded), logits(pruned), rtol=0, atol=1e-9)
+        torch.testing.assert_close(logits(loaded), logits(pruned), rtol=0, atol=1e-4)
         trial.require_same_text(loaded, pruned)
     trial.require_pruned_again(ff.load_pruned(tmp_path / "once"), windows, tmp_path / "again")
 
@@ -170,7 +171,7 @@ def test_auto_classes_find_the_base_model_and_the_classifier(mixed, tmp_path):
             torch.testing.assert_close(classifier.model(PROMPT).last_hidden_state, states, rtol=0, atol=1e-6)
     classifier.save_pretrained(tmp_path / "classifier")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "classifier")
-    assert torch.equal(logits(again), logits(classifier))
+    torch.testing.assert_close(logits(again), logits(classifier), rtol=0, atol=1e-6)
     with pytest.raises(ValueError, match="cannot read keys by index"):
         classifier.set_attn_implementation("flash_attention_2")
 
