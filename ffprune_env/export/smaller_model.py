@@ -16,7 +16,7 @@ from ffprune_env.lm.context import context_length
 from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, relative_error
 from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
-from ffprune_env.modeling.layer_sizes import shares_evenly
+from ffprune_env.modeling.layer_sizes import dense_key_heads, shares_evenly
 from ffprune_env.pruning.units import member_columns, spelled_out
 
 if TYPE_CHECKING:
@@ -106,10 +106,11 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
     with prunable.pruned(counts, calibration) as pruned:
         tensors = pruned.state_dict()
         names = {module: name for name, module in pruned.named_modules()}
+        config = pruned.config
         layers = [(layer.self_attn, _ffn_output(layer)) for layer in pruned.get_decoder().layers]
         sizes: dict[str, list[Any]] = {
-            HEADS_KEY: [attention.q_proj.out_features // attention.head_dim for attention, _ in layers],
-            KV_HEADS_KEY: [attention.k_proj.out_features // attention.head_dim for attention, _ in layers],
+            HEADS_KEY: [_heads(attention, "q_proj", config.num_attention_heads) for attention, _ in layers],
+            KV_HEADS_KEY: [_heads(attention, "k_proj", dense_key_heads(config)) for attention, _ in layers],
             CHANNELS_KEY: [output.in_features for _, output in layers],
             KV_INDEX_KEY: [None] * len(layers),
         }
@@ -122,6 +123,9 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
                 if module.bias is not None:
                     tensors[f"{names[module]}.bias"] = module.bias[rows].cpu()
             tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
+            fused = getattr(layout, "fused", None)  # a matrix that holds both inputs
+            if fused is not None:
+                _join(tensors, f"{names[layout.owner]}.{fused.name}")
             if layout.key_heads is None:
                 continue
             index, layer = layout.key_heads[members].cpu(), layout.unit.layer
@@ -132,6 +136,20 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
         with calm(pruned):
             logits = own_logits(pruned, _tokens(pruned)).cpu()
     return _Left({name: tensor.cpu() for name, tensor in tensors.items()}, sizes, logits)
+
+
+def _heads(attention: Any, projection: str, dense: int) -> int:
+    """Heads that a projection of an attention gives; one that is a part of a larger matrix is never cut."""
+    linear = getattr(attention, projection, None)
+    return dense if linear is None else linear.out_features // attention.head_dim
+
+
+def _join(tensors: dict[str, torch.Tensor], name: str) -> None:
+    """Makes one matrix again of the gate and the up projection that were cut as two."""
+    for kind in ("weight", "bias"):
+        if f"{name}.gate.{kind}" in tensors:
+            halves = [tensors.pop(f"{name}.{half}.{kind}").cpu() for half in ("gate", "up")]
+            tensors[f"{name}.{kind}"] = torch.cat(halves)
 
 
 def _ffn_output(layer: nn.Module) -> Any:

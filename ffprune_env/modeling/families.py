@@ -21,6 +21,7 @@ FAMILIES: dict[str, tuple[str, str, str, str | None]] = {
     "cohere": ("CohereConfig", "CohereModel", "CohereForCausalLM", None),
     "cohere2": ("Cohere2Config", "Cohere2Model", "Cohere2ForCausalLM", None),
     "olmo2": ("Olmo2Config", "Olmo2Model", "Olmo2ForCausalLM", "Olmo2ForSequenceClassification"),
+    "phi3": ("Phi3Config", "Phi3Model", "Phi3ForCausalLM", "Phi3ForSequenceClassification"),
     "opt": ("OPTConfig", "OPTModel", "OPTForCausalLM", "OPTForSequenceClassification"),
 }
 

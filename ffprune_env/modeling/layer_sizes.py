@@ -40,7 +40,7 @@ def layer_sizes(config: Any) -> list[LayerSizes]:
     Raises:
         ValueError: the configuration contradicts itself; the message names the key.
     """
-    dense, dense_kv = _dense_heads(config)
+    dense, dense_kv = config.num_attention_heads, dense_key_heads(config)
     heads, channels = _integers(config, HEADS_KEY), _integers(config, CHANNELS_KEY)
     if hasattr(config, KV_HEADS_KEY):
         kv_heads = _integers(config, KV_HEADS_KEY)
@@ -83,13 +83,14 @@ def why_no_index(kv_index: Any, heads: int, kv_heads: int, shared: int) -> str |
 
 def query_heads_per_key_head(config: Any) -> int:
     """Query heads that every key/value head of the dense model serves."""
-    dense, dense_kv = _dense_heads(config)
-    return dense // dense_kv
-
-
-def _dense_heads(config: Any) -> tuple[int, int]:
     heads: int = config.num_attention_heads
-    return heads, getattr(config, "num_key_value_heads", None) or heads
+    return heads // dense_key_heads(config)
+
+
+def dense_key_heads(config: Any) -> int:
+    """Key/value heads of the dense model."""
+    heads: int = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    return heads
 
 
 def _integers(config: Any, key: str) -> list[int]:

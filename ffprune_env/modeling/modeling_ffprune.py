@@ -172,6 +172,7 @@ def _resize(layer: Any, sizes: LayerSizes) -> None:
     _resize_linear(attention, ("k_proj", "v_proj"), rows=kv_rows)
     _resize_linear(attention, ("o_proj", "out_proj"), columns=rows)
     _resize_linear(ffn, ("gate_proj", "up_proj", "fc1"), rows=sizes.channels)
+    _resize_linear(ffn, ("gate_up_proj",), rows=2 * sizes.channels)
     _resize_linear(ffn, ("down_proj", "fc2"), columns=sizes.channels)
     if hasattr(attention, "num_heads"):  # OPT; the others infer it from the projection's width
         attention.num_heads = sizes.heads
