@@ -38,7 +38,9 @@ COMMANDS = {
     "allocate": Command("evaluate/allocate.py", "write the model of a search at a sparsity that was never trained"),
     "perplexity": Command("evaluate/perplexity.py", "perplexity of a dense or pruned model"),
     "zero-shot": Command("evaluate/zero_shot.py", "zero-shot accuracy of a dense or pruned model"),
-    "latency": Command("evaluate/latency.py", "speed and memory of a pruned model beside the dense one"),
+    "bench-serving": Command(
+        "evaluate/bench_serving.py", "speed of a pruned model beside the dense one, where it is served"
+    ),
     "export-gguf": Command("evaluate/export_gguf.py", "write a pruned model for llama.cpp"),
     "compare": Command("evaluate/compare.py", "methods against each other on one model"),
     "tables": Command("evaluate/tables.py", "the four tables of the paper, its own figures beside those measured"),

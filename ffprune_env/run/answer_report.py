@@ -134,7 +134,7 @@ class AnswerReport:
         model, text = self.run.path / "model", self.about.get("test_text", "python-docs")
         return [
             f"measure it:  ffprune perplexity {model} --text {text} --split test",
-            f"time it:     ffprune latency {model}",
+            f"time it:     ffprune bench-serving {model}",
             f"serve it:    ffprune export-gguf {model} {self.run.path / 'model.gguf'}",
             f'load it:     model = ffprune_env.load_pruned("{model}")',
         ]

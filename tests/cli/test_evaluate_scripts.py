@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -213,28 +210,34 @@ def test_policies_that_were_not_calibrated_as_asked_are_marked(runs, other_text,
     assert {x["calibration"] for x in results if x["calibrated"]} == {"ridge"}
 
 
-def test_latency_compares_speed_memory_and_size(runs, tiny_folder, monkeypatch, capsys):
+def test_dense_and_pruned_are_timed_where_they_are_served(runs, tiny_folder, monkeypatch, capsys, tmp_path):
     settings = {"--dense": tiny_folder, "--prompt": 32, "--new-tokens": 4, "--rounds": 2, "--device": "cpu"}
     words = [str(word) for pair in settings.items() for word in pair]
-    script = Path(__file__).parents[2] / "evaluate" / "latency.py"
-    command = [sys.executable, script, runs / "one" / "model", *words]  # a process: its workers import it again
-    out = subprocess.run(
-        command, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
-    ).stdout
-    for word in ("prefill of 32 tokens", "decode of 4 tokens", "peak memory", "on disk", "float32"):
+    own = (runs / "one" / "model", *words)
+    more = ("--backend", "transformers", "vllm", "--vllm-python", tmp_path / "python", "--json", tmp_path / "x.json")
+    code, out, err = run_script("evaluate/bench_serving.py", monkeypatch, capsys, *own, *more, "--batch", 2)
+    assert code == 0
+    for word in ("prefill of 2 × 32", "decode of 2 × 4", "transformers float32", "memory of weights", "quartiles"):
         assert word in out
+    assert "python has no vLLM with ffprune-vllm: make vllm" in err
+    found = json.loads((tmp_path / "x.json").read_text())
+    dense, pruned = (ff.load_model(str(x))[0] for x in (tiny_folder, runs / "one" / "model"))
+    assert found["ideal"] == dense.num_parameters() / pruned.num_parameters() > 1
+    (served,) = found["served"]
+    assert served["weights"] == pytest.approx(1 / found["ideal"])
+    assert served["cache"] == 1  # keys and values are shared, and stay
+    assert [(x["what"], x["batch"]) for x in served["speeds"]] == [("prefill", 2), ("decode", 2)]
+    assert all(x["low"] <= x["ratio"] <= x["high"] for x in served["speeds"])
     tiny_model("opt").save_pretrained(runs / "other")
     byte_tokenizer().save_pretrained(runs / "other")
     for arguments, message in (
         ((tiny_folder,), "its model_type is 'llama'"),
-        (
-            (runs / "one" / "model", *words[2:], "--dense", runs / "other"),
-            "was made from another model, name it with --dense",
-        ),
-        ((runs / "one" / "model", "--rounds", 0), "--rounds must be at least 1"),
-        ((runs / "one" / "model", "--prompt", 129), "the model takes 128 tokens"),
+        ((*own, "--dense", runs / "other"), "was made from another model, name it with --dense"),
+        ((*own, "--rounds", 0), "--rounds must be at least 1"),
+        ((*own, "--threads", 0), "--threads must be at least 1"),
+        ((*own, "--prompt", 129), "the model takes 128 tokens"),
     ):
-        code, _, err = run_script("evaluate/latency.py", monkeypatch, capsys, *arguments)
+        code, _, err = run_script("evaluate/bench_serving.py", monkeypatch, capsys, *arguments)
         assert code == 2
         assert message in err
 

@@ -1,0 +1,169 @@
+"""How fast a pruned model is where it is served, beside the dense one: transformers, llama.cpp, vLLM.
+
+    python evaluate/bench_serving.py runs/<name>/model --dense smollm2-135m
+    python evaluate/bench_serving.py runs/<name>/model --backend llama.cpp --type q8_0 --threads 1 2 --batch 1 8
+
+Both models live in processes of their own and take turns, so that a machine whose speed drifts slows both alike.
+Medians are printed, with the median and the quartiles of the ratios taken round by round, and the ratio of their
+parameters: what a server gains that spends its time on weights alone. A server that is not installed is named with what
+installs it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from ffprune_env.export.gguf.kinds import GgufType
+from rich.table import Table
+
+import ffprune_env as ff
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.flag_groups import DeviceFlags, JsonFlags, PrunedFlags, RoundFlags
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.lm.context import context_length
+from ffprune_env.lm.devices import pick_device
+from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.modeling.config_names import PREFIX
+from ffprune_env.serving.backends import VLLM_PYTHON, BackendName, backend_of, source_of
+from ffprune_env.serving.comparison import Served, as_json, compared
+from ffprune_env.serving.served import in_turns
+from ffprune_env.serving.worker import Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What pruning leaves as it is.
+_SAME = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
+console = wide_console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(PrunedFlags, DeviceFlags, RoundFlags, JsonFlags):
+    """Settings of the comparison; every field is a flag."""
+
+    dense: str = "smollm2-135m"
+    """the dense model, as --model of train/ppo.py; it is run in the dtype of the pruned one"""
+    backend: tuple[BackendName, ...] = ("transformers", "llama.cpp", "vllm")
+    """where they are served"""
+    kind: Annotated[GgufType, tyro.conf.arg(name="type")] = "f16"
+    """how llama.cpp stores matrices"""
+    threads: tuple[int, ...] = (1,)
+    """threads of the CPU, each number on its own"""
+    batch: tuple[int, ...] = (1, 8)
+    """sequences at once, each number on its own"""
+    prompt: int = 512
+    """tokens of every sequence in a prefill"""
+    new_tokens: int = 64
+    """tokens of every sequence in a decode, after a prompt of 16"""
+    clock: Literal["wall", "cpu"] = "wall"
+    """what is timed: wall, or the CPU time of all threads together, which is steadier where others use the machine"""
+    vllm_python: Path = VLLM_PYTHON
+    """Python of the environment that has vLLM, as make vllm makes it"""
+
+    def require_allowed(self) -> None:
+        """Raises ValueError for settings that no model is needed to refuse."""
+        for flag, values in (("--threads", self.threads), ("--batch", self.batch), ("--backend", self.backend)):
+            if not values:
+                raise ValueError(f"{flag} takes at least one value")
+        numbers = (("--threads", self.threads), ("--batch", self.batch), ("--rounds", (self.rounds,)))
+        for flag, counts in (*numbers, ("--prompt", (self.prompt,)), ("--new-tokens", (self.new_tokens,))):
+            for count in counts:
+                require_in_range(flag, count, 1)
+
+
+def main() -> int:
+    """Measures and prints; returns the exit code."""
+    args = read_flags(Args, __doc__)
+    start_logging(console, logging.INFO)
+    try:
+        args.require_allowed()
+        args.require_folder()
+        device = str(pick_device(args.device))
+        with tempfile.TemporaryDirectory() as scratch:
+            found, ideal = measure(args, device, Path(scratch))
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    console.print(table(args, found, ideal, device))
+    args.write_json(as_json(found, ideal, settings(args, device)))
+    return 0 if found else 1
+
+
+def measure(args: Args, device: str, scratch: Path) -> tuple[list[Served], float]:
+    """What both models took on every server that is there, and the ratio of their parameters."""
+    pruned = ff.load_pruned(args.pruned, device="cpu")
+    dtype = str(pruned.dtype).removeprefix("torch.")
+    dense, tokenizer = ff.load_model(args.dense, dtype, "cpu")
+    require_same_model(args, dense, pruned)
+    folders = {"dense": scratch / "dense", "pruned": args.pruned}
+    dense.save_pretrained(folders["dense"])
+    tokenizer.save_pretrained(folders["dense"])
+    models = {"dense": dense, "pruned": pruned}
+    ideal = dense.num_parameters() / pruned.num_parameters()
+    found = []
+    for name in args.backend:
+        backend = backend_of(name, args.vllm_python)
+        if backend.missing is not None:
+            say(f"left out: {backend.missing}")
+            continue
+        sources = {
+            which: source_of(backend, models[which], folder, scratch, args.kind) for which, folder in folders.items()
+        }
+        for threads in args.threads:
+            job = Job(args.prompt, args.new_tokens, sorted(set(args.batch)), threads, device)
+            measured = dict(in_turns(backend.python, name, sources, job, args.rounds, args.clock))
+            found.append(compared(f"{name} {args.kind if name == 'llama.cpp' else dtype}", job, measured))
+    return found, ideal
+
+
+def require_same_model(args: Args, dense: PreTrainedModel, pruned: PreTrainedModel) -> None:
+    """Raises ValueError for a model that was made from another, or that is asked for more tokens than it takes."""
+    longest = max(args.prompt, args.new_tokens + 16)
+    if longest > context_length(pruned):
+        raise ValueError(f"the model takes {context_length(pruned)} tokens: ask for fewer with --prompt, --new-tokens")
+    for name in _SAME:
+        of_pruned, of_dense = (str(getattr(x.config, name)).removeprefix(PREFIX) for x in (pruned, dense))
+        if of_pruned != of_dense:
+            reason = f"its {name} is {of_pruned}, that of {args.dense} {of_dense}"
+            raise ValueError(f"{args.pruned} was made from another model, name it with --dense: {reason}")
+
+
+def settings(args: Args, device: str) -> dict[str, object]:
+    """How it was measured."""
+    words = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(args).items()}
+    return {**words, "device": device, "cores": os.cpu_count()}
+
+
+def table(args: Args, found: list[Served], ideal: float, device: str) -> Table:
+    """Both models on all servers."""
+    title = f"{args.pruned} beside {args.dense} on {device}: tokens per second ({args.clock}), medians of {args.rounds}"
+    report = Table(title=title)
+    for column in ("served by", "threads", "", "dense", "pruned", "ratio", "quartiles", "of ideal"):
+        report.add_column(column, justify="left" if column in ("served by", "") else "right", no_wrap=True)
+    for served in found:
+        for i, speed in enumerate(served.speeds):
+            what = f"{speed.what} of {speed.batch} × {args.prompt if speed.what == 'prefill' else args.new_tokens}"
+            report.add_row(
+                "" if i else served.backend,
+                "" if i else f"{served.threads}",
+                what,
+                f"{speed.dense:.1f}",
+                f"{speed.pruned:.1f}",
+                f"{speed.ratio:.2f}",
+                f"{speed.low:.2f}–{speed.high:.2f}",
+                f"{speed.ratio / ideal:.2f}",
+            )
+        report.add_row("", "", "memory of weights", "", "", f"{served.weights:.2f}")
+        report.add_row("", "", "cache per token", "", "", f"{served.cache:.2f}", end_section=True)
+    report.caption = f"ideal ratio {ideal:.2f}: parameters of the dense model by those of the pruned one"
+    return report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

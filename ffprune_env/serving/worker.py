@@ -1,0 +1,254 @@
+"""A process that serves one model and times what it is told to. Any Python runs it: it needs nothing of ffprune.
+
+    python worker.py llama.cpp model.gguf '{"prompt": 512, "new_tokens": 64, "batches": [1, 8], "threads": 2}'
+
+It reads ``prefill 8``, ``decode 1`` or ``memory`` from standard input, a line each, and answers by a line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+SHORT = 16  # tokens of the prompt that a decode follows
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked for.
+
+    Attributes:
+        prompt: tokens of every sequence in a prefill.
+        new_tokens: tokens of every sequence in a decode, after a prompt of 16.
+        batches: sequences at once, ascending.
+        threads: of the CPU.
+        device: ``cpu``, ``cuda``, ...; llama.cpp runs on the CPU.
+    """
+
+    prompt: int
+    new_tokens: int
+    batches: list[int]
+    threads: int
+    device: str = "cpu"
+
+    @property
+    def longest(self) -> int:
+        """Tokens that a sequence may have."""
+        return max(self.prompt + 1, SHORT + self.new_tokens)
+
+
+class Model(Protocol):
+    """A model of one server."""
+
+    def prefill(self, batch: int) -> None:
+        """Reads so many prompts."""
+
+    def decode(self, batch: int) -> None:
+        """Writes so many answers."""
+
+    def memory(self) -> dict[str, float]:
+        """Bytes of ``weights``, and of the ``cache`` for one token."""
+        ...
+
+
+class InTransformers:
+    """A folder in transformers.
+
+    Args:
+        source: the folder.
+        job: what is asked for.
+    """
+
+    def __init__(self, source: str, job: Job) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        import ffprune_env  # noqa: F401  (pruned folders are of its classes)
+
+        torch.set_num_threads(job.threads)
+        self.torch, self.job = torch, job
+        self.model: Any = AutoModelForCausalLM.from_pretrained(source, device_map={"": job.device}).eval()
+
+    def prefill(self, batch: int) -> None:
+        """Reads so many prompts."""
+        with self.torch.inference_mode():
+            self.model(self._tokens(batch, self.job.prompt), use_cache=True, logits_to_keep=1)
+        self._wait()
+
+    def decode(self, batch: int) -> None:
+        """Writes so many answers."""
+        tokens, n = self._tokens(batch, SHORT), self.job.new_tokens
+        mask = self.torch.ones_like(tokens)
+        with self.torch.inference_mode():
+            self.model.generate(tokens, attention_mask=mask, min_new_tokens=n, max_new_tokens=n, do_sample=False)
+        self._wait()
+
+    def memory(self) -> dict[str, float]:
+        """Bytes of weights, and of the cache for one token."""
+        projections = [
+            module
+            for name, module in self.model.named_modules()
+            if name.endswith(("self_attn.k_proj", "self_attn.v_proj"))
+        ]
+        cache = sum(module.out_features * module.weight.element_size() for module in projections)
+        return {"weights": sum(p.numel() * p.element_size() for p in self.model.parameters()), "cache": cache}
+
+    def _tokens(self, batch: int, n: int) -> Any:
+        vocabulary = self.model.config.get_text_config().vocab_size
+        return self.torch.tensor(tokens_of(batch, n, vocabulary), device=self.job.device)
+
+    def _wait(self) -> None:
+        if self.job.device.startswith("cuda"):
+            self.torch.cuda.synchronize(self.job.device)
+
+
+class InLlamaCpp:
+    """A GGUF file in llama.cpp, on the CPU.
+
+    Args:
+        source: the file.
+        job: what is asked for.
+    """
+
+    def __init__(self, source: str, job: Job) -> None:
+        from cyllama.llama import llama_cpp
+
+        llama_cpp.disable_logging()
+        self.llama_cpp, self.job = llama_cpp, job
+        of_model, of_context = llama_cpp.LlamaModelParams(), llama_cpp.LlamaContextParams()
+        of_model.n_gpu_layers = 0
+        sequences = job.batches[-1]
+        of_context.n_seq_max, of_context.n_ctx = sequences, sequences * (job.longest + SHORT)
+        of_context.n_batch = sequences * job.longest
+        of_context.n_threads = of_context.n_threads_batch = job.threads
+        self.model = llama_cpp.LlamaModel(source, of_model)
+        self.context = llama_cpp.LlamaContext(self.model, of_context)
+        self.vocabulary = int(self.model.get_vocab().n_vocab)
+
+    def prefill(self, batch: int) -> None:
+        """Reads so many prompts."""
+        self._read(tokens_of(batch, self.job.prompt, self.vocabulary))
+
+    def decode(self, batch: int) -> None:
+        """Writes so many answers, of tokens that are not looked at: which they are makes no difference."""
+        self._read(tokens_of(batch, SHORT, self.vocabulary))
+        for i in range(self.job.new_tokens):
+            self._decode([(1 + i, SHORT + i, sequence, True) for sequence in range(batch)])
+
+    def memory(self) -> dict[str, float]:
+        """Bytes of weights, and of the cache for one token."""
+        self._read(tokens_of(1, SHORT, self.vocabulary))
+        short = self.context.get_state_seq_size(0)
+        self._read(tokens_of(1, 2 * SHORT, self.vocabulary))
+        return {"weights": float(self.model.size), "cache": (self.context.get_state_seq_size(0) - short) / SHORT}
+
+    def _read(self, prompts: list[list[int]]) -> None:
+        self.context.kv_cache_clear()
+        last = len(prompts[0]) - 1
+        self._decode(
+            [(t, place, i, place == last) for i, prompt in enumerate(prompts) for place, t in enumerate(prompt)]
+        )
+
+    def _decode(self, tokens: list[tuple[int, int, int, bool]]) -> None:
+        batch = self.llama_cpp.LlamaBatch(n_tokens=len(tokens), embd=0, n_seq_max=1)
+        for token, place, sequence, wanted in tokens:
+            batch.add(token, place, [sequence], wanted)
+        self.context.decode(batch)
+        self.context.synchronize()
+
+
+class InVllm:
+    """A folder in vLLM, compiled, in this process.
+
+    Args:
+        source: the folder.
+        job: what is asked for.
+    """
+
+    def __init__(self, source: str, job: Job) -> None:
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        from vllm import LLM, SamplingParams
+
+        self.job, self.sampling = job, SamplingParams
+        self.llm = LLM(
+            source,
+            skip_tokenizer_init=True,
+            max_model_len=job.longest,
+            max_num_seqs=job.batches[-1],
+            max_num_batched_tokens=max(2048, job.longest),
+            enable_prefix_caching=False,
+            distributed_executor_backend="uni",
+            disable_log_stats=True,
+        )
+        self.vocabulary = self.llm.llm_engine.model_config.get_vocab_size()
+
+    def prefill(self, batch: int) -> None:
+        """Reads so many prompts, and writes a token after each."""
+        self._generate(tokens_of(batch, self.job.prompt, self.vocabulary), 1)
+
+    def decode(self, batch: int) -> None:
+        """Writes so many answers."""
+        self._generate(tokens_of(batch, SHORT, self.vocabulary), self.job.new_tokens)
+
+    def memory(self) -> dict[str, float]:
+        """Bytes of weights, and of the cache for one token."""
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        weights = self.llm.apply_model(bytes_of)[0]
+        tokens = cache.num_gpu_blocks * cache.block_size
+        return {"weights": float(weights), "cache": float(os.environ["VLLM_CPU_KVCACHE_SPACE"]) * 2**30 / tokens}
+
+    def _generate(self, prompts: list[list[int]], n: int) -> None:
+        sampling = self.sampling(temperature=0, max_tokens=n, min_tokens=n, ignore_eos=True, detokenize=False)
+        self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+
+
+BACKENDS: dict[str, Any] = {"transformers": InTransformers, "llama.cpp": InLlamaCpp, "vllm": InVllm}
+
+
+def bytes_of(model: Any) -> int:
+    """Bytes of the weights of a model in vLLM; on a CPU it keeps those of projections elsewhere than in parameters."""
+    total, seen = 0, set()
+    size = max(parameter.element_size() for parameter in model.parameters())
+    for module in model.modules():
+        if hasattr(module, "output_size_per_partition"):
+            total += module.input_size_per_partition * module.output_size_per_partition * size
+            names = [name for name in module._parameters if name != "weight"]
+        else:
+            names = list(module._parameters)
+        own = [module._parameters[name] for name in names if module._parameters[name] is not None]
+        total += sum(parameter.numel() * size for parameter in own if id(parameter) not in seen)
+        seen |= {id(parameter) for parameter in own}
+    return total
+
+
+def tokens_of(batch: int, n: int, vocabulary: int) -> list[list[int]]:
+    """Prompts of n tokens that all begin otherwise, so that no server finds one in another."""
+    return [[(1 + i + 7 * row) % vocabulary for i in range(n)] for row in range(batch)]
+
+
+def main() -> None:
+    """Serves until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to standard error
+    os.dup2(2, 1)
+    backend, source, job = sys.argv[1], sys.argv[2], Job(**json.loads(sys.argv[3]))
+    model: Model = BACKENDS[backend](source, job)
+    for line in sys.stdin:
+        what, _, batch = line.strip().partition(" ")
+        if what == "memory":
+            answer = model.memory()
+        else:
+            cpu, wall = time.process_time(), time.perf_counter()
+            getattr(model, what)(int(batch))
+            answer = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
