@@ -52,6 +52,8 @@ MORE_FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
     "granite": ("granite", {**LLAMA_LIKE, "num_key_value_heads": 2, "residual_multiplier": 0.5, "logits_scaling": 2.0}),
     "cohere": ("cohere", {**LLAMA_LIKE, "num_key_value_heads": 2}),
     "cohere2": ("cohere2", {**LLAMA_LIKE, "num_key_value_heads": 2, "sliding_window": 8, "head_dim": 8}),
+    # These two have an attention that stays whole.
+    "phi3": ("phi3", {**LLAMA_LIKE, "num_key_value_heads": 2}),
     "olmo2": ("olmo2", {**LLAMA_LIKE, "num_key_value_heads": 2}),
 }
 

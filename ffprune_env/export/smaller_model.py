@@ -123,9 +123,8 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
                 if module.bias is not None:
                     tensors[f"{names[module]}.bias"] = module.bias[rows].cpu()
             tensors[f"{names[layout.output]}.weight"] = layout.output.weight[:, columns].cpu()
-            fused = getattr(layout, "fused", None)  # a matrix that holds both inputs
-            if fused is not None:
-                _join(tensors, f"{names[layout.owner]}.{fused.name}")
+            if layout.fused is not None:
+                _join(tensors, f"{names[layout.owner]}.{layout.fused.name}")
             if layout.key_heads is None:
                 continue
             index, layer = layout.key_heads[members].cpu(), layout.unit.layer
