@@ -7,8 +7,11 @@ import re
 import shutil
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
+from conftest import byte_tokenizer, tiny_model
+from plain import plain
 from safetensors.torch import load_file, save_file
 
 from ffprune_env.comparison import filling
@@ -16,6 +19,7 @@ from ffprune_env.comparison.cells import ComparisonFolder
 from ffprune_env.comparison.plan import ANSWERING
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS
+from ffprune_env.lm.identity import ChangedError
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.registry import Method
 from ffprune_env.search.settings import SearchSettings
@@ -178,3 +182,17 @@ def test_another_setting_is_refused_and_loses_nothing(compare):
     assert code == 2
     assert "was made with seq_len 64, not 32: give another --out" in err
     assert (compare.out / "cells" / "uniform-s20.json").exists()
+
+
+@pytest.mark.parametrize(("made", "there"), [({"seq_len": 64}, "never"), ({"bos": "always"}, "always")])
+def test_a_folder_of_windows_that_begin_otherwise_is_refused(made, there):
+    """Folders that were filled before there was a choice hold windows that do not begin with BOS."""
+    folder = SimpleNamespace(path="out", manifest={"made": made}, require_same_identity=lambda *_: None)
+    asked = {"never": "always", "always": "never"}[there]
+    tokenizer = byte_tokenizer()
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(7)
+    asking = SimpleNamespace(
+        model="m", settings=plain(bos=asked), load_model=lambda: (tiny_model("llama"), tokenizer), load_texts=None
+    )
+    with pytest.raises(ChangedError, match=f"out was made with bos '{there}', not '{asked}': .* --bos {there}$"):
+        filling.load(asking, folder)
