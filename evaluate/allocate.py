@@ -31,6 +31,7 @@ from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Ledger
 from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.export.gguf.families import require_gguf
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
@@ -121,6 +122,7 @@ def plan(args: Args, run: RunFolder) -> Job:
     settings.require_texts()
     asked = {field.name: getattr(settings, field.name) for field in fields(EvaluatorSettings)}
     run.require_same(identity_of_settings(asked), advice=_ADVICE)
+    args.require_answer()
     if args.save_model:
         require_writable_folder(settings.model)
     searched = targets_of(config, run.path)
@@ -158,6 +160,8 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
     if args.save_model:
         require_resident(model, "--save-model")
         require_writable(model)
+    if args.gguf is not None:
+        require_gguf(model, tokenizer, args.gguf)
     test_windows = settings.load_test(model, tokenizer, settings.bos)
     as_then = evaluator_settings(run.read_config(), run.path / "config.yaml")
     planned = load_planned_windows(model, tokenizer, settings.text, as_then).texts
@@ -200,7 +204,7 @@ def report(
         result = AnswerReport(folder, evaluator, test_windows, sparsity, answer, about, job.ledger.parts, dense)
         result.measure_chosen()
         if args.save_model:
-            result.write_model(tokenizer, facts, on_cpu=settings.device_map is not None)
+            result.write_model(tokenizer, facts, on_cpu=settings.device_map is not None, gguf=args.gguf)
         if compared:
             result.measure_baselines()
         result.draw_retention()

@@ -29,6 +29,7 @@ from ffprune_env.cli.settings import asked_for, parse_settings
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.export.gguf.families import require_gguf
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
@@ -64,6 +65,9 @@ class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, EvaluatorS
         SearchSettings.require_allowed(self)
         self.require_windows()
         self.require_workers(self.device_map)
+        self.require_answer()
+        if self.gguf is not None and isinstance(self.sparsity, SparsityRange):
+            raise ValueError("--gguf: of a range no model is written; evaluate/allocate.py takes --gguf for any of it")
         if self.save_model:
             require_writable_folder(self.model)
 
@@ -130,6 +134,8 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
     if args.save_model:
         require_writable(model)
+    if args.gguf is not None:
+        require_gguf(model, tokenizer, args.gguf)
     texts, test_windows = args.load_texts(model, tokenizer, args)
     every = {**texts, "test": test_windows}
     run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
@@ -202,7 +208,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
             result.measure_chosen()
             job.run.costs.add("calibration", result.calibrating)
             if args.save_model and not isinstance(args.sparsity, SparsityRange):
-                result.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None)
+                result.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None, gguf=args.gguf)
             if args.baselines and args.preset != "quick":
                 result.measure_baselines()
             result.draw(asdict(settings))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import tyro
 
 from ffprune_env.cli.settings import require_folder_of
+from ffprune_env.export.gguf.kinds import GgufType, kind_of, require_quantizer
 from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.models import DeviceMap, load_model
 from ffprune_env.lm.ranges import require_in_range
@@ -78,6 +79,16 @@ class AnswerFlags:
     sparsities train/ppo.py writes none, and evaluate/allocate.py that of any of them"""
     baselines: bool = True
     """measure uniform and ffn-only beside the chosen model, once that is written"""
+    gguf: GgufType | None = None
+    """write model.gguf for llama.cpp beside model/: f16, bf16, f32, or quantized by llama.cpp: q8_0, q4_k_m, ..."""
+
+    def require_answer(self) -> None:
+        """Raises ValueError, in the words of the command line, for a file that could not be written in the end."""
+        if self.gguf is None:
+            return
+        if not self.save_model:
+            raise ValueError(f"--gguf {self.gguf} is written of the model in model/: leave out --no-save-model")
+        require_quantizer(kind_of(self.gguf))
 
 
 @dataclass(frozen=True)

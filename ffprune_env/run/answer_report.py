@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from ffprune_env.budget.allocation import Allocation, whole
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Part
+from ffprune_env.export.gguf.file import export_gguf
+from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.lm.cost import Cost
+from ffprune_env.lm.phases import phase
 from ffprune_env.run.cost_report import cost_content
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import retention_plot
@@ -29,6 +34,8 @@ from ffprune_env.run.results import (
 )
 from ffprune_env.run.saved_model import write_and_measure
 from ffprune_env.search.finalists import Answer
+
+logger = logging.getLogger(__name__)
 
 
 class AnswerReport:
@@ -86,14 +93,24 @@ class AnswerReport:
         spent = dict(self._spent)
         return spent | {"calibration": spent.get("calibration", Cost()) + self.calibrating}
 
-    def write_model(self, tokenizer: PreTrainedTokenizerBase, facts: CardFacts, on_cpu: bool = False) -> None:
+    def write_model(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: CardFacts,
+        on_cpu: bool = False,
+        gguf: GgufType | None = None,
+    ) -> None:
         """Writes the chosen model to ``model/``, and measures what a user reads back from there.
+
+        A ``model.gguf`` of another model that was there before goes.
 
         Args:
             tokenizer: goes beside it.
             facts: for the model card, as far as they are no figures of this report.
             on_cpu: read it back there.
+            gguf: write it to ``model.gguf`` too, with matrices of this type.
         """
+        self.gguf.unlink(missing_ok=True)
         chosen = self.results.final["chosen"]
         facts = replace(
             facts,
@@ -108,6 +125,23 @@ class AnswerReport:
         )
         self.results, self.failure = replace(self.results, saved=saved.result), saved.failure
         self._keep()
+        if gguf is not None and self.failure is None:
+            self._write_gguf(folder, gguf)
+
+    @property
+    def gguf(self) -> Path:
+        """The file for llama.cpp, where one was asked for."""
+        return self.run.path / "model.gguf"
+
+    def _write_gguf(self, folder: Path, kind: GgufType) -> None:
+        try:
+            with phase("writing", f"{self.gguf}, {kind}"):
+                written = export_gguf(folder, self.gguf, kind)
+        except (ValueError, OSError, RuntimeError) as error:  # a full disk, or no memory for the model once more
+            self.failure = f"{folder} is written, and {self.gguf.name} could not be: {error}"
+            return
+        for line in written.told(kind):
+            logger.info("%s: %s", self.gguf, line)
 
     def measure_baselines(self) -> None:
         """Measures what the chosen policy is compared with, as far as that reaches the sparsity."""
@@ -132,10 +166,13 @@ class AnswerReport:
         if self.results.saved is None or self.failure is not None:
             return []
         model, text = self.run.path / "model", self.about.get("test_text", "python-docs")
+        served = f"ffprune export-gguf {model} {self.gguf}"
+        if self.gguf.is_file():
+            served = f"llama-server -m {self.gguf}"
         return [
             f"measure it:  ffprune perplexity {model} --text {text} --split test",
             f"time it:     ffprune bench-serving {model}",
-            f"serve it:    ffprune export-gguf {model} {self.run.path / 'model.gguf'}",
+            f"serve it:    {served}",
             f'load it:     model = ffprune_env.load_pruned("{model}")',
         ]
 

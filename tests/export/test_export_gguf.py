@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 
 import gguf
-import numpy as np
 import pytest
 import torch
 from conftest import byte_tokenizer, load_script, tiny_model
-from tokenizers import Tokenizer, models, normalizers
+from gguf_models import MERGES, pruned, pruned_folder
+from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import ffprune_env as ff
-from ffprune_env.export.gguf_file import _expand_keys, export_gguf
-from ffprune_env.pruning.prunable import PrunableModel
-
-MERGES = [("e", "n"), ("1", "2")]  # llama.cpp refuses a tokenizer without any
-
-
-def pruned_folder(folder, family, kept, seed=0, vocab_size=256):
-    model = tiny_model(family, seed).float()
-    model.resize_token_embeddings(vocab_size)
-    prunable = PrunableModel(model)
-    rng = np.random.default_rng(seed)
-    prunable.rank([rng.random(unit.n_groups) for unit in prunable.units])
-    ff.save_pruned(prunable, kept, folder, tokenizer=byte_tokenizer(MERGES))
-    return folder
+from ffprune_env.export.gguf.file import export_gguf
+from ffprune_env.export.gguf.key_heads import expand_keys
+from ffprune_env.export.gguf.llama_cpp import LlamaCpp
 
 
 @pytest.fixture(scope="module")
 def script():
     return load_script("evaluate/export_gguf.py")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return pruned_folder(tmp_path_factory.mktemp("llama") / "pruned", "llama-gqa", [3, 20, 4, 7, 2, 24])
 
 
 @pytest.mark.parametrize(
@@ -47,10 +40,10 @@ def script():
     ],
 )
 def test_keys_are_repeated_no_more_than_it_takes(index, expanded):
-    assert _expand_keys(torch.tensor(index)) == expanded
+    assert expand_keys(torch.tensor(index)) == expanded
 
 
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+@pytest.mark.parametrize("kind", ["f16", "f32"])
 def test_the_file_has_a_size_for_every_layer(tmp_path, kind):
     folder = pruned_folder(tmp_path / "pruned", "llama-gqa", [3, 20, 4, 7, 1, 24])
     report = export_gguf(folder, tmp_path / "out" / "model.gguf", kind)
@@ -73,31 +66,68 @@ def test_the_file_has_a_size_for_every_layer(tmp_path, kind):
     assert shapes["blk.1.ffn_down.weight"] == [7, 32]
 
 
-@pytest.mark.parametrize("family", ["llama", "llama-gqa", "mistral"])
-@pytest.mark.parametrize("kind", ["f16", "q8_0"])
-def test_llama_cpp_computes_what_we_compute(tmp_path, script, family, kind, windows, caplog):
-    pytest.importorskip("llama_cpp")
+@pytest.mark.parametrize("family", ["llama", "llama-gqa", "mistral", "qwen2"])
+def test_llama_cpp_computes_what_we_compute(tmp_path, family, windows, caplog):
+    pytest.importorskip("cyllama")
     folder = pruned_folder(tmp_path / "pruned", family, [3, 20, 4, 7, 2, 24])
     with caplog.at_level(logging.WARNING):
-        export_gguf(folder, tmp_path / "model.gguf", kind)
+        export_gguf(folder, tmp_path / "model.gguf")
     if family == "mistral":  # llama.cpp's windows must fit the sliding window for the two to agree
         assert "the context is written as 8, not 128" in caplog.text
         windows = windows[:, :8]
-    theirs = script.llama_cpp_perplexity(tmp_path / "model.gguf", windows)
-    ours = ff.perplexity(ff.load_pruned(folder), windows)
-    assert theirs == pytest.approx(ours, rel=1e-3 if kind == "f16" else 0.02)
+    theirs = LlamaCpp(tmp_path / "model.gguf", 64).losses(windows).mean().exp().item()
+    assert theirs == pytest.approx(ff.perplexity(ff.load_pruned(folder), windows), rel=1e-3)
 
 
-def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path, script):
-    pytest.importorskip("llama_cpp")
+def test_a_chat_is_answered_by_the_template_in_the_file(tmp_path):
+    pytest.importorskip("cyllama")
+    tokenizer = byte_tokenizer(MERGES)
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>", "additional_special_tokens": ["<|im_start|>"]})
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    model = tiny_model("llama-gqa").float()
+    model.resize_token_embeddings(258)
+    with torch.no_grad():  # it says letters only, which are text whatever comes before
+        model.lm_head.weight[[i for i in range(256) if not tokenizer.decode([i]).isalpha()]] = 0
+        model.lm_head.weight[256:] = 0
+    folder = pruned(model, [3, 20, 4, 7, 2, 24], tmp_path / "pruned", tokenizer)
+    export_gguf(folder, tmp_path / "model.gguf")
+    opened = LlamaCpp(tmp_path / "model.gguf", 128)
+    assert opened.chat_template == tokenizer.chat_template
+    chat = [{"role": "user", "content": "line 1"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    said = ff.load_pruned(folder).generate(**prompt, max_new_tokens=6, do_sample=False)[
+        0, prompt["input_ids"].shape[1] :
+    ]
+    assert opened.answer("line 1", 6) == tokenizer.decode(said)
+
+
+def test_the_file_says_what_the_tokenizer_puts_around_text(tmp_path):
+    folder = pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24])
+    for around, expected in ((None, [False, False]), ("! $A", [True, False]), ("! $A #", [True, True])):
+        tokenizer = byte_tokenizer(MERGES).backend_tokenizer
+        if around is not None:
+            tokens = [(token, tokenizer.token_to_id(token)) for token in "!#"]
+            tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=tokens)
+        ours = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="!", eos_token="#")
+        ours.save_pretrained(folder)
+        export_gguf(folder, tmp_path / "model.gguf")
+        fields = gguf.GGUFReader(tmp_path / "model.gguf").fields
+        assert [fields[f"tokenizer.ggml.add_{name}_token"].contents() for name in ("bos", "eos")] == expected
+
+
+def test_llama_cpp_splits_text_as_the_tokenizer_does(tmp_path):
+    pytest.importorskip("cyllama")
     export_gguf(pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24]), tmp_path / "model.gguf")
     text = "Grüße, x = 1234;\n\tend"
-    assert script.tokens_of(tmp_path / "model.gguf", text) == byte_tokenizer(MERGES)(text)["input_ids"]
+    assert LlamaCpp(tmp_path / "model.gguf").tokens(text) == byte_tokenizer(MERGES)(text)["input_ids"]
 
 
-def test_llama_cpp_splits_text_as_a_tokenizer_like_llamas_does(tmp_path, script):
+def test_llama_cpp_splits_text_as_a_tokenizer_like_llamas_does(tmp_path):
     """Byte fallback, spaces as ▁, and merges whose order matters: "ab" and "bc" compete for the b of "abc"."""
-    pytest.importorskip("llama_cpp")
+    pytest.importorskip("cyllama")
     letters = "▁abcdxyz"
     merges = [("b", "c"), ("a", "b"), ("▁", "a"), ("bc", "d"), ("x", "y"), ("xy", "z"), ("▁a", "bcd")]
     words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256)), *letters, *("".join(x) for x in merges)]
@@ -112,7 +142,7 @@ def test_llama_cpp_splits_text_as_a_tokenizer_like_llamas_does(tmp_path, script)
     ours.save_pretrained(folder)
     export_gguf(folder, tmp_path / "model.gguf")
     for text in ("abcd abc xyz", "ab é xyxyz bcd"):
-        assert script.tokens_of(tmp_path / "model.gguf", text) == ours(text)["input_ids"]
+        assert LlamaCpp(tmp_path / "model.gguf").tokens(text) == ours(text)["input_ids"]
 
 
 def test_a_tokenizer_that_is_not_bpe_is_refused(tmp_path):
@@ -130,23 +160,35 @@ def test_a_tokenizer_that_is_not_bpe_is_refused(tmp_path):
         ("f16", 1.01, False, "what was written is not what was measured: "),
         ("q8_0", 1.02, False, None),
         ("q8_0", 0.95, False, "rounding makes no more than 3.05% of difference"),
-        ("f16", 1.0, True, "llama.cpp makes other tokens of text than the model was made for"),
+        ("q4_k_m", 1.5, False, None),  # what it costs is said, and no error
+        ("q4_k_m", 1.001, True, "llama.cpp makes other tokens of text than the model was made for"),
     ],
 )
 def test_a_file_that_is_another_model_is_an_error(
-    tmp_path, script, monkeypatch, capsys, text_file, kind, off, tokens_differ, says
+    tmp_path_factory, folder, script, monkeypatch, capsys, text_file, kind, off, tokens_differ, says
 ):
-    folder = pruned_folder(tmp_path / "pruned", "llama-gqa", [3, 20, 4, 7, 2, 24])
-    find = importlib.util.find_spec
-    monkeypatch.setattr(script.importlib.util, "find_spec", lambda name: name if name == "llama_cpp" else find(name))
-    ours = ff.load_pruned(folder, dtype="float32")
-    monkeypatch.setattr(script, "llama_cpp_perplexity", lambda _, windows: off * ff.perplexity(ours, windows))
-    tokenizer = byte_tokenizer(MERGES)
-    monkeypatch.setattr(script, "tokens_of", lambda _, text: tokenizer(text)["input_ids"][tokens_differ:])
-    flags = ["--type", kind, "--windows", "2", "--seq-len", "64", "--text", str(text_file)]
-    monkeypatch.setattr("sys.argv", ["export_gguf.py", str(folder), str(tmp_path / "model.gguf"), *flags])
-    assert script.main() == (1 if says else 0)
-    lines = capsys.readouterr().err.splitlines()
+    ours, tokenizer = ff.load_pruned(folder, dtype="float32"), byte_tokenizer(MERGES)
+
+    class Other:
+        def __init__(self, file, context):
+            assert (file, context) == (tmp_path / "model.gguf", 64)
+
+        def losses(self, windows):
+            return torch.tensor([off * ff.perplexity(ours, windows)]).log()
+
+        def tokens(self, text):
+            return tokenizer(text)["input_ids"][tokens_differ:]
+
+    tmp_path = tmp_path_factory.mktemp("other")
+    monkeypatch.setattr(script, "LlamaCpp", Other)
+    monkeypatch.setattr(script.console, "width", 300)
+    args = script.Args(
+        pruned=folder, file=tmp_path / "model.gguf", kind=kind, windows=2, seq_len=64, text=str(text_file)
+    )
+    assert script.compare(args) == (1 if says else 0)
+    captured = capsys.readouterr()
+    assert f"{off - 1:+.2%}"[:-1] in captured.out
+    lines = captured.err.splitlines()
     assert len(lines) == (1 if says else 0)
     assert says is None or says in lines[0]
 
@@ -155,13 +197,13 @@ def test_the_script_writes_and_refuses(tmp_path, script, monkeypatch, capsys):
     llama = pruned_folder(tmp_path / "llama", "llama-gqa", [3, 20, 4, 7, 2, 24])
     opt = pruned_folder(tmp_path / "opt", "opt", [3, 20, 4, 7, 2, 24])
     out = tmp_path / "model.gguf"
-    monkeypatch.setattr("sys.argv", ["export_gguf.py", str(llama), str(out), "--type", "q8_0"])
+    monkeypatch.setattr("sys.argv", ["export_gguf.py", str(llama), str(out), "--type", "bf16"])
     assert script.main() == 0
     printed = capsys.readouterr().out
     assert "share keys unevenly" in " ".join(printed.split())
     assert out.stat().st_size > 0
     written = out.read_bytes()
-    for folder, message in ((opt, "a ffprune_opt cannot be written as GGUF"), (tmp_path / "absent", "no config.json")):
+    for folder, message in ((opt, "a opt cannot be written as GGUF"), (tmp_path / "absent", "no config.json")):
         monkeypatch.setattr("sys.argv", ["export_gguf.py", str(folder), str(out)])
         assert script.main() == 2
         (line,) = capsys.readouterr().err.splitlines()

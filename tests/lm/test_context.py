@@ -122,11 +122,22 @@ def test_methods_are_compared_on_windows_that_the_model_takes(
 def test_gguf_files_are_compared_on_windows_that_the_model_takes(model_folder, other_text, dense, monkeypatch, capsys):
     export = load_script("evaluate/export_gguf.py")
     seen = []
-    monkeypatch.setattr(export, "llama_cpp_perplexity", lambda path, windows: seen.append(windows.shape) or 1.0)
-    monkeypatch.setattr(export, "tokens_of", lambda path, sample: [])
+
+    class Opened:
+        def __init__(self, file, context):
+            seen.append(context)
+
+        def losses(self, windows):
+            seen.append(windows.shape)
+            return torch.zeros(len(windows))
+
+        def tokens(self, text):
+            return []
+
+    monkeypatch.setattr(export, "LlamaCpp", Opened)
     monkeypatch.setattr(export.console, "width", 300)
     export.compare(export.Args(pruned=model_folder, file=Path("x.gguf"), windows=2, text=str(other_text)))
-    assert seen == [(2, CONTEXT)]
+    assert seen == [CONTEXT, (2, CONTEXT)]
     ours = re.search(r"ours ([0-9.]+) \(float32\)", capsys.readouterr().out)
     assert ours is not None
     assert float(ours[1]) == dense

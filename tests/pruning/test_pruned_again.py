@@ -14,7 +14,7 @@ from tiny_runs import best_of, run_main, settings
 from transformers import AutoModelForCausalLM
 
 import ffprune_env as ff
-from ffprune_env.export.gguf_file import export_gguf
+from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.writable import can_be_saved
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.criteria import CRITERIA, Evidence

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 
+import gguf
 import numpy as np
 import pytest
 import tiny_runs
@@ -16,6 +17,7 @@ from conftest import load_script
 import ffprune_env as ff
 from ffprune_env.cli.settings import parse_settings
 from ffprune_env.lm.same_model import rounding_tolerance
+from ffprune_env.run import answer_report
 from ffprune_env.run.frontier import ALONE, frontier, frontier_plot
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
@@ -129,8 +131,11 @@ def test_of_sixty_units_it_answers_within_fifty_milliseconds():
 
 def test_a_model_that_was_never_trained_is_written_as_the_run_would_have(own, allocate, text_file, caplog):
     caplog.set_level("INFO")
-    code, out, _ = allocate(own, "--sparsity", 0.27, "--baselines")
+    code, out, _ = allocate(own, "--sparsity", 0.27, "--baselines", "--gguf", "f16")
     assert code == 0
+    assert gguf.GGUFReader(own / "s27" / "model.gguf").fields["deci.block_count"].contents() == 3
+    assert f"serve it:    llama-server -m {own / 's27' / 'model.gguf'}" in out
+    assert "MiB, f16: 23 f16" in caplog.text
     assert "ranking" not in caplog.text.lower()
     best = best_of(own / "s27")
     assert best["chosen"]["kept"] == ff.Policy.load(own).allocate(0.27).kept.tolist()
@@ -142,6 +147,20 @@ def test_a_model_that_was_never_trained_is_written_as_the_run_would_have(own, al
     assert abs(found - np.log(best["calibration"]["chosen"]["test_ppl"])) < rounding_tolerance(model.dtype)
     for word in ("uniform", "searched, calibrated", "searched, from disk", f"ffprune bench-serving {own}"):
         assert word in out.replace("\n", " ")
+
+
+def test_a_gguf_file_that_cannot_be_written_costs_the_model_nothing(own, allocate, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(answer_report, "export_gguf", full)
+    code, _, error = allocate(own, "--sparsity", 0.33, "--gguf", "f16")
+    assert code == 1
+    (line,) = error.splitlines()
+    model = own / "s33" / "model"
+    assert line == f"error: {model} is written, and model.gguf could not be: No space left on device"
+    assert "saved" in best_of(own / "s33")
+    ff.load_pruned(model)
 
 
 def test_at_a_sparsity_that_the_run_measured_nothing_is_lost(own, allocate):

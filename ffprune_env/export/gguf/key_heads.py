@@ -1,0 +1,67 @@
+"""Which key/value heads of a layer are written: each of llama.cpp's serves the same number of query heads."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class KeyHeads:
+    """The key/value heads of all layers, and what they cost.
+
+    Attributes:
+        written: for each layer, heads by their place in its projections, with repetitions.
+        expanded_layers: layers in which heads are repeated, because their query heads share them unevenly.
+        expanded_params: parameters of the repetitions.
+        cache_growth: size of the key/value cache as a fraction of that of the model it was written from, which also
+            keeps heads that no query reads any more.
+    """
+
+    written: Sequence[Sequence[int]]
+    expanded_layers: int
+    expanded_params: int
+    cache_growth: float
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> KeyHeads:
+        """What to write of a model, pruned or dense."""
+        attentions = [layer.self_attn for layer in model.get_decoder().layers]
+        written = [_key_heads(attention) for attention in attentions]
+        repeated = [len(heads) - len(set(heads)) for heads in written]
+        costs = [
+            2 * more * attention.head_dim * (attention.k_proj.in_features + int(attention.k_proj.bias is not None))
+            for more, attention in zip(repeated, attentions, strict=True)
+        ]
+        before = sum(attention.k_proj.out_features // attention.head_dim for attention in attentions)
+        return cls(written, sum(more > 0 for more in repeated), sum(costs), sum(map(len, written)) / before)
+
+
+def _key_heads(attention: Any) -> list[int]:
+    """Key/value heads of a layer to write, by their place in its projections."""
+    index = getattr(attention, "kv_index", None)
+    if index is not None:
+        return expand_keys(index)
+    return list(range(attention.k_proj.out_features // attention.head_dim))
+
+
+def expand_keys(kv_index: torch.Tensor) -> list[int]:
+    """The fewest key/value heads, in order and with repetitions, that query heads in order share evenly.
+
+    Args:
+        kv_index: int64 [query heads], ascending: the key/value head that each reads.
+
+    Returns:
+        Key/value heads to write; with h query heads each of the n serves h / n in a row.
+    """
+    counts = Counter(kv_index.tolist())
+    shared = gcd(*counts.values())
+    return [head for head in sorted(counts) for _ in range(counts[head] // shared)]

@@ -1,0 +1,95 @@
+"""Every tensor of a model under llama.cpp's name for it, as llama.cpp computes with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ffprune_env.export.gguf.rope import frequency_factors, interleave_rotation, score_scale
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Named = tuple[str, torch.Tensor]
+
+
+def tensors(
+    model: PreTrainedModel, architecture: str, key_heads: Sequence[Sequence[int]], block: int
+) -> Iterator[Named]:
+    """Yields names and tensors, on the CPU, matrices as [outputs, inputs].
+
+    Multipliers, which neither architecture has, go into the weights beside them: of scores into the queries, of parts
+    into their output projections, of the embedding into it and, where the head is the same tensor, out of the last norm
+    again.
+
+    Args:
+        model: of a family that can be written, on the CPU.
+        architecture: ``"deci"`` or ``"openelm"``.
+        key_heads: for each layer, key/value heads by their place in its projections.
+        block: channels of every FFN are made a multiple of this by channels of zeros.
+    """
+    decoder, config = model.get_decoder(), model.config
+    embedding = getattr(decoder, "embedding_multiplier", 1.0)
+    tied = config.tie_word_embeddings
+    yield "token_embd.weight", _scaled(model.get_input_embeddings().weight, embedding)
+    factors = frequency_factors(model)
+    if factors is not None:
+        yield "rope_freqs.weight", factors
+    for i, (layer, heads) in enumerate(zip(decoder.layers, key_heads, strict=True)):
+        part = getattr(layer, "residual_multiplier", 1.0)
+        yield f"blk.{i}.attn_norm.weight", layer.input_layernorm.weight
+        attention = _attention(model, layer.self_attn, architecture, heads, part)
+        ffn = _ffn(layer.mlp, block, part)
+        yield f"blk.{i}.ffn_norm.weight", layer.post_attention_layernorm.weight
+        for name, tensor in (*attention, *ffn):
+            yield f"blk.{i}.{name}", tensor
+    logits = getattr(config, "logits_scaling", 1.0)
+    yield "output_norm.weight", _scaled(decoder.norm.weight, 1 / (logits * (embedding if tied else 1)))
+    if not tied:
+        yield "output.weight", model.get_output_embeddings().weight
+
+
+def _attention(
+    model: PreTrainedModel, attention: Any, architecture: str, heads: Sequence[int], part: float
+) -> Iterator[Named]:
+    width, scale = attention.head_dim, score_scale(model, attention)
+    normed = architecture == "openelm"
+    queries = _parameters(attention.q_proj)
+    keys, values = (
+        {name: x.view(-1, width, *x.shape[1:])[list(heads)].flatten(0, 1) for name, x in _parameters(linear).items()}
+        for linear in (attention.k_proj, attention.v_proj)
+    )
+    if normed:
+        yield "attn_q_norm.weight", _scaled(attention.q_norm.weight, scale)
+        yield "attn_k_norm.weight", attention.k_norm.weight
+        yield "attn_qkv.weight", torch.cat([x["weight"] for x in (queries, keys, values)])
+    else:
+        for name in queries:
+            yield f"attn_q.{name}", _scaled(interleave_rotation(queries[name], width), scale)
+            yield f"attn_k.{name}", interleave_rotation(keys[name], width)
+            yield f"attn_v.{name}", values[name]
+    for name, tensor in _parameters(attention.o_proj).items():
+        yield f"attn_output.{name}", _scaled(tensor, part)
+
+
+def _ffn(ffn: Any, block: int, part: float) -> Iterator[Named]:
+    more = -ffn.up_proj.out_features % block
+    for ours, theirs in (("gate_proj", "ffn_gate"), ("up_proj", "ffn_up")):
+        for name, tensor in _parameters(getattr(ffn, ours)).items():
+            yield f"{theirs}.{name}", F.pad(tensor, (0,) * (2 * tensor.ndim - 1) + (more,))
+    for name, tensor in _parameters(ffn.down_proj).items():
+        padded = F.pad(tensor, (0, more)) if name == "weight" else tensor
+        yield f"ffn_down.{name}", _scaled(padded, part)
+
+
+def _parameters(linear: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in linear.named_parameters()}
+
+
+def _scaled(tensor: torch.Tensor, scale: float) -> torch.Tensor:
+    """A tensor times a number; as it is where the number is 1 but for rounding."""
+    return tensor if abs(scale - 1) < 1e-6 else tensor.float() * scale
