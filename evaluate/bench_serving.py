@@ -17,15 +17,13 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-import tyro
-from ffprune_env.export.gguf.kinds import GgufType
 from rich.table import Table
 
 import ffprune_env as ff
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import DeviceFlags, JsonFlags, PrunedFlags, RoundFlags
+from ffprune_env.cli.flag_groups import DeviceFlags, GgufFlags, JsonFlags, PrunedFlags, RoundFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.devices import pick_device
@@ -45,15 +43,13 @@ console = wide_console()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(PrunedFlags, DeviceFlags, RoundFlags, JsonFlags):
+class Args(PrunedFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags):
     """Settings of the comparison; every field is a flag."""
 
     dense: str = "smollm2-135m"
     """the dense model, as --model of train/ppo.py; it is run in the dtype of the pruned one"""
     backend: tuple[BackendName, ...] = ("transformers", "llama.cpp", "vllm")
     """where they are served"""
-    kind: Annotated[GgufType, tyro.conf.arg(name="type")] = "f16"
-    """how llama.cpp stores matrices"""
     threads: tuple[int, ...] = (1,)
     """threads of the CPU, each number on its own"""
     batch: tuple[int, ...] = (1, 8)

@@ -16,7 +16,6 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 import tyro
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from ffprune_env.cli.consoles import fail, start_logging
-from ffprune_env.cli.flag_groups import PrunedFlags, WindowsFlags
+from ffprune_env.cli.flag_groups import GgufFlags, PrunedFlags, WindowsFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.gguf.kinds import GgufType
@@ -44,13 +43,11 @@ _ANSWER = 64  # tokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(PrunedFlags, WindowsFlags):
+class Args(PrunedFlags, WindowsFlags, GgufFlags):
     """Settings of the export; every field is a flag."""
 
     file: tyro.conf.Positional[Path]
     """file to write"""
-    kind: Annotated[GgufType, tyro.conf.arg(name="type")] = "f16"
-    """how matrices are stored: f32, f16 or bf16, or quantized by llama.cpp: q8_0, q6_k, q5_k_m, q4_k_m, ..."""
     ask: str | None = None
     """a question; llama.cpp's answer, by the chat template in the file, is printed"""
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import tyro
 
@@ -68,6 +68,14 @@ class SearchedFlags:
 
     of: tyro.conf.Positional[Path]
     """folder that train/ppo.py left"""
+
+
+@dataclass(frozen=True)
+class GgufFlags:
+    """How the matrices of a GGUF file are stored."""
+
+    kind: Annotated[GgufType, tyro.conf.arg(name="type")] = "f16"
+    """how llama.cpp stores matrices: f16, bf16, f32, or quantized by llama.cpp itself: q8_0, q4_k_m, ..."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ def test_it_is_refused_before_the_search(
     ppo_script, save_tiny, tiny_folder, text_file, tmp_path, capsys, family, words, says
 ):
     folder = tiny_folder if family is None else save_tiny(family)
+    capsys.readouterr()  # the bar of what saves the model
     assert run_main(ppo_script, [*settings(folder, text_file, tmp_path / "run"), "--gguf", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from conftest import byte_tokenizer, load_script, tiny_model
+from conftest import LLAMA_LIKE, byte_tokenizer, load_script
 from plain import plainly
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import ffprune_env as ff
 from ffprune_env.cli import flag_groups
@@ -236,6 +236,11 @@ def test_the_script_runs_as_a_program_and_stops_on_ctrl_c(flags):
     assert json.loads((flags["--run"] / "best.json").read_text())["evaluations"] == done
 
 
+def unwritable():
+    """A model that can be pruned, of a family that is not written."""
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("stablelm", **LLAMA_LIKE))
+
+
 @pytest.fixture(scope="module")
 def bad_folders(tmp_path_factory, save_tiny):
     """Model folders that cannot be searched, by name."""
@@ -247,7 +252,7 @@ def bad_folders(tmp_path_factory, save_tiny):
     shutil.copytree(save_tiny(), root / "broken_config")
     config = json.loads((root / "broken_config" / "config.json").read_text())
     (root / "broken_config" / "config.json").write_text(json.dumps({**config, "num_attention_heads": 0}))
-    tiny_model("qwen3").float().save_pretrained(root / "qwen3_folder")
+    unwritable().save_pretrained(root / "stablelm_folder")
     for folder in root.iterdir():
         byte_tokenizer().save_pretrained(folder)
     return {folder.name: folder for folder in root.iterdir()} | {"no_tokenizer": save_tiny(with_tokenizer=False)}
@@ -259,7 +264,10 @@ def bad_folders(tmp_path_factory, save_tiny):
         ({"--model": "opt-1.3"}, "unknown model 'opt-1.3'"),
         ({"--model": "opt-1.3b"}, "out of reach"),
         ({"--model": "gpt2_folder"}, "GPT2LMHeadModel cannot be pruned"),
-        ({"--model": "qwen3_folder"}, "a pruned qwen3 cannot be written yet; families that can are llama, mistral, "),
+        (
+            {"--model": "stablelm_folder"},
+            "a pruned stablelm cannot be written yet; families that can are llama, mistral, ",
+        ),
         ({"--model": "no_tokenizer"}, "holds no tokenizer"),
         ({"--text": "wikitext"}, "near names: wikitext2"),
         ({"--text": "absent.txt"}, "no such file"),
@@ -305,7 +313,7 @@ def test_bad_input_gets_one_line_and_writes_nothing(ppo, monkeypatch, flags, bad
         ("gpt2_folder", "--save-model", "cannot be pruned"),
         ("gpt2_folder", "--no-save-model", "cannot be pruned"),
         ("bloom_folder", "--no-save-model", "cannot be pruned"),
-        ("qwen3_folder", "--save-model", "search it with --no-save-model"),
+        ("stablelm_folder", "--save-model", "search it with --no-save-model"),
     ],
 )
 def test_what_cannot_be_pruned_or_written_is_said_once(ppo, monkeypatch, flags, bad_folders, capsys, name, flag, says):
@@ -316,7 +324,7 @@ def test_what_cannot_be_pruned_or_written_is_said_once(ppo, monkeypatch, flags, 
     assert run_main(ppo, monkeypatch, [*argv(flags), flag]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert says in line
-    assert ("--no-save-model" in line) is (name == "qwen3_folder")
+    assert ("--no-save-model" in line) is (name == "stablelm_folder")
 
 
 @pytest.mark.parametrize("flag", ["--text", "--test-text"])
@@ -326,8 +334,8 @@ def test_a_text_that_is_not_there_is_said_before_a_model_is_loaded(ppo, monkeypa
     assert "no such file" in capsys.readouterr().err
 
 
-def test_a_family_that_cannot_be_written_can_be_searched(ppo, monkeypatch, flags, save_tiny):
-    flags |= {"--model": save_tiny("qwen3")}
+def test_a_family_that_cannot_be_written_can_be_searched(ppo, monkeypatch, flags, bad_folders):
+    flags |= {"--model": bad_folders["stablelm_folder"]}
     assert run_main(ppo, monkeypatch, [*argv(flags), "--no-save-model"]) == 0
     assert not (flags["--run"] / "model").exists()
 
