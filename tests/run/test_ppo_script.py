@@ -238,7 +238,7 @@ def test_the_script_runs_as_a_program_and_stops_on_ctrl_c(flags):
 
 def unwritable():
     """A model that can be pruned, of a family that is not written."""
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model("stablelm", **LLAMA_LIKE))
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model("stablelm", **LLAMA_LIKE, num_key_value_heads=2))
 
 
 @pytest.fixture(scope="module")
