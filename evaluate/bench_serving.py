@@ -113,7 +113,7 @@ def measure(args: Args, device: str, scratch: Path) -> tuple[list[Served], float
         }
         for threads in args.threads:
             job = Job(args.prompt, args.new_tokens, sorted(set(args.batch)), threads, device)
-            measured = dict(in_turns(backend.python, name, sources, job, args.rounds, args.clock))
+            measured = in_turns(backend.python, name, sources, job, args.rounds, args.clock)
             found.append(compared(f"{name} {args.kind if name == 'llama.cpp' else dtype}", job, measured))
     return found, ideal
 

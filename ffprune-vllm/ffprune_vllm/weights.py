@@ -56,7 +56,7 @@ def _heads(name: str, tensor: torch.Tensor, stored: int, places: tuple[int, ...]
     size = tensor.shape[axis]
     if size % stored:
         raise ValueError(f"{name} has {size} numbers along axis {axis}, which are not {stored} heads")
-    by_head: torch.Tensor = tensor.unflatten(axis, (stored, size // stored))  # type: ignore[no-untyped-call]
+    by_head = tensor.reshape(*tensor.shape[:axis], stored, size // stored, *tensor.shape[axis + 1 :])
     taken = by_head.index_select(axis, torch.tensor([max(place, 0) for place in places], device=tensor.device))
     missing = [i for i, place in enumerate(places) if place == PADDING]
     if missing:

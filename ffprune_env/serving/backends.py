@@ -6,7 +6,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -77,9 +76,9 @@ def source_of(backend: Backend, model: PreTrainedModel, folder: Path, scratch: P
     return file
 
 
-def _has_vllm(python: Path, run: Callable[..., subprocess.CompletedProcess[bytes]] = subprocess.run) -> bool:
+def _has_vllm(python: Path) -> bool:
     look = "import importlib.util as u, sys; sys.exit(not (u.find_spec('vllm') and u.find_spec('ffprune_vllm')))"
-    return python.is_file() and run([python, "-c", look], capture_output=True, check=False).returncode == 0
+    return python.is_file() and subprocess.run([python, "-c", look], capture_output=True, check=False).returncode == 0
 
 
 def _no_vllm(python: Path) -> str:

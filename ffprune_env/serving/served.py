@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 from ffprune_env.lm.phases import phase
 from ffprune_env.serving import worker
@@ -46,7 +47,7 @@ class Measured:
     cache: float
 
 
-class Served:
+class Worker:
     """A process that serves one model.
 
     Args:
@@ -55,16 +56,17 @@ class Served:
         backend: of :data:`~ffprune_env.serving.worker.BACKENDS`.
         source: what it loads.
         job: what is asked for.
+        said: file for what the process says beside its answers: a pipe that nobody reads would fill.
     """
 
-    def __init__(self, name: str, command: Path, backend: str, source: Path, job: Job) -> None:
+    def __init__(self, name: str, command: Path, backend: str, source: Path, job: Job, said: IO[str]) -> None:
         self.name = name
         words = [str(command), str(Path(worker.__file__)), backend, str(source), json.dumps(asdict(job))]
         places = os.pathsep.join(filter(None, (str(Path(worker.__file__).parents[2]), os.environ.get("PYTHONPATH"))))
         threads = {"OMP_NUM_THREADS": str(job.threads)}
         # Only a Python that has ffprune's own requirements is to find ffprune.
         own = {"PYTHONPATH": places} if backend == "transformers" else {}
-        self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115  (a pipe that nobody reads would fill)
+        self._said = said
         self._process = subprocess.Popen(
             words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True,
             env={**os.environ, **threads, **own},
@@ -97,12 +99,11 @@ class Served:
         """Ends the process."""
         self._process.kill()
         self._process.communicate()
-        self._said.close()
 
 
 def in_turns(
     command: Path, backend: str, sources: Mapping[str, Path], job: Job, rounds: int, clock: str
-) -> Iterator[tuple[str, Measured]]:
+) -> dict[str, Measured]:
     """Times models in turns, after a round that is not counted.
 
     Args:
@@ -113,8 +114,8 @@ def in_turns(
         rounds: how often everything is timed.
         clock: ``wall``, or ``cpu`` for the time of all threads together.
 
-    Yields:
-        Name and what it took, of each model.
+    Returns:
+        What each model took, by its name.
 
     Raises:
         ValueError: a process died.
@@ -133,15 +134,21 @@ def in_turns(
                             seconds[name][what, batch].append(took)
                 advance()
         memory = {name: process.ask("memory") for name, process in served.items()}
-    for name, of_model in seconds.items():
-        timings = tuple(Timing(what, batch, tuple(times)) for (what, batch), times in of_model.items())
-        yield name, Measured(timings, memory[name]["weights"], memory[name]["cache"])
+    return {
+        name: Measured(
+            tuple(Timing(what, batch, tuple(times)) for (what, batch), times in of_model.items()),
+            memory[name]["weights"],
+            memory[name]["cache"],
+        )
+        for name, of_model in seconds.items()
+    }
 
 
 @contextmanager
-def _served(name: str, command: Path, backend: str, source: Path, job: Job) -> Iterator[Served]:
-    process = Served(name, command, backend, source, job)
-    try:
-        yield process
-    finally:
-        process.close()
+def _served(name: str, command: Path, backend: str, source: Path, job: Job) -> Iterator[Worker]:
+    with tempfile.TemporaryFile("w+") as said:
+        process = Worker(name, command, backend, source, job, said)
+        try:
+            yield process
+        finally:
+            process.close()

@@ -1,4 +1,6 @@
-"""A process that serves one model and times what it is told to. Any Python runs it: it needs nothing of ffprune.
+"""A process that serves one model and times what it is told to.
+
+For llama.cpp and vLLM it needs nothing of ffprune, so that a Python without it runs it.
 
     python worker.py llama.cpp model.gguf '{"prompt": 512, "new_tokens": 64, "batches": [1, 8], "threads": 2}'
 
@@ -67,8 +69,9 @@ class InTransformers:
         import torch
         from transformers import AutoModelForCausalLM
 
-        import ffprune_env  # noqa: F401  (pruned folders are of its classes)
+        import ffprune_env
 
+        ffprune_env.register_auto_classes()
         torch.set_num_threads(job.threads)
         self.torch, self.job = torch, job
         self.model: Any = AutoModelForCausalLM.from_pretrained(source, device_map={"": job.device}).eval()
