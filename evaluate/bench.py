@@ -45,7 +45,7 @@ from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.timing import most_memory, synchronize
 from ffprune_env.pruning.roofline import Products, record_products
-from ffprune_env.pruning.units import member_columns, spelled_out
+from ffprune_env.pruning.unit_layout import member_columns, spelled_out
 
 Seconds = dict[str, list[float]]
 console = wide_console()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from ffprune_env.pruning.prunable import Calibration, PrunableModel
-    from ffprune_env.pruning.units import UnitLayout
+    from ffprune_env.pruning.unit_layout import UnitLayout
 
 _BAR = 20  # characters for a whole unit
 # What goes at once where query heads share keys and values, and do not go one by one.

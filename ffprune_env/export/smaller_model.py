@@ -17,7 +17,7 @@ from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, relati
 from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
 from ffprune_env.modeling.layer_sizes import dense_key_heads, shares_evenly
-from ffprune_env.pruning.units import member_columns, spelled_out
+from ffprune_env.pruning.unit_layout import member_columns, spelled_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -25,7 +25,8 @@ from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
-from ffprune_env.pruning.units import find_units, member_columns
+from ffprune_env.pruning.unit_layout import member_columns
+from ffprune_env.pruning.units import find_units
 
 T = TypeVar("T")
 

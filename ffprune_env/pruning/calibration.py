@@ -16,7 +16,7 @@ from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.ridge import DEFAULT_RIDGE, RidgeScale, check_ridge, ridge_unit
 from ffprune_env.pruning.saliency import Statistics
-from ffprune_env.pruning.units import member_columns
+from ffprune_env.pruning.unit_layout import member_columns
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from ffprune_env.lm.batches import evaluating, fitting_size
 from ffprune_env.lm.cost import count_forward
 from ffprune_env.pruning.layer_calls import LayerCalls, layer_calls, require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.units import UnitLayout
+from ffprune_env.pruning.unit_layout import UnitLayout
 
 # Of the memory that is free on a device when the pass is made: the rest is for the calibrations themselves.
 _SHARE_OF_FREE = 0.5

@@ -6,7 +6,7 @@ import torch
 
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
-from ffprune_env.pruning.units import member_columns
+from ffprune_env.pruning.unit_layout import member_columns
 
 
 class FlapBias:

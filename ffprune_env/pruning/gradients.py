@@ -13,7 +13,7 @@ from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.units import UnitLayout
+from ffprune_env.pruning.unit_layout import UnitLayout
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from torch import nn
 from ffprune_env.budget.units import units_by_layer
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.head import decoder_outputs, head_of, replaced_forward
-from ffprune_env.pruning.units import UnitLayout, find_layers
+from ffprune_env.pruning.unit_layout import UnitLayout
+from ffprune_env.pruning.units import find_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.lm.devices import running_device
 from ffprune_env.modeling.attention import index_keys, require_indexable, use_indexed_attention
+from ffprune_env.pruning.cutting import Dense, permute, shrink
 from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.probe import logits_before, probe
 from ffprune_env.pruning.streaming import stream, streamed, unstream
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
-from ffprune_env.pruning.units import UnitLayout, WholeAttentionError, find_parts, member_columns, spelled_out
+from ffprune_env.pruning.unit_layout import UnitLayout
+from ffprune_env.pruning.units import WholeAttentionError, find_parts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -223,10 +224,10 @@ class PrunableModel:
         self.require_ranked("prune")
         outputs = self._outputs(counts, calibration)
         self._is_pruned = True
-        dense = [_Dense(layout) for layout in self.layouts]
+        dense = [Dense(layout) for layout in self.layouts]
         try:
             for layout, keys, k, (weight, bias) in zip(self.layouts, self._keys, counts, outputs, strict=True):
-                _shrink(layout, int(k), weight, bias)
+                shrink(layout, int(k), weight, bias)
                 if keys is not None:
                     index_keys(layout.owner, keys[: layout.members(int(k))])
             yield self.model
@@ -307,7 +308,7 @@ class PrunableModel:
             members = torch.from_numpy(wanted).to(order.device)
             place = torch.empty_like(order)
             place[order] = torch.arange(len(order), device=order.device)
-            _permute(layout, place[members])
+            permute(layout, place[members])
             new.append(members)
         self.order = tuple(new)
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
@@ -348,34 +349,6 @@ class _AsItWas:
             self._model.set_attn_implementation(self._attention)
 
 
-class _Dense:
-    """What one unit's modules were before they were cut."""
-
-    def __init__(self, layout: UnitLayout) -> None:
-        if layout.fused is not None:
-            layout.fused.look_again()
-        modules = (*layout.inputs, layout.output)
-        self._linears = [(m, m.weight.data, m.bias, None if m.bias is None else m.bias.data) for m in modules]
-        self._owner, self._fused = layout.owner, layout.fused
-        self._num_heads: int | None = getattr(layout.owner, "num_heads", None)
-
-    def restore(self) -> None:
-        for module, weight, parameter, bias in self._linears:
-            hook = streamed(module)
-            if hook is not None:
-                hook.kept = None
-                hook.drop(module)
-            module.weight.data = weight
-            module.bias = parameter
-            if bias is not None:
-                module.bias.data = bias
-            module.out_features, module.in_features = weight.shape
-        if self._fused is not None:
-            self._fused.join()
-        if self._num_heads is not None:
-            self._owner.num_heads = self._num_heads  # type: ignore[assignment]
-
-
 def _say_what_stays_whole(prunable: PrunableModel) -> None:
     n, of = len(prunable.whole), len({unit.layer for unit in prunable.units})
     what = "its attention stays whole, FFNs alone are pruned"
@@ -384,52 +357,6 @@ def _say_what_stays_whole(prunable: PrunableModel) -> None:
     logger.warning("%s: %s: %s", type(prunable.model).__name__, what, next(iter(prunable.whole.values())))
 
 
-def _shrink(layout: UnitLayout, k: int, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-    """Replaces the matrices of a unit by views of their first k groups, and what its output projection holds."""
-    width, members = k * layout.width, layout.members(k)
-    for module, rows in zip(layout.inputs, layout.row_widths, strict=True):
-        _keep_rows(module, members * rows)
-    if layout.fused is not None:
-        layout.fused.split()
-    hook = streamed(layout.output)
-    if hook is None:
-        layout.output.weight.data = weight
-    else:
-        hook.kept = width
-    layout.output.in_features = width
-    if bias is not None:
-        layout.output.bias = nn.Parameter(bias, requires_grad=False)
-    # OPT reads its head count from the module; Llama-like attention infers it from the projection's width.
-    if layout.unit.kind == "attention" and hasattr(layout.owner, "num_heads"):
-        layout.owner.num_heads = width // layout.head_dim  # type: ignore[assignment]
-
-
-def _keep_rows(linear: nn.Linear, rows: int) -> None:
-    hook = streamed(linear)
-    if hook is not None:
-        hook.kept = rows
-    else:
-        linear.weight.data = linear.weight.data[:rows]
-        if linear.bias is not None:
-            linear.bias.data = linear.bias.data[:rows]
-    linear.out_features = rows
-
-
 def _keys_of(layout: UnitLayout, order: torch.Tensor) -> torch.Tensor | None:
     """The key/value head of each query head in ``order``; None where every query head has its own."""
     return None if layout.key_heads is None else layout.key_heads[order]
-
-
-def _permute(layout: UnitLayout, members: torch.Tensor) -> None:
-    """Moves the head or channel now at place ``members[i]`` to place i, in every matrix of the unit, in place."""
-    if layout.fused is not None:
-        layout.fused.look_again()
-    cuts = [(module, 0, spelled_out(members, n)) for module, n in zip(layout.inputs, layout.row_widths, strict=True)]
-    for module, axis, places in (*cuts, (layout.output, 1, member_columns(layout, members))):
-        hook = streamed(module)
-        if hook is not None:
-            hook.reorder(places)
-            continue
-        module.weight.data.copy_(module.weight.data.index_select(axis, places))
-        if module.bias is not None and axis == 0:
-            module.bias.data.copy_(module.bias.data[places])

@@ -17,7 +17,7 @@ from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.streaming import weight_of
-from ffprune_env.pruning.units import member_columns
+from ffprune_env.pruning.unit_layout import member_columns
 
 _GRAM_ITEM = torch.float32.itemsize
 

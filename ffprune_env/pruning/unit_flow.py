@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ffprune_env.lm.head import decoder_outputs
-from ffprune_env.pruning.units import UnitLayout, member_columns
+from ffprune_env.pruning.unit_layout import UnitLayout, member_columns
 
 if TYPE_CHECKING:
     from ffprune_env.pruning.prunable import PrunableModel

@@ -16,7 +16,7 @@ from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, drain, stream_grams, wanda_scores
-from ffprune_env.pruning.units import member_columns
+from ffprune_env.pruning.unit_layout import member_columns
 
 
 def ranked(family="llama-gqa", windows=None, seed=0, heads="single"):

@@ -26,7 +26,8 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.pruning.stored_order import order_as_json, order_from_json
-from ffprune_env.pruning.units import find_units, member_columns
+from ffprune_env.pruning.unit_layout import member_columns
+from ffprune_env.pruning.units import find_units
 
 WAYS = ("balanced", "groups")
 # Nine query heads on three key/value heads, as the default model has them.

@@ -15,7 +15,8 @@ from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics
-from ffprune_env.pruning.units import find_units, member_columns
+from ffprune_env.pruning.unit_layout import member_columns
+from ffprune_env.pruning.units import find_units
 
 
 def random_scores(prunable, seed=0):

@@ -22,7 +22,8 @@ from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics
 from ffprune_env.pruning.sequential import SequentialCalibration
-from ffprune_env.pruning.units import find_units, member_columns
+from ffprune_env.pruning.unit_layout import member_columns
+from ffprune_env.pruning.units import find_units
 
 FAMILIES = ("opt", "llama", "llama-gqa", "mistral", "qwen2")
 # Heads and channels of three layers, which differ; the second layer keeps all of its heads both times.
