@@ -6,6 +6,8 @@ __all__ = ["FAMILIES", "register"]
 
 #: What config.json calls the architectures that are served, each the name of a class in ``models.py``.
 FAMILIES = (
+    "PrunedCohere2ForCausalLM",
+    "PrunedCohereForCausalLM",
     "PrunedGemma2ForCausalLM",
     "PrunedGemma3ForCausalLM",
     "PrunedGemmaForCausalLM",
@@ -13,8 +15,10 @@ FAMILIES = (
     "PrunedLlamaForCausalLM",
     "PrunedMistralForCausalLM",
     "PrunedOPTForCausalLM",
+    "PrunedPhi3ForCausalLM",
     "PrunedQwen2ForCausalLM",
     "PrunedQwen3ForCausalLM",
+    "PrunedSmolLM3ForCausalLM",
 )
 
 

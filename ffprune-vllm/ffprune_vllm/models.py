@@ -13,7 +13,7 @@ from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_world_size
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.linear import QKVParallelLinear, RowParallelLinear
-from vllm.model_executor.models import gemma, gemma2, gemma3, granite, llama, opt, qwen2, qwen3
+from vllm.model_executor.models import commandr, gemma, gemma2, gemma3, granite, llama, opt, phi3, qwen2, qwen3
 
 from ffprune_vllm.layers import own_sizes, replaced
 from ffprune_vllm.shapes import LayerShape, layer_shapes, require_parallel
@@ -73,6 +73,12 @@ class PrunedQwen2ForCausalLM(Pruned, llama.LlamaForCausalLM):
         config.qkv_bias = True
 
 
+class PrunedPhi3ForCausalLM(Pruned, phi3.Phi3ForCausalLM):
+    """A pruned Phi-3, whose attention is whole."""
+
+    family = llama
+
+
 class PrunedQwen3ForCausalLM(Pruned, qwen3.Qwen3ForCausalLM):
     """A pruned Qwen3."""
 
@@ -101,6 +107,41 @@ class PrunedGraniteForCausalLM(Pruned, granite.GraniteForCausalLM):
     """A pruned Granite."""
 
     family = granite
+
+
+class PrunedCohereForCausalLM(Pruned, commandr.CohereForCausalLM):
+    """A pruned Cohere."""
+
+    family = commandr
+
+
+class PrunedCohere2ForCausalLM(Pruned, commandr.CohereForCausalLM):
+    """A pruned Cohere 2."""
+
+    family = commandr
+
+
+class Unrotated(nn.Module):
+    """Stands in for the rotation of a layer that has none."""
+
+    def forward(
+        self, positions: torch.Tensor, query: torch.Tensor, key: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns queries and keys as they are."""
+        return query, key
+
+
+class PrunedSmolLM3ForCausalLM(Pruned, llama.LlamaForCausalLM):
+    """A pruned SmolLM3: a Llama, some of whose layers do not rotate."""
+
+    family = llama
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        rotates = vllm_config.model_config.hf_config.no_rope_layers  # its ones, in spite of the name
+        for i, layer in enumerate(self.model.layers):
+            if not rotates[i] and hasattr(layer, "self_attn"):  # layers of another stage of a pipeline have none
+                layer.self_attn.rotary_emb = Unrotated()
 
 
 class OPTAttention(opt.OPTAttention):

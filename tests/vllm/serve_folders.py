@@ -1,6 +1,8 @@
 """Run by the Python that has vLLM: greedy tokens of some folders, with their log-probabilities, as JSON.
 
-python serve_folders.py '{"folders": ["a"], "prompts": [[5, 6]], "new_tokens": 8, "eager": true}' out.json
+python serve_folders.py '{"folders": {"a": false}, "prompts": [[5, 6]], "new_tokens": 8, "eager": true}' out.json
+
+With each folder comes whether its own code is trusted.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
-def served(folder, prompts, new_tokens, eager):
+def served(folder, trusted, prompts, new_tokens, eager):
     from vllm import LLM, SamplingParams
 
     llm = LLM(
@@ -24,6 +26,7 @@ def served(folder, prompts, new_tokens, eager):
         dtype="float32",
         skip_tokenizer_init=True,
         enforce_eager=eager,
+        trust_remote_code=trusted,
         max_model_len=128,
         max_num_seqs=4,
         distributed_executor_backend="uni",
@@ -45,4 +48,5 @@ def served(folder, prompts, new_tokens, eager):
 if __name__ == "__main__":
     job = json.loads(sys.argv[1])
     folders = job.pop("folders")
-    Path(sys.argv[2]).write_text(json.dumps({folder: served(folder, **job) for folder in folders}))
+    answers = {folder: served(folder, trusted, **job) for folder, trusted in folders.items()}
+    Path(sys.argv[2]).write_text(json.dumps(answers))
