@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,19 +46,13 @@ class Fused:
     def of(cls, owner: nn.Module, name: str) -> Fused:
         """The linear layer of that name, with its halves."""
         linear = getattr(owner, name)
-        halves = tuple(_empty_half(linear) for _ in range(2))
-        fused = cls(owner, name, linear, (halves[0], halves[1]))
-        fused.look_again()
-        return fused
+        gate, up = row_views(linear, _half_rows(linear))
+        return cls(owner, name, linear, (gate, up))
 
     def look_again(self) -> None:
         """Makes the halves views of what the layer holds now: the model may have been moved, or cast, since."""
-        with torch.no_grad():
-            for half, weight in zip(self.halves, self.linear.weight.data.chunk(2), strict=True):
-                half.weight = nn.Parameter(weight, requires_grad=False)
-            if self.linear.bias is not None:
-                for half, bias in zip(self.halves, self.linear.bias.data.chunk(2), strict=True):
-                    half.bias = nn.Parameter(bias, requires_grad=False)
+        for half, view in zip(self.halves, row_views(self.linear, _half_rows(self.linear)), strict=True):
+            half.weight, half.bias = view.weight, view.bias
 
     def split(self) -> None:
         """Puts the halves, as they are now, where the layer is."""
@@ -68,5 +63,21 @@ class Fused:
         self.owner._modules[self.name] = self.linear
 
 
-def _empty_half(linear: nn.Linear) -> nn.Linear:
-    return nn.Linear(linear.in_features, linear.out_features // 2, bias=linear.bias is not None, device="meta")
+def row_views(linear: nn.Linear, rows: Sequence[int]) -> tuple[nn.Linear, ...]:
+    """Linear layers whose weights are views of the rows of one, so many for each in turn; no part of a model."""
+    with torch.no_grad():
+        weights = torch.split(linear.weight.data, list(rows))
+        biases = [None] * len(rows) if linear.bias is None else torch.split(linear.bias.data, list(rows))
+    return tuple(_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
+
+
+def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias, requires_grad=False)
+    return made
+
+
+def _half_rows(linear: nn.Linear) -> list[int]:
+    return [linear.out_features // 2] * 2

@@ -14,6 +14,7 @@ from ffprune_env.export.gguf.kinds import kind_of
 
 ROPE = {"rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 32}
 LLAMA3 = {**ROPE, "rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+PARTIAL = {"rope_theta": 10000.0, "rope_type": "default", "partial_rotary_factor": 0.5}
 GRANITE = {
     "embedding_multiplier": 3.0, "logits_scaling": 8.0, "residual_multiplier": 0.5, "attention_multiplier": 0.1,
 }  # fmt: skip
@@ -36,6 +37,7 @@ def tokenizer_folder(tmp_path):
         ("granite", GRANITE),
         ("granite", {**GRANITE, "tie_word_embeddings": True}),
         ("qwen3", {"tie_word_embeddings": True}),
+        ("phi3", {"pad_token_id": 0}),
     ],
 )
 def test_llama_cpp_computes_what_the_model_computes(tmp_path, tokenizer_folder, windows, family, settings):
@@ -65,14 +67,23 @@ def test_a_pruned_qwen2_keeps_its_biases_and_its_rotation(tmp_path, windows, mon
         assert relative_error(read, out, windows[0]) > 4 * TOLERANCE
 
 
+def test_the_matrices_of_a_pruned_phi3_are_taken_apart(tmp_path, windows):
+    pytest.importorskip("cyllama")
+    model = wide_model("phi3", pad_token_id=0)
+    folder = pruned(model, [20, 7, 40], tmp_path / "pruned")  # attention stays whole
+    export_gguf(folder, tmp_path / "model.gguf", "f32")
+    assert relative_error(ff.load_pruned(folder), tmp_path / "model.gguf", windows[0]) < TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("family", "settings", "says"),
     [
         ("opt", None, "a opt cannot be written as GGUF, llama.cpp has no architecture with sizes for every layer and"),
-        ("gemma2", None, "norms behind each part; families that can are llama, mistral, qwen2, granite, qwen3"),
+        ("gemma2", None, "norms behind each part; families that can are llama, mistral, qwen2, granite, phi3, qwen3"),
         ("qwen3", None, "a qwen3 with a head of its own cannot be written as GGUF: llama.cpp's openelm"),
         ("qwen3", {"tie_word_embeddings": True, "attention_bias": True}, "a qwen3 with biases cannot be written"),
         ("qwen3", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}, "a qwen3 with rope type 'llama3' cannot"),
+        ("phi3", {"pad_token_id": 0, "rope_parameters": PARTIAL}, "a phi3 that rotates a part of each head"),
         ("llama", {"hidden_act": "gelu"}, "rope type 'default' with 'gelu' cannot be written as GGUF; allowed are"),
         ("llama", {"rope_parameters": {**ROPE, "rope_type": "dynamic"}}, "rope type 'dynamic' with 'silu' cannot"),
     ],

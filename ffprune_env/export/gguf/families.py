@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 #: What a family is written as. Of llama.cpp's architectures these two take heads, key/value heads and channels of every
 #: layer, build their graphs from them, and have no experts or recurrent layers: deci is a Llama with optional biases,
 #: openelm one with norms of queries and keys and a tied head.
-ARCHITECTURES = {"llama": "deci", "mistral": "deci", "qwen2": "deci", "granite": "deci", "qwen3": "openelm"}
+ARCHITECTURES = {
+    "llama": "deci", "mistral": "deci", "qwen2": "deci", "granite": "deci", "phi3": "deci", "qwen3": "openelm",
+}  # fmt: skip
 # What the others have that neither of the two computes.
 _MISSING = {
     "opt": "learned positions and ReLU",
@@ -23,7 +25,6 @@ _MISSING = {
     "gemma2": "GELU and norms behind each part",
     "gemma3_text": "GELU and norms behind each part",
     "gemma3": "GELU and norms behind each part",
-    "phi3": "fused projections",
     "smollm3": "layers without rotation",
     "cohere": "attention beside the FFN",
     "cohere2": "attention beside the FFN",

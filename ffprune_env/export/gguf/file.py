@@ -14,6 +14,7 @@ import torch
 from ffprune_env.export.gguf.families import ARCHITECTURES, require_rows, why_no_gguf
 from ffprune_env.export.gguf.key_heads import KeyHeads
 from ffprune_env.export.gguf.kinds import BLOCK, GgufType, Kind, kind_of, plain_kind_of, require_quantizer
+from ffprune_env.export.gguf.projections import Projections
 from ffprune_env.export.gguf.quantizer import quantize
 from ffprune_env.export.gguf.report import GgufReport
 from ffprune_env.export.gguf.settings import write_settings
@@ -61,8 +62,8 @@ def write_gguf(model: PreTrainedModel, folder: Path, out: Path, kind: Kind) -> G
     reason = why_no_gguf(model)
     if reason is not None:
         raise ValueError(reason)
-    attentions = [layer.self_attn for layer in model.get_decoder().layers]
-    heads = {f"the heads of layer {i} together": x.q_proj.out_features for i, x in enumerate(attentions)}
+    queries = [Projections.of(layer).queries for layer in model.get_decoder().layers]
+    heads = {f"the heads of layer {i} together": x.out_features for i, x in enumerate(queries)}
     require_rows(kind, {"hidden_size": model.config.hidden_size, **heads})
     key_heads = KeyHeads.of(model)
     out.parent.mkdir(parents=True, exist_ok=True)

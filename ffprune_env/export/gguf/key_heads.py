@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ffprune_env.export.gguf.projections import Projections
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -34,23 +36,22 @@ class KeyHeads:
     @classmethod
     def of(cls, model: PreTrainedModel) -> KeyHeads:
         """What to write of a model, pruned or dense."""
-        attentions = [layer.self_attn for layer in model.get_decoder().layers]
-        written = [_key_heads(attention) for attention in attentions]
+        layers = model.get_decoder().layers
+        width, keys = layers[0].self_attn.head_dim, [Projections.of(layer).keys for layer in layers]
+        stored = [linear.out_features // width for linear in keys]
+        written = [_key_heads(layer.self_attn, heads) for layer, heads in zip(layers, stored, strict=True)]
         repeated = [len(heads) - len(set(heads)) for heads in written]
         costs = [
-            2 * more * attention.head_dim * (attention.k_proj.in_features + int(attention.k_proj.bias is not None))
-            for more, attention in zip(repeated, attentions, strict=True)
+            2 * more * width * (linear.in_features + int(linear.bias is not None))
+            for more, linear in zip(repeated, keys, strict=True)
         ]
-        before = sum(attention.k_proj.out_features // attention.head_dim for attention in attentions)
-        return cls(written, sum(more > 0 for more in repeated), sum(costs), sum(map(len, written)) / before)
+        return cls(written, sum(more > 0 for more in repeated), sum(costs), sum(map(len, written)) / sum(stored))
 
 
-def _key_heads(attention: Any) -> list[int]:
-    """Key/value heads of a layer to write, by their place in its projections."""
+def _key_heads(attention: Any, stored: int) -> list[int]:
+    """Key/value heads of a layer to write, by their place among those that it has."""
     index = getattr(attention, "kv_index", None)
-    if index is not None:
-        return expand_keys(index)
-    return list(range(attention.k_proj.out_features // attention.head_dim))
+    return list(range(stored)) if index is None else expand_keys(index)
 
 
 def expand_keys(kv_index: torch.Tensor) -> list[int]:

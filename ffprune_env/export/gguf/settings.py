@@ -9,6 +9,7 @@ import gguf
 
 from ffprune_env.export.gguf.key_heads import KeyHeads
 from ffprune_env.export.gguf.kinds import Kind
+from ffprune_env.export.gguf.projections import Projections
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,6 +31,7 @@ def write_settings(
         name: of the model, for people.
     """
     config, layers = model.config, model.get_decoder().layers
+    projections = [Projections.of(layer) for layer in layers]
     head_dim = layers[0].self_attn.head_dim
     writer.add_name(name)
     writer.add_description(
@@ -42,9 +44,9 @@ def write_settings(
     writer.add_context_length(_context(model))
     writer.add_embedding_length(config.hidden_size)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_head_count([layer.self_attn.q_proj.out_features // head_dim for layer in layers])
+    writer.add_head_count([x.queries.out_features // head_dim for x in projections])
     writer.add_head_count_kv([len(heads) for heads in key_heads.written])
-    writer.add_feed_forward_length([-(-layer.mlp.up_proj.out_features // block) * block for layer in layers])
+    writer.add_feed_forward_length([-(-x.up.out_features // block) * block for x in projections])
     writer.add_key_length(head_dim)
     writer.add_value_length(head_dim)
     writer.add_rope_dimension_count(head_dim)

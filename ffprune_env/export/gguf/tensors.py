@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffprune_env.export.gguf.projections import Projections
 from ffprune_env.export.gguf.rope import frequency_factors, interleave_rotation, score_scale
 
 if TYPE_CHECKING:
@@ -42,8 +43,9 @@ def tensors(
     for i, (layer, heads) in enumerate(zip(decoder.layers, key_heads, strict=True)):
         part = getattr(layer, "residual_multiplier", 1.0)
         yield f"blk.{i}.attn_norm.weight", layer.input_layernorm.weight
-        attention = _attention(model, layer.self_attn, architecture, heads, part)
-        ffn = _ffn(layer.mlp, block, part)
+        projections = Projections.of(layer)
+        attention = _attention(model, layer.self_attn, projections, architecture, heads, part)
+        ffn = _ffn(projections, block, part)
         yield f"blk.{i}.ffn_norm.weight", layer.post_attention_layernorm.weight
         for name, tensor in (*attention, *ffn):
             yield f"blk.{i}.{name}", tensor
@@ -54,14 +56,19 @@ def tensors(
 
 
 def _attention(
-    model: PreTrainedModel, attention: Any, architecture: str, heads: Sequence[int], part: float
+    model: PreTrainedModel,
+    attention: Any,
+    projections: Projections,
+    architecture: str,
+    heads: Sequence[int],
+    part: float,
 ) -> Iterator[Named]:
     width, scale = attention.head_dim, score_scale(model, attention)
     normed = architecture == "openelm"
-    queries = _parameters(attention.q_proj)
+    queries = _parameters(projections.queries)
     keys, values = (
         {name: x.view(-1, width, *x.shape[1:])[list(heads)].flatten(0, 1) for name, x in _parameters(linear).items()}
-        for linear in (attention.k_proj, attention.v_proj)
+        for linear in (projections.keys, projections.values)
     )
     if normed:
         yield "attn_q_norm.weight", _scaled(attention.q_norm.weight, scale)
@@ -72,16 +79,16 @@ def _attention(
             yield f"attn_q.{name}", _scaled(interleave_rotation(queries[name], width), scale)
             yield f"attn_k.{name}", interleave_rotation(keys[name], width)
             yield f"attn_v.{name}", values[name]
-    for name, tensor in _parameters(attention.o_proj).items():
+    for name, tensor in _parameters(projections.attention).items():
         yield f"attn_output.{name}", _scaled(tensor, part)
 
 
-def _ffn(ffn: Any, block: int, part: float) -> Iterator[Named]:
-    more = -ffn.up_proj.out_features % block
-    for ours, theirs in (("gate_proj", "ffn_gate"), ("up_proj", "ffn_up")):
-        for name, tensor in _parameters(getattr(ffn, ours)).items():
+def _ffn(projections: Projections, block: int, part: float) -> Iterator[Named]:
+    more = -projections.up.out_features % block
+    for linear, theirs in ((projections.gate, "ffn_gate"), (projections.up, "ffn_up")):
+        for name, tensor in _parameters(linear).items():
             yield f"{theirs}.{name}", F.pad(tensor, (0,) * (2 * tensor.ndim - 1) + (more,))
-    for name, tensor in _parameters(ffn.down_proj).items():
+    for name, tensor in _parameters(projections.down).items():
         padded = F.pad(tensor, (0, more)) if name == "weight" else tensor
         yield f"ffn_down.{name}", _scaled(padded, part)
 
