@@ -17,7 +17,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -26,19 +25,15 @@ from ffprune_env.cli.consoles import fail, start_logging
 from ffprune_env.cli.flag_groups import GgufFlags, PrunedFlags, WindowsFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.export.gguf.file import export_gguf
-from ffprune_env.export.gguf.kinds import GgufType
+from ffprune_env.export.gguf.kinds import TOLERANCES
 from ffprune_env.export.gguf.llama_cpp import LlamaCpp, require_llama_cpp
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.models import load_model
 from ffprune_env.lm.ranges import require_in_range
-from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
+from ffprune_env.lm.same_model import require_same_model
 from ffprune_env.texts.windows import NAMED_TEXTS, Split, load_windows
 
 console = Console(highlight=False)
-# How far apart the mean losses may be: f16 rounds weights of float32 to 11 bits, and in q8_0 weights and inputs have 8.
-# llama.cpp's cache is f16 whatever the weights are.
-_F16 = rounding_tolerance(torch.float16)
-TOLERANCES: dict[GgufType, float] = {"f32": _F16, "f16": _F16, "bf16": 0.01, "q8_0": 0.03}
 _ANSWER = 64  # tokens
 
 

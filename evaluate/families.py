@@ -2,25 +2,29 @@
 
     python evaluate/families.py                             # all of them
     python evaluate/families.py --families llama gemma3     # some
-    python evaluate/families.py --markdown docs/models.md   # the table as a file
+    python evaluate/families.py --markdown docs/models.md   # the tables as a file
+    python evaluate/families.py --vllm-python .venv-vllm/bin/python    # with vLLM, of the environment of make vllm
 
 A model of each family is made from its default configuration with all sizes small. Five things must hold: the dense
 perplexity is that of the model's own logits; putting heads and channels in another order changes nothing; a pruned
 model computes what the dense one does with the same heads and channels masked; and what is written computes what was
 measured, generates the same, and can be pruned again. Whatever does not hold must be refused by the library, in one
-line that says why. Anything else is a failure, and the exit code is 1.
+line that says why. What can be written is served, too: llama.cpp, in files of several types, and vLLM must compute what
+we do. Anything else is a failure, and the exit code is 1.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import multiprocessing
 import os
 import resource
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -37,8 +41,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ffprune_env.cli.consoles import errors, fail
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import require_folder_of
-from ffprune_env.export.trial import Outcome, examine
+from ffprune_env.export.trial import Fault, Outcome, examine
 from ffprune_env.lm.replacing import replacing
+from ffprune_env.serving.trial import TYPES, VLLM_TOLERANCE, InLlamaCpp, InVllm, by_llama_cpp, by_vllm, write_tiny
 
 _MOST_BYTES = 24 * 2**30
 
@@ -53,6 +58,30 @@ class Args:
     """file to write the table to, as Markdown"""
     timeout: float = 120
     """seconds that a family may take"""
+    vllm_python: Path | None = None
+    """the Python of an environment with vLLM and ffprune-vllm; None: vLLM is not tried"""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What became of one family.
+
+    Attributes:
+        outcome: measured, pruned and written.
+        llama_cpp: what llama.cpp made of it; None where it was not tried.
+        vllm: what vLLM made of it; None where it was not tried.
+    """
+
+    outcome: Outcome
+    llama_cpp: InLlamaCpp | None = None
+    vllm: InVllm | None = None
+
+    @property
+    def fault(self) -> str:
+        """What is wrong; empty if nothing is."""
+        if self.vllm is not None and not self.vllm.reason and not self.vllm.same:
+            return f"log-probabilities in vLLM are off by {self.vllm.off:.2g} nats"
+        return self.outcome.fault
 
 
 def main() -> int:
@@ -67,38 +96,62 @@ def main() -> int:
         return fail(f"transformers {transformers.__version__} has no causal family {unknown[0]!r}", 2)
     torch.set_num_threads(1)  # before a process is forked
     names = args.families or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
-    outcomes = [in_a_process(name, args.timeout) for name in track(names, "families", console=errors(), transient=True)]
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {name: Path(scratch) / name for name in names}
+        families = track(folders.items(), "families", console=errors(), transient=True)
+        tried = [in_a_process(name, args.timeout, folder) for name, folder in families]
+        if args.vllm_python is not None:
+            written = {x.outcome.family: folders[x.outcome.family] for x in tried if x.outcome.written}
+            with errors().status(f"vLLM: {len(written)} families"):
+                found = by_vllm(written, args.vllm_python)
+            tried = [replace(x, vllm=found.get(x.outcome.family)) for x in tried]
     console = Console(soft_wrap=True)
-    table = Table(title=f"causal families of transformers {transformers.__version__}, random and tiny")
-    for column in _COLUMNS:
-        table.add_column(column, overflow="fold")
-    for outcome in outcomes:
-        table.add_row(*map(escape, cells(outcome)), style="red" if outcome.fault else None)
-    console.print(table)
-    faults = [outcome for outcome in outcomes if outcome.fault]
-    searched, measured = (sum(getattr(x, name) for x in outcomes) for name in ("searched", "measured"))
-    console.print(
-        f"{len(outcomes)} families: {measured} measured, {searched} pruned, {len(faults)} neither right nor refused"
-    )
+    for title, columns, rows in tables(tried):
+        table = Table(title=title)
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row), style="red" if "FAULT" in row[-1] else None)
+        console.print(table)
+    faults = sum(bool(x.fault) for x in tried)
+    searched, measured = (sum(getattr(x.outcome, name) for x in tried) for name in ("searched", "measured"))
+    console.print(f"{len(tried)} families: {measured} measured, {searched} pruned, {faults} neither right nor refused")
     if args.markdown is not None:
-        with replacing(args.markdown) as scratch:
-            scratch.write_text(markdown(outcomes), encoding="utf-8")
+        with replacing(args.markdown) as scratch_file:
+            scratch_file.write_text(markdown(tried), encoding="utf-8")
     return 1 if faults else 0
 
 
-# What else can be done with a family that can be written: a title, and whether it was.
-_SUPPORT: tuple[tuple[str, Callable[[Outcome], bool]], ...] = (
-    ("transformers", lambda outcome: outcome.written),
-    ("generation", lambda outcome: outcome.generates),
-    ("pruned again", lambda outcome: outcome.again),
-)
-_COLUMNS = ("family", "perplexity", "search", "written", "generation", "pruned again", "why not")
+_SERVED = ("family", "transformers", "generation", "pruned again", "vLLM", *TYPES, "why not")
+_ALL = ("family", "perplexity", "search", "written", "generation", "pruned again", "why not")
 
 
-def cells(outcome: Outcome) -> list[str]:
-    """A row of the table."""
+def tables(tried: Sequence[Tried]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Title, columns and rows of the tables: the families that can be written, then all."""
+    served = [served_row(x) for x in tried if x.outcome.written]
+    rows = [row_of(x) for x in tried]
+    of = f"causal families of transformers {transformers.__version__}, random and tiny"
+    return [("Families that pruned models are written of", _SERVED, served), (f"All {of}", _ALL, rows)]
+
+
+def row_of(tried: Tried) -> list[str]:
+    """What could be done with a family."""
+    outcome = tried.outcome
     done = (outcome.measured, outcome.searched, outcome.written, outcome.generates, outcome.again)
-    return [outcome.family, *map(yes, done), f"FAULT: {outcome.fault}" if outcome.fault else outcome.reason]
+    return [outcome.family, *map(yes, done), f"FAULT: {tried.fault}" if tried.fault else outcome.reason]
+
+
+def served_row(tried: Tried) -> list[str]:
+    """Where a family that can be written runs."""
+    outcome, llama_cpp, vllm = tried.outcome, tried.llama_cpp, tried.vllm
+    done = map(yes, (outcome.written, outcome.generates, outcome.again))
+    in_vllm = "not tried" if vllm is None else yes(vllm.same)
+    if llama_cpp is None:
+        off = ["not tried"] * len(TYPES)
+    else:
+        off = [f"{llama_cpp.off[name]:+.2%}" if name in llama_cpp.off else "no" for name in TYPES]
+    reasons = [x.reason for x in (llama_cpp, vllm) if x is not None and x.reason]
+    return [outcome.family, *done, in_vllm, *off, f"FAULT: {tried.fault}" if tried.fault else "; ".join(reasons)]
 
 
 def yes(done: bool) -> str:
@@ -106,70 +159,86 @@ def yes(done: bool) -> str:
     return "yes" if done else "no"
 
 
-def table_lines(titles: list[str], rows: list[list[str]]) -> list[str]:
+def table_lines(titles: Sequence[str], rows: list[list[str]]) -> list[str]:
     """A table in Markdown."""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     return ["| " + " | ".join(row) + " |" for row in (titles, ["---"] * len(titles), *escaped)]
 
 
-def markdown(outcomes: list[Outcome]) -> str:
-    """The tables as a file: the families that can be written, then all."""
-    short = [[x.family, *(yes(has(x)) for _, has in _SUPPORT)] for x in outcomes if x.written]
-    return "\n".join(
-        [
-            "# Models",
-            "",
-            f"Every causal family of transformers {transformers.__version__}, as a tiny model with random weights: "
-            "measured and pruned right, or refused in one line. Printed by",
-            "",
-            "    python evaluate/families.py --markdown docs/models.md",
-            "",
-            "*perplexity*: equal to that of the model's own logits. *search*: ranking changes nothing, and the pruned "
-            "model computes what the dense one does with the same heads and channels masked. *written*: what "
-            "was written computes what was measured, read by ffprune and by the code in its folder alone. "
-            "*generation*: that code writes what the pruned model in memory writes, greedily with a dynamic cache, a "
-            "static one and none, padded on the left, and by beams. *pruned again*: the folder can be pruned further, "
-            "and written.",
-            "",
-            "## Families that pruned models are written of",
-            "",
-            *table_lines(["family", *(title for title, _ in _SUPPORT)], short),
-            "",
-            "## All families",
-            "",
-            *table_lines([*_COLUMNS], [cells(outcome) for outcome in outcomes]),
-            "",
-        ]
-    )
+def markdown(tried: Sequence[Tried]) -> str:
+    """The tables as a file."""
+    lines = [
+        "# Models",
+        "",
+        f"Every causal family of transformers {transformers.__version__}, as a tiny model with random weights: "
+        "measured and pruned right, or refused in one line. Printed by",
+        "",
+        "    python evaluate/families.py --vllm-python .venv-vllm/bin/python --markdown docs/models.md",
+        "",
+        "*perplexity*: equal to that of the model's own logits. *search*: ranking changes nothing, and the pruned "
+        "model computes what the dense one does with the same heads and channels masked. *written*, *transformers*: "
+        "what was written computes what was measured, read by ffprune and by the code in its folder alone. "
+        "*generation*: that code writes what the pruned model in memory writes, greedily with a dynamic cache, a "
+        "static one and none, padded on the left, and by beams. *pruned again*: the folder can be pruned further, "
+        "and written.",
+        "",
+        f"*vLLM*: tokens and their log-probabilities are ours to {VLLM_TOLERANCE:g}, with layers of several sizes and "
+        "heads that share their keys unevenly. *" + "*, *".join(TYPES) + "*: llama.cpp's perplexity by a GGUF file of "
+        "that type, against ours in float32, on text that the pruned model wrote itself, where errors cannot cancel. "
+        "Random weights are harder to round than trained ones.",
+    ]
+    for title, columns, rows in tables(tried):
+        lines += ["", f"## {title}", "", *table_lines(columns, rows)]
+    return "\n".join([*lines, ""])
 
 
-def in_a_process(family: str, timeout: float) -> Outcome:
-    """Tries a family in a process of its own, which may take so many seconds and a bounded piece of memory."""
+def in_a_process(family: str, timeout: float, folder: Path) -> Tried:
+    """Tries a family in a process of its own, which may take so many seconds and a bounded piece of memory.
+
+    Args:
+        family: its model type.
+        timeout: seconds.
+        folder: where a tiny pruned model of it is left for servers.
+    """
     forked = multiprocessing.get_context("fork")
     ours, theirs = forked.Pipe(duplex=False)
-    process = forked.Process(target=_answer, args=(family, theirs))
+    process = forked.Process(target=_answer, args=(family, folder, theirs))
     process.start()
     theirs.close()
     try:
         if ours.poll(timeout):
-            outcome: Outcome = ours.recv()
-            return outcome
-        return Outcome(family, fault=f"no answer in {timeout:g} s")
+            tried: Tried = ours.recv()
+            return tried
+        return Tried(Outcome(family, fault=f"no answer in {timeout:g} s"))
     except EOFError:
         process.join()
-        return Outcome(family, fault=f"its process died with exit code {process.exitcode}")
+        return Tried(Outcome(family, fault=f"its process died with exit code {process.exitcode}"))
     finally:
         process.kill()
         process.join()
 
 
-def _answer(family: str, pipe: Connection) -> None:
+def _answer(family: str, folder: Path, pipe: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_MOST_BYTES, _MOST_BYTES))
     warnings.simplefilter("ignore")
     transformers.utils.logging.set_verbosity(logging.CRITICAL)
     logging.getLogger("ffprune_env").setLevel(logging.CRITICAL)
-    pipe.send(examine(family))
+    tried = Tried(examine(family))
+    if tried.outcome.written:
+        tried = _served(tried, folder)
+    pipe.send(tried)
     pipe.close()
+
+
+def _served(tried: Tried, folder: Path) -> Tried:
+    """Serves a family in llama.cpp, if that is installed."""
+    write_tiny(tried.outcome.family, folder)
+    if importlib.util.find_spec("cyllama") is None:
+        return tried
+    try:
+        return replace(tried, llama_cpp=by_llama_cpp(folder))
+    except Fault as fault:
+        return replace(tried, outcome=replace(tried.outcome, fault=str(fault)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import dataclasses
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +17,9 @@ import pytest
 import torch
 from hypothesis import settings as hypothesis_settings
 from tiny_runs import run_main, settings
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from ffprune_env.lm.tiny_families import byte_tokenizer as byte_tokenizer  # tests find it here
 
 # A busy machine is no reason to fail a property.
 hypothesis_settings.register_profile("no deadline", deadline=None)
@@ -70,16 +71,6 @@ def tiny_model(family: str, seed: int = 0, channels: int = 24) -> PreTrainedMode
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2)
     return model.eval()
-
-
-def byte_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
-    """One token per byte; every merge takes the place of one of the last of them."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*alphabet[: len(alphabet) - len(merges)], *("".join(pair) for pair in merges)]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, list(merges)))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def load_script(path: str) -> ModuleType:

@@ -78,12 +78,12 @@ def test_faults_of_pruning_are_found(what, monkeypatch):
     assert fault.startswith("perplexity after ranking" if what == "rank" else "perplexity of the pruned model")
 
 
-def test_a_family_that_takes_too_long_or_dies_is_a_fault(monkeypatch):
+def test_a_family_that_takes_too_long_or_dies_is_a_fault(monkeypatch, tmp_path):
     script = load_script(SCRIPT)
     monkeypatch.setattr(script, "examine", lambda family: script.sys.exit(3))
-    assert script.in_a_process("llama", 20).fault == "its process died with exit code 3"
+    assert script.in_a_process("llama", 20, tmp_path).fault == "its process died with exit code 3"
     monkeypatch.setattr(script, "examine", lambda family: time.sleep(9))
-    assert script.in_a_process("llama", 0.2).fault == "no answer in 0.2 s"
+    assert script.in_a_process("llama", 0.2, tmp_path).fault == "no answer in 0.2 s"
 
 
 def test_an_unknown_family_is_refused(monkeypatch, capsys):

@@ -89,11 +89,12 @@ def _write_quantized(
 
 def _write(file: Path, model: PreTrainedModel, folder: Path, key_heads: KeyHeads, kind: Kind, block: int) -> None:
     """Writes a file of plain numbers."""
-    architecture = ARCHITECTURES[dense_family(model)]
+    family = dense_family(model)
+    architecture = ARCHITECTURES[family]
     writer = gguf.GGUFWriter(file, architecture, use_temp_file=True)
     try:
-        write_settings(writer, model, key_heads, kind, block, folder.name)
-        write_vocabulary(writer, folder, model.config.vocab_size)
+        write_settings(writer, model, key_heads, kind, block)
+        write_vocabulary(writer, folder, model.config.vocab_size, family)
         _write_tensors(writer, tensors(model, architecture, key_heads.written, block), kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()

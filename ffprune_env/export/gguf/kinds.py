@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, LlamaFileType
 
+from ffprune_env.lm.same_model import rounding_tolerance
+
 GgufType = Literal[
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q4_0", "q3_k_m", "q2_k"
 ]  # fmt: skip
@@ -24,6 +26,10 @@ _HOLDS: dict[str, tuple[GGMLQuantizationType, ...]] = {
     "q8_0": (_T.Q8_0,),
     "q4_0": (_T.Q4_0, _T.Q4_1, _T.Q6_K),
 }
+# llama.cpp's cache is f16 whatever the weights are; in q8_0 weights and inputs have 8 bits.
+_F16 = rounding_tolerance(torch.float16)
+#: How far mean losses of a file may be from those of the model; the other types cost what they cost.
+TOLERANCES: dict[GgufType, float] = {"f32": _F16, "f16": _F16, "bf16": 0.01, "q8_0": 0.03}
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 
 
 def write_settings(
-    writer: gguf.GGUFWriter, model: PreTrainedModel, key_heads: KeyHeads, kind: Kind, block: int, name: str
+    writer: gguf.GGUFWriter, model: PreTrainedModel, key_heads: KeyHeads, kind: Kind, block: int
 ) -> None:
-    """Adds everything but tokenizer and tensors to a file.
+    """Adds everything but name, tokenizer and tensors to a file.
 
     Args:
         writer: of the file.
@@ -28,12 +28,10 @@ def write_settings(
         key_heads: the key/value heads that are written.
         kind: of the matrices.
         block: channels of every FFN are written as the next multiple of this.
-        name: of the model, for people.
     """
     config, layers = model.config, model.get_decoder().layers
     projections = [Projections.of(layer) for layer in layers]
     head_dim = layers[0].self_attn.head_dim
-    writer.add_name(name)
     writer.add_description(
         f"pruned by ffprune; {key_heads.expanded_layers} layers repeat key/value heads: {key_heads.expanded_params} "
         f"parameters more, key/value cache {key_heads.cache_growth:.2f} times that of the model it was made from"

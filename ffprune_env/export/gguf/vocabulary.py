@@ -22,6 +22,9 @@ _SPLITS = {
     "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}": "tekken",
     "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}|": "qwen2",
 }
+# llama.cpp takes a model that is called phi3 for one with these tokens, drops blanks behind them, and cannot open it
+# where it has none.
+_OF_PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
 def require_vocabulary(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -37,13 +40,14 @@ def _require_bpe(settings: dict[str, Any]) -> None:
         raise ValueError(f"a {settings['model']['type']} tokenizer cannot be written as GGUF; allowed is BPE")
 
 
-def write_vocabulary(writer: gguf.GGUFWriter, source: Path, vocab_size: int) -> None:
-    """Adds the tokenizer of a folder to a file.
+def write_vocabulary(writer: gguf.GGUFWriter, source: Path, vocab_size: int, family: str) -> None:
+    """Adds the tokenizer of a folder to a file, and the name of the model, by which llama.cpp knows some of them.
 
     Args:
         writer: of the file.
         source: the folder, with tokenizer.json.
         vocab_size: rows of the embedding; it may have more than the tokenizer has tokens.
+        family: of the model.
 
     Raises:
         ValueError: the tokenizer is none that llama.cpp has.
@@ -57,6 +61,7 @@ def write_vocabulary(writer: gguf.GGUFWriter, source: Path, vocab_size: int) -> 
     added = {token["id"]: token for token in settings["added_tokens"]}
     words = {i: text for text, i in settings["model"]["vocab"].items()} | {i: x["content"] for i, x in added.items()}
     tokens = [words.get(i, f"<unused{i}>") for i in range(max(vocab_size, max(words) + 1))]
+    writer.add_name("pruned phi" if family == "phi3" and not set(tokens) >= _OF_PHI3 else f"pruned {family}")
     like_sentencepiece = bool(settings["model"].get("byte_fallback"))
     writer.add_tokenizer_model("llama" if like_sentencepiece else "gpt2")
     writer.add_tokenizer_pre("default" if like_sentencepiece else _split_name(settings["pre_tokenizer"]))
