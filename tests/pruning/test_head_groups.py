@@ -11,11 +11,13 @@ import torch
 from conftest import byte_tokenizer, load_script
 from plain import plain
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.folder import save_pruned
 from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.lm.tiny_families import tiny_of_family
 from ffprune_env.modeling.config_names import HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.criteria import CRITERIA, Evidence
@@ -180,6 +182,25 @@ def test_what_is_written_needs_no_index(heads, tmp_path, windows):
         again = ranked(heads, 2, read)  # and prunes it once more
         assert [unit.n_groups for unit in again.units] == kept
         torch.testing.assert_close(read(windows).logits, expected, rtol=0, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_balanced_heads_run_in_flex_attention_and_in_pages(tmp_path, windows):
+    """Both are compiled for the sizes of each layer, which takes a minute."""
+    prunable, kept = ranked("balanced", model=tiny_of_family("llama", 4)), [1, 128, 2, 64] * 2
+    save_pruned(prunable, kept, tmp_path / "model", tokenizer=byte_tokenizer())
+    model = load_pruned(tmp_path / "model").float()
+    with torch.no_grad():
+        expected = model(windows).logits
+        model.set_attn_implementation("flex_attention")
+        torch.testing.assert_close(model(windows).logits, expected, rtol=0, atol=1e-4)
+    model.set_attn_implementation("sdpa")
+    settings = GenerationConfig(max_new_tokens=8, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    prompts = windows[:, :12]
+    texts = model.generate(prompts, generation_config=settings, attention_mask=torch.ones_like(prompts))
+    pages = ContinuousBatchingConfig(num_blocks=32, page_size=16, max_batch_tokens=128, use_cuda_graph=False)
+    answers = model.generate_batch(prompts.tolist(), generation_config=settings, continuous_batching_config=pages)
+    assert [answer.generated_tokens for answer in answers.values()] == texts[:, 12:].tolist()
 
 
 def test_the_setting_is_checked_before_a_model_is_loaded():
