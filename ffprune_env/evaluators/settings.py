@@ -28,10 +28,10 @@ class RankingSettings:
     """FFN channels that are removed at once, those next in rank: some hardware multiplies matrices faster where columns
     come in multiples of 8, 16 or 32, or of 64 and more. Fewer where that would leave an FFN less than 32 groups, or
     groups as large as one of heads; of more than 32 only where it would leave less than 4 groups"""
-    heads: HeadGroups = "single"
-    """what goes at once where query heads share keys and values: single (a query head), balanced (a query head of every
-    key/value head, so that what is left is shared evenly and stock code runs it) or groups (a key/value head with its
-    query heads and its cache). Elsewhere all three are the same"""
+    heads: HeadGroups = "balanced"
+    """what goes at once where query heads share keys and values: balanced (a query head of every key/value head, so
+    that what is left is shared evenly and servers run it as it is), single (a query head) or groups (a key/value head
+    with its query heads and its cache). Elsewhere all three are the same"""
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "seq_len": 2048,
         "reward_model": "cut",
         "channels_per_group": 1,
+        "heads": "single",
         "criterion": "wanda",
         "mapping": "paper",
         "a_min": 0.5,
