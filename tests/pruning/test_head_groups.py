@@ -206,4 +206,4 @@ def test_balanced_heads_run_in_flex_attention_and_in_pages(tmp_path, windows):
 def test_the_setting_is_checked_before_a_model_is_loaded():
     with pytest.raises(ValueError, match="unknown heads 'three'; allowed are single, balanced, groups"):
         plain(heads="three").require_allowed()
-    assert EvaluatorSettings().heads == "single"
+    assert EvaluatorSettings().heads == "balanced"
