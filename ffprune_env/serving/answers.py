@@ -43,9 +43,8 @@ def answers(folder: str, prompts: list[list[int]], new_tokens: int, eager: bool)
         max_num_seqs=4,
         distributed_executor_backend="uni",
     )
-    sampling = SamplingParams(
-        temperature=0, max_tokens=new_tokens, min_tokens=new_tokens, logprobs=0, detokenize=False, ignore_eos=True
-    )
+    # Not by min_tokens, which forbids the token that ends a text.
+    sampling = SamplingParams(temperature=0, max_tokens=new_tokens, logprobs=0, detokenize=False, ignore_eos=True)
     found = llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling)
     outputs = [answer.outputs[0] for answer in found]
     return [

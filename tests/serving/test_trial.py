@@ -64,21 +64,21 @@ def server(tmp_path):
 
 def right_answers(folder):
     model = load_pruned(folder, device="cpu").float()
-    prompts = torch.randint(3, 248, (3, 24), generator=torch.Generator().manual_seed(2))
+    prompts = torch.randint(3, 248, (8, 8), generator=torch.Generator().manual_seed(2))
     for prompt in prompts:
         ids = prompt
         logprobs = []
-        for _ in range(12):
+        for _ in range(8):
             last = model(ids[None]).logits[0, -1].log_softmax(-1)
             ids = torch.cat([ids, last.argmax()[None]])
             logprobs.append(float(last.max()))
-        yield {"tokens": ids[24:].tolist(), "logprobs": logprobs}
+        yield {"tokens": ids[8:].tolist(), "logprobs": logprobs}
 
 
 @torch.no_grad()
 def test_answers_of_vllm_are_compared_with_ours(folder, server):
     answers = list(right_answers(folder))
-    others = [{**answers[0], "tokens": [1] * 12}, *answers[1:]]
+    others = [{**answers[0], "tokens": [1] * 8}, *answers[1:]]
     shifted = [{**answers[0], "logprobs": [x + 0.01 for x in answers[0]["logprobs"]]}, *answers[1:]]
     said = {"right": answers, "other": others, "shifted": shifted, "refused": "no such class"}
     found = {}

@@ -109,10 +109,8 @@ def test_a_request_is_answered_over_http(folders):
         server.terminate()
         server.wait(60)
     model = ff.load_pruned(folder, device="cpu").float()
-    tokens = model.generate(
-        prompt[None], attention_mask=torch.ones(1, 24), max_new_tokens=NEW_TOKENS, min_new_tokens=NEW_TOKENS,
-        do_sample=False,
-    )  # fmt: skip
+    settings = {"do_sample": False, "eos_token_id": None, "max_new_tokens": NEW_TOKENS}
+    tokens = model.generate(prompt[None], attention_mask=torch.ones(1, 24), **settings)
     assert answer["choices"][0]["token_ids"] == tokens[0, 24:].tolist()
 
 
