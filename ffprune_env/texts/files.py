@@ -72,6 +72,22 @@ def read_rows(path: Path) -> list[str]:
     return rows
 
 
+def read_records(path: Path) -> list[Any]:
+    """Whatever a .json or .jsonl file holds, one value after the other.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: it is not what its name says.
+        OSError: it is missing or unreadable.
+    """
+    try:
+        return _json_values(_decoded(path))
+    except (ValueError, EOFError, RecursionError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is not read as JSON: {' '.join(str(error).split())}") from error
+
+
 def _rows(path: Path, kind: str) -> list[str]:
     if kind == _PARQUET:
         return _checked(_parquet_column(path))
