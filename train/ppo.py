@@ -25,6 +25,7 @@ from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
 from ffprune_env.cli.progress import showing_phases
+from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.cli.settings import asked_for, parse_settings
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
@@ -34,9 +35,11 @@ from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
+from ffprune_env.recovery.text import RecoveryText
 from ffprune_env.run.cost_report import cost_table
 from ffprune_env.run.frontier import frontier, frontier_plot
 from ffprune_env.run.over_sparsities import sparsities_table
+from ffprune_env.run.recovered import RecoveredModel, recover_run
 from ffprune_env.run.report import Report
 from ffprune_env.run.sample_log import DifferentSearchError
 from ffprune_env.run.session import RunSession
@@ -56,7 +59,7 @@ console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, EvaluatorSettings, SearchSettings):
+class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, RecoverFlags, EvaluatorSettings, SearchSettings):
     """Settings of a run; every field is a flag, most of them of the groups that scripts share."""
 
     def require_allowed(self) -> None:
@@ -70,6 +73,11 @@ class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, EvaluatorS
             raise ValueError("--gguf: of a range no model is written; evaluate/allocate.py takes --gguf for any of it")
         if self.save_model:
             require_writable_folder(self.model)
+        if self.recover:
+            self.recovery_settings()
+            self.require_recovery_text()
+            if not self.save_model or isinstance(self.sparsity, SparsityRange):
+                raise ValueError("--recover trains the model in model/: leave out --no-save-model, and give no range")
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,7 @@ class Job:
     start: Start
     scores: StartScores
     workers: Workers | None
+    recovery_text: RecoveryText | None
 
 
 def main() -> int:
@@ -104,9 +113,10 @@ def main() -> int:
             begun = True
             outcome = search(args, job)
             reports = report(args, job, outcome)
+            recovered = recover(args, job, reports)
         console.print(phases.table())
         console.print(cost_table(run.costs.parts))
-        return conclude(args, run, reports)
+        return max(conclude(args, run, reports), *map(show_recovered, recovered), 0)
     except KeyboardInterrupt:
         say(f"interrupted at once; {kept}" if begun else "interrupted before the search began; nothing is lost")
         return 130
@@ -140,6 +150,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
     every = {**texts, "test": test_windows}
     run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
     evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts, run.costs)
+    recovery_text = args.load_recovery_text(model, tokenizer, args.text, args, every) if args.recover else None
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
     scores = run.scores(args.targets, len(evaluator.units))
     if scores is None:
@@ -151,7 +162,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         workers = Workers.like(evaluator, args.workers, asdict(args) | args.needless, args.ray_address, run.identity)
         stack.callback(workers.close)
     run.begin(evaluator, start, scores)
-    return Job(run, tokenizer, evaluator, test_windows, start, scores, workers)
+    return Job(run, tokenizer, evaluator, test_windows, start, scores, workers, recovery_text)
 
 
 def search(args: Args, job: Job) -> Outcome:
@@ -219,6 +230,19 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
     return reports
 
 
+def recover(args: Args, job: Job, reports: Sequence[Report]) -> list[RecoveredModel]:
+    """Trains the models that were written towards the dense one, if that was asked for."""
+    if job.recovery_text is None:
+        return []
+    dense, settings = job.evaluator.prunable.model, args.recovery_settings()
+    device = "cpu" if args.device_map is not None else str(job.evaluator.prunable.device)
+    return [
+        recover_run(x.run, dense, job.recovery_text, job.test_windows, settings, device, args.batch_size)
+        for x in reports
+        if x.failure is None
+    ]
+
+
 def conclude(args: Args, run: RunSession, reports: Sequence[Report]) -> int:
     """Prints what a person reads at the end; returns 1 if a model is not there, or not the one that was measured."""
     of_range = isinstance(args.sparsity, SparsityRange)
@@ -241,6 +265,13 @@ def show(args: Args, result: Report) -> int:
     if args.preset == "quick":
         console.print("A quick look: little text, few evaluations and no baselines. For figures leave out --quick.")
     tell(result.summary(), *result.next_steps())
+    return 0 if result.failure is None else fail(result.failure, 1)
+
+
+def show_recovered(result: RecoveredModel) -> int:
+    """Prints what came of a recovery; returns 1 if nothing did."""
+    console.print(result.table())
+    tell(*result.summary())
     return 0 if result.failure is None else fail(result.failure, 1)
 
 

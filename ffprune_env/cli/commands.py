@@ -36,6 +36,7 @@ class Command:
 COMMANDS = {
     "search": Command("train/ppo.py", "find how much of each layer to keep; write the pruned model"),
     "allocate": Command("evaluate/allocate.py", "write the model of a search at a sparsity that was never trained"),
+    "recover": Command("train/recover.py", "train the pruned model of a search a few minutes towards the dense one"),
     "perplexity": Command("evaluate/perplexity.py", "perplexity of a dense or pruned model"),
     "zero-shot": Command("evaluate/zero_shot.py", "zero-shot accuracy of a dense or pruned model"),
     "bench-serving": Command(

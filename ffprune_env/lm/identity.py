@@ -40,6 +40,10 @@ _NOT_MEASURED |= {"config", "resume", "baselines", "gguf", "trust_remote_code"}
 # What a setting was before there was one, for records that do not name it.
 _BEFORE = {"--ridge-scale": json.dumps("relative"), "--heads": json.dumps("single"), "--bos": json.dumps("never")}
 _NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch_size", "workers", "ray_address"}
+# A recovery comes after all that a search measures, and says itself what it was.
+_NOT_MEASURED |= {"recover", "recovery_text", "lora", "teacher_topk", "save_memory", "recover_minutes"}
+_NOT_MEASURED |= {"recover_tokens", "recover_weights", "recover_rate", "recover_cross_entropy", "recover_hidden"}
+_NOT_MEASURED |= {"recover_batch", "recover_held_out", "recover_patience", "recover_seed"}
 # What figures do not depend on: how they are shown, and the scripts, which only a wheel has inside the package.
 _NOT_MEASURING = (Path("comparison/report"), Path("comparison/paper_tables"), Path("cli/scripts"))
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}

@@ -52,7 +52,7 @@ class Lessons:
     def __init__(self, model: PreTrainedModel, teacher: Teacher, settings: RecoverySettings) -> None:
         self.model, self.teacher, self.settings = model, teacher, settings
         device = model.get_input_embeddings().weight.device
-        self._kind = device.type
+        self._device = device
         self._bfloat16 = _precision(settings.precision, device) is torch.bfloat16
 
     def losses(self, batch: dict[str, torch.Tensor], forward: Forward | None = None, look: bool = False) -> Losses:
@@ -67,6 +67,7 @@ class Lessons:
             look: ask the teacher even if the loss does not need it.
         """
         share, weight = self.settings.cross_entropy, self.settings.hidden
+        batch = {name: x.to(self._device) for name, x in batch.items()}
         with self._products(), self._mode():
             if share == 1 and not weight and not look:
                 return batch_losses(self.model, batch, None, share, forward)
@@ -92,7 +93,7 @@ class Lessons:
         return HeldOut(*(sums / sum(passage.scored for passage in passages)).tolist())
 
     def _products(self) -> AbstractContextManager[object]:
-        return torch.autocast(self._kind, torch.bfloat16) if self._bfloat16 else nullcontext()
+        return torch.autocast(self._device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
 
     def _mode(self) -> AbstractContextManager[object]:
         return nullcontext() if self.settings.save_memory else evaluating(self.model)

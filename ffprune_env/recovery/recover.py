@@ -162,7 +162,8 @@ class _Session:
             n_trained = sum(x.numel() for x in start.values())
             try:
                 state, why = self._train(student, start)
-                better = state.best_metric is not None and state.best_metric < before.loss
+                # Anything is better than a loss that is no number.
+                better = state.best_metric is not None and not state.best_metric >= before.loss
                 if not better:
                     why = f"{why}; no held-out loss was below {before.loss:.4f}, the one from before"
             except _Failure as failure:

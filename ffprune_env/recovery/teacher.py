@@ -80,18 +80,20 @@ class DenseTeacher:
                     states = decoder_outputs(self.model, batch["input_ids"])
         kept = states[:, :-1][scored_rows(batch["labels"]).to(states.device)]
         n = len(layers_of(self.model)) if layers else 0
-        return Lesson(_DenseRows(self.model, kept), [found[i] for i in range(n)])
+        return Lesson(_DenseRows(self.model, kept, batch["labels"].device), [found[i] for i in range(n)])
 
 
 @dataclass(frozen=True, eq=False)
 class _DenseRows:
     model: PreTrainedModel
     states: torch.Tensor
+    wanted_on: torch.device
 
     @torch.no_grad()
     def part(self, start: int, stop: int) -> WholeRows:
         with evaluating(self.model):
-            return WholeRows(vocabulary_logits(self.model, self.states[start:stop]).log_softmax(dim=-1))
+            logits = vocabulary_logits(self.model, self.states[start:stop])
+        return WholeRows(logits.log_softmax(dim=-1).to(self.wanted_on))
 
 
 def usable_head(model: PreTrainedModel, which: str) -> Head:

@@ -1,0 +1,114 @@
+"""How a pruned model is recovered: flags that scripts share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.recovery.settings import RecoverySettings, Trained
+from ffprune_env.recovery.text import RecoveryText, load_recovery_text, require_recovery_text
+from ffprune_env.recovery.trained import require_adapters
+from ffprune_env.texts.window_settings import WindowSettings
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class RecoveryFlags:
+    """How a pruned model is trained towards the dense one."""
+
+    recovery_text: str | None = None
+    """text to recover on: a name or a file as --text has it, or conversations (.jsonl with messages), of which the
+    answers are learned; None takes all of the calibration part of the text that the model was calibrated on"""
+    recover_minutes: float | None = None
+    """minutes that a recovery may take; None: no limit"""
+    recover_tokens: int | None = None
+    """tokens that go through the model, the text once more where it ends; None: the text once or, with
+    --recover-minutes, as often as there is time"""
+    recover_weights: Trained = "all"
+    """which weights are trained: all (but the embeddings) or outputs (norms and output projections)"""
+    lora: int | None = None
+    """rank of adapters that are trained in the place of the weights, and merged in the end: what a large model needs on
+    one GPU; None: no adapters"""
+    recover_rate: float | None = None
+    """learning rate of a recovery; None: by what is trained"""
+    recover_cross_entropy: float = 0.0
+    """share of the loss of a recovery that is the cross-entropy of the text; the rest is KL to the dense model"""
+    recover_hidden: float = 0.0
+    """weight of the relative squared error of hidden states in the loss of a recovery; 0: none"""
+    recover_batch: int = 4
+    """windows, or conversations, behind one step of a recovery; what does not fit at once is accumulated"""
+    recover_held_out: int = 4
+    """windows that are not trained on: the state with the lowest loss on them is kept"""
+    recover_patience: int = 3
+    """looks at the held-out loss, of 8 in all, without a better one after which a recovery ends; 0: never early"""
+    recover_seed: int = 0
+    """of the order in which a recovery reads its windows, and of adapters"""
+    teacher_topk: int | None = None
+    """let the dense model write down so many log-probabilities per token, and leave memory before the pruned model
+    comes; None: both are there at once"""
+    save_memory: bool = False
+    """compute what is inside the layers again in the backward pass of a recovery, instead of keeping it"""
+
+    def recovery_settings(self) -> RecoverySettings:
+        """The same in the words of the library; ValueError, in the words of the command line, for what cannot be."""
+        require_in_range("--recover-tokens", self.recover_tokens, 1)
+        require_in_range("--lora", self.lora, 1)
+        require_in_range("--recover-cross-entropy", self.recover_cross_entropy, 0, 1)
+        require_in_range("--recover-hidden", self.recover_hidden, 0)
+        require_in_range("--recover-batch", self.recover_batch, 1)
+        require_in_range("--recover-held-out", self.recover_held_out, 1)
+        require_in_range("--recover-patience", self.recover_patience, 0)
+        require_in_range("--teacher-topk", self.teacher_topk, 1)
+        for flag, value in (("--recover-minutes", self.recover_minutes), ("--recover-rate", self.recover_rate)):
+            if value is not None and not value > 0:
+                raise ValueError(f"{flag} must be more than 0, got {value}")
+        if self.lora is not None:
+            if self.recover_weights != "all":
+                raise ValueError(f"--lora trains adapters: leave out --recover-weights {self.recover_weights}")
+            require_adapters()
+        if self.teacher_topk is not None and self.recover_hidden:
+            raise ValueError("--recover-hidden needs the dense model: leave out --teacher-topk")
+        return RecoverySettings(
+            tokens=self.recover_tokens,
+            minutes=self.recover_minutes,
+            trained=self.recover_weights,
+            lora=self.lora,
+            learning_rate=self.recover_rate,
+            cross_entropy=self.recover_cross_entropy,
+            hidden=self.recover_hidden,
+            windows_per_step=self.recover_batch,
+            held_out=self.recover_held_out,
+            patience=self.recover_patience,
+            teacher_topk=self.teacher_topk,
+            save_memory=self.save_memory,
+            seed=self.recover_seed,
+        )
+
+    def require_recovery_text(self) -> None:
+        """Raises OSError or ValueError for a text that is not there: said before a model is loaded for it."""
+        require_recovery_text(self.recovery_text)
+
+    def load_recovery_text(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        text: str,
+        asked: WindowSettings,
+        others: Mapping[str, torch.Tensor],
+    ) -> RecoveryText:
+        """The text to recover on; see :func:`~ffprune_env.recovery.text.load_recovery_text`."""
+        settings = self.recovery_settings()
+        return load_recovery_text(model, tokenizer, self.recovery_text, text, asked, settings, others)
+
+
+@dataclass(frozen=True)
+class RecoverFlags(RecoveryFlags):
+    """Whether it is recovered at all."""
+
+    recover: bool = False
+    """train the pruned model towards the dense one in the end: a few minutes of distillation (docs/recovery.md)"""

@@ -1,0 +1,186 @@
+"""The model of a run, recovered: trained, written beside it, read back and measured on test text."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.table import Table
+
+from ffprune_env.export.rewritten import save_rewritten
+from ffprune_env.lm.loss import perplexity_in_steps
+from ffprune_env.lm.phases import phase
+from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.recovery.recover import Recovery, recover
+from ffprune_env.recovery.settings import RecoverySettings
+from ffprune_env.recovery.teacher import Teacher
+from ffprune_env.recovery.text import RecoveryText
+from ffprune_env.run.folder import RunFolder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+#: Where the model goes, beside ``model/``, and what is told of it.
+FOLDER, FACTS = "recovered", "recovery.json"
+#: Where an interrupted recovery keeps what it goes on from.
+WORK = "recovery"
+
+
+@dataclass(frozen=True)
+class RecoveredModel:
+    """What became of the model of a run.
+
+    Attributes:
+        run: the folder of its sparsity.
+        recovery: what training did.
+        dense_ppl, pruned_ppl, test_ppl: perplexities on test text: of the dense model, of ``model/``, and of what was
+            written; the last is None where the model from before was kept.
+    """
+
+    run: Path
+    recovery: Recovery
+    dense_ppl: float
+    pruned_ppl: float
+    test_ppl: float | None
+
+    @property
+    def failure(self) -> str | None:
+        """One line that says why there is no recovered model; None if there is one."""
+        if self.test_ppl is not None:
+            return None
+        return f"nothing was written, model/ in {self.run} is the best there is: {self.recovery.stopped}"
+
+    def table(self) -> Table:
+        """The table a person reads at the end."""
+        table = Table(title="Perplexity on test text, before and after recovery")
+        for column in ("model", "test\nPPL", "e = ln\nPPL / dense", "e removed"):
+            table.add_column(column, justify="left" if column == "model" else "right")
+        before = excess(self.pruned_ppl, self.dense_ppl)
+        table.add_row("dense", f"{self.dense_ppl:.2f}", "", "")
+        table.add_row("searched, from disk", f"{self.pruned_ppl:.2f}", f"{before:.3f}", "")
+        if self.test_ppl is not None:
+            after = excess(self.test_ppl, self.dense_ppl)
+            table.add_row("recovered, from disk", f"{self.test_ppl:.2f}", f"{after:.3f}", f"{1 - after / before:.1%}")
+        return table
+
+    def summary(self) -> list[str]:
+        """What was done, and what can be done with the model."""
+        x = self.recovery
+        lines = [
+            f"{x.tokens:,} tokens in {x.steps} steps and {x.seconds:.0f} s; held-out KL {x.before.kl:.4f} -> "
+            f"{x.after.kl:.4f}; {x.stopped}"
+        ]
+        if self.test_ppl is None:
+            return lines
+        model = self.run / FOLDER
+        return [
+            *lines,
+            f"serve it:    ffprune export-gguf {model} {model}.gguf",
+            f'load it:     model = ffprune_env.load_pruned("{model}")',
+        ]
+
+
+def excess(ppl: float, dense: float) -> float:
+    """What pruning costs in nats per token, e = ln PPL / PPL_dense."""
+    return math.log(ppl / dense) if math.isfinite(ppl) else math.inf
+
+
+def written_before(run: RunFolder) -> dict[str, Any]:
+    """``best.json`` of a run that wrote its model.
+
+    Args:
+        run: the folder of a sparsity.
+
+    Raises:
+        ValueError: there is no model, or it was never measured.
+    """
+    best = run.read_json("best.json") or {}
+    if not (run.path / "model").is_dir() or not isinstance(best.get("saved"), dict):
+        raise ValueError(f"{run.path} holds no model that was written and measured: search it without --no-save-model")
+    return best
+
+
+def recover_run(
+    run: RunFolder,
+    teacher: PreTrainedModel | Teacher,
+    text: RecoveryText,
+    test_windows: torch.Tensor,
+    settings: RecoverySettings,
+    device: str,
+    batch_size: int | None,
+) -> RecoveredModel:
+    """Recovers ``model/`` of a run to ``recovered/``, and adds what came of it to ``best.json``.
+
+    Args:
+        run: the folder of a sparsity.
+        teacher: the dense model, or what it said.
+        text: to train on, and to stop by.
+        test_windows: int64 [n, seq_len], those that the run measured on.
+        settings: what is trained, towards what, how long.
+        device: where the model lives.
+        batch_size: windows per forward pass when it is measured; None chooses.
+
+    Raises:
+        ValueError: the run wrote no model, or one that this teacher cannot teach.
+        RuntimeError: memory runs out with a single window.
+    """
+    best, source, target = written_before(run), run.path / "model", run.path / FOLDER
+    model = load_pruned(source, device=device)
+    result = recover(
+        model,
+        teacher,
+        text.train,
+        settings,
+        held_out=text.held_out,
+        folder=run.path / WORK,
+        tensorboard=run.path / "tb" / WORK,
+    )
+    facts = {"text": text.name, "settings": asdict(settings), **asdict(result)}
+    test_ppl = None
+    if result.kept:
+        with phase("writing", f"the recovered model to {target}"):
+            save_rewritten(model, target, source, card_section(result, settings, text))
+        with phase("reading back", str(target), len(test_windows)) as advance:
+            read = load_pruned(target, device=device)
+            test_ppl = perplexity_in_steps(read, test_windows, batch_size, advance)
+        best["recovered"] = best["saved"] | {"test_ppl": test_ppl, "search_ppl": None, "recovery": facts}
+        run.write_json("best.json", best)
+    run.write_json(FACTS, {**facts, "test_ppl": test_ppl})
+    shutil.rmtree(run.path / WORK, ignore_errors=True)
+    return RecoveredModel(run.path, result, _ppl(best, "dense"), _ppl(best, "saved"), test_ppl)
+
+
+def card_section(result: Recovery, settings: RecoverySettings, text: RecoveryText) -> str:
+    """What the card of the model says of its training.
+
+    Args:
+        result: what training did.
+        settings: of the training.
+        text: what it was on.
+    """
+    rows = {
+        "trained on": f"{result.tokens:,} tokens of {text.name}, of {len(text.train)} windows or conversations",
+        "held out, to stop by": f"{len(text.held_out)} more of them",
+        "trained": f"{settings.what_is_trained} ({result.trained:,} parameters)",
+        "loss": settings.objective,
+        "teacher": "the dense model"
+        if settings.teacher_topk is None
+        else f"the dense model's {settings.teacher_topk} most probable tokens",
+        "steps": f"{result.steps} of {settings.windows_per_step}, AdamW at {settings.rate:g}",
+        "held-out KL to the dense model": f"{result.before.kl:.4f} before, {result.after.kl:.4f} after",
+    }
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return (
+        "## Recovery\n\nAfter pruning, and after what the table above tells of, the model was trained towards the "
+        f"predictions of the dense one.\n\n| | |\n|---|---|\n{table}\n"
+    )
+
+
+def _ppl(best: Mapping[str, Any], name: str) -> float:
+    found = best[name]["test_ppl"]
+    return math.inf if found is None else float(found)

@@ -1,0 +1,152 @@
+"""The model of a run is recovered: by a script of its own, and by the search itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import load_script
+from tiny_runs import run_main, settings
+from transformers import AutoModelForCausalLM
+
+import ffprune_env as ff
+from ffprune_env.cli.recovery_flags import RecoverFlags
+from ffprune_env.export.gguf.file import export_gguf
+from ffprune_env.export.rewritten import card_with, save_rewritten
+from ffprune_env.lm import identity
+from ffprune_env.recovery.text import load_recovery_text
+
+QUICK = ["--recover-rate", "1e-3", "--recover-tokens", "500", "--recover-held-out", "2"]
+
+
+@pytest.fixture
+def recover(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    monkeypatch.setenv("COLUMNS", "200")
+    script = load_script("train/recover.py")
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["train/recover.py", *map(str, words)])
+        code = script.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def copied(whole, tmp_path_factory):
+    return shutil.copytree(whole, tmp_path_factory.mktemp("copied") / "run")
+
+
+def test_it_writes_a_model_like_the_one_before_and_says_what_became_of_it(copied, recover, tmp_path):
+    code, out, _ = recover(copied, *QUICK)
+    assert code == 0
+    assert all(word in out for word in ("dense", "searched, from disk", "recovered, from disk", "held-out KL"))
+    best, facts = (json.loads((copied / name).read_text()) for name in ("best.json", "recovery.json"))
+    assert best["recovered"]["test_ppl"] == facts["test_ppl"]
+    assert best["recovered"]["kept"] == best["saved"]["kept"]
+    assert facts["after"]["kl"] < facts["before"]["kl"]
+    folder = copied / "recovered"
+    names = {file.name for file in (copied / "model").iterdir()}
+    assert {file.name for file in folder.iterdir()} == names
+    assert not (copied / "recovery").exists()
+    assert list((copied / "tb" / "recovery").iterdir())
+    card = (folder / "README.md").read_text()
+    assert f"| trained on | {facts['tokens']:,} tokens of words.txt" in card
+    assert card.index("## Recovery") < card.index("## Load it")
+    # Read by ffprune, by its own code and by llama.cpp's converter; and pruned again.
+    model = ff.load_pruned(folder, device="cpu")
+    own = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokens = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(own(tokens).logits, model(tokens).logits)
+        assert (model(tokens).logits - ff.load_pruned(copied / "model")(tokens).logits).abs().max() > 1e-4
+    export_gguf(folder, tmp_path / "model.gguf", "f32")
+    again = settings(folder, Path(json.loads(json.dumps(str(copied)))), tmp_path / "again")
+    assert str(folder) in again
+
+
+def test_the_same_command_again_takes_the_place_of_what_was_there(copied, recover):
+    code, _, _ = recover(copied, *QUICK[2:], "--recover-rate", 0.03, "--teacher-topk", 64, "--lora", 2)
+    assert code == 0
+    card = (copied / "recovered" / "README.md").read_text()
+    assert "the dense model's 64 most probable tokens" in card
+    assert card.count("## Recovery") == 1
+
+
+def test_what_is_no_better_is_not_written_and_said_so(whole, recover, tmp_path):
+    run = shutil.copytree(whole, tmp_path / "run")
+    code, _, err = recover(run, "--recover-rate", 100, "--recover-tokens", 200)
+    assert code == 1
+    assert "nothing was written, model/ in" in err
+    assert not (run / "recovered").exists()
+    assert json.loads((run / "recovery.json").read_text())["test_ppl"] is None
+
+
+def test_what_cannot_be_recovered_is_refused_in_one_line(whole, recover, tmp_path, text_file):
+    lost = shutil.copytree(whole, tmp_path / "lost")
+    shutil.rmtree(lost / "model")
+    shutil.copytree(whole, tmp_path / "several")
+    (tmp_path / "several" / "model").rename(tmp_path / "several" / "s20")
+    (tmp_path / "several" / "s20" / "model").mkdir()
+    same = tmp_path / "other_name.txt"
+    same.write_text(text_file.read_text())
+    for words, message in {
+        (tmp_path,): "is not a run: it has no config.yaml",
+        (lost,): "holds no model that was written and measured",
+        (tmp_path / "several",): "has models of several sparsities: give one of",
+        (whole, "--recover-minutes", 0): "--recover-minutes must be more than 0, got 0.0",
+        (whole, "--lora", 2, "--recover-weights", "outputs"): "leave out --recover-weights outputs",
+        (whole, "--teacher-topk", 2, "--recover-hidden", 1): "leave out --teacher-topk",
+        (whole, "--recovery-text", "wikitext3"): "unknown text 'wikitext3'",
+        (whole, "--recovery-text", same): "of the test text is also recovery text, which",
+    }.items():
+        code, out, err = recover(*words)
+        assert code, (words, out)
+        (line,) = [line for line in err.splitlines() if line.startswith("error")]
+        assert message in line
+
+
+def test_a_search_recovers_what_it_wrote(ppo_script, tiny_folder, text_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    flags = settings(tiny_folder, text_file, run, evaluations=0, calibration="ridge", init="ffn-only")
+    code = run_main(ppo_script, [*flags, "--recover", "--no-baselines", *QUICK])
+    assert code == 0
+    assert "recovered, from disk" in capsys.readouterr().out
+    assert "recovered" in json.loads((run / "best.json").read_text())
+    assert ff.load_pruned(run / "recovered", device="cpu").config.vocab_size == 256
+
+
+def test_figures_of_a_search_do_not_depend_on_its_recovery():
+    assert {field.name for field in dataclasses.fields(RecoverFlags)} <= identity._NOT_MEASURED
+
+
+def test_a_card_without_a_place_for_it_gets_the_section_behind(tmp_path, tiny_folder):
+    assert card_with("# x\n\n## Load it\n\ny\n", "## Recovery") == "# x\n\n## Recovery\n\n## Load it\n\ny\n"
+    assert card_with("", "## Recovery\n") == "## Recovery\n"
+
+
+def test_what_is_read_back_is_what_was_in_memory(whole, tmp_path):
+    model = ff.load_pruned(whole / "model", device="cpu")
+    model.lm_head.register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(ValueError, match="was not written: what is read back is not the model"):
+        save_rewritten(model, tmp_path / "out", whole / "model", "## Recovery")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_text_of_its_own_it_is_the_calibration_part(tiny_folder, text_file):
+    model, tokenizer = ff.load_model(str(tiny_folder))
+    from ffprune_env.texts.window_settings import WindowSettings
+
+    asked, told = WindowSettings(seq_len=64), ff.RecoverySettings(held_out=3)
+    found = load_recovery_text(model, tokenizer, None, str(text_file), asked, told, {})
+    every = torch.stack([passage.tokens for passage in found.every])
+    part = ff.load_windows(str(text_file), tokenizer, "calibration", 64)
+    assert sorted(every.tolist()) == sorted(part.tolist())
+    assert len(found.held_out) == 3
