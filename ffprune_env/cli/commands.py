@@ -44,6 +44,9 @@ COMMANDS = {
     ),
     "export-gguf": Command("evaluate/export_gguf.py", "write a pruned model for llama.cpp"),
     "compare": Command("evaluate/compare.py", "methods against each other on one model"),
+    "recover-compared": Command(
+        "evaluate/recover_compared.py", "the methods of a comparison against each other after recovery"
+    ),
     "tables": Command("evaluate/tables.py", "the four tables of the paper, its own figures beside those measured"),
     "compare-runs": Command("evaluate/compare_runs.py", "what several searches chose, in one table"),
     "frontier": Command("evaluate/frontier.py", "draw perplexity against size, over the sparsities of a search"),
@@ -53,6 +56,7 @@ COMMANDS = {
     "families": Command("evaluate/families.py", "which model families can be measured, pruned and written"),
     "reward-study": Command("evaluate/reward_study.py", "how well a reward on little text ranks policies"),
     "preset-study": Command("evaluate/preset_study.py", "which settings of the search work"),
+    "recovery-study": Command("evaluate/recovery_study.py", "which settings of a recovery work"),
     "search-study": Command("evaluate/search_study.py", "searches against each other where the best answer is known"),
 }
 

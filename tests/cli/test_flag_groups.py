@@ -20,7 +20,7 @@ from ffprune_env.cli.flags import read_flags
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*(ROOT / "evaluate").glob("*.py"), *(ROOT / "train").glob("*.py")])
 # What is no flag, but a word without a name; and what has another name on the command line.
-FIRST_WORDS = {"measured", "pruned", "file", "runs", "studied", "of", "kind", "to"}
+FIRST_WORDS = {"measured", "pruned", "file", "runs", "studied", "of", "kind", "to", "compared"}
 
 
 def classes_of(files) -> Iterator[tuple[str, ast.ClassDef]]:

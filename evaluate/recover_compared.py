@@ -1,0 +1,209 @@
+"""Does the order of methods survive recovery? The models of a comparison are trained, all alike, and measured again.
+
+    python evaluate/compare.py --text valid.txt --test-text test.txt --sparsity 0.3 --out runs/c
+    python evaluate/recover_compared.py runs/c --recover-tokens 105000
+    python evaluate/recover_compared.py runs/c --recover-tokens 105000 --only uniform ffn-only ppo --recover-seed 1
+    python evaluate/recover_compared.py runs/c --recover-tokens 105000 --data-dir tasks --limit 200   # zero-shot too
+
+What every method ended with is made again from its cell, must have the perplexity that is written there, and is trained
+on the same text with the same settings. What is finished is kept in recovered/ of the folder: the same command goes on
+where it stopped, and another one adds to it. The table is of all that is there, and goes to recovered.md.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.flag_groups import DeviceFlags, QuestionFlags, TrustFlags
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.past_run import RunSettings
+from ffprune_env.cli.recovery_flags import RecoveryFlags
+from ffprune_env.comparison.cells import Cell, ComparisonFolder
+from ffprune_env.comparison.filling import Filling, Questions, load, prepare
+from ffprune_env.comparison.recovered import RecoveredCell, recover_cell, recovered_markdown
+from ffprune_env.evaluators.zero_shot import score_tasks
+from ffprune_env.evaluators.zero_shot_tasks import open_tasks
+from ffprune_env.lm.devices import require_resident
+from ffprune_env.lm.replacing import replacing
+from ffprune_env.recovery.settings import RecoverySettings
+from ffprune_env.run.config import checked
+from ffprune_env.run.strict_json import strict_json
+
+logger = logging.getLogger("ffprune")
+console = wide_console()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(RecoveryFlags, QuestionFlags, DeviceFlags, TrustFlags):
+    """What is asked of a comparison; every field is a flag. Zero-shot tasks are asked where --data-dir is given."""
+
+    compared: tyro.conf.Positional[Path]
+    """folder that evaluate/compare.py filled"""
+    only: tuple[str, ...] = ()
+    """which cells, by their method (ppo) or by their file (ppo-s30-seed0); none stands for all"""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked, checked as far as no model is needed."""
+
+    folder: ComparisonFolder
+    settings: RunSettings
+    recovery: RecoverySettings
+    cells: list[Cell]
+
+
+def main() -> int:
+    """Recovers what is missing and prints the table; returns the exit code."""
+    args = read_flags(Args, __doc__)
+    start_logging(console)
+    code = 0
+    try:
+        job = plan(args)
+        try:
+            fill(args, job)
+        except KeyboardInterrupt:
+            say("interrupted; what was finished is kept and reported")
+            code = 130
+        except RuntimeError as error:  # no memory
+            code = fail(error, 1)
+        report(job)
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    return code
+
+
+def plan(args: Args) -> Job:
+    """Everything that can be refused before a model is loaded is refused here."""
+    recovery = args.recovery_settings()
+    args.require_recovery_text()
+    try:
+        said = json.loads((args.compared / "settings.json").read_text(encoding="utf-8"))
+        manifest = json.loads((args.compared / "manifest.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(f"{args.compared} is no comparison: evaluate/compare.py makes one by --out") from error
+    found = {name: value for name, value in said.items() if name in RunSettings.__dataclass_fields__}
+    found |= {"device": args.device, "trust_remote_code": args.trust_remote_code}
+    settings = checked(RunSettings, found, str(args.compared / "settings.json"))
+    settings = replace(settings, bos=manifest.get("made", {}).get("bos", "never"))
+    settings.require_texts()
+    folder = ComparisonFolder(args.compared, said)
+    return Job(folder, settings, recovery, list(cells_of(folder, args.only)))
+
+
+def cells_of(folder: ComparisonFolder, only: tuple[str, ...]) -> list[Cell]:
+    """The cells that are asked for, by method or by file; ValueError if there are none."""
+    found = []
+    for file in sorted((folder.path / "cells").glob("*.json")):
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if only and content["method"] not in only and file.stem not in only:
+            continue
+        targets = content.get("settings", {}).get("targets")
+        told = None if targets is None else content["settings"]
+        cell = folder.cell(content["method"], content["target_sparsity"], content["seed"], told)
+        found += [] if cell is None else [cell]
+    if not found:
+        raise ValueError(f"{folder.path} has no such cell: {' '.join(only) or 'none is finished'}")
+    return found
+
+
+def fill(args: Args, job: Job) -> None:
+    """Recovers cell after cell what was not yet; the model is loaded if there is one."""
+    missing = [cell for cell in job.cells if not file_of(job, cell, job.recovery.seed).is_file()]
+    if not missing:
+        return
+    with ExitStack() as stack:
+        tasks = None if args.data_dir is None else stack.enter_context(open_tasks(data_dir=args.data_dir))
+        filling = filling_of(args, job, tasks)
+        if filling.questions is not None:
+            job.folder.require_same("zero_shot.json", filling.questions.facts())
+        loaded = load(filling, job.folder)
+        require_resident(loaded.model, "a recovery")
+        settings = job.settings
+        text = args.load_recovery_text(loaded.model, loaded.tokenizer, settings.text, settings, loaded.texts)
+        subject = prepare(filling, job.folder, loaded)
+        dense = float((job.folder.dense or {})["dense_test_ppl"])
+        for cell in missing:
+            logger.info("%s ...", cell.file)
+            found = recover_cell(subject, cell, text, job.recovery, dense)
+            keep(job, cell, found)
+            logger.info("%s: test PPL %.2f, recovered %.2f", cell.file, found.before_ppl, found.after_ppl)
+
+
+def filling_of(args: Args, job: Job, tasks: Mapping[str, Any] | None) -> Filling:
+    """The model and texts of the comparison, in the words of the library."""
+    settings = job.settings
+    questions = None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks)
+    return Filling(
+        [],
+        settings.model,
+        settings.text,
+        settings.test_text,
+        settings,
+        0,
+        (),
+        "own",
+        settings.load,
+        lambda model, tokenizer: settings.load_texts(model, tokenizer, settings),
+        questions,
+    )
+
+
+def file_of(job: Job, cell: Cell, seed: int) -> Path:
+    """Where a cell is kept once it is recovered; it must have been so with the same settings.
+
+    Raises:
+        ValueError: it was with others.
+    """
+    file = job.folder.path / "recovered" / f"{Path(cell.file).stem}-recovery{seed}.json"
+    if file.is_file():
+        there, asked = json.loads(file.read_text(encoding="utf-8"))["settings"], asdict(job.recovery)
+        for name, value in asked.items():
+            if there.get(name) != value:
+                raise ValueError(f"{file} was recovered with {name} {there.get(name)!r}, not {value!r}: remove it")
+    return file
+
+
+def keep(job: Job, cell: Cell, found: RecoveredCell) -> None:
+    """Writes what became of a cell."""
+    file = file_of(job, cell, found.recovery_seed)
+    file.parent.mkdir(exist_ok=True)
+    with replacing(file) as scratch:
+        scratch.write_text(strict_json(asdict(found), indent=1) + "\n", encoding="utf-8")
+
+
+def as_cell(content: dict[str, Any]) -> RecoveredCell:
+    """A cell as it was written: strict JSON has no number that is infinite."""
+    known = {name: content[name] for name in RecoveredCell.__dataclass_fields__}
+    lost = {name: math.inf for name in ("before_ppl", "after_ppl") if known[name] is None}
+    return RecoveredCell(**{**known, **lost})
+
+
+def report(job: Job) -> None:
+    """Prints the table of all that was recovered, and writes it."""
+    files = sorted((job.folder.path / "recovered").glob("*.json"))
+    cells = [as_cell(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    if not cells:
+        console.print("nothing was recovered")
+        return
+    table = recovered_markdown(cells)
+    target = job.folder.path / "recovered.md"
+    with replacing(target) as scratch:
+        scratch.write_text(table, encoding="utf-8")
+    console.print(table, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"{len(cells)} recovered models; the table is in {target}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""Which settings of a recovery work: learning rate, weights, objective and tokens, one changed at a time or all.
+
+    python evaluate/recovery_study.py runs/x
+    python evaluate/recovery_study.py runs/x --rates 2e-5 5e-5 1e-4 --weights all lora-16 --grid
+    python evaluate/recovery_study.py runs/y --out runs/recovery-study-ridge   # of a run with --calibration ridge
+
+The first of every list is the base. model/ of the run is recovered with each combination and measured on the test text
+of the run. What is finished is kept, one file per cell: the same command goes on where it stopped, and another one adds
+to it. The table goes to study.md. Whether to train before or after a calibration is two runs that differ in that.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.flag_groups import CellsFlags, SearchedFlags, TrustFlags
+from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.past_run import PastRun, RunSettings, folders_of, load_past_run, read_run_settings
+from ffprune_env.cli.recovery_flags import RecoveryFlags
+from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.lm.replacing import replacing
+from ffprune_env.recovery.recover import recover
+from ffprune_env.recovery.settings import RecoverySettings
+from ffprune_env.run.folder import RunFolder
+from ffprune_env.run.recovered import excess, written_before
+from ffprune_env.run.strict_json import strict_json
+
+logger = logging.getLogger("ffprune")
+console = wide_console()
+
+#: Shares of cross-entropy, by the name of the objective.
+OBJECTIVES = {"kl": 0.0, "both": 0.5, "ce": 1.0}
+_LORA = "lora-"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(SearchedFlags, RecoveryFlags, CellsFlags, TrustFlags):
+    """Settings of the study; every field is a flag."""
+
+    rates: tuple[float, ...] = (5e-5, 2e-5, 1e-4, 2e-4)
+    """learning rates"""
+    weights: tuple[str, ...] = ("all", "outputs", "lora-8", "lora-32")
+    """what is trained: all, outputs, or lora-RANK"""
+    objectives: tuple[str, ...] = ("kl", "both", "ce")
+    """what is minimized: kl, ce (cross-entropy), or both, half each"""
+    token_budgets: tuple[int, ...] = (100_000, 25_000, 400_000)
+    """tokens that go through the model"""
+    grid: bool = False
+    """every combination, instead of one change at a time"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting of everything.
+
+    Attributes:
+        rate, weights, objective, tokens: one of each list.
+    """
+
+    rate: float
+    weights: str
+    objective: str
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return f"{self.weights}-{self.objective}-{self.rate:g}-{self.tokens}"
+
+    def settings(self, base: RecoverySettings) -> RecoverySettings:
+        """What it is for the library; ValueError for what there is not."""
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"unknown objective {self.objective!r}; allowed are {', '.join(OBJECTIVES)}")
+        rank = self.weights.removeprefix(_LORA)
+        if self.weights not in ("all", "outputs") and not (self.weights.startswith(_LORA) and rank.isdigit()):
+            raise ValueError(f"unknown weights {self.weights!r}; allowed are all, outputs and {_LORA}RANK")
+        changes: dict[str, Any] = {"lora": int(rank)} if rank.isdigit() else {"trained": self.weights}
+        return replace(
+            base,
+            learning_rate=self.rate,
+            tokens=self.tokens,
+            cross_entropy=OBJECTIVES[self.objective],
+            **changes,
+        )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked, checked as far as no model is needed."""
+
+    run: RunFolder
+    part: RunFolder
+    settings: RunSettings
+    cells: dict[Cell, RecoverySettings]
+
+
+DEFAULTS = {"out": Path("runs/recovery-study")}
+
+
+def main() -> int:
+    """Runs the study; returns the exit code."""
+    args = read_flags(Args, __doc__, default=DEFAULTS)
+    start_logging(console)
+    code = 0
+    try:
+        job = plan(args)
+        try:
+            study(args, job)
+        except KeyboardInterrupt:
+            say("interrupted; what was finished is kept and reported")
+            code = 130
+        except RuntimeError as error:  # no memory
+            code = fail(error, 1)
+        report(args)
+    except (ValueError, OSError) as error:
+        return fail(error, 2)
+    return code
+
+
+def plan(args: Args) -> Job:
+    """Everything that can be refused before a model is loaded is refused here."""
+    base = args.recovery_settings()
+    args.require_recovery_text()
+    run, part = folders_of(args.of)
+    written_before(part)
+    cells = {cell: cell.settings(base) for cell in cells_of(args)}
+    return Job(run, part, read_run_settings(run, args.trust_remote_code), cells)
+
+
+def cells_of(args: Args) -> list[Cell]:
+    """The base, and what differs from it in one thing; or every combination."""
+    axes = (args.rates, args.weights, args.objectives, args.token_budgets)
+    if not all(axes):
+        raise ValueError("--rates, --weights, --objectives and --token-budgets take one value at least, the base first")
+    every = [Cell(*values) for values in itertools.product(*axes)]
+    if args.grid:
+        return every
+    first = tuple(axis[0] for axis in axes)
+    return [x for x in every if sum(a != b for a, b in zip(asdict(x).values(), first, strict=True)) <= 1]
+
+
+def study(args: Args, job: Job) -> None:
+    """Recovers and measures cell after cell what was not yet."""
+    missing = [cell for cell in job.cells if not file_of(args, cell).is_file()]
+    if not missing:
+        return
+    past, settings = load_past_run(job.run, job.settings), job.settings
+    text = args.load_recovery_text(past.model, past.tokenizer, settings.text, settings, past.texts)
+    begun: dict[str, Any] = {"run": str(job.part.path), "text": text.name, "before": measured(job, past)}
+    require_begun(args.out, begun)
+    for cell in missing:
+        logger.info("%s ...", cell.name)
+        model = load_pruned(job.part.path / "model", device=str(past.model.device))
+        result = recover(model, past.model, text.train, job.cells[cell], held_out=text.held_out)
+        ppl = perplexity(model, past.texts["test"], settings.batch_size)
+        content = {"cell": asdict(cell), **begun["before"], "test_ppl": ppl, **asdict(result)}
+        with replacing(file_of(args, cell)) as scratch:
+            scratch.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
+        logger.info("%s: test PPL %.2f", cell.name, ppl)
+
+
+def measured(job: Job, past: PastRun) -> dict[str, float]:
+    """Perplexities on test text of the dense model and of the one to be recovered."""
+    pruned = load_pruned(job.part.path / "model", device=str(past.model.device))
+    test, size = past.texts["test"], job.settings.batch_size
+    return {"dense_ppl": perplexity(past.model, test, size), "pruned_ppl": perplexity(pruned, test, size)}
+
+
+def require_begun(out: Path, begun: dict[str, Any]) -> None:
+    """Says what a study is of, in its folder; ValueError if that was something else."""
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / "study.json"
+    if file.is_file():
+        there = json.loads(file.read_text(encoding="utf-8"))
+        if any(there.get(name) != begun[name] for name in ("run", "text")):
+            raise ValueError(f"{out} is a study of {there.get('run')} on {there.get('text')}: give another --out")
+    with replacing(file) as scratch:
+        scratch.write_text(strict_json(begun, indent=1) + "\n", encoding="utf-8")
+
+
+def file_of(args: Args, cell: Cell) -> Path:
+    """Where a cell is kept."""
+    return args.out / f"cell-{cell.name}.json"
+
+
+def report(args: Args) -> None:
+    """Prints the table of all cells that there are, and writes it."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(args.out.glob("cell-*.json"))]
+    found = [x | {"test_ppl": math.inf if x["test_ppl"] is None else x["test_ppl"]} for x in found]
+    if not found:
+        console.print("nothing was measured")
+        return
+    table = study_markdown(found)
+    with replacing(args.out / "study.md") as scratch:
+        scratch.write_text(table, encoding="utf-8")
+    console.print(table, highlight=False, markup=False, soft_wrap=True)
+
+
+def study_markdown(found: list[dict[str, Any]]) -> str:
+    """The table, the lowest test perplexity first."""
+    lines = [
+        f"Test PPL: dense {found[0]['dense_ppl']:.2f}, pruned {found[0]['pruned_ppl']:.2f}.",
+        "",
+        "| trained | loss | learning rate | tokens | steps | seconds | held-out KL | test PPL | e removed | ended |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for x in sorted(found, key=lambda x: float(x["test_ppl"])):
+        cell = x["cell"]
+        before, after = (excess(x[name], x["dense_ppl"]) for name in ("pruned_ppl", "test_ppl"))
+        lines.append(
+            f"| {cell['weights']} | {cell['objective']} | {cell['rate']:g} | {x['tokens']:,} | {x['steps']} "
+            f"| {x['seconds']:.0f} | {x['before']['kl']:.4f} → {x['after']['kl']:.4f} | {x['test_ppl']:.2f} "
+            f"| {1 - after / before:.1%} | {x['stopped']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
