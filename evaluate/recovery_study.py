@@ -1,4 +1,4 @@
-"""Which settings of a recovery work: learning rate, weights, objective and tokens, one changed at a time or all.
+"""Which settings of a recovery work: learning rate, weights, objective, batch, tokens, one changed at a time or all.
 
     python evaluate/recovery_study.py runs/x
     python evaluate/recovery_study.py runs/x --rates 2e-5 5e-5 1e-4 --weights all lora-16 --grid
@@ -52,6 +52,8 @@ class Args(SearchedFlags, RecoveryFlags, CellsFlags, TrustFlags):
     """what is trained: all, outputs, or lora-RANK"""
     objectives: tuple[str, ...] = ("kl", "both", "ce")
     """what is minimized: kl, ce (cross-entropy), or both, half each"""
+    batches: tuple[int, ...] = (1, 4)
+    """windows behind one step"""
     token_budgets: tuple[int, ...] = (100_000, 25_000, 400_000)
     """tokens that go through the model"""
     grid: bool = False
@@ -63,18 +65,19 @@ class Cell:
     """One setting of everything.
 
     Attributes:
-        rate, weights, objective, tokens: one of each list.
+        rate, weights, objective, batch, tokens: one of each list.
     """
 
     rate: float
     weights: str
     objective: str
+    batch: int
     tokens: int
 
     @property
     def name(self) -> str:
         """The name of its file."""
-        return f"{self.weights}-{self.objective}-{self.rate:g}-{self.tokens}"
+        return f"{self.weights}-{self.objective}-{self.rate:g}-{self.batch}-{self.tokens}"
 
     def settings(self, base: RecoverySettings) -> RecoverySettings:
         """What it is for the library; ValueError for what there is not."""
@@ -88,6 +91,7 @@ class Cell:
             base,
             learning_rate=self.rate,
             tokens=self.tokens,
+            windows_per_step=self.batch,
             cross_entropy=OBJECTIVES[self.objective],
             **changes,
         )
@@ -138,9 +142,11 @@ def plan(args: Args) -> Job:
 
 def cells_of(args: Args) -> list[Cell]:
     """The base, and what differs from it in one thing; or every combination."""
-    axes = (args.rates, args.weights, args.objectives, args.token_budgets)
+    axes = (args.rates, args.weights, args.objectives, args.batches, args.token_budgets)
     if not all(axes):
-        raise ValueError("--rates, --weights, --objectives and --token-budgets take one value at least, the base first")
+        raise ValueError(
+            "--rates, --weights, --objectives, --batches and --token-budgets take a value each, the base first"
+        )
     every = [Cell(*values) for values in itertools.product(*axes)]
     if args.grid:
         return every
@@ -210,16 +216,17 @@ def study_markdown(found: list[dict[str, Any]]) -> str:
     lines = [
         f"Test PPL: dense {found[0]['dense_ppl']:.2f}, pruned {found[0]['pruned_ppl']:.2f}.",
         "",
-        "| trained | loss | learning rate | tokens | steps | seconds | held-out KL | test PPL | e removed | ended |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|",
+        "| trained | loss | learning rate | windows a step | tokens | steps | seconds | held-out KL | test PPL "
+        "| e removed | ended |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for x in sorted(found, key=lambda x: float(x["test_ppl"])):
         cell = x["cell"]
         before, after = (excess(x[name], x["dense_ppl"]) for name in ("pruned_ppl", "test_ppl"))
         lines.append(
-            f"| {cell['weights']} | {cell['objective']} | {cell['rate']:g} | {x['tokens']:,} | {x['steps']} "
-            f"| {x['seconds']:.0f} | {x['before']['kl']:.4f} → {x['after']['kl']:.4f} | {x['test_ppl']:.2f} "
-            f"| {1 - after / before:.1%} | {x['stopped']} |"
+            f"| {cell['weights']} | {cell['objective']} | {cell['rate']:g} | {cell['batch']} | {x['tokens']:,} "
+            f"| {x['steps']} | {x['seconds']:.0f} | {x['before']['kl']:.4f} → {x['after']['kl']:.4f} "
+            f"| {x['test_ppl']:.2f} | {1 - after / before:.1%} | {x['stopped']} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -40,12 +40,13 @@ class RecoveryFlags:
     """share of the loss of a recovery that is the cross-entropy of the text; the rest is KL to the dense model"""
     recover_hidden: float = 0.0
     """weight of the relative squared error of hidden states in the loss of a recovery; 0: none"""
-    recover_batch: int = 4
-    """windows, or conversations, behind one step of a recovery; what does not fit at once is accumulated"""
+    recover_batch: int = 1
+    """windows, or conversations, behind one step of a recovery; what does not fit at once is accumulated. In so little
+    text many small steps are worth more than a few large ones"""
     recover_held_out: int = 4
     """windows that are not trained on: the state with the lowest loss on them is kept"""
-    recover_patience: int = 3
-    """looks at the held-out loss, of 8 in all, without a better one after which a recovery ends; 0: never early"""
+    recover_patience: int = 2
+    """looks at the held-out loss, of 5 in all, without a better one after which a recovery ends; 0: never early"""
     recover_seed: int = 0
     """of the order in which a recovery reads its windows, and of adapters"""
     teacher_topk: int | None = None

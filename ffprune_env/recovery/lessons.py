@@ -15,7 +15,7 @@ from ffprune_env.recovery.chunks import Losses
 from ffprune_env.recovery.passages import Passage, PassageData, collate
 from ffprune_env.recovery.settings import Precision, RecoverySettings
 from ffprune_env.recovery.student import Forward, batch_losses, batch_losses_with_layers
-from ffprune_env.recovery.teacher import Teacher
+from ffprune_env.recovery.teacher import Lesson, Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,6 +53,7 @@ class Lessons:
         self.model, self.teacher, self.settings = model, teacher, settings
         device = model.get_input_embeddings().weight.device
         self._device = device
+        self._said: dict[int, Lesson] = {}
         self._bfloat16 = _precision(settings.precision, device) is torch.bfloat16
 
     def losses(self, batch: dict[str, torch.Tensor], forward: Forward | None = None, look: bool = False) -> Losses:
@@ -64,14 +65,14 @@ class Lessons:
         Args:
             batch: of :func:`~ffprune_env.recovery.passages.collate`.
             forward: the model with what is around it.
-            look: ask the teacher even if the loss does not need it.
+            look: whether it is one held-out passage; the teacher is asked even if the loss does not need it.
         """
         share, weight = self.settings.cross_entropy, self.settings.hidden
         batch = {name: x.to(self._device) for name, x in batch.items()}
         with self._products(), self._mode():
             if share == 1 and not weight and not look:
                 return batch_losses(self.model, batch, None, share, forward)
-            lesson = self.teacher.teach(batch, layers=weight > 0)
+            lesson = self._lesson(batch, look)
             if not weight:
                 return batch_losses(self.model, batch, lesson, share, forward)
             return batch_losses_with_layers(self.model, batch, lesson, share, weight, forward)[0]
@@ -91,6 +92,15 @@ class Lessons:
                 found = self.losses(collate([data[i]]), forward, look=True)
                 sums += torch.stack([found.loss, found.kl, found.cross_entropy]).double().cpu()
         return HeldOut(*(sums / sum(passage.scored for passage in passages)).tolist())
+
+    def _lesson(self, batch: dict[str, torch.Tensor], look: bool) -> Lesson:
+        """What the teacher says; of a held-out passage once for all looks, but for hidden states, which are large."""
+        if not look or self.settings.hidden:
+            return self.teacher.teach(batch, layers=self.settings.hidden > 0)
+        number = int(batch["index"])
+        if number not in self._said:
+            self._said[number] = self.teacher.teach(batch)
+        return self._said[number]
 
     def _products(self) -> AbstractContextManager[object]:
         return torch.autocast(self._device.type, torch.bfloat16) if self._bfloat16 else nullcontext()

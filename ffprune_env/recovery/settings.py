@@ -48,10 +48,10 @@ class RecoverySettings:
     learning_rate: float | None = None
     cross_entropy: float = 0.0
     hidden: float = 0.0
-    windows_per_step: int = 4
+    windows_per_step: int = 1
     held_out: int = 4
-    looks: int = 8
-    patience: int = 3
+    looks: int = 5
+    patience: int = 2
     teacher_topk: int | None = None
     save_memory: bool = False
     precision: Precision = "auto"
