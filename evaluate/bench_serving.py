@@ -23,13 +23,13 @@ from rich.table import Table
 
 import ffprune_env as ff
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import DeviceFlags, GgufFlags, JsonFlags, PrunedFlags, RoundFlags
+from ffprune_env.cli.flag_groups import DeviceFlags, GgufFlags, JsonFlags, PrunedFlags, RoundFlags, VllmFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.devices import pick_device
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.modeling.config_names import PREFIX
-from ffprune_env.serving.backends import VLLM_PYTHON, BackendName, backend_of, source_of
+from ffprune_env.serving.backends import BackendName, backend_of, source_of
 from ffprune_env.serving.comparison import Served, as_json, compared
 from ffprune_env.serving.served import in_turns
 from ffprune_env.serving.worker import Job
@@ -43,7 +43,7 @@ console = wide_console()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(PrunedFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags):
+class Args(PrunedFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags, VllmFlags):
     """Settings of the comparison; every field is a flag."""
 
     dense: str = "smollm2-135m"
@@ -60,8 +60,6 @@ class Args(PrunedFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags):
     """tokens of every sequence in a decode, after a prompt of 16"""
     clock: Literal["wall", "cpu"] = "wall"
     """what is timed: wall, or the CPU time of all threads together, which is steadier where others use the machine"""
-    vllm_python: Path = VLLM_PYTHON
-    """Python of the environment that has vLLM, as make vllm makes it"""
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""

@@ -3,14 +3,13 @@
     python evaluate/families.py                             # all of them
     python evaluate/families.py --families llama gemma3     # some
     python evaluate/families.py --markdown docs/models.md   # the tables as a file
-    python evaluate/families.py --vllm-python .venv-vllm/bin/python    # with vLLM, of the environment of make vllm
 
 A model of each family is made from its default configuration with all sizes small. Five things must hold: the dense
 perplexity is that of the model's own logits; putting heads and channels in another order changes nothing; a pruned
 model computes what the dense one does with the same heads and channels masked; and what is written computes what was
 measured, generates the same, and can be pruned again. Whatever does not hold must be refused by the library, in one
-line that says why. What can be written is served, too: llama.cpp, in files of several types, and vLLM must compute what
-we do. Anything else is a failure, and the exit code is 1.
+line that says why. What can be written is served, too: llama.cpp, in files of several types, and vLLM, where make
+vllm has made its environment, must compute what we do. Anything else is a failure, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -39,17 +38,19 @@ from rich.table import Table
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from ffprune_env.cli.consoles import errors, fail
+from ffprune_env.cli.flag_groups import VllmFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.export.trial import Fault, Outcome, examine
 from ffprune_env.lm.replacing import replacing
+from ffprune_env.serving.backends import backend_of
 from ffprune_env.serving.trial import TYPES, VLLM_TOLERANCE, InLlamaCpp, InVllm, by_llama_cpp, by_vllm, write_tiny
 
 _MOST_BYTES = 24 * 2**30
 
 
 @dataclass(frozen=True)
-class Args:
+class Args(VllmFlags):
     """What is tried; every field is a flag."""
 
     families: list[str] = field(default_factory=list)
@@ -58,8 +59,6 @@ class Args:
     """file to write the table to, as Markdown"""
     timeout: float = 120
     """seconds that a family may take"""
-    vllm_python: Path | None = None
-    """the Python of an environment with vLLM and ffprune-vllm; None: vLLM is not tried"""
 
 
 @dataclass(frozen=True)
@@ -100,10 +99,11 @@ def main() -> int:
         folders = {name: Path(scratch) / name for name in names}
         families = track(folders.items(), "families", console=errors(), transient=True)
         tried = [in_a_process(name, args.timeout, folder) for name, folder in families]
-        if args.vllm_python is not None:
+        vllm = backend_of("vllm", args.vllm_python)
+        if vllm.missing is None:
             written = {x.outcome.family: folders[x.outcome.family] for x in tried if x.outcome.written}
             with errors().status(f"vLLM: {len(written)} families"):
-                found = by_vllm(written, args.vllm_python)
+                found = by_vllm(written, vllm.python)
             tried = [replace(x, vllm=found.get(x.outcome.family)) for x in tried]
     console = Console(soft_wrap=True)
     for title, columns, rows in tables(tried):
@@ -173,7 +173,8 @@ def markdown(tried: Sequence[Tried]) -> str:
         f"Every causal family of transformers {transformers.__version__}, as a tiny model with random weights: "
         "measured and pruned right, or refused in one line. Printed by",
         "",
-        "    python evaluate/families.py --vllm-python .venv-vllm/bin/python --markdown docs/models.md",
+        "    make vllm",
+        "    python evaluate/families.py --markdown docs/models.md",
         "",
         "*perplexity*: equal to that of the model's own logits. *search*: ranking changes nothing, and the pruned "
         "model computes what the dense one does with the same heads and channels masked. *written*, *transformers*: "

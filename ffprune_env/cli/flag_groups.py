@@ -26,6 +26,7 @@ from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.presets import Preset
 from ffprune_env.search.problem import StartName
+from ffprune_env.serving.backends import VLLM_PYTHON
 from ffprune_env.texts.bos import Bos
 from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.overlap import require_unseen
@@ -76,6 +77,14 @@ class GgufFlags:
 
     kind: Annotated[GgufType, tyro.conf.arg(name="type")] = "f16"
     """how llama.cpp stores matrices: f16, bf16, f32, or quantized by llama.cpp itself: q8_0, q4_k_m, ..."""
+
+
+@dataclass(frozen=True)
+class VllmFlags:
+    """Where vLLM is."""
+
+    vllm_python: Path = VLLM_PYTHON
+    """Python of the environment that has vLLM, as make vllm makes it"""
 
 
 @dataclass(frozen=True)
