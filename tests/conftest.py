@@ -186,7 +186,7 @@ def compare(
     flags = {
         "--model": tiny_folder, "--text": text_file, "--out": tmp_path / "out", "--seq-len": 64, "--search-windows": 2,
         "--calibration-windows": 4, "--test-seq-len": 64, "--test-windows": 3, "--dtype": "float32",
-        "--evaluations": 12,
+        "--evaluations": 12, "--heads": "single",
     }  # fmt: skip
 
     def run(*words: Any, **changes: Any) -> tuple[int, str, str]:

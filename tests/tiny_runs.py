@@ -17,7 +17,7 @@ def settings(tiny_folder, text_file, run, **changes):
     flags = {
         "model": tiny_folder, "text": text_file, "seq-len": 64, "search-windows": 2, "final-windows": 2,
         "test-windows": 2, "calibration-windows": 2, "curve-windows": 2, "test-seq-len": 64,
-        "evaluations": 12, "rollout": 4, "run": run,
+        "evaluations": 12, "rollout": 4, "heads": "single", "run": run,
     }  # fmt: skip
     return [word for name, value in (flags | changes).items() for word in (f"--{name}", str(value))]
 

@@ -28,7 +28,7 @@ def runs(tiny_folder, text_file, tmp_path_factory):
     flags = {
         "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--search-windows": 2, "--calibration-windows": 2,
         "--test-seq-len": 64, "--test-windows": 2, "--evaluations": 4, "--rollout": 4, "--dtype": "float32",
-        "--alpha-start": 1,
+        "--alpha-start": 1, "--heads": "single",
     }  # fmt: skip
     for name, sparsities, seed in (("one", (0.2,), 0), ("two", (0.3,), 1), ("several", (0.2, 0.3), 0)):
         changes = {**flags, "--run": root / name, "--seed": seed}

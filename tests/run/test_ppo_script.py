@@ -41,7 +41,7 @@ def flags(tiny_folder, text_file, tmp_path):
     return {
         "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--search-windows": 2, "--calibration-windows": 2,
         "--curve-windows": 2, "--test-seq-len": 64, "--test-windows": 2, "--evaluations": 8, "--rollout": 4,
-        "--final-windows": 2, "--eval-every": 0, "--run": tmp_path / "run",
+        "--final-windows": 2, "--eval-every": 0, "--heads": "single", "--run": tmp_path / "run",
     }  # fmt: skip
 
 
