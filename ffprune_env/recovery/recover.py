@@ -165,7 +165,7 @@ class _Session:
                 # Anything is better than a loss that is no number.
                 better = state.best_metric is not None and not state.best_metric >= before.loss
                 if not better:
-                    why = f"{why}; no held-out loss was below {before.loss:.4f}, the one from before"
+                    why = f"{why}; no held-out loss was below {before.loss:.4g}, the one from before"
             except _Failure as failure:
                 why, state = str(failure), failure.state
             finally:

@@ -40,8 +40,11 @@ def recover(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
 
 
 @pytest.fixture(scope="module")
-def copied(whole, tmp_path_factory):
-    return shutil.copytree(whole, tmp_path_factory.mktemp("copied") / "run")
+def copied(ppo_script, tiny_folder, text_file, tmp_path_factory):
+    """A run that removed so much that there is something to recover."""
+    run = tmp_path_factory.mktemp("copied") / "run"
+    assert run_main(ppo_script, settings(tiny_folder, text_file, run, sparsity=0.5, evaluations=4)) == 0
+    return run
 
 
 def test_it_writes_a_model_like_the_one_before_and_says_what_became_of_it(copied, recover, tmp_path):
@@ -115,7 +118,7 @@ def test_what_cannot_be_recovered_is_refused_in_one_line(whole, recover, tmp_pat
 
 def test_a_search_recovers_what_it_wrote(ppo_script, tiny_folder, text_file, tmp_path, capsys):
     run = tmp_path / "run"
-    flags = settings(tiny_folder, text_file, run, evaluations=0, calibration="ridge", init="ffn-only")
+    flags = settings(tiny_folder, text_file, run, evaluations=0, calibration="ridge", init="ffn-only", sparsity=0.5)
     code = run_main(ppo_script, [*flags, "--recover", "--no-baselines", *QUICK])
     assert code == 0
     assert "recovered, from disk" in capsys.readouterr().out
