@@ -14,7 +14,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated
 
@@ -24,8 +24,9 @@ from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, SearchedFlags, TextFlags, TrustFlags
+from ffprune_env.cli.flag_groups import AnswerFlags, SearchedFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.past_run import RunSettings, load_past_run, read_run_settings
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
@@ -36,22 +37,15 @@ from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import (
-    ChangedError,
-    identity_of_model,
     identity_of_settings,
-    identity_of_texts,
-    identity_of_versions,
-    text_names,
 )
 from ffprune_env.run.answer_report import AnswerReport
-from ffprune_env.run.config import checked, evaluator_settings, targets_of, warn_of_trust
+from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.search.finalists import Answer
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.target_settings import SparsitySettings
-from ffprune_env.texts.overlap import require_unseen
-from ffprune_env.texts.window_plan import load_planned_windows
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
@@ -65,11 +59,6 @@ class Args(SearchedFlags, SparsitySettings, AnswerFlags, TrustFlags):
     to: Annotated[Path | None, tyro.conf.arg(name="out")] = None
     """folder to write to, new or empty, with a folder for each of several sparsities; None: s27/ and the like in the
     folder of the run"""
-
-
-@dataclass(frozen=True)
-class RunSettings(ModelFlags, TextFlags, EvaluatorSettings):
-    """What a run loaded, and how it ranked, calibrated and measured."""
 
 
 @dataclass(frozen=True)
@@ -112,20 +101,13 @@ def main() -> int:
 
 def plan(args: Args, run: RunFolder) -> Job:
     """Everything that can be refused before a model is loaded is refused here."""
-    where, config = run.path / "config.yaml", run.read_config()
-    names = [field.name for field in fields(RunSettings)]
-    found = {name: config[name] for name in names if name in config and name != "trust_remote_code"}
-    if not args.trust_remote_code:
-        warn_of_trust(config, where)
-    settings = checked(RunSettings, {**found, "trust_remote_code": args.trust_remote_code}, str(where))
-    settings.require_allowed()
-    settings.require_texts()
+    settings = read_run_settings(run, args.trust_remote_code)
     asked = {field.name: getattr(settings, field.name) for field in fields(EvaluatorSettings)}
     run.require_same(identity_of_settings(asked), advice=_ADVICE)
     args.require_answer()
     if args.save_model:
         require_writable_folder(settings.model)
-    searched = targets_of(config, run.path)
+    searched = targets_of(run.read_config(), run.path)
     policy = Policy.load(run.path)
     wanted = args.targets
     if not wanted:
@@ -150,29 +132,18 @@ def plan(args: Args, run: RunFolder) -> Job:
 def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, torch.Tensor]:
     """The evaluator of the run, its tokenizer and its test text; what has changed since is refused, in one line."""
     run, settings = job.run, job.settings
-    dtype = run.dtype() if settings.dtype == "auto" else settings.dtype
-    try:
-        run.require_same(identity_of_versions(), advice="its policy is calibrated and measured by those of now")
-    except ChangedError as error:
-        logger.warning("%s", error)
-    model, tokenizer = replace(settings, dtype=dtype).load()
-    run.require_same(identity_of_model(model), settings.model, advice=_ADVICE)
+    past = load_past_run(run, settings)
+    model, tokenizer = past.model, past.tokenizer
     if args.save_model:
         require_resident(model, "--save-model")
         require_writable(model)
     if args.gguf is not None:
         require_gguf(model, tokenizer, args.gguf)
-    test_windows = settings.load_test(model, tokenizer, settings.bos)
-    as_then = evaluator_settings(run.read_config(), run.path / "config.yaml")
-    planned = load_planned_windows(model, tokenizer, settings.text, as_then).texts
-    require_unseen(test_windows, *planned.values())
-    texts = {**planned, "test": test_windows}
-    names = text_names(settings.text, settings.test_text, texts, settings.calibration_text)
-    run.require_same(identity_of_texts(texts), settings.model, names, _ADVICE)
+    planned = {purpose: windows for purpose, windows in past.texts.items() if purpose != "test"}
     order = run.require_order(model)
     evaluator = build_evaluator(model, tokenizer, settings.text, settings, order, planned, job.ledger)
     job.policy.require_fits(evaluator.units, job.policy.meaning)
-    return evaluator, tokenizer, test_windows
+    return evaluator, tokenizer, past.texts["test"]
 
 
 def report(

@@ -99,9 +99,9 @@ def main() -> int:
         folders = {name: Path(scratch) / name for name in names}
         families = track(folders.items(), "families", console=errors(), transient=True)
         tried = [in_a_process(name, args.timeout, folder) for name, folder in families]
+        written = {x.outcome.family: folders[x.outcome.family] for x in tried if x.outcome.written}
         vllm = backend_of("vllm", args.vllm_python)
-        if vllm.missing is None:
-            written = {x.outcome.family: folders[x.outcome.family] for x in tried if x.outcome.written}
+        if written and vllm.missing is None:
             with errors().status(f"vLLM: {len(written)} families"):
                 found = by_vllm(written, vllm.python)
             tried = [replace(x, vllm=found.get(x.outcome.family)) for x in tried]

@@ -24,8 +24,8 @@ from .pruning.saliency import collect_statistics as collect_statistics
 from .pruning.saliency import wanda_scores as wanda_scores
 from .pruning.sequential import SequentialCalibration as SequentialCalibration
 from .recovery.passages import load_chat as load_chat
-from .recovery.recover import Recovery as Recovery
 from .recovery.recover import recover as recover
+from .recovery.session import Recovery as Recovery
 from .recovery.settings import RecoverySettings as RecoverySettings
 from .search.callbacks import ProgressiveSchedulingCallback as ProgressiveSchedulingCallback
 from .search.saved_policy import Policy as Policy

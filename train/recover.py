@@ -23,7 +23,7 @@ from ffprune_env.cli.recovery_flags import RecoveryFlags
 from ffprune_env.lm.batches import release_memory
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.recovery.settings import RecoverySettings
-from ffprune_env.recovery.stored_teacher import store_teacher
+from ffprune_env.recovery.stored_teacher import FOLDER, store_teacher
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.recovered import WORK, RecoveredModel, recover_run, written_before
 
@@ -87,7 +87,7 @@ def recover(args: Args, job: Job) -> RecoveredModel:
     text = args.load_recovery_text(past.model, past.tokenizer, settings.text, settings, past.texts)
     test, teacher = past.texts["test"], past.model
     if job.recovery.teacher_topk is not None:
-        work = job.part.path / WORK / "teacher"
+        work = job.part.path / WORK / FOLDER
         teacher = store_teacher(past.model, text.every, job.recovery.teacher_topk, work)
         del past
         release_memory()

@@ -31,7 +31,7 @@ class RecoveredCell:
         dense_ppl, before_ppl, after_ppl: perplexities on test text: of the dense model, of what the method ends with,
             calibrated, and of the same recovered.
         zero_shot_before, zero_shot_after: accuracies by task, and their ``average``; None if nothing was asked.
-        recovery: what training did, by the names of :class:`~ffprune_env.recovery.recover.Recovery`.
+        recovery: what training did, by the names of :class:`~ffprune_env.recovery.session.Recovery`.
         settings: of the training.
     """
 

@@ -2,71 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import logging
-import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 
-from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.head import look_again
-from ffprune_env.lm.identity import identity_of_model
 from ffprune_env.lm.loss import check_tokens
-from ffprune_env.lm.phases import phase
-from ffprune_env.lm.quiet import quiet_transformers
-from ffprune_env.lm.replacing import replacing
 from ffprune_env.recovery.hidden import require_same_layers
-from ffprune_env.recovery.lessons import HeldOut, Lessons
-from ffprune_env.recovery.passages import Passage, digest_of, hold_out, passages_of
+from ffprune_env.recovery.passages import Passage, hold_out, passages_of
 from ffprune_env.recovery.progress import Progress, steps_for
+from ffprune_env.recovery.session import Recovery, Session
 from ffprune_env.recovery.settings import RecoverySettings
-from ffprune_env.recovery.stored_teacher import store_teacher
+from ffprune_env.recovery.stored_teacher import FOLDER, store_teacher
 from ffprune_env.recovery.teacher import DenseTeacher, Teacher, usable_head
-from ffprune_env.recovery.trained import frozen, require_adapters, trained_parameters, widened, with_adapters
+from ffprune_env.recovery.trained import require_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-logger = logging.getLogger(__name__)
-
-_BEGUN, _CHECKPOINTS, _TEACHER = "begun.json", "checkpoints", "teacher"
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """What became of a recovery.
-
-    Attributes:
-        tokens: that went through the model in training, every time they did.
-        steps: of the optimizer.
-        seconds: that it took, in all processes together.
-        before: losses on the held-out part, of the model as it was given.
-        after: of the model as it is now.
-        kept: whether the model is another one now; if not, it is the one from before, to the bit.
-        stopped: why it ended, in words.
-        trained: parameters that were trained.
-        train_windows: windows, or conversations, that were trained on.
-        held_out_windows: those that were held out.
-    """
-
-    tokens: int
-    steps: int
-    seconds: float
-    before: HeldOut
-    after: HeldOut
-    kept: bool
-    stopped: str
-    trained: int
-    train_windows: int
-    held_out_windows: int
 
 
 def recover(
@@ -117,7 +75,7 @@ def recover(
         work = Path(place)
         teacher = _teacher_of(pruned, dense, [*train, *kept_out], settings, work)
         events = None if tensorboard is None else Path(tensorboard)
-        return _Session(pruned, teacher, train, kept_out, settings, progress, work, events).run()
+        return Session(pruned, teacher, train, kept_out, settings, progress, work, events).run()
 
 
 def progress_of(settings: RecoverySettings, train: Sequence[Passage]) -> Progress:
@@ -132,207 +90,6 @@ def progress_of(settings: RecoverySettings, train: Sequence[Passage]) -> Progres
     if settings.tokens is not None or settings.minutes is None:
         steps = steps_for(settings.tokens or there, there, len(train), settings.windows_per_step)
     return Progress(steps, None if settings.minutes is None else 60 * settings.minutes)
-
-
-class _Session:
-    """One recovery, from the first look to the last."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        teacher: Teacher,
-        train: Sequence[Passage],
-        held_out: Sequence[Passage],
-        settings: RecoverySettings,
-        progress: Progress,
-        folder: Path,
-        tensorboard: Path | None,
-    ) -> None:
-        self.model, self.teacher, self.settings = model, teacher, settings
-        self.train, self.held_out, self.folder, self.tensorboard = train, held_out, folder, tensorboard
-        self.checkpoints = folder / _CHECKPOINTS
-        self.lessons = Lessons(model, teacher, settings)
-        self.progress = progress
-
-    def run(self) -> Recovery:
-        """Looks, trains, looks again; a model that is no better is put back."""
-        before = self._begin()
-        why, state, better = "", None, False
-        with self._student() as (student, start):
-            n_trained = sum(x.numel() for x in start.values())
-            try:
-                state, why = self._train(student, start)
-                # Anything is better than a loss that is no number.
-                better = state.best_metric is not None and not state.best_metric >= before.loss
-                if not better:
-                    why = f"{why}; no held-out loss was below {before.loss:.4g}, the one from before"
-            except _Failure as failure:
-                why, state = str(failure), failure.state
-            finally:
-                if not better:
-                    _put_back(student, start)
-            self._merge(student, better)
-        if not better:
-            logger.warning("%s: the model from before is kept", why)
-        after = self.lessons.held_out(self.held_out, len(self.train)) if better else before
-        self._end()
-        return Recovery(
-            tokens=int(state.num_input_tokens_seen),
-            steps=int(state.global_step),
-            seconds=self.progress.elapsed,
-            before=before,
-            after=after,
-            kept=better,
-            stopped=why,
-            trained=n_trained,
-            train_windows=len(self.train),
-            held_out_windows=len(self.held_out),
-        )
-
-    def _begin(self) -> HeldOut:
-        """The losses of before; what was interrupted must have been begun with the same."""
-        asked = {name: value for name, value in asdict(self.settings).items() if name != "minutes"}
-        facts = {"settings": asked, "text": digest_of([*self.train, *self.held_out])}
-        now: dict[str, Any] = {**facts, "model": identity_of_model(self.model)}
-        file = self.folder / _BEGUN
-        begun = _read(file)
-        if begun is not None and last_of(self.checkpoints) is not None:
-            for name, value in now.items():
-                if begun.get(name) != value:
-                    raise ValueError(
-                        f"{self.folder} holds a recovery that was interrupted and began with another {name}: go on "
-                        f"with the same, or remove the folder"
-                    )
-            return HeldOut(**begun["before"])
-        before = self.lessons.held_out(self.held_out, len(self.train))
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with replacing(file) as scratch:
-            scratch.write_text(json.dumps({**now, "before": asdict(before)}), encoding="utf-8")
-        return before
-
-    @contextmanager
-    def _student(self) -> Iterator[tuple[Any, dict[str, torch.Tensor]]]:
-        """The model made ready, and the values of what is trained; outside it is as it was, but for its weights."""
-        model, adapted = self.model, self.settings.lora is not None
-        cache, training, dtype = model.config.use_cache, model.training, model.dtype
-        with frozen(model):
-            student = with_adapters(model, self.settings) if adapted else widened(model)
-            trained = dict(student.named_parameters())
-            if adapted:
-                trained = {name: x for name, x in trained.items() if x.requires_grad}
-            else:
-                trained = trained_parameters(model, self.settings.trained)
-            for x in trained.values():
-                x.requires_grad_(True)
-            look_again(model)
-            try:
-                yield student, {name: x.detach().cpu().clone() for name, x in trained.items()}
-            finally:
-                if adapted and _has_adapters(model):  # an error, or Ctrl-C
-                    student.unload()
-                model.config.use_cache = cache
-                model.train(training)
-                if self.settings.save_memory:
-                    model.gradient_checkpointing_disable()
-                model.to(dtype)
-
-    def _merge(self, student: Any, better: bool) -> None:
-        if self.settings.lora is not None:
-            (student.merge_and_unload if better else student.unload)()
-
-    def _train(self, student: Any, start: dict[str, torch.Tensor]) -> tuple[Any, str]:
-        """Trains with as large a batch as fits; the state that Trainer ends in, and why it ended."""
-        from ffprune_env.recovery.trainer import NotFiniteError, RecoveryTrainer
-
-        trainer: Any = None
-        before = last_of(self.checkpoints)
-        if before is not None:
-            self.progress.spent = before[1]
-            logger.info("going on from %s", before[0])
-        on_cpu = next(self.model.parameters()).device.type == "cpu"
-        batch = first_batch(on_cpu, self.settings.windows_per_step)
-        while True:
-            try:
-                with _quiet(), self._phase() as advance:
-                    trainer = self._trainer(RecoveryTrainer, student, batch, on_cpu, advance)
-                    found = last_of(self.checkpoints)
-                    trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
-                return trainer.state, self._why(trainer.state)
-            except NotFiniteError as error:
-                raise _Failure(str(error), trainer.state) from error
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    raise
-                if batch == 1:
-                    raise RuntimeError(
-                        "memory runs out with a single window: give shorter windows, adapters (--lora), less to keep "
-                        "(--save-memory), or a stored teacher (--teacher-topk)"
-                    ) from error
-            # Out of the handler, so that nothing holds on to what the failed pass had made.
-            smaller = smaller_batch(batch, self.settings.windows_per_step)
-            logger.warning("out of memory with %d windows at once: going on with %d", batch, smaller)
-            batch, trainer = smaller, None
-            student.zero_grad(set_to_none=True)
-            release_memory()
-            if last_of(self.checkpoints) is None:
-                _put_back(student, start)
-
-    def _trainer(self, kind: Any, student: Any, batch: int, on_cpu: bool, advance: Any) -> Any:
-        from ffprune_env.recovery.trainer import training_arguments
-
-        arguments = training_arguments(self.settings, self.progress, self.checkpoints, batch, on_cpu)
-        more = []
-        if self.tensorboard is not None:
-            from torch.utils.tensorboard import SummaryWriter
-            from transformers.integrations import TensorBoardCallback
-
-            more.append(TensorBoardCallback(SummaryWriter(str(self.tensorboard))))
-        return kind(student, self.lessons, self.train, self.held_out, self.progress, arguments, advance, more)
-
-    def _phase(self) -> Any:
-        size = f"{self.settings.what_is_trained}, {len(self.train)} windows, {self.settings.objective}"
-        return phase("recovery", size, self.progress.steps or 0)
-
-    def _why(self, state: Any) -> str:
-        if self.progress.steps is not None and state.global_step >= self.progress.steps:
-            return "all tokens were seen"
-        if self.progress.at(state.global_step) >= 1:
-            return "the time was over"
-        return f"the held-out loss was no better in {self.settings.patience} looks"
-
-    def _end(self) -> None:
-        """What could be gone on with is needed no more."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        shutil.rmtree(self.folder / _TEACHER, ignore_errors=True)
-        (self.folder / _BEGUN).unlink(missing_ok=True)
-
-
-class _Failure(Exception):  # noqa: N818 - the model from before is kept
-    """Training went wrong, in one line; with the state that it was in."""
-
-    def __init__(self, message: str, state: Any) -> None:
-        super().__init__(message)
-        self.state = state
-
-
-def first_batch(on_cpu: bool, per_step: int) -> int:
-    """Windows per forward pass that are tried first: a CPU gains nothing by more than one."""
-    return 1 if on_cpu else per_step
-
-
-def smaller_batch(batch: int, per_step: int) -> int:
-    """The largest number up to half of a batch that divides the windows of a step, so that steps stay the same."""
-    return max(size for size in range(1, batch // 2 + 1) if per_step % size == 0)
-
-
-def last_of(folder: Path) -> tuple[Path, float] | None:
-    """The newest whole checkpoint, and its seconds; see :func:`~ffprune_env.recovery.trainer.last_checkpoint`."""
-    if not folder.is_dir():
-        return None
-    from ffprune_env.recovery.trainer import last_checkpoint
-
-    return last_checkpoint(folder)
 
 
 def _as_passages(windows: torch.Tensor | Sequence[Passage]) -> list[Passage]:
@@ -374,37 +131,4 @@ def _teacher_of(
         require_same_layers(pruned, model)
     if settings.teacher_topk is None:
         return teacher
-    return store_teacher(model, passages, settings.teacher_topk, folder / _TEACHER)
-
-
-def _put_back(student: Any, start: dict[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for name, x in student.named_parameters():
-            if name in start:
-                x.copy_(start[name])
-
-
-def _has_adapters(model: PreTrainedModel) -> bool:
-    return any("lora_" in name for name, _ in model.named_parameters())
-
-
-def _read(file: Path) -> dict[str, Any] | None:
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Neither bars nor what transformers says of its own accord; Trainer sets how much that is, for good."""
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    try:
-        with quiet_transformers():
-            yield
-    finally:
-        transformers_logging.set_verbosity(before)
+    return store_teacher(model, passages, settings.teacher_topk, folder / FOLDER)

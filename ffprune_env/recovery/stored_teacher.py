@@ -18,11 +18,13 @@ from ffprune_env.lm.phases import phase
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.recovery.passages import Passage, PassageData, collate, digest_of
 from ffprune_env.recovery.teacher import DenseTeacher, Lesson
-from ffprune_env.recovery.wanted import TopRows, top_rows
+from ffprune_env.recovery.wanted import TopRows, WholeRows, top_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+#: Where a recovery keeps its teacher, in its own folder.
+FOLDER = "teacher"
 _LOG_P, _INDICES, _FACTS = "log_p.npy", "indices.npy", "teacher.json"
 
 
@@ -107,7 +109,9 @@ def _write(teacher: DenseTeacher, passages: Sequence[Passage], k: int, folder: P
             lesson, n = teacher.teach(batch), passages[i].scored
             for start in range(0, n, _at_once(teacher, n)):
                 stop = min(start + _at_once(teacher, n), n)
-                top = top_rows(lesson.rows.part(start, stop).log_p, k)  # type: ignore[attr-defined]
+                whole = lesson.rows.part(start, stop)
+                assert isinstance(whole, WholeRows)  # the dense model has all of them
+                top = top_rows(whole.log_p, k)
                 both = torch.cat([top.log_p, top.log_rest[:, None]], dim=1)
                 log_p[place + start : place + stop] = both.float().cpu().numpy()
                 indices[place + start : place + stop] = top.indices.to("cpu", torch.int32).numpy()

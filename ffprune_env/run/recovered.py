@@ -16,7 +16,8 @@ from ffprune_env.export.rewritten import save_rewritten
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import phase
 from ffprune_env.lm.pruned_folder import load_pruned
-from ffprune_env.recovery.recover import Recovery, recover
+from ffprune_env.recovery.recover import recover
+from ffprune_env.recovery.session import Recovery
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.teacher import Teacher
 from ffprune_env.recovery.text import RecoveryText

@@ -12,12 +12,12 @@ from conftest import tiny_model
 
 import ffprune_env as ff
 from ffprune_env.export.smaller_model import smaller_model
-from ffprune_env.recovery import recover as recover_module
+from ffprune_env.recovery import session
 from ffprune_env.recovery.lessons import Lessons
 from ffprune_env.recovery.passages import passages_of
-from ffprune_env.recovery.recover import smaller_batch
+from ffprune_env.recovery.session import smaller_batch
 from ffprune_env.recovery.stored_teacher import store_teacher
-from ffprune_env.recovery.trained import with_adapters
+from ffprune_env.recovery.trained import trained_parameters, with_adapters
 
 KEPT = [2, 10] * 3
 #: Two steps of two windows, and one of the last window; one look in between and one at the end.
@@ -68,12 +68,12 @@ def test_it_comes_closer_to_the_dense_model_and_trains_no_embedding(whole, prune
 
 def test_a_tied_head_is_an_embedding_and_outputs_alone_are_few(dense, pruned):
     model = tiny_model("opt").float()  # its positions are embeddings, too
-    names = recover_module.trained_parameters(model, "all")
+    names = trained_parameters(model, "all")
     tied = model.get_input_embeddings().weight
     assert any("layers" in name for name in names)
     assert not any(x is tied or "embed" in name for name, x in names.items())
-    few = set(recover_module.trained_parameters(pruned, "outputs"))
-    assert few < set(recover_module.trained_parameters(pruned, "all"))
+    few = set(trained_parameters(pruned, "outputs"))
+    assert few < set(trained_parameters(pruned, "all"))
     kinds = ("norm.weight", "layernorm.weight", "o_proj.weight", "o_proj.bias", "down_proj.weight", "down_proj.bias")
     assert few == {name for name, _ in pruned.named_parameters() if name.endswith(kinds)}
 
@@ -167,7 +167,7 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_steps_are_the_same(
         return losses(self, batch, forward, look)
 
     monkeypatch.setattr(Lessons, "losses", narrow)
-    monkeypatch.setattr(recover_module, "first_batch", lambda on_cpu, per_step: per_step)
+    monkeypatch.setattr(session, "first_batch", lambda on_cpu, per_step: per_step)
     result = ff.recover(model, dense, TEXT, QUICK)
     assert "out of memory with 2 windows at once: going on with 1" in caplog.text
     assert (result.steps, result.after) == (whole[0].steps, whole[0].after)
