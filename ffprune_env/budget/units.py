@@ -19,6 +19,8 @@ class PruneUnit:
         layer: index of the decoder layer, from 0.
         n_groups: what can be removed one by one: heads (attention), channels or blocks of channels (FFN).
         n_params: w_i, the parameters that go away in proportion as groups go (docs/design.md, 2).
+        rest_params: further parameters of the block, which stay until its last group goes: keys and values that query
+            heads share, norms, the bias of the output projection.
     """
 
     name: str
@@ -26,6 +28,7 @@ class PruneUnit:
     layer: int
     n_groups: int
     n_params: int
+    rest_params: int = 0
 
     @property
     def group_params(self) -> int:
