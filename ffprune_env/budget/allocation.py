@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.cost_tables import CostTables, counts_groups
+from ffprune_env.budget.priced import settle_priced
 from ffprune_env.budget.units import PruneUnit
 
 _FARTHEST: tuple[float, list[int]] = (math.inf, [])
@@ -22,7 +24,7 @@ class Allocation:
     Attributes:
         kept: int64 [N], groups kept per unit.
         rates: float64 [N], kept / n_groups.
-        sparsity: fraction of Σ w_i removed, exact.
+        sparsity: fraction removed of Σ w_i, or of what the units' costs count, exact.
     """
 
     kept: IntArray
@@ -55,11 +57,14 @@ def settle(
     low, high = group_bounds(units, a_min, a_max)
     check_sparsity(sparsity, units, a_min, a_max)
     sparsity = min(sparsity, reachable_sparsities(units, a_min, a_max)[1])  # the check forgives rounding, groups do not
-    size = np.array([unit.group_params for unit in units])
-    total = sum(unit.n_params for unit in units)
     nearly = np.clip(np.asarray(kept, dtype=np.int64), low, high)
     order = np.argsort(-np.asarray(priority, dtype=np.float64), kind="stable")
-    return allocation_of(_settle(nearly, order, size, low, high, parameter_budget(sparsity, total)), units)
+    if not counts_groups(units, low):
+        tables = CostTables.of_units(units)
+        limit = cost_limit(sparsity, units, tables)
+        return allocation_of(settle_priced(nearly, order, limit, tables, low, high), units)
+    size = np.array([unit.group_params for unit in units])
+    return allocation_of(_settle(nearly, order, size, low, high, cost_limit(sparsity, units)), units)
 
 
 def allocation_of(kept: npt.ArrayLike, units: Sequence[PruneUnit]) -> Allocation:
@@ -71,9 +76,7 @@ def allocation_of(kept: npt.ArrayLike, units: Sequence[PruneUnit]) -> Allocation
     """
     counts = np.asarray(kept, dtype=np.int64)
     n = np.array([unit.n_groups for unit in units])
-    size = np.array([unit.group_params for unit in units])
-    total = int(n @ size)
-    return Allocation(counts, counts / n, (total - int(counts @ size)) / total)
+    return Allocation(counts, counts / n, _saved(counts, units) / _total(units))
 
 
 def whole(units: Sequence[PruneUnit]) -> Allocation:
@@ -83,7 +86,9 @@ def whole(units: Sequence[PruneUnit]) -> Allocation:
 
 
 def group_bounds(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tuple[IntArray, IntArray]:
-    """Fewest and most groups each unit may keep: max(1, ceil(a_min n_i)) and floor(a_max n_i).
+    """Fewest and most groups each unit may keep: ceil(a_min n_i) and floor(a_max n_i).
+
+    With a_min = 0 a unit may go entirely; see :func:`one_group` for the bound that leaves each a group.
 
     Raises:
         ValueError: the bounds are not 0 ≤ a_min < a_max ≤ 1, or no whole number of groups lies between them.
@@ -91,7 +96,9 @@ def group_bounds(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tupl
     if not 0 <= a_min < a_max <= 1:
         raise ValueError(f"retention bounds must satisfy 0 ≤ a_min < a_max ≤ 1, got a_min={a_min}, a_max={a_max}")
     n = np.array([unit.n_groups for unit in units])
-    low = np.maximum(1, np.ceil(a_min * n - 1e-9)).astype(np.int64)
+    low = np.ceil(a_min * n - 1e-9).astype(np.int64)
+    if a_min > 0:
+        low = np.maximum(1, low)
     high = np.floor(a_max * n + 1e-9).astype(np.int64)
     if (low > high).any():
         unit = units[int(np.argmax(low > high))]
@@ -102,12 +109,18 @@ def group_bounds(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tupl
     return low, high
 
 
+def one_group(units: Sequence[PruneUnit]) -> float:
+    """The highest a_min at which every unit may be left a single group."""
+    return 1 / max(unit.n_groups for unit in units)
+
+
 def reachable_sparsities(units: Sequence[PruneUnit], a_min: float, a_max: float) -> tuple[float, float]:
     """The target sparsities that :func:`~ffprune_env.budget.mapping.allocate` can meet with whole groups."""
-    low, _ = group_bounds(units, a_min, a_max)
-    total = sum(unit.n_params for unit in units)
-    floor = sum(unit.group_params * int(k) for unit, k in zip(units, low, strict=True))
-    return max(0.0, 1 - a_max), min(1 - a_min, (total - floor) / total)
+    low, high = group_bounds(units, a_min, a_max)
+    total = _total(units)
+    if counts_groups(units, low):
+        return max(0.0, 1 - a_max), min(1 - a_min, _saved(low, units) / total)
+    return _saved(high, units) / total, min(1.0, _saved(low, units) / total)
 
 
 def check_sparsity(sparsity: float, units: Sequence[PruneUnit], a_min: float, a_max: float) -> None:
@@ -115,18 +128,39 @@ def check_sparsity(sparsity: float, units: Sequence[PruneUnit], a_min: float, a_
     lowest, highest = reachable_sparsities(units, a_min, a_max)
     tolerance = 1e-9
     if not lowest - tolerance <= sparsity <= highest + tolerance:  # also refuses NaN
-        bound = f"a_max={a_max}" if sparsity < lowest else f"a_min={a_min} (at least one group per unit)"
+        least = "" if a_min == 0 else " (at least one group per unit)"
+        bound = f"a_max={a_max}" if sparsity < lowest else f"a_min={a_min}{least}"
         raise ValueError(
             f"sparsity {sparsity} is out of range: with {bound} it must be between {lowest:.4g} and {highest:.4g}"
         )
 
 
-def parameter_budget(sparsity: float, total: int) -> int:
-    """Most of ``total`` parameters that may stay with the achieved sparsity, as reported, not below the target."""
+def cost_limit(sparsity: float, units: Sequence[PruneUnit], tables: CostTables | None = None) -> int:
+    """What all units may cost with the achieved sparsity, as reported, not below the target.
+
+    Args:
+        sparsity: the target.
+        units: the N units.
+        tables: what they cost; None: their groups' parameters, and nothing else.
+    """
+    total = _total(units)
     removed = max(0, math.floor(sparsity * total) - 1)
     while removed < total and removed / total < sparsity:
         removed += 1
-    return total - removed
+    dense = total if tables is None else sum(int(table[-1]) for table in tables.of)
+    return dense - removed
+
+
+def _total(units: Sequence[PruneUnit]) -> int:
+    """What σ is a fraction of."""
+    return sum(unit.weight for unit in units)
+
+
+def _saved(kept: IntArray, units: Sequence[PruneUnit]) -> int:
+    """What an allocation costs less than the dense model."""
+    if counts_groups(units, kept):
+        return sum(unit.group_params * (unit.n_groups - int(k)) for unit, k in zip(units, kept, strict=True))
+    return CostTables.of_units(units).saved(kept)
 
 
 def _settle(kept: IntArray, order: IntArray, size: IntArray, low: IntArray, high: IntArray, budget: int) -> IntArray:

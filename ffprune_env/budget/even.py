@@ -6,7 +6,16 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from ffprune_env.budget.allocation import Allocation, allocation_of, check_sparsity, group_bounds, parameter_budget
+from ffprune_env.budget.allocation import (
+    Allocation,
+    allocation_of,
+    check_sparsity,
+    cost_limit,
+    group_bounds,
+    one_group,
+)
+from ffprune_env.budget.cost_tables import CostTables, counts_groups
+from ffprune_env.budget.priced import level_groups, spread
 from ffprune_env.budget.units import PruneUnit
 
 
@@ -24,22 +33,35 @@ BASELINES: dict[str, Callable[[float, Sequence[PruneUnit]], Allocation]] = {"uni
 
 
 def _even(sparsity: float, units: Sequence[PruneUnit], attention_rate: float) -> Allocation:
-    low, high = group_bounds(units, 0.0, 1.0)
-    check_sparsity(sparsity, units, 0.0, 1.0)
+    a_min = one_group(units)
+    low, high = group_bounds(units, a_min, 1.0)
+    check_sparsity(sparsity, units, a_min, 1.0)
+    ffn = np.array([unit.kind == "ffn" for unit in units])
+    first = np.array([*np.flatnonzero(ffn), *np.flatnonzero(~ffn)])
+    if not counts_groups(units, low):
+        tables = CostTables.of_units(units)
+        limit = cost_limit(sparsity, units, tables)
+        fewest = low if attention_rate < 1 else np.where(ffn, low, high)
+        kept = level_groups(np.zeros(len(units)), limit, tables, fewest, high)
+        if tables.total(kept) > limit:
+            raise _too_little(sparsity, sum(x.weight for x in units if x.kind == "ffn") / sum(x.weight for x in units))
+        return allocation_of(spread(kept, first, limit, tables, high), units)
     n = np.array([unit.n_groups for unit in units])
     size = np.array([unit.group_params for unit in units])
-    ffn = np.array([unit.kind == "ffn" for unit in units])
-    budget = parameter_budget(sparsity, int(n @ size))
+    budget = cost_limit(sparsity, units)
     kept = np.where(ffn, 0, np.clip(np.rint(attention_rate * n), low, high)).astype(np.int64)
     rate = (budget - kept @ size) / (n * size)[ffn].sum()
     if np.floor(rate * n[ffn]).min() < 1:
-        most = (n * size)[ffn].sum() / (n @ size)
-        raise ValueError(
-            f"sparsity {sparsity} would leave an FFN less than one group: the FFNs are only {most:.4g} of Σ w"
-        )
+        raise _too_little(sparsity, (n * size)[ffn].sum() / (n @ size))
     kept[ffn] = np.minimum(np.floor(rate * n[ffn]), high[ffn])
     # What is left then is less than a group of an FFN; a head may fit in where these groups are large.
-    for i in (*np.flatnonzero(ffn), *np.flatnonzero(~ffn)):
+    for i in first:
         if kept[i] < high[i] and kept @ size + size[i] <= budget:
             kept[i] += 1
     return allocation_of(kept, units)
+
+
+def _too_little(sparsity: float, most: float) -> ValueError:
+    return ValueError(
+        f"sparsity {sparsity} would leave an FFN less than one group: the FFNs are only {most:.4g} of what counts"
+    )

@@ -11,16 +11,19 @@ import numpy.typing as npt
 from ffprune_env.budget.algorithm_1 import discretized, filled, squashed
 from ffprune_env.budget.allocation import (
     Allocation,
+    allocation_of,
     check_sparsity,
+    cost_limit,
     group_bounds,
-    parameter_budget,
     reachable_sparsities,
     settle,
 )
 from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.cost_tables import CostTables, counts_groups
 from ffprune_env.budget.order import descending
+from ffprune_env.budget.priced import filled_groups, in_hundredths, level_groups, settle_priced
 from ffprune_env.budget.units import PruneUnit
-from ffprune_env.budget.waterfill import waterfill_rates, waterfill_scores
+from ffprune_env.budget.waterfill import waterfill_rates, waterfill_scores, waterfill_wanted
 
 MappingName = Literal["paper", "greedy", "waterfill"]
 
@@ -38,9 +41,9 @@ def allocate(
 
     Args:
         scores: [N] finite scores, the higher the more is kept.
-        sparsity: σ in [1 - a_max, 1 - a_min], the fraction of Σ w_i to remove.
+        sparsity: σ in [1 - a_max, 1 - a_min], the fraction to remove of Σ w_i, or of what the units' costs count.
         units: the N units.
-        a_min: lowest retention rate of a unit, in [0, a_max].
+        a_min: lowest retention rate of a unit, in [0, a_max); at 0 a unit may go entirely.
         a_max: highest retention rate, in (a_min, 1].
         mapping: ``"paper"`` (Algorithm 1 as printed: only the order of A'' counts, in which all scores below -1 tie;
             nearly every unit ends at a bound), ``"greedy"`` (as we read it: the order of the scores themselves, and no
@@ -62,10 +65,20 @@ def allocate(
     check_sparsity(sparsity, units, a_min, a_max)
     sparsity = min(sparsity, reachable_sparsities(units, a_min, a_max)[1])
     n = np.array([unit.n_groups for unit in units])
-    size = np.array([unit.group_params for unit in units])
-    budget = parameter_budget(sparsity, int(n @ size))
-    weights = (n * size).astype(np.float64)
     order = descending(squashed(scores, a_min, a_max) if mapping == "paper" else scores)
+    if not counts_groups(units, low):
+        tables = CostTables.of_units(units)
+        limit = cost_limit(sparsity, units, tables)
+        if mapping == "waterfill":
+            near = level_groups(waterfill_wanted(scores, a_min, a_max), limit, tables, low, high)
+        else:
+            near = filled_groups(order, limit, tables, low, high)
+        if mapping == "paper":
+            near = in_hundredths(near, n, low, high)
+        return allocation_of(settle_priced(near, order, limit, tables, low, high), units)
+    size = np.array([unit.group_params for unit in units])
+    budget = cost_limit(sparsity, units)
+    weights = (n * size).astype(np.float64)
     target = (1 - sparsity, weights, a_min, a_max)
     rates = waterfill_rates(scores, *target) if mapping == "waterfill" else filled(order, *target)
     if mapping == "paper":

@@ -10,12 +10,22 @@ from ffprune_env.budget.arrays import FloatArray
 _BISECTIONS = 64  # halvings of an interval of length 2: past float64 resolution
 
 
+def waterfill_wanted(scores: FloatArray, a_min: float, a_max: float) -> FloatArray:
+    """A'' = (tanh(A) + 1) / 2 · (a_max - a_min) + a_min: the rates that scores ask for, of which differences count.
+
+    Args:
+        scores: A, [N] finite.
+        a_min: lowest rate.
+        a_max: highest rate.
+    """
+    wanted: FloatArray = (np.tanh(scores) + 1) / 2 * (a_max - a_min) + a_min
+    return wanted
+
+
 def waterfill_rates(
     scores: FloatArray, retention: float, weights: FloatArray, a_min: float, a_max: float
 ) -> FloatArray:
-    """Rates clip(A'' + c, a_min, a_max), with c such that Σ rate_i w_i = P Σ w.
-
-    A'' = (tanh(A) + 1) / 2 · (a_max - a_min) + a_min.
+    """Rates clip(A'' + c, a_min, a_max), with c such that Σ rate_i w_i = P Σ w; see :func:`waterfill_wanted`.
 
     Args:
         scores: A, [N] finite.
@@ -27,7 +37,7 @@ def waterfill_rates(
     Returns:
         [N] rates within the bounds.
     """
-    wanted = (np.tanh(scores) + 1) / 2 * (a_max - a_min) + a_min
+    wanted = waterfill_wanted(scores, a_min, a_max)
     below, above = -1.0, 1.0  # at c = -1 every rate is a_min, at c = 1 every rate is a_max
     for _ in range(_BISECTIONS):
         c = (below + above) / 2

@@ -6,6 +6,7 @@ import numpy as np
 
 from ffprune_env.budget.allocation import Allocation, group_bounds, settle
 from ffprune_env.budget.arrays import IntArray
+from ffprune_env.budget.cost_tables import CostTables
 from ffprune_env.search.problem import Problem
 
 _CHILDREN = 8
@@ -69,8 +70,8 @@ def swap_levels(problem: Problem, parent: Allocation, rng: np.random.Generator) 
     """Takes a level from one unit and gives it to another, up to three times."""
     units = problem.units
     low, high = group_bounds(units, problem.a_min, problem.a_max)
-    size = np.array([unit.group_params for unit in units])
-    level = np.rint(size.max() / size).astype(np.int64)  # [N], groups
+    size = CostTables.of_units(units).mean_cost()
+    level = np.array([round(size.max() / s) if s else unit.n_groups for s, unit in zip(size, units, strict=True)])
     kept: IntArray = parent.kept.copy()
     # The smaller of two draws, as in the source: mostly one swap.
     for _ in range(int(rng.integers(1, _MOST_SWAPS + 1, size=2).min())):

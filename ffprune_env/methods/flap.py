@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ffprune_env.budget.allocation import Allocation, parameter_budget, settle
+from ffprune_env.budget.allocation import Allocation, cost_limit, one_group, settle
+from ffprune_env.budget.cost_tables import CostTables
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.pruning.saliency import fluctuations
 from ffprune_env.search.problem import Problem
@@ -52,11 +53,13 @@ def threshold(scores: list[np.ndarray], sparsity: float, units: tuple[PruneUnit,
     values = np.concatenate(scores)
     for i, score in enumerate(scores):  # the best group of every unit stays in any case
         values[np.flatnonzero(owner == i)[int(np.argmax(score))]] = np.inf
-    left = parameter_budget(sparsity, sum(unit.n_params for unit in units))
+    tables = CostTables.of_units(units)
+    left = cost_limit(sparsity, units, tables) - sum(int(table[0]) for table in tables.of)
     kept = np.zeros(len(units), dtype=np.int64)
     for group in np.argsort(-values, kind="stable"):
-        price = units[owner[group]].group_params
+        i = owner[group]
+        price = int(tables.of[i][kept[i] + 1] - tables.of[i][kept[i]])
         if price <= left:  # a head that does not fit leaves room for channels
-            kept[owner[group]] += 1
+            kept[i] += 1
             left -= price
-    return settle(kept, kept / [unit.n_groups for unit in units], sparsity, units, a_min=0.0)
+    return settle(kept, kept / [unit.n_groups for unit in units], sparsity, units, a_min=one_group(units))

@@ -11,11 +11,12 @@ from ffprune_env.budget.allocation import (
     Allocation,
     allocation_of,
     check_sparsity,
+    cost_limit,
     group_bounds,
-    parameter_budget,
     reachable_sparsities,
 )
 from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.cost_tables import CostTables
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
@@ -72,8 +73,8 @@ def least_damage(
 ) -> Allocation:
     """Minimizes Σ damage_i(k_i) under the budget, whatever the shape of the curves.
 
-    Dynamic programming over units and parts of the budget, Σw / 4000 or less, within which it is exact; what rounding
-    to parts leaves goes group by group to where it saves most per parameter.
+    Dynamic programming over units and parts of the budget, a 4000th of what counts or less, within which it is exact;
+    what rounding to parts leaves goes group by group to where it saves most for what it costs.
 
     Args:
         curves: per unit, [n_groups + 1] damage with k groups kept.
@@ -92,47 +93,59 @@ def least_damage(
         low, high = np.maximum(low, within[0]), np.minimum(high, within[1])
     check_sparsity(sparsity, units, a_min, a_max)
     sparsity = min(sparsity, reachable_sparsities(units, a_min, a_max)[1])
-    size = np.array([unit.group_params for unit in units])
-    total = sum(unit.n_params for unit in units)
-    left = parameter_budget(sparsity, total) - int(low @ size)
-    part = _part(size, total)
-    spent = _spend(curves, size, low, high, part, left // part)
-    kept = np.minimum(low + spent * part // size, high)
-    left -= int((kept - low) @ size)
+    tables = CostTables.of_units(units)
+    left = cost_limit(sparsity, units, tables) - tables.total(low)
+    part = _part(tables)
+    kept = _spend(curves, tables, low, high, part, left // part)
+    left -= tables.total(kept) - tables.total(low)
     while True:
-        open_to = [i for i in range(len(units)) if kept[i] < high[i] and size[i] <= left]
+        steps = [(i, _step(tables.of[i], int(kept[i]), int(high[i]))) for i in range(len(units)) if kept[i] < high[i]]
+        open_to = [(i, to, price) for i, (to, price) in steps if price <= left]
         if not open_to:
             return allocation_of(kept, units)
-        best = max(open_to, key=lambda i: (curves[i][kept[i]] - curves[i][kept[i] + 1]) / size[i])
-        kept[best] += 1
-        left -= int(size[best])
+        best, to, price = max(open_to, key=lambda x: (curves[x[0]][kept[x[0]]] - curves[x[0]][x[1]]) / max(x[2], 1e-9))
+        kept[best] = to
+        left -= price
 
 
-def _part(size: IntArray, total: int) -> int:
-    """Parameters that make one part of the budget: several groups or, where those are large, what divides them all.
+def _step(table: IntArray, k: int, most: int) -> tuple[int, int]:
+    """What one group more costs, with what is free then: the groups, and the price."""
+    to = min(most, int(np.searchsorted(table, table[k + 1], side="right")) - 1)
+    return to, int(table[to] - table[k])
+
+
+def _part(tables: CostTables) -> int:
+    """What makes one part of the budget: several groups or, where those are large, what divides them all.
 
     A group of 2.2 parts takes 3, and so would seem dearer than one of 3.
     """
+    prices = np.concatenate([np.diff(table) for table in tables.of])
+    prices, total = prices[prices > 0], sum(int(table[-1] - table[0]) for table in tables.of)
     part = -(-total // _PARTS)
-    return part if 8 * size.min() <= part else max(int(np.gcd.reduce(size)), -(-total // _MOST_PARTS))
+    return part if 8 * prices.min() <= part else max(int(np.gcd.reduce(prices)), -(-total // _MOST_PARTS))
 
 
 def _spend(
-    curves: Sequence[FloatArray], size: IntArray, low: IntArray, high: IntArray, part: int, parts: int
+    curves: Sequence[FloatArray], tables: CostTables, low: IntArray, high: IntArray, part: int, parts: int
 ) -> IntArray:
-    """How many of ``parts`` parts of the budget every unit gets beyond its lowest number of groups: int [N]."""
+    """How many groups every unit keeps if the budget has so many parts beyond what the fewest cost: int [N]."""
     damage = np.zeros(parts + 1)  # the least that the units so far can do with at most so many parts
-    choices = []
-    for curve, s, least, most in zip(curves, size, low, high, strict=True):
+    choices, groups = [], []
+    for i, (curve, least, most) in enumerate(zip(curves, low, high, strict=True)):
+        floor = int(tables.of[i][least])
+        needed = min(parts, -(-(int(tables.of[i][most]) - floor) // part))
+        kept = [tables.most(i, floor + q * part, int(least), int(most)) for q in range(needed + 1)]
         following, choice = np.full(parts + 1, np.inf), np.zeros(parts + 1, dtype=np.int64)
-        for q in range(min(parts, -(-(most - least) * s // part)) + 1):
-            option = damage[: parts + 1 - q] + curve[min(most, least + q * part // s)]
+        for q, k in enumerate(kept):
+            option = damage[: parts + 1 - q] + curve[k]
             better = option < following[q:]
             following[q:][better], choice[q:][better] = option[better], q
         damage = following
         choices.append(choice)
+        groups.append(kept)
     spent = np.zeros(len(choices), dtype=np.int64)
     for i in reversed(range(len(choices))):
-        spent[i] = choices[i][parts]
-        parts -= int(spent[i])
+        q = int(choices[i][parts])
+        spent[i] = groups[i][q]
+        parts -= q
     return spent
