@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
-from weakref import WeakValueDictionary
 
 import gymnasium as gym
 import numpy as np
@@ -24,6 +23,7 @@ Observation = npt.NDArray[np.float32]
 
 #: A reward below this is a collapsed model (docs/design.md, 2).
 COLLAPSE_REWARD = 1e-4
+_OPTIONS = ("sparsity", "n_samples")
 
 
 class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
@@ -58,7 +58,8 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     ## Starting state
 
-    The target sparsity given to the constructor, or the one set last by :meth:`set_task` before the reset.
+    The target sparsity given to the constructor, or the one set last by :meth:`set_task` before the reset. What
+    ``reset(options={"sparsity": ..., "n_samples": ...})`` asks for holds for the episode that it starts.
 
     ## Episode end
 
@@ -98,6 +99,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         action_scale: what actions are multiplied by to give scores.
         action_bound: half the width of the action space; wide enough, it clips nothing.
         reward: ``"ppl"`` or ``"kl"``; the latter needs an evaluator that can compare with the dense model.
+        render_mode: None; there is nothing to see.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -120,7 +122,11 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         action_scale: float = 3.0,
         reward: Reward = "ppl",
         action_bound: float = 1.0,
+        render_mode: None = None,
     ) -> None:
+        if render_mode is not None:
+            raise ValueError(f"there is nothing to render: render_mode must be None, got {render_mode!r}")
+        self.render_mode = None
         if reward not in get_args(Reward):
             raise ValueError(f"unknown reward {reward!r}; allowed are {', '.join(get_args(Reward))}")
         if reward == "kl" and not hasattr(evaluator, "compare"):
@@ -151,22 +157,26 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         Raises:
             ValueError: out of range; nothing changes. Which indices there are is the evaluator's to know.
         """
-        wanted = self._next_task[0] if sparsity is None else float(sparsity)
-        samples = self._next_task[1] if n_samples is None else n_samples
-        samples = tuple(map(int, samples)) if isinstance(samples, tuple) else int(samples)
-        check_sparsity(wanted, self.evaluator.units, self.a_min, self.a_max)
-        if isinstance(samples, int) and not 1 <= samples <= self.evaluator.max_samples:
-            raise ValueError(f"n_samples must be between 1 and {self.evaluator.max_samples}, got {samples}")
-        if isinstance(samples, tuple) and (not samples or len(set(samples)) < len(samples) or min(samples) < 0):
-            raise ValueError(f"windows must be different indices from 0, at least one, got {samples}")
-        self._next_task = (wanted, samples)
+        self._next_task = self._checked(sparsity, n_samples)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode; ``options`` is unused."""
+        """Starts an episode.
+
+        Args:
+            seed: of the environment, which draws nothing.
+            options: ``sparsity`` and ``n_samples`` for this episode alone, as :meth:`set_task` takes them.
+
+        Raises:
+            ValueError: an option is out of range, or there is no such option; the episode before is as it was.
+        """
+        asked = dict(options or {})
+        if unknown := asked.keys() - set(_OPTIONS):
+            raise ValueError(f"reset knows no option {min(map(str, unknown))!r}; allowed are {', '.join(_OPTIONS)}")
+        task = self._checked(**asked)
         super().reset(seed=seed)
-        self._task = self._next_task
+        self._task = task
         return self._observe(self._task[0]), {"target_sparsity": self._task[0], **_said(self._task[1])}
 
     @property
@@ -209,6 +219,18 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             **measured,
         }
         return self._observe(sparsity), reward, True, False, info
+
+    def _checked(self, sparsity: float | None = None, n_samples: Windows | None = None) -> tuple[float, Windows]:
+        """A task; what is not given is as in the next one. ValueError if it is out of range."""
+        wanted = self._next_task[0] if sparsity is None else float(sparsity)
+        samples = self._next_task[1] if n_samples is None else n_samples
+        samples = tuple(map(int, samples)) if isinstance(samples, tuple) else int(samples)
+        check_sparsity(wanted, self.evaluator.units, self.a_min, self.a_max)
+        if isinstance(samples, int) and not 1 <= samples <= self.evaluator.max_samples:
+            raise ValueError(f"n_samples must be between 1 and {self.evaluator.max_samples}, got {samples}")
+        if isinstance(samples, tuple) and (not samples or len(set(samples)) < len(samples) or min(samples) < 0):
+            raise ValueError(f"windows must be different indices from 0, at least one, got {samples}")
+        return wanted, samples
 
     def _scores(self, action: npt.NDArray[np.float32]) -> FloatArray:
         return np.asarray(action, dtype=np.float64) * self.action_scale
@@ -254,38 +276,3 @@ def measure_reward(
     if not (math.isfinite(ppl) and math.isfinite(dense_ppl) and reward >= COLLAPSE_REWARD and reward < math.inf):
         reward = 0.0
     return reward, {"ppl": ppl if math.isfinite(ppl) else math.inf, "dense_ppl": dense_ppl, **measured}
-
-
-_shared_evaluators: WeakValueDictionary[tuple[tuple[str, Any], ...], Any] = WeakValueDictionary()
-_ENV_ARGUMENTS = ("a_min", "a_max", "mapping", "action_scale", "reward", "action_bound")
-
-
-def make_prune_bandit(
-    model: str = "smollm2-135m",
-    text: str = "auto",
-    sparsity: float = 0.2,
-    n_samples: int | None = None,
-    **arguments: Any,
-) -> PruneBanditEnv:
-    """Builds the environment from names alone; the entry point of ``ffprune/PruneBandit-v0``.
-
-    Args:
-        model: see :func:`ffprune_env.load_model`.
-        text: see :func:`ffprune_env.load_windows`, and :func:`ffprune_env.load_evaluator` for ``auto``.
-        sparsity: target sparsity.
-        n_samples: windows of search text that a step measures on until ``set_task`` asks for fewer; None takes all of
-            ``search_windows``, of which there are as many if that is not given.
-        **arguments: further arguments of :class:`PruneBanditEnv` and :func:`ffprune_env.load_evaluator`.
-    """
-    from ffprune_env.evaluators.build import load_evaluator
-    from ffprune_env.texts.default_text import text_for
-
-    text = text_for(model, text)
-    of_env = {name: arguments.pop(name) for name in _ENV_ARGUMENTS if name in arguments}
-    if n_samples is not None:
-        arguments.setdefault("search_windows", n_samples)
-    key = (("model", model), ("text", text), *sorted(arguments.items()))
-    evaluator = _shared_evaluators.get(key)
-    if evaluator is None:
-        evaluator = _shared_evaluators[key] = load_evaluator(model, text, **arguments)
-    return PruneBanditEnv(evaluator, sparsity, n_samples, **of_env)

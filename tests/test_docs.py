@@ -19,9 +19,10 @@ from conftest import load_script
 from ffprune_env.cli.commands import COMMANDS
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.comparison.contest import REBUILDERS
-from ffprune_env.env import PruneBanditEnv, make_prune_bandit
+from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.build import load_evaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.making import make_prune_bandit
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.search.settings import SearchSettings

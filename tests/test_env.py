@@ -47,8 +47,9 @@ def make_kwargs(tiny_folder, text_file):
 
 
 @pytest.mark.parametrize("checker", [gym_check_env, sb3_check_env])
-def test_the_checkers_have_nothing_to_say(checker, tiny_folder, text_file):
-    env = gym.make("ffprune/PruneBandit-v0", **make_kwargs(tiny_folder, text_file))
+@pytest.mark.parametrize("name", ["ffprune/PruneBandit-v0", "ffprune/PruneBanditSurrogate-v0"])
+def test_the_checkers_have_nothing_to_say(name, checker, tiny_folder, text_file):
+    env = gym.make(name, **({} if "Surrogate" in name else make_kwargs(tiny_folder, text_file)))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         checker(env.unwrapped)
@@ -252,6 +253,76 @@ def test_envs_of_the_same_model_share_it(tiny_folder, text_file):
         for s in (0.2, 0.3)
     )
     assert one.evaluator is other.evaluator
+
+
+@pytest.mark.parametrize("name", ["ffprune/PruneBandit-v0", "ffprune/PruneBanditSurrogate-v0"])
+def test_envs_side_by_side_waste_no_step(name, tiny_folder, text_file):
+    arguments = {"n_layers": 3} if "Surrogate" in name else make_kwargs(tiny_folder, text_file)
+    envs = gym.make_vec(name, num_envs=4, sparsity=0.3, **arguments)
+    assert json.loads(envs.spec.to_json())["kwargs"]["num_envs"] == 4
+    evaluators = {id(env.unwrapped.evaluator) for env in envs.envs}
+    assert len(evaluators) == 1
+    alone = gym.make(name, sparsity=0.3, **arguments)
+    envs.reset(seed=0)
+    rng = np.random.default_rng(0)
+    for _ in range(3):
+        actions = rng.uniform(-1, 1, (4, 6)).astype(np.float32)
+        _, rewards, terminated, _, infos = envs.step(actions)
+        assert terminated.all()
+        for action, reward, ppl in zip(actions, rewards, infos["final_info"]["ppl"], strict=True):
+            alone.reset()
+            _, expected, _, _, info = alone.step(action)
+            assert (reward, ppl) == (expected, info["ppl"])
+
+
+def test_an_episode_can_have_a_task_of_its_own(env):
+    observation, info = env.reset(options={"sparsity": 0.4, "n_samples": 2})
+    assert observation == pytest.approx(0.4)
+    assert info == {"target_sparsity": 0.4, "n_samples": 2}
+    info = env.step(np.zeros(24))[4]
+    assert (info["target_sparsity"], info["n_samples"]) == (0.4, 2)
+    assert env.reset()[1] == {"target_sparsity": 0.2, "n_samples": 8}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sparsity": 0.99}, r"sparsity 0\.99 is out of range"),
+        ({"n_samples": 9}, "n_samples must be between 1 and 8, got 9"),
+        ({"n_samples": (2, 2)}, "different indices"),
+        ({"sparsty": 0.3}, "reset knows no option 'sparsty'; allowed are sparsity, n_samples"),
+    ],
+)
+def test_options_of_a_reset_are_checked_and_leave_the_episode_as_it_was(env, options, message):
+    env.reset(options={"sparsity": 0.3})
+    with pytest.raises(ValueError, match=message):
+        env.reset(options=options)
+    assert env.step(np.zeros(24))[4]["target_sparsity"] == 0.3
+
+
+def test_there_is_nothing_to_render():
+    env = gym.make("ffprune/PruneBanditSurrogate-v0", render_mode=None)
+    assert env.render_mode is None
+    with pytest.raises(ValueError, match="render_mode must be None, got 'human'"):
+        ff.PruneBanditEnv(ff.SurrogateEvaluator.synthetic(), render_mode="human")
+
+
+def test_the_surrogate_is_made_at_once_and_without_a_model():
+    heavy = ("torch", "transformers", "datasets", "stable_baselines3")
+    code = (
+        "import sys, time, gymnasium, ffprune_env\n"
+        "import ffprune_env.making\n"
+        "began = time.perf_counter()\n"
+        "env = gymnasium.make('ffprune/PruneBanditSurrogate-v0', n_layers=4, noise=0.01, seed=3, sparsity=0.3)\n"
+        "print(time.perf_counter() - began)\n"
+        "env.reset(); env.step(env.action_space.sample())\n"
+        f"print([m for m in {heavy} if m in sys.modules])\n"
+        "env.spec.to_json()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, imported = result.stdout.split("\n")[:2]
+    assert imported == "[]"
+    assert float(seconds) < 0.5
 
 
 def test_importing_the_package_is_cheap():

@@ -16,9 +16,9 @@ from plain import plainly
 from tiny_runs import assert_same, cut_off, run_main, settings
 
 import ffprune_env as ff
-from ffprune_env.env import make_prune_bandit
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.identity import ChangedError, identity_of_settings, require_same
+from ffprune_env.making import make_prune_bandit
 from ffprune_env.run.config import evaluator_settings, read_config
 from ffprune_env.search.workers import Workers, _Worker
 from ffprune_env.texts.overlap import require_apart

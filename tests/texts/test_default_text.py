@@ -10,9 +10,9 @@ import ffprune_env as ff
 from ffprune_env.cli import flag_groups
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import parse_settings
-from ffprune_env.env import make_prune_bandit
 from ffprune_env.evaluators import build
 from ffprune_env.lm.model_names import HUB_MODELS
+from ffprune_env.making import make_prune_bandit
 from ffprune_env.search import search as search_module
 from ffprune_env.texts.default_text import text_for
 
