@@ -2,6 +2,7 @@
 
     python train/ppo.py --sparsity 0.1:0.5 --run runs/x
     python evaluate/allocate.py runs/x --sparsity 0.27
+    python evaluate/allocate.py runs/x --max-loss 5%         # the smallest model that loses no more
 
 What a search has learnt is a function of σ. It is asked, and its answer is calibrated, measured and written as the run
 would have done it: with its settings, its model, its texts and its order of heads and channels. The model goes to
@@ -14,7 +15,7 @@ import logging
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -26,6 +27,7 @@ from ffprune_env.budget.allocation import Allocation
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import AnswerFlags, SearchedFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.limit_flags import LimitFlags
 from ffprune_env.cli.past_run import RunSettings, load_past_run, read_run_settings
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.evaluators.build import build_evaluator
@@ -35,6 +37,9 @@ from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.gguf.families import require_gguf
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
+from ffprune_env.limits.limit import Limit
+from ffprune_env.limits.smallest import Smallest, smallest_model
+from ffprune_env.limits.told import limit_content, limit_lines, limit_table
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import (
     identity_of_settings,
@@ -42,6 +47,7 @@ from ffprune_env.lm.identity import (
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
+from ffprune_env.run.limited import limit_part_of
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.search.finalists import Answer
 from ffprune_env.search.saved_policy import Policy
@@ -53,7 +59,7 @@ _ADVICE = "search it again"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(SearchedFlags, SparsitySettings, AnswerFlags, TrustFlags):
+class Args(SearchedFlags, SparsitySettings, LimitFlags, AnswerFlags, TrustFlags):
     """What is asked of a run; every field is a flag."""
 
     to: Annotated[Path | None, tyro.conf.arg(name="out")] = None
@@ -70,13 +76,15 @@ class Job:
     policy: Policy
     allocations: Mapping[float, Allocation]
     folders: Mapping[float, Path]
+    limit: Limit | None = None
+    found: Smallest | None = None
     ledger: Ledger = field(default_factory=Ledger)
 
 
 def main() -> int:
     """Asks, measures, writes and prints; returns the exit code: 2 if it did not begin, 1 if it could not end."""
     # What to ask for must be said.
-    args = read_flags(Args, __doc__, default={"sparsity": tyro.MISSING, "baselines": False})
+    args = read_flags(Args, __doc__, default={"sparsity": (), "baselines": False})
     start_logging(console)
     run = RunFolder(args.of)
     begun = False
@@ -87,9 +95,10 @@ def main() -> int:
             evaluator, tokenizer, test_windows = load(args, job)
             begun = True
             stack.enter_context(evaluator.sharing_dense_pass())
+            job = meet_limit(args, job, evaluator, tokenizer, test_windows)
             reports = report(args, job, evaluator, tokenizer, test_windows)
         console.print(phases.table())
-        return show(reports)
+        return show(reports, job.found)
     except KeyboardInterrupt:
         say("interrupted; what was measured is kept" if begun else "interrupted before anything was measured")
         return 130
@@ -109,9 +118,11 @@ def plan(args: Args, run: RunFolder) -> Job:
         require_writable_folder(settings.model)
     searched = targets_of(run.read_config(), run.path)
     policy = Policy.load(run.path)
-    wanted = args.targets
-    if not wanted:
-        raise ValueError("which sparsities? give them with --sparsity")
+    wanted, limit = args.targets, args.limit
+    if bool(wanted) == (limit is not None):
+        given = f"{limit} finds the sparsity itself: leave out --sparsity"
+        raise ValueError(given if wanted else "which model? say its --sparsity, or what it may lose, with --max-loss")
+    args.require_ppl_rewarded(str(run.read_config().get("reward", "ppl")))
     allocations = {sparsity: policy.allocate(sparsity) for sparsity in wanted}
     if args.to is None:
         folders = {sparsity: part_of(run.path, sparsity) for sparsity in wanted}
@@ -126,7 +137,7 @@ def plan(args: Args, run: RunFolder) -> Job:
                 f"{run.path} was searched at sparsity {sparsity:g}, what it chose is in {own}: ask for another, or add "
                 f"--out for what its policy says"
             )
-    return Job(run, settings, policy, allocations, folders)
+    return Job(run, settings, policy, allocations, folders, limit)
 
 
 def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, torch.Tensor]:
@@ -146,6 +157,21 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
     return evaluator, tokenizer, past.texts["test"]
 
 
+def meet_limit(
+    args: Args, job: Job, evaluator: LMEvaluator, tokenizer: PreTrainedTokenizerBase, test_windows: torch.Tensor
+) -> Job:
+    """The job with the smallest model that meets its limit, if it has one."""
+    if job.limit is None:
+        return job
+    model, settings = evaluator.prunable.model, job.settings
+    seen = {**evaluator.texts, "test": test_windows}
+    windows = args.load_limit_windows(model, tokenizer, settings.text, seen, settings.bos)
+    found = smallest_model(job.policy, evaluator, job.limit, windows)
+    at = found.answer.sparsity
+    folder = args.to or limit_part_of(job.run.path, at, targets_of(job.run.read_config(), job.run.path).targets)
+    return replace(job, found=found, allocations={at: found.answer.allocation}, folders={at: folder})
+
+
 def report(
     args: Args,
     job: Job,
@@ -160,6 +186,7 @@ def report(
         "text": settings.text, "calibration_text": calibrated_on,
         "test_text": settings.tested_on, "ridge": settings.ridge, "ridge_scale": settings.ridge_scale,
         "calibration_asked": settings.calibration, "allocated_by": str(job.run.path),
+        **({} if job.found is None else {"limit": limit_content(job.found)}),
     }  # fmt: skip
     calibration_windows = evaluator.texts["calibration"]
     facts = CardFacts.of(
@@ -183,9 +210,13 @@ def report(
     return reports
 
 
-def show(reports: Sequence[AnswerReport]) -> int:
+def show(reports: Sequence[AnswerReport], found: Smallest | None) -> int:
     """Prints what a person reads; returns 1 if a model is not there, or not the one that was measured."""
     code = 0
+    if found is not None:
+        console.print(limit_table(found))
+        for line in limit_lines(found):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
     for result in reports:
         console.print(result.table())
         for line in (f"sparsity {result.target:g}; files in {result.run.path}", *result.next_steps()):

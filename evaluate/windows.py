@@ -19,10 +19,12 @@ from rich.table import Table
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
 from ffprune_env.cli.flag_groups import NameFlags, TextFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.limit_flags import LimitFlags
 from ffprune_env.lm.models import load_model
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.presets import RUN_PRESETS
 from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.unseen_windows import load_unseen_windows
 from ffprune_env.texts.window_plan import PlanRow, load_planned_windows, plan_rows
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import NAMED_TEXTS, same_text
@@ -62,7 +64,12 @@ def plan(args: Args) -> list[PlanRow]:
     planned = load_planned_windows(model, tokenizer, args.text, args)
     test = args.load_test(model, tokenizer, args.bos)
     require_unseen(test, *planned.texts.values())
-    return plan_rows(planned, test, test_source(args.text, args.test_text))
+    try:
+        seen = {**planned.texts, "test": test}
+        limit = load_unseen_windows(model, tokenizer, args.text, seen, LimitFlags.limit_windows, args.bos)
+    except ValueError:  # too short: a limit is refused there
+        limit = None
+    return plan_rows(planned, test, test_source(args.text, args.test_text), limit)
 
 
 def test_source(text: str, test_text: str | None) -> str:

@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
+from ffprune_env.cli.limit_flags import LimitFlags, over_a_range
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.cli.settings import asked_for, parse_settings
@@ -38,6 +39,7 @@ from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_n
 from ffprune_env.recovery.text import RecoveryText
 from ffprune_env.run.cost_report import cost_table
 from ffprune_env.run.frontier import frontier, frontier_plot
+from ffprune_env.run.limited import LimitedModel
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.run.recovered import RecoveredModel, recover_run
 from ffprune_env.run.report import Report
@@ -59,7 +61,17 @@ console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, RecoverFlags, EvaluatorSettings, SearchSettings):
+class Args(
+    ModelFlags,
+    TextFlags,
+    RunFlags,
+    WorkerFlags,
+    AnswerFlags,
+    LimitFlags,
+    RecoverFlags,
+    EvaluatorSettings,
+    SearchSettings,
+):
     """Settings of a run; every field is a flag, most of them of the groups that scripts share."""
 
     def require_allowed(self) -> None:
@@ -69,7 +81,8 @@ class Args(ModelFlags, TextFlags, RunFlags, WorkerFlags, AnswerFlags, RecoverFla
         self.require_windows()
         self.require_workers(self.device_map)
         self.require_answer()
-        if self.gguf is not None and isinstance(self.sparsity, SparsityRange):
+        self.require_ppl_rewarded(self.reward)
+        if self.gguf is not None and isinstance(self.sparsity, SparsityRange) and self.limit is None:
             raise ValueError("--gguf: of a range no model is written; evaluate/allocate.py takes --gguf for any of it")
         if self.save_model:
             require_writable_folder(self.model)
@@ -92,6 +105,7 @@ class Job:
     scores: StartScores
     workers: Workers | None
     recovery_text: RecoveryText | None
+    limit_windows: torch.Tensor | None
 
 
 def main() -> int:
@@ -99,9 +113,11 @@ def main() -> int:
     start_logging(console)
     try:
         args = parse_settings(sys.argv[1:], Args, RUN_PRESETS, __doc__)
+        asked = asked_for(sys.argv[1:], Args)
+        args = over_a_range(args, asked)
         args.require_texts()
         args.require_allowed()
-        require_heeded(args, asked_for(sys.argv[1:], Args))
+        require_heeded(args, asked)
         run = open_run(args)
     except (ValueError, OSError) as error:
         return fail(error, 2)
@@ -113,10 +129,11 @@ def main() -> int:
             begun = True
             outcome = search(args, job)
             reports = report(args, job, outcome)
+            limited = meet_limit(args, job, outcome, reports)
             recovered = recover(args, job, reports)
         console.print(phases.table())
         console.print(cost_table(run.costs.parts))
-        return max(conclude(args, run, reports), *map(show_recovered, recovered), 0)
+        return max(conclude(args, run, reports), *map(show_recovered, recovered), *map(show_limited, limited), 0)
     except KeyboardInterrupt:
         say(f"interrupted at once; {kept}" if begun else "interrupted before the search began; nothing is lost")
         return 130
@@ -148,6 +165,9 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         require_gguf(model, tokenizer, args.gguf)
     texts, test_windows = args.load_texts(model, tokenizer, args)
     every = {**texts, "test": test_windows}
+    limit_windows = None
+    if args.limit is not None:
+        limit_windows = args.load_limit_windows(model, tokenizer, args.text, every, args.bos)
     run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
     evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts, run.costs)
     recovery_text = args.load_recovery_text(model, tokenizer, args.text, args, every) if args.recover else None
@@ -162,7 +182,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         workers = Workers.like(evaluator, args.workers, asdict(args) | args.needless, args.ray_address, run.identity)
         stack.callback(workers.close)
     run.begin(evaluator, start, scores)
-    return Job(run, tokenizer, evaluator, test_windows, start, scores, workers, recovery_text)
+    return Job(run, tokenizer, evaluator, test_windows, start, scores, workers, recovery_text, limit_windows)
 
 
 def search(args: Args, job: Job) -> Outcome:
@@ -200,15 +220,7 @@ def search(args: Args, job: Job) -> Outcome:
 
 def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
     """Of every sparsity measures and writes what was chosen, then measures what it is compared with."""
-    calibrated_on = args.calibration_text or args.text
-    about = {
-        "text": args.text, "calibration_text": calibrated_on, "test_text": args.tested_on,
-        "ridge": args.ridge, "ridge_scale": args.ridge_scale, "calibration_asked": args.calibration,
-    }  # fmt: skip
-    calibration_windows = job.evaluator.texts["calibration"]
-    facts = CardFacts.of(
-        args.model, args.tested_on, job.test_windows, calibrated_on, calibration_windows, job.evaluator.bos
-    )
+    about, facts = told_beside(args, job)
     reports: list[Report] = []
     spent = job.run.costs.parts
     with job.evaluator.sharing_dense_pass():
@@ -230,6 +242,35 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
     return reports
 
 
+def told_beside(args: Args, job: Job) -> tuple[dict[str, object], CardFacts]:
+    """What ``best.json`` and the model card tell beside the figures of a report."""
+    calibrated_on = args.calibration_text or args.text
+    about: dict[str, object] = {
+        "text": args.text, "calibration_text": calibrated_on, "test_text": args.tested_on,
+        "ridge": args.ridge, "ridge_scale": args.ridge_scale, "calibration_asked": args.calibration,
+    }  # fmt: skip
+    calibration_windows = job.evaluator.texts["calibration"]
+    facts = CardFacts.of(
+        args.model, args.tested_on, job.test_windows, calibrated_on, calibration_windows, job.evaluator.bos
+    )
+    return about, facts
+
+
+def meet_limit(args: Args, job: Job, outcome: Outcome, reports: Sequence[Report]) -> list[LimitedModel]:
+    """Looks for the smallest model that loses no more than was allowed, if that was asked for, and writes it."""
+    if args.limit is None or job.limit_windows is None:
+        return []
+    about, facts = told_beside(args, job)
+    with job.evaluator.sharing_dense_pass():
+        made = LimitedModel.of(
+            job.run.folder, job.evaluator, outcome.learned, args.limit, job.limit_windows, job.test_windows, about,
+            job.run.costs.parts, reports[0].dense,
+        )  # fmt: skip
+        if made.report is not None and args.save_model:
+            made.report.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None, gguf=args.gguf)
+    return [made]
+
+
 def recover(args: Args, job: Job, reports: Sequence[Report]) -> list[RecoveredModel]:
     """Trains the models that were written towards the dense one, if that was asked for."""
     if job.recovery_text is None:
@@ -249,7 +290,7 @@ def conclude(args: Args, run: RunSession, reports: Sequence[Report]) -> int:
     code = 0 if of_range else max(show(args, result) for result in reports)
     if len(reports) > 1:
         console.print(sparsities_table({result.target: result.results for result in reports}))
-    if of_range:
+    if of_range and args.limit is None:
         path = run.folder.path
         tell(
             reports[0].summary(),
@@ -273,6 +314,14 @@ def show_recovered(result: RecoveredModel) -> int:
     console.print(result.table())
     tell(*result.summary())
     return 0 if result.failure is None else fail(result.failure, 1)
+
+
+def show_limited(made: LimitedModel) -> int:
+    """Prints what came of a limit; returns 1 if no model meets it, or it is not the one that was measured."""
+    for table in made.tables():
+        console.print(table)
+    tell(*made.lines())
+    return 0 if made.failure is None else fail(made.failure, 1)
 
 
 def tell(*lines: str) -> None:

@@ -28,6 +28,7 @@ OF_VERSIONS = ("ffprune", "source", "torch", "transformers")
 _READABLE = ("dtype", "ffprune", "torch", "transformers")
 _PLURAL = ("weights",)
 _TEXTS = {"finalists text": "text for finalists", "curves text": "text for damage curves"}
+_TEXTS |= {"limit text": "text that a limit is checked on"}
 _TEXTS |= {"pool text": "text for fresh windows", "watch text": "text that the search is watched on"}
 # Of a config, what says where it came from and not what the model computes; the dtype has a name of its own.
 _NOT_COMPUTED = {"_name_or_path", "_model_name_or_path", "_commit_hash", "transformers_version", "auto_map"}
@@ -44,6 +45,8 @@ _NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch
 _NOT_MEASURED |= {"recover", "recovery_text", "lora", "teacher_topk", "save_memory", "recover_minutes"}
 _NOT_MEASURED |= {"recover_tokens", "recover_weights", "recover_rate", "recover_cross_entropy", "recover_hidden"}
 _NOT_MEASURED |= {"recover_batch", "recover_held_out", "recover_patience", "recover_seed"}
+# A limit is looked for when the search is over, on text of its own.
+_NOT_MEASURED |= {"max_loss", "max_ppl", "min_reward", "limit_windows"}
 # What figures do not depend on: how they are shown, and the scripts, which only a wheel has inside the package.
 _NOT_MEASURING = (Path("comparison/report"), Path("comparison/paper_tables"), Path("cli/scripts"))
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}

@@ -53,6 +53,34 @@ def perplexity_interval(losses: npt.ArrayLike) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
+def upper_bound(differences: npt.ArrayLike) -> float:
+    """What the mean of a text is below with 95 % confidence: Student's t, one-sided, for windows of it.
+
+    Of differences between two models on the same windows the bound is close, since what makes a window hard is in both.
+    Neighbours that are alike count as in :func:`perplexity_interval`.
+
+    Args:
+        differences: [n], one number per window, in the order of the text.
+
+    Returns:
+        At least the mean; inf where one number is not finite.
+
+    Raises:
+        ValueError: fewer than :data:`LEAST_WINDOWS` windows, of which no bound is given.
+
+    Source:
+        Student, The probable error of a mean, Biometrika 6 (1908).
+    """
+    values = np.asarray(differences, dtype=np.float64)
+    if values.ndim != 1 or len(values) < LEAST_WINDOWS:
+        raise ValueError(f"a bound needs one number for each of {LEAST_WINDOWS} windows or more, got {values.shape}")
+    if not np.isfinite(values).all():
+        return float("inf")
+    effective = effective_windows(values)
+    error = values.std(ddof=1) / np.sqrt(effective)
+    return float(values.mean() + stats.t.ppf(_COVERED, effective - 1) * error)
+
+
 def effective_windows(losses: npt.NDArray[np.float64]) -> float:
     """How many independent windows would say as much about the mean loss as these do: n (1 - r) / (1 + r).
 

@@ -63,6 +63,23 @@ def share_in(text: torch.Tensor, *others: torch.Tensor) -> float:
     return float(np.isin(mine, np.concatenate(theirs)).mean()) if len(mine) and theirs else 0.0
 
 
+def unseen(windows: torch.Tensor, *seen: torch.Tensor) -> torch.Tensor:
+    """Which windows hold next to nothing of some others, at whatever place: bool [n].
+
+    Args:
+        windows: int64 [n, seq_len].
+        *seen: int64 [m, length] each.
+
+    Raises:
+        ValueError: windows are shorter than a run, of which nothing can be said.
+    """
+    if windows.shape[1] < _RUN:
+        raise ValueError(f"windows of {windows.shape[1]} tokens are too short to tell whether others hold them: {_RUN}")
+    theirs = np.unique(np.concatenate([_runs(other, step=1) for other in seen]))
+    shares = np.isin(_runs(windows, step=1).reshape(len(windows), -1), theirs).mean(axis=1)
+    return torch.from_numpy(shares <= _MOST)
+
+
 def _runs(windows: torch.Tensor, step: int) -> npt.NDArray[np.uint64]:
     """A number for each run of tokens: equal for equal runs, and hardly ever for others."""
     tokens = windows.cpu().numpy().astype(np.uint64)

@@ -31,6 +31,7 @@ _SEEN_BY = (
     ("pool", "pool", "the evaluations of a search with --fresh-windows, each a few of them: the reward"),
     ("watch", "watch", "--patience and --eval-every: whether the mean of the policy still gets better"),
     ("finalists", "finalists", "the choice among a search's last candidates, once it is over"),
+    ("limit", "limit", "--max-loss and its like, once the search is over: whether a model meets the limit"),
     ("test", "test", "nobody but the figures that are reported"),
 )
 
@@ -204,19 +205,26 @@ class PlanRow:
     seen_by: str
 
 
-def plan_rows(planned: PlannedWindows, test: torch.Tensor, test_text: str) -> list[PlanRow]:
+def plan_rows(
+    planned: PlannedWindows, test: torch.Tensor, test_text: str, limit: torch.Tensor | None = None
+) -> list[PlanRow]:
     """The whole plan as a table.
 
     Args:
         planned: what a search looks at.
         test: int64 [n, seq_len], test text.
         test_text: where that comes from.
+        limit: int64 [n, seq_len], what a limit would be checked on, if there is enough for that.
     """
-    texts, shares = planned.texts, planned.shares
+    texts, shares = {**planned.texts, "test": test} | ({} if limit is None else {"limit": limit}), planned.shares
     rows = []
     for purpose, key, seen_by in _SEEN_BY:
-        windows = test if key == "test" else texts.get(key)
+        windows = texts.get(key)
         if windows is None:
+            continue
+        if key == "limit":
+            left = f"{planned.text}, what is left of its test and search parts"
+            rows.append(PlanRow(purpose, left, len(windows), windows.numel(), "", seen_by))
             continue
         if key in ("test", "calibration"):
             text = test_text if key == "test" else f"{planned.calibration_text}, calibration part"

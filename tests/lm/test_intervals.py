@@ -9,7 +9,13 @@ import pytest
 import torch
 from scipy.special import stdtrit
 
-from ffprune_env.lm.intervals import LEAST_NEIGHBOURS, LEAST_WINDOWS, effective_windows, perplexity_interval
+from ffprune_env.lm.intervals import (
+    LEAST_NEIGHBOURS,
+    LEAST_WINDOWS,
+    effective_windows,
+    perplexity_interval,
+    upper_bound,
+)
 
 #: Losses of windows with a mean of 3: draws of a shape, by name; skewness 0, 1 and -1, and tails of Student's t.
 LOSSES = {
@@ -114,3 +120,26 @@ def test_of_a_loss_that_is_not_finite_there_is_no_interval(broken):
     assert perplexity_interval([1.0, 1.0, 1.0, 1.0, broken]) is None
     with pytest.raises(ValueError, match=r"a vector, got shape \(2, 2\)"):
         perplexity_interval([[1.0, 2.0], [3.0, 4.0]])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("n", [4, 8, 32])
+def test_the_truth_is_below_the_bound_as_often_as_it_says(name, n):
+    """2000 texts of n windows, as for the interval: 95 %, on the one side that counts."""
+    losses = LOSSES[name](np.random.default_rng(0), (2000, n))
+    bounds = np.array([upper_bound(of_one_text) for of_one_text in losses])
+    held = np.mean(bounds >= 3)
+    print(f"{name}, {n} windows: {held:.1%}")
+    error = math.sqrt(0.95 * 0.05 / 2000)
+    # Of what is skewed to the right the mean is mostly below the truth.
+    skewed = {"skewed": 0.05, "skewed to the left": -0.01}.get(name, 0.0)
+    assert 0.95 - 2 * error - skewed <= held <= 0.99
+
+
+def test_a_bound_of_equal_differences_is_their_value_and_of_few_there_is_none():
+    assert upper_bound(np.full(8, 0.1)) == pytest.approx(0.1)
+    assert upper_bound([0.1, 0.2, math.inf, 0.3]) == math.inf
+    # Student's t with three degrees of freedom: 2.3534.
+    assert upper_bound([0.0, 1.0, 2.0, 3.0]) == pytest.approx(1.5 + 2.3534 * math.sqrt(5 / 3) / 2, abs=1e-4)
+    with pytest.raises(ValueError, match="4 windows or more"):
+        upper_bound([0.1, 0.2, 0.3])
