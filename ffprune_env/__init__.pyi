@@ -1,6 +1,7 @@
 """The public names, and where they come from; the package reads them here, and so do type checkers."""
 
 from .budget.allocation import Allocation as Allocation
+from .budget.budget import Budget as Budget
 from .budget.even import ffn_only as ffn_only
 from .budget.even import uniform as uniform
 from .budget.mapping import allocate as allocate
@@ -12,6 +13,7 @@ from .evaluators.protocol import Evaluator as Evaluator
 from .evaluators.surrogate import SurrogateEvaluator as SurrogateEvaluator
 from .evaluators.zero_shot import evaluate_zero_shot as evaluate_zero_shot
 from .export.folder import save_pruned as save_pruned
+from .export.measures import measure_of as measure_of
 from .export.model_card import CardFacts as CardFacts
 from .lm.loss import perplexity as perplexity
 from .lm.models import load_model as load_model

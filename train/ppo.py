@@ -23,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
+from ffprune_env.cli.flag_groups import AnswerFlags, BudgetFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
 from ffprune_env.cli.limit_flags import LimitFlags, over_a_range
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.recovery_flags import RecoverFlags
@@ -32,11 +32,13 @@ from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.gguf.families import require_gguf
+from ffprune_env.export.measures import measure_of
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
 from ffprune_env.recovery.text import RecoveryText
+from ffprune_env.run.budget_report import BudgetReport
 from ffprune_env.run.cost_report import cost_table
 from ffprune_env.run.frontier import frontier, frontier_plot
 from ffprune_env.run.limited import LimitedModel
@@ -69,6 +71,7 @@ class Args(
     AnswerFlags,
     LimitFlags,
     RecoverFlags,
+    BudgetFlags,
     EvaluatorSettings,
     SearchSettings,
 ):
@@ -82,6 +85,8 @@ class Args(
         self.require_workers(self.device_map)
         self.require_answer()
         self.require_ppl_rewarded(self.reward)
+        if self.budget is not None and self.limit is not None:
+            raise ValueError(f"--budget {self.budget} says how small, and a limit how good the model is to be: give one")
         if self.gguf is not None and isinstance(self.sparsity, SparsityRange) and self.limit is None:
             raise ValueError("--gguf: of a range no model is written; evaluate/allocate.py takes --gguf for any of it")
         if self.save_model:
@@ -95,8 +100,9 @@ class Args(
 
 @dataclass(frozen=True)
 class Job:
-    """What a search needs, loaded and checked."""
+    """What a search needs, loaded and checked: the sparsity is known now, whatever it was asked for by."""
 
+    args: Args
     run: RunSession
     tokenizer: PreTrainedTokenizerBase
     evaluator: LMEvaluator
@@ -106,6 +112,7 @@ class Job:
     workers: Workers | None
     recovery_text: RecoveryText | None
     limit_windows: torch.Tensor | None
+    budget: BudgetReport | None
 
 
 def main() -> int:
@@ -114,6 +121,7 @@ def main() -> int:
     try:
         args = parse_settings(sys.argv[1:], Args, RUN_PRESETS, __doc__)
         asked = asked_for(sys.argv[1:], Args)
+        args.require_budget(asked)
         args = over_a_range(args, asked)
         args.require_texts()
         args.require_allowed()
@@ -126,7 +134,7 @@ def main() -> int:
     try:
         with showing_phases(console) as phases, ExitStack() as stack:
             job = load(args, run, stack)
-            begun = True
+            args, begun = job.args, True
             outcome = search(args, job)
             reports = report(args, job, outcome)
             limited = meet_limit(args, job, outcome, reports)
@@ -148,8 +156,10 @@ def open_run(args: Args) -> RunSession:
     """Makes the folder of a run this process's own, a new one or that of a run that goes on."""
     if args.resume is not None:
         return RunSession.reopened(args.resume, asdict(args))
-    asked = "-".join(f"{100 * target:g}" for target in args.targets)
-    return RunSession(args.claim(f"{Path(args.model).name}-{Path(args.text).stem}-s{asked}"), asdict(args))
+    asked = "s" + "-".join(f"{100 * target:g}" for target in args.targets)
+    if args.budget is not None:
+        asked = "-".join(args.budget.words).replace("%", "pc")
+    return RunSession(args.claim(f"{Path(args.model).name}-{Path(args.text).stem}-{asked}"), asdict(args))
 
 
 def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
@@ -170,6 +180,14 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         limit_windows = args.load_limit_windows(model, tokenizer, args.text, every, args.bos)
     run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
     evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts, run.costs)
+    budget = None
+    if args.budget is not None:
+        measure = measure_of(evaluator.prunable, args.budget.measure, tokenizer, args.gguf)
+        evaluator.prunable.count(measure.units)
+        budget = BudgetReport(args.budget, measure)
+        args = replace(args, sparsity=measure.sparsity(args.budget, args.a_min, args.a_max))
+        SearchSettings.require_allowed(args)
+        logger.info("%s, σ = %.4g", budget.asked(), args.sparsity)
     recovery_text = args.load_recovery_text(model, tokenizer, args.text, args, every) if args.recover else None
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
     scores = run.scores(args.targets, len(evaluator.units))
@@ -182,7 +200,9 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         workers = Workers.like(evaluator, args.workers, asdict(args) | args.needless, args.ray_address, run.identity)
         stack.callback(workers.close)
     run.begin(evaluator, start, scores)
-    return Job(run, tokenizer, evaluator, test_windows, start, scores, workers, recovery_text, limit_windows)
+    return Job(
+        args, run, tokenizer, evaluator, test_windows, start, scores, workers, recovery_text, limit_windows, budget
+    )
 
 
 def search(args: Args, job: Job) -> Outcome:
@@ -227,7 +247,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
         for target in args.targets:
             run = job.run.folder if len(args.targets) == 1 else job.run.folder.part(target)
             settings, dense = replace(args, sparsity=target), reports[0].dense if reports else None
-            result = Report(run, job.evaluator, job.test_windows, outcome, settings, about, spent, dense)
+            result = Report(run, job.evaluator, job.test_windows, outcome, settings, about, spent, dense, job.budget)
             result.measure_chosen()
             job.run.costs.add("calibration", result.calibrating)
             if args.save_model and not isinstance(args.sparsity, SparsityRange):
@@ -305,7 +325,7 @@ def show(args: Args, result: Report) -> int:
     console.print(result.table())
     if args.preset == "quick":
         console.print("A quick look: little text, few evaluations and no baselines. For figures leave out --quick.")
-    tell(result.summary(), *result.next_steps())
+    tell(*result.met(), result.summary(), *result.next_steps())
     return 0 if result.failure is None else fail(result.failure, 1)
 
 

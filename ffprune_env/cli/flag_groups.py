@@ -7,7 +7,7 @@ The groups that the library itself is set by are :class:`~ffprune_env.evaluators
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import tyro
 
+from ffprune_env.budget.budget import Budget
 from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.export.gguf.kinds import GgufType, kind_of, require_quantizer
 from ffprune_env.lm.model_names import DEFAULT_MODEL
@@ -77,6 +78,26 @@ class GgufFlags:
 
     kind: Annotated[GgufType, tyro.conf.arg(name="type")] = "f16"
     """how llama.cpp stores matrices: f16, bf16, f32, or quantized by llama.cpp itself: q8_0, q4_k_m, ..."""
+
+
+@dataclass(frozen=True)
+class BudgetFlags:
+    """What may stay of a model, where that is not said as a sparsity."""
+
+    budget: Budget | None = None
+    """what may stay, in the place of --sparsity: a measure and an amount. Measures are prunable (what --sparsity is
+    of), parameters (of the whole model), size (bytes of the file that is written: model.safetensors or, with --gguf,
+    that one) and kv (bytes of cache per token). Amounts are 20% (so much goes), 0.8x (so much stays), or what may stay:
+    1.1B, 150MB"""
+
+    def require_budget(self, asked: Collection[str]) -> None:
+        """Raises ValueError for a budget beside a sparsity.
+
+        Args:
+            asked: names of the settings that somebody gave a value.
+        """
+        if self.budget is not None and "sparsity" in asked:
+            raise ValueError(f"--budget {self.budget} says how much goes: leave out --sparsity")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 import tyro
 
+from ffprune_env.budget.budget import Budget
 from ffprune_env.budget.sparsity_range import Sparsity, SparsityRange, parse_sparsity
 from ffprune_env.cli.commands import as_called
 from ffprune_env.cli.consoles import fail
@@ -40,6 +41,22 @@ def _sparsity(
         instance_from_str=parse_sparsity,
         is_instance=lambda x: isinstance(x, float | tuple | SparsityRange),
         str_from_instance=lambda x: [str(at) for at in x] if isinstance(x, tuple) else [str(x)],
+    )
+
+
+@_REGISTRY.primitive_rule
+def _budget(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[Budget | None] | None:
+    """A measure and an amount, two words."""
+    if type_info.type != Budget | None:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="MEASURE AMOUNT",
+        instance_from_str=Budget.parse,
+        is_instance=lambda x: x is None or isinstance(x, Budget),
+        str_from_instance=lambda x: ["None"] if x is None else x.words,
     )
 
 

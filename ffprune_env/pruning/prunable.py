@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -248,6 +249,16 @@ class PrunableModel:
             np.sort(order[: layout.members(int(k))].cpu().numpy())
             for layout, order, k in zip(self.layouts, self.order, counts, strict=True)
         ]
+
+    def count(self, units: Sequence[PruneUnit]) -> None:
+        """Lets budgets count what units cost; they may differ from those of the model in their costs alone.
+
+        Args:
+            units: the N units.
+        """
+        if [replace(unit, costs=None) for unit in units] != [replace(unit, costs=None) for unit in self.units]:
+            raise ValueError("costs must be of the units of this model")
+        self.units = tuple(units)
 
     def sparsity(self, kept: npt.ArrayLike) -> float:
         """Fraction of Σ w_i that goes away."""

@@ -20,6 +20,7 @@ from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.lm.cost import Cost
 from ffprune_env.lm.phases import phase
+from ffprune_env.run.budget_report import BudgetReport
 from ffprune_env.run.cost_report import cost_content
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import retention_plot
@@ -50,6 +51,7 @@ class AnswerReport:
         about: what ``best.json`` tells beside the figures, such as the names of the texts.
         spent: what the parts that came to the answer cost.
         dense: the dense model, if it was measured already, such as for another sparsity of the same run.
+        budget: what was asked for, where that was no sparsity.
 
     Attributes:
         failure: one line that says what is wrong with the model that was written; None if nothing is.
@@ -65,9 +67,12 @@ class AnswerReport:
         about: Mapping[str, Any],
         spent: Mapping[Part, Cost],
         dense: PolicyResult | None = None,
+        budget: BudgetReport | None = None,
     ) -> None:
         self.run, self.evaluator, self.test_windows = run, evaluator, test_windows
         self.target, self.answer, self.about, self._spent = target, answer, about, spent
+        self.budget = budget
+        self._has: int | None = None  # of what the budget counts, the model on disk
         self.policies: dict[str, Allocation] = {}
         known = {} if dense is None else {"dense": dense}
         self.results = Measured(known, {}, evaluator.calibration_asked)
@@ -127,6 +132,10 @@ class AnswerReport:
         self._keep()
         if gguf is not None and self.failure is None:
             self._write_gguf(folder, gguf)
+        if self.budget is not None and self.failure is None:
+            self._has = self.budget.written(folder, self.gguf)
+            self.failure = self.budget.failure(self._has)
+            self._keep()
 
     @property
     def gguf(self) -> Path:
@@ -161,6 +170,10 @@ class AnswerReport:
         """The table a person reads at the end."""
         return results_table(self.results, self.evaluator.texts | {"test": self.test_windows}, self.evaluator.bos)
 
+    def met(self) -> list[str]:
+        """What became of the budget, in a line; none where a sparsity was asked for."""
+        return [] if self.budget is None else [self.budget.line(self.answer.allocation.kept, self._has)]
+
     def next_steps(self) -> list[str]:
         """What can be done with the model, as commands and a line of Python; nothing if none was written."""
         if self.results.saved is None or self.failure is not None:
@@ -194,5 +207,7 @@ class AnswerReport:
             "windows": {purpose: len(windows) for purpose, windows in texts.items()},
             "cost": cost_content(self.cost),
         }
+        if self.budget is not None:
+            about["budget"] = self.budget.content(self.answer.allocation.kept, self._has)
         policies = best_policy(self.evaluator, self.results, self.answer.scores, self.answer.allocation)
         self.run.write_json("best.json", about | policies)

@@ -13,6 +13,7 @@ from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Part
 from ffprune_env.lm.cost import Cost
 from ffprune_env.run.answer_report import AnswerReport
+from ffprune_env.run.budget_report import BudgetReport
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.plots import learning_curve_plot, retention_plot
 from ffprune_env.run.results import PolicyResult
@@ -35,6 +36,7 @@ class Report(AnswerReport):
         about: what ``best.json`` tells beside the figures, such as the names of the texts.
         spent: what ranking, start, search and finalists cost, and what of the calibration all answers share.
         dense: the dense model, if it was measured already, such as for another sparsity of the same run.
+        budget: what was asked for, where that was no sparsity.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Report(AnswerReport):
         about: Mapping[str, Any],
         spent: Mapping[Part, Cost],
         dense: PolicyResult | None = None,
+        budget: BudgetReport | None = None,
     ) -> None:
         self.outcome, self.settings = outcome, settings
         self.samples = outcome.samples_for(settings.target)
@@ -61,7 +64,7 @@ class Report(AnswerReport):
             made["scores_at_bound"] = share_at_bound(outcome.samples, settings.action_scale * settings.action_bound)
         if answer.added is not None:
             made["added_to_start"] = asdict(answer.added) | {"percent": answer.added.percent}
-        super().__init__(run, evaluator, test_windows, settings.target, answer, {**about, **made}, spent, dense)
+        super().__init__(run, evaluator, test_windows, settings.target, answer, {**about, **made}, spent, dense, budget)
 
     def draw(self, hyperparameters: Mapping[str, Any]) -> None:
         """Leaves the plots, and the outcome in TensorBoard.

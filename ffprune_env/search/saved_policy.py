@@ -66,7 +66,7 @@ class Policy:
             if "units" not in facts:
                 raise ValueError(f"{_FACTS} was left by a version whose policies were networks, search again")
             arrays = load_file(folder / _TENSORS)
-            units = tuple(PruneUnit(**unit) for unit in facts["units"])
+            units = tuple(_unit(**unit) for unit in facts["units"])
             knots, table = (arrays[name].astype(np.float64) for name in ("knots", "table"))
             if table.shape != (len(knots), len(units)) or not np.isfinite(table).all():
                 raise ValueError(f"{_TENSORS} does not hold {len(units)} scores at every knot")
@@ -117,11 +117,18 @@ class Policy:
         """
         if [unit.n_params for unit in self.units] != [unit.n_params for unit in units]:
             raise ValueError(f"the policy of {self.run} is of a model with other units: start from a run on this model")
+        if [unit.costs for unit in self.units] != [unit.costs for unit in units]:
+            raise ValueError(f"the policy of {self.run} was searched for another measure of a budget: start from none")
         for name, value in meaning.items():
             if self.meaning[name] != value:
                 raise ValueError(
                     f"the policy of {self.run} was trained with {name} {self.meaning[name]!r}, not {value!r}"
                 )
+
+
+def _unit(costs: list[int] | None = None, **facts: Any) -> PruneUnit:
+    """A unit as JSON has it."""
+    return PruneUnit(**facts, costs=None if costs is None else tuple(costs))
 
 
 def copy_policy(run: str | Path, folder: Path) -> None:

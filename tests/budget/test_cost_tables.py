@@ -165,7 +165,7 @@ def test_with_its_last_group_the_rest_of_a_unit_goes(mapping):
 
 
 def test_costs_that_are_no_costs_are_refused():
-    with pytest.raises(ValueError, match="2 costs; those of 0, 1, ... 3 groups are 4"):
+    with pytest.raises(ValueError, match=r"2 costs; those of 0, 1, \.\.\. 3 groups are 4"):
         replace(LLAMA[0], costs=(1, 2))
     with pytest.raises(ValueError, match="never fall"):
         replace(LLAMA[0], costs=(0, 3, 2, 4))
