@@ -86,7 +86,7 @@ class Args(
         self.require_answer()
         self.require_ppl_rewarded(self.reward)
         if self.budget is not None and self.limit is not None:
-            raise ValueError(f"--budget {self.budget} says how small, and a limit how good the model is to be: give one")
+            raise ValueError(f"--budget {self.budget} says how small, a limit how good the model is to be: give one")
         if self.gguf is not None and isinstance(self.sparsity, SparsityRange) and self.limit is None:
             raise ValueError("--gguf: of a range no model is written; evaluate/allocate.py takes --gguf for any of it")
         if self.save_model:

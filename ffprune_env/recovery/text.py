@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.recovery.passages import Passage, hold_out, load_chat, passages_of
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.texts.chat import is_chat
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 # Of what is tested or searched on, so much may stand in the text by chance.
 _MOST = 0.01
 _PURPOSES = ("test", "search", "finalists", "pool", "watch", "curves")
+# Of which training may be stopped by, those first that had the least to do with what the model is.
+_STOPPING = ("watch", "pool", "curves", "search")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +71,10 @@ def load_recovery_text(
     settings: RecoverySettings,
     others: Mapping[str, torch.Tensor],
 ) -> RecoveryText:
-    """Loads text to train on, and holds a part of it out.
+    """Loads text to train on, and to stop by.
+
+    What a calibration saw it fits better than other text, so that training looks worse there than it is. Where that is
+    what is trained on, training is stopped by windows that were searched on; of any other text, by a part of it.
 
     Args:
         model: whose context windows must fit in.
@@ -84,12 +90,13 @@ def load_recovery_text(
         ValueError: an unknown name, a text too short, or one that holds what is searched or tested on.
         OSError: the text cannot be read.
     """
-    taken = name or asked.calibration_text or text
+    taken, calibrated = name or asked.calibration_text or text, False
     if is_chat(taken):
         passages = load_chat(taken, tokenizer, asked.seq_len)
     else:
         cut = [x for x in (text, asked.calibration_text) if x is not None]  # of these the other parts serve others
         own = taken in NAMED_TEXTS or any(same_text(taken, x) for x in cut)
+        calibrated = same_text(taken, asked.calibration_text or text)
         split: Split = "calibration" if own else "all"
         enough = None
         if settings.tokens is not None and taken in NAMED_TEXTS:
@@ -99,7 +106,11 @@ def load_recovery_text(
         )
         passages = passages_of(windows)
     require_not_seen(others, passages, taken)
-    return RecoveryText(Path(taken).name, *hold_out(passages, settings.held_out))
+    stopping = next((others[x] for x in _STOPPING if len(others.get(x, ()))), None) if calibrated else None
+    if stopping is None:
+        return RecoveryText(Path(taken).name, *hold_out(passages, settings.held_out))
+    held_out = passages_of(spread_windows(stopping, settings.held_out * stopping.shape[1]))
+    return RecoveryText(Path(taken).name, passages, held_out)
 
 
 def require_not_seen(others: Mapping[str, torch.Tensor], passages: Sequence[Passage], name: str) -> None:

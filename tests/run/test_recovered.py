@@ -22,7 +22,7 @@ from ffprune_env.export.rewritten import card_with, save_rewritten
 from ffprune_env.lm import identity
 from ffprune_env.recovery.text import load_recovery_text
 
-QUICK = ["--recover-rate", "1e-3", "--recover-tokens", "500", "--recover-held-out", "2"]
+QUICK = ["--recover-rate", "1e-4", "--recover-tokens", "2000", "--recover-held-out", "2"]
 
 
 @pytest.fixture
@@ -153,3 +153,24 @@ def test_without_a_text_of_its_own_it_is_the_calibration_part(tiny_folder, text_
     part = ff.load_windows(str(text_file), tokenizer, "calibration", 64)
     assert sorted(every.tolist()) == sorted(part.tolist())
     assert len(found.held_out) == 3
+
+
+def test_what_the_calibration_saw_is_trained_on_and_never_stopped_by(tiny_folder, text_file, tmp_path):
+    """There a calibrated model is better than it is, and any training looks like a loss."""
+    model, tokenizer = ff.load_model(str(tiny_folder))
+    from ffprune_env.texts.window_settings import WindowSettings
+
+    asked, told = WindowSettings(seq_len=64), ff.RecoverySettings(held_out=3)
+    part = ff.load_windows(str(text_file), tokenizer, "calibration", 64)
+    searched = ff.load_windows(str(text_file), tokenizer, "search", 64)
+    others = {"calibration": part, "search": searched[:1], "curves": searched[1:], "pool": searched[:0]}
+    found = load_recovery_text(model, tokenizer, None, str(text_file), asked, told, others)
+    assert [passage.tokens.tolist() for passage in found.train] == part.tolist()
+    stopping = [passage.tokens.tolist() for passage in found.held_out]
+    assert len(stopping) == min(3, len(searched) - 1)
+    assert all(window in others["curves"].tolist() for window in stopping)
+    other = tmp_path / "other.txt"
+    other.write_text(" ".join(f"{i} {i % 7}" for i in range(2000)))
+    found = load_recovery_text(model, tokenizer, str(other), str(text_file), asked, told, others)
+    assert len(found.held_out) == 3
+    assert not any(passage.tokens.tolist() in searched.tolist() for passage in found.every)
