@@ -1,57 +1,141 @@
-"""Draws perplexity against the size of the file, over the sparsities of a run of train/ppo.py.
+"""Prints and draws perplexity, file size and speed against each other, over the sparsities of a run.
 
     python train/ppo.py --sparsity 0.1:0.5 --run runs/all
-    python evaluate/allocate.py runs/all --sparsity 0.25 --no-save-model
-    python evaluate/frontier.py runs/all --beside runs/alone --image docs/frontier.png
+    python evaluate/allocate.py runs/all --sparsity 0.15 0.3                   # writes models
+    python evaluate/frontier.py runs/all                                       # measures them as files, and draws
+    python evaluate/frontier.py runs/all --beside runs/alone --no-measure --image docs/frontier.png
 
-Sparsities that evaluate/allocate.py was asked for are drawn as hollow marks.
+The models that were written, and the dense one, become GGUF files of all --types, which are measured in llama.cpp on
+test text and timed in turns with the dense one as f16: dense and quantized is what people could use instead. What was
+measured is kept in frontier.json in the folder of the run, so that the same command goes on where it stopped. Without
+llama.cpp what the run measured itself is drawn.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from rich.table import Table
 
-from ffprune_env.cli.consoles import fail, wide_console
-from ffprune_env.cli.flag_groups import SearchedFlags
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.flag_groups import RoundFlags, SearchedFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.past_run import load_past_run, read_run_settings
+from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.settings import require_folder_of
+from ffprune_env.export.gguf.kinds import GgufType
+from ffprune_env.export.gguf.llama_cpp import require_llama_cpp
+from ffprune_env.lm.ranges import require_in_range
+from ffprune_env.lm.replacing import replacing
 from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.frontier import frontier, frontier_plot
+from ffprune_env.run.frontier import Point, frontier, frontier_plot
+from ffprune_env.run.frontier_drawing import files_plot
+from ffprune_env.run.frontier_files import FilePoint, KeptFiles, measure_files, measured_on, sources_of
+from ffprune_env.run.frontier_page import frontier_page
+from ffprune_env.run.frontier_rows import COLUMNS, NOTES, rows_of
 from ffprune_env.run.results import label
+
+console = wide_console()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(SearchedFlags):
-    """What to draw."""
+class Args(SearchedFlags, RoundFlags, TrustFlags):
+    """What to measure and to draw."""
 
     beside: tuple[Path, ...] = ()
     """folders of searches for one sparsity alone, of the same model on the same test text, to draw as single marks"""
-    image: Path = Path("frontier.png")
-    """file to write the picture to: .png, .svg or .pdf"""
+    image: Path | None = None
+    """file to write the picture to: .png, .svg or .pdf; None: plots/frontier.png in the folder of the run"""
+    html: Path | None = None
+    """file to write picture and table to as one page; None: frontier.html in the folder of the run"""
+    measure: bool = True
+    """write models as files, and measure what was not measured yet; otherwise draw what there is"""
+    file_windows: int | None = 4
+    """windows of the run's test text that the perplexity of files is measured on, from its beginning; None takes all"""
+    types: Annotated[tuple[GgufType, ...], tyro.conf.arg(metavar="TYPE ...")] = ("f16", "q8_0", "q4_k_m")
+    """types of files, from the largest to the smallest"""
 
 
 def main() -> int:
-    """Draws, and prints what is drawn; returns the exit code."""
-    args = read_flags(Args, __doc__)
+    """Measures, draws and prints; returns the exit code."""
+    args = read_flags(Args, __doc__, default={"rounds": 5})
+    start_logging(console, logging.INFO)
+    logging.getLogger("gguf").setLevel(logging.WARNING)
     try:
-        require_folder_of("--image", args.image)
+        require_in_range("--rounds", args.rounds, 1)
+        require_in_range("--file-windows", args.file_windows, 1)
+        for flag, file in (("--image", args.image), ("--html", args.html)):
+            require_folder_of(flag, file)
+        if not args.types:
+            raise ValueError("--types takes at least one type of file, such as f16")
         points = frontier(args.of, args.beside)
-        settings = RunFolder(args.of).read_config()
-        text = Path(settings.get("test_text") or settings["text"]).name
-        frontier_plot(points, Path(settings["model"]).name, text).savefig(args.image, dpi=150)
-    except (ValueError, OSError) as error:
+        files = measured_files(args)
+        draw(args, points, files)
+    except KeyboardInterrupt:
+        say("interrupted; what was measured is kept, and the same command goes on")
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
         return fail(error, 2)
-    table = Table()
-    for column in ("policy", "σ", "MiB", "test PPL"):
-        table.add_column(column, justify="left" if column == "policy" else "right")
-    for x in sorted(points, key=lambda x: (x.sparsity, x.policy != "dense", -x.test_ppl)):
-        table.add_row(label(x.policy), f"{x.sparsity:g}", f"{x.size:.1f}", f"{x.test_ppl:.2f}")
-    wide_console().print(table)
     return 0
+
+
+def measured_files(args: Args) -> list[FilePoint]:
+    """The files of the run: measured now, or kept from before; none where llama.cpp cannot measure them."""
+    run = RunFolder(args.of)
+    sources = sources_of(run)
+    kept = KeptFiles(run, measured_on(run.identity()["test text"], args.file_windows, args.rounds))
+    if args.measure and not all(kept.has(source, kind) for source in sources for kind in args.types):
+        try:
+            require_llama_cpp("measuring files")
+            with showing_phases(console):
+                past = load_past_run(run, read_run_settings(run, args.trust_remote_code))
+                test = past.texts["test"][: args.file_windows]
+                measure_files(sources, args.types, past.model, past.tokenizer, test, args.rounds, kept)
+        except ValueError as error:
+            say(f"not all files are measured: {error}")
+    return kept.of(sources, args.types)
+
+
+def draw(args: Args, points: Sequence[Point], files: Sequence[FilePoint]) -> None:
+    """Prints the table, and leaves picture and page."""
+    settings = RunFolder(args.of).read_config()
+    model = Path(settings["model"]).name
+    text = Path(settings.get("test_text") or settings["text"]).name
+    columns, rows, notes = COLUMNS, rows_of(files), NOTES
+    if files:
+        # Of fewer windows perplexities are others than those that the run measured.
+        figure = files_plot(files, model, text, points if args.file_windows is None else ())
+    else:
+        columns, rows, notes = ("policy", "σ", "MiB", "test PPL"), measured_rows(points), ()
+        figure = frontier_plot(points, model, text)
+    table = Table()
+    for column in columns:
+        words = column in ("policy", "model", "as", "the best of")
+        table.add_column(column, justify="left" if words else "right")
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    image = args.image or args.of / "plots" / "frontier.png"
+    image.parent.mkdir(exist_ok=True)
+    figure.savefig(image, dpi=150)
+    html = args.html or args.of / "frontier.html"
+    with replacing(html) as scratch:
+        title = f"{model}, pruned: perplexity, size and speed" if files else f"{model}, pruned: perplexity and size"
+        scratch.write_text(frontier_page(figure, title, columns, rows, notes), encoding="utf-8")
+    for note in (*notes, f"drawn in {image} and {html}"):
+        console.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def measured_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
+    """What the run measured itself, in words."""
+    ordered = sorted(points, key=lambda x: (x.sparsity, x.policy != "dense", -x.test_ppl))
+    return [(label(x.policy), f"{x.sparsity:g}", f"{x.size:.1f}", f"{x.test_ppl:.2f}") for x in ordered]
 
 
 if __name__ == "__main__":

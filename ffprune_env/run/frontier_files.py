@@ -1,0 +1,245 @@
+"""Models as files that people can serve, pruned and dense, in several types: size, perplexity and speed in llama.cpp.
+
+What was measured is kept beside the run, file by file, so that the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ffprune_env.export.gguf.families import why_no_gguf
+from ffprune_env.export.gguf.file import write_gguf
+from ffprune_env.export.gguf.kinds import GgufType, kind_of
+from ffprune_env.export.gguf.llama_cpp import LlamaCpp
+from ffprune_env.lm.loss import perplexity_of
+from ffprune_env.lm.phases import phase, windows_size
+from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.run.folder import RunFolder
+from ffprune_env.serving.comparison import compared
+from ffprune_env.serving.served import in_turns
+from ffprune_env.serving.worker import Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+#: How the model that was pruned is called; speeds are multiples of its own as f16.
+DENSE = "dense"
+BASE: GgufType = "f16"
+_KEPT = "frontier.json"
+# One thread and one sequence: what a laptop does for one person.
+JOB = Job(prompt=256, new_tokens=32, batches=[1], threads=1)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a file is at one thing.
+
+    Attributes:
+        tokens: per second of CPU time, the median of all rounds.
+        ratio: as a multiple of the dense model as f16, which took turns with it; the median.
+        low: lower quartile of the ratios.
+        high: their upper quartile.
+    """
+
+    tokens: float
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class FilePoint:
+    """A file that can be had.
+
+    Attributes:
+        model: ``dense``, or the folder of the pruned model in that of the run.
+        sparsity: σ that was asked for; 0 of the dense model.
+        kind: how its matrices are stored.
+        size: bytes.
+        ppl: llama.cpp's perplexity of it.
+        decode: one token after the other.
+        prefill: a prompt at once.
+        made_of: what the model was when it was measured.
+    """
+
+    model: str
+    sparsity: float
+    kind: GgufType
+    size: int
+    ppl: float
+    decode: Pace
+    prefill: Pace
+    made_of: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that can be written as a file.
+
+    Attributes:
+        model: its name; see :class:`FilePoint`.
+        sparsity: of it.
+        made_of: changes when the model does.
+        folder: of the pruned model; None of the dense one.
+    """
+
+    model: str
+    sparsity: float
+    made_of: str
+    folder: Path | None = None
+
+
+class KeptFiles:
+    """``frontier.json`` of a run: every file that was measured, on the same text and in the same way.
+
+    Args:
+        run: its folder.
+        measured_on: what figures depend on beside the files; those of anything else are dropped.
+    """
+
+    def __init__(self, run: RunFolder, measured_on: Mapping[str, Any]) -> None:
+        self._run, self._measured_on = run, dict(measured_on)
+        found = run.read_json(_KEPT) or {}
+        every = found.get("files", []) if found.get("measured_on") == self._measured_on else []
+        self._points = {(point.model, point.kind): point for point in map(_read, every)}
+
+    def of(self, sources: Sequence[Source], kinds: Sequence[GgufType]) -> list[FilePoint]:
+        """Those of some models in some types, as far as they were measured."""
+        pairs = [(source, kind) for source in sources for kind in kinds]
+        return [self._points[source.model, kind] for source, kind in pairs if self.has(source, kind)]
+
+    def has(self, source: Source, kind: GgufType) -> bool:
+        """Whether a model was measured as a file of this type, and has not changed since."""
+        point = self._points.get((source.model, kind))
+        return point is not None and point.made_of == source.made_of
+
+    def add(self, point: FilePoint) -> None:
+        """Keeps one more."""
+        self._points[point.model, point.kind] = point
+        files = [asdict(x) for x in self._points.values()]
+        self._run.write_json(_KEPT, {"measured_on": self._measured_on, "files": files})
+
+
+def _read(content: Mapping[str, Any]) -> FilePoint:
+    paces = {name: Pace(**content[name]) for name in ("decode", "prefill")}
+    return FilePoint(**{**content, **paces})
+
+
+def sources_of(run: RunFolder) -> list[Source]:
+    """The dense model of a run, and the pruned ones that it and ``ffprune allocate`` wrote, by σ.
+
+    Args:
+        run: its folder.
+    """
+    pruned = []
+    for folder in (run.path, *sorted(x.parent for x in run.path.glob("s*/model"))):
+        best = RunFolder(folder).read_json("best.json")
+        if best is not None and (folder / "model" / "config.json").is_file():
+            name = str(folder.relative_to(run.path))
+            found = made_of(folder / "model")
+            pruned.append(Source(name, float(best["target_sparsity"]), found, folder / "model"))
+    dense = Source(DENSE, 0.0, run.identity()["weights"])
+    return [dense, *sorted(pruned, key=lambda source: source.sparsity)]
+
+
+def made_of(folder: Path) -> str:
+    """Something that changes when the model in a folder does, without reading gigabytes: sizes and times of its files.
+
+    Args:
+        folder: of the model.
+    """
+    files = sorted([folder / "config.json", *folder.glob("*.safetensors")])
+    return ", ".join(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files)
+
+
+def measured_on(text: str, windows: int | None, rounds: int) -> dict[str, Any]:
+    """What the figures of files depend on, to be kept beside them.
+
+    Args:
+        text: digest of all windows of test text.
+        windows: how many of them are measured on, from the first; None: all.
+        rounds: how often speed is timed.
+    """
+    return {"text": text, "windows": windows, "rounds": rounds, "clock": "cpu", **asdict(JOB)}
+
+
+def measure_files(
+    sources: Sequence[Source],
+    kinds: Sequence[GgufType],
+    dense: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: torch.Tensor,
+    rounds: int,
+    kept: KeptFiles,
+) -> None:
+    """Writes, measures and deletes every file that was not measured yet; each is kept as soon as it is.
+
+    Args:
+        sources: models.
+        kinds: types of files.
+        dense: the model that was pruned, whose f16 file takes turns with every other; it is moved to the CPU.
+        tokenizer: its tokenizer.
+        windows: int64 [n, seq_len], of test text.
+        rounds: how often speed is timed.
+        kept: what was measured before; what is measured is added.
+
+    Raises:
+        ValueError: llama.cpp has no such model, or cannot quantize it; the message says why.
+    """
+    reason = why_no_gguf(dense)
+    if reason is not None:
+        raise ValueError(reason)
+    with tempfile.TemporaryDirectory() as scratch:
+        beside = Path(scratch) / "tokenizer"
+        tokenizer.save_pretrained(beside)
+        dense = dense.to("cpu")
+        base = Path(scratch) / f"base.{BASE}.gguf"
+        write_gguf(dense, beside, base, kind_of(BASE))
+        for source in sources:
+            missing = [kind for kind in kinds if not kept.has(source, kind)]
+            if not missing:
+                continue
+            model = dense if source.folder is None else load_pruned(source.folder, device="cpu")
+            for kind in missing:
+                file = Path(scratch) / f"one.{kind}.gguf"
+                with phase("measuring a file", f"σ = {source.sparsity:g} as {kind}"):
+                    write_gguf(model, source.folder or beside, file, kind_of(kind))
+                    kept.add(_measured(source, kind, file, base, windows, rounds))
+                file.unlink()
+
+
+def _measured(source: Source, kind: GgufType, file: Path, base: Path, windows: torch.Tensor, rounds: int) -> FilePoint:
+    with phase("perplexity in llama.cpp", windows_size(tuple(windows.shape))):
+        ppl = perplexity_of(LlamaCpp(file, windows.shape[1]).losses(windows))
+    took = in_turns(Path(sys.executable), "llama.cpp", {"dense": base, "pruned": file}, JOB, rounds, "cpu")
+    speeds = {x.what: Pace(x.pruned, x.ratio, x.low, x.high) for x in compared("llama.cpp", JOB, took).speeds}
+    return FilePoint(
+        source.model, source.sparsity, kind, file.stat().st_size, ppl, speeds["decode"], speeds["prefill"],
+        source.made_of,
+    )  # fmt: skip
+
+
+def best_of(points: Sequence[FilePoint], better: Callable[[FilePoint], float]) -> set[tuple[str, GgufType]]:
+    """Those that no other is better than in both perplexity and something else.
+
+    Args:
+        points: files.
+        better: what is the better the smaller it is, such as the size.
+    """
+    return {
+        (x.model, x.kind)
+        for x in points
+        if not any(
+            y.ppl <= x.ppl and better(y) <= better(x) and (y.ppl, better(y)) != (x.ppl, better(x)) for y in points
+        )
+    }

@@ -1,0 +1,208 @@
+"""The frontier of files: measured once, kept, drawn as picture and page; without llama.cpp what there is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import tiny_runs
+from conftest import byte_tokenizer, load_script
+from matplotlib.image import imread
+
+from ffprune_env.run.frontier_drawing import files_plot
+from ffprune_env.run.frontier_files import FilePoint, Pace, best_of
+from ffprune_env.run.frontier_rows import COLUMNS, rows_of
+
+SCRIPT = "evaluate/frontier.py"
+MERGES = [("e", "n"), ("1", "2")]  # llama.cpp refuses a tokenizer without any
+
+
+@pytest.fixture(scope="module")
+def written(ppo_script, text_file, tmp_path_factory):
+    """A run over a range, with models at two sparsities; heads are such that llama.cpp can quantize them."""
+    import torch
+    from conftest import LLAMA_LIKE
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("wide")
+    torch.manual_seed(0)
+    settings = {**LLAMA_LIKE, "head_dim": 32, "num_key_value_heads": 2, "intermediate_size": 64}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **settings), dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2)
+    model.save_pretrained(folder)
+    byte_tokenizer(MERGES).save_pretrained(folder)
+    run = folder / "run"
+    flags = tiny_runs.settings(folder, text_file, run, sparsity="0.1:0.5", evaluations=0, init="ffn-only")
+    assert tiny_runs.run_main(ppo_script, [*flags, "--no-baselines", "--calibration", "ridge"]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["allocate", str(run), "--sparsity", "0.25", "0.45"])
+        assert load_script("evaluate/allocate.py").main() == 0
+    return run
+
+
+@pytest.fixture
+def own(written, tmp_path):
+    """A copy to write to; times of files stay what they are."""
+    return shutil.copytree(written, tmp_path / "own", ignore=shutil.ignore_patterns(".lock", "tb"))
+
+
+@pytest.fixture
+def run_frontier(monkeypatch, capsys):
+    """Runs evaluate/frontier.py; returns its exit code, what it printed, and its errors."""
+    script = load_script(SCRIPT)
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", [SCRIPT, *map(str, words)])
+        code = script.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def files_in(run):
+    return {(x["model"], x["kind"]): x for x in json.loads((run / "frontier.json").read_text())["files"]}
+
+
+def without_llama_cpp(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name == "cyllama" else find(name, *more)
+    )
+
+
+class Page(HTMLParser):
+    """What a page links to, and how often it has what tags."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.links = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href") and value[:1] != "#"]
+
+
+def test_files_are_measured_once_and_drawn(own, run_frontier):
+    pytest.importorskip("cyllama")
+    code, said, _ = run_frontier(own, "--rounds", 1, "--types", "f16", "q8_0")
+    assert code == 0
+    found = files_in(own)
+    assert set(found) == {(model, kind) for model in ("dense", "s25", "s45") for kind in ("f16", "q8_0")}
+    for kind in ("f16", "q8_0"):
+        sizes = [found[model, kind]["size"] for model in ("dense", "s25", "s45")]
+        assert sizes == sorted(sizes, reverse=True)
+    for model in ("dense", "s25", "s45"):
+        assert found[model, "q8_0"]["size"] < found[model, "f16"]["size"]
+        assert found[model, "q8_0"]["ppl"] == pytest.approx(found[model, "f16"]["ppl"], rel=0.03)
+    # llama.cpp's perplexity on the same text is that of the run.
+    for part, model in (("s25", "s25"), ("s45", "s45")):
+        ours = json.loads((own / part / "best.json").read_text())["saved"]["test_ppl"]
+        assert found[model, "f16"]["ppl"] == pytest.approx(ours, rel=0.01)
+    assert found["dense", "f16"]["decode"]["tokens"] > 0
+    assert imread(own / "plots" / "frontier.png").shape[1] > 1000
+    page = Page((own / "frontier.html").read_text())
+    assert page.links == []
+    assert "svg" in page.tags
+    assert "script" not in page.tags
+    assert page.tags.count("tr") == 7
+    assert "Q8_0" in said
+    before = (own / "frontier.json").read_bytes()
+    assert run_frontier(own, "--rounds", 1, "--types", "f16", "q8_0", "--no-measure")[0] == 0
+    assert (own / "frontier.json").read_bytes() == before
+
+
+def test_the_same_command_goes_on(own, run_frontier, monkeypatch):
+    """What was measured is not measured again, what is missing or changed is; other rounds are another measurement."""
+    pytest.importorskip("cyllama")
+    from ffprune_env.run import frontier_files
+
+    measured = []
+    pace = Pace(1.0, 1.0, 1.0, 1.0)
+
+    def measure(source, kind, file, *others):
+        measured.append((source.model, kind))
+        assert file.stat().st_size > 1000
+        return FilePoint(source.model, source.sparsity, kind, 1, 2.0, pace, pace, source.made_of)
+
+    monkeypatch.setattr(frontier_files, "_measured", measure)
+    words = (own, "--rounds", 1, "--types", "f16")
+    assert run_frontier(*words)[0] == 0
+    assert measured == [("dense", "f16"), ("s25", "f16"), ("s45", "f16")]
+    measured.clear()
+    assert run_frontier(*words)[0] == 0
+    assert measured == []
+    weights = own / "s25" / "model" / "model.safetensors"
+    shutil.copyfile(weights, own / "copy")
+    (own / "copy").replace(weights)
+    assert run_frontier(*words)[0] == 0
+    assert measured == [("s25", "f16")]
+    measured.clear()
+    assert run_frontier(own, "--rounds", 2, "--types", "f16")[0] == 0
+    assert len(measured) == 3
+
+
+def test_without_llama_cpp_one_line_says_so_and_what_there_is_is_drawn(own, run_frontier, monkeypatch):
+    without_llama_cpp(monkeypatch)
+    code, said, err = run_frontier(own, "--image", own / "x.png")
+    assert code == 0
+    assert "measuring files needs llama.cpp: pip install cyllama" in said + err
+    assert "searched" in said
+    assert (own / "x.png").stat().st_size > 1000
+    assert not (own / "frontier.json").exists()
+    assert Page((own / "frontier.html").read_text()).tags.count("svg") == 1
+
+
+def test_bad_input_gets_one_line(own, run_frontier, tmp_path):
+    for words, message in (
+        ((own, "--rounds", 0), "--rounds must be at least 1, got 0"),
+        ((own, "--file-windows", 0), "--file-windows must be at least 1, got 0"),
+        ((own, "--image", tmp_path / "nowhere" / "x.png"), "there is no folder"),
+        ((own, "--html", tmp_path / "nowhere" / "x.html"), "there is no folder"),
+        ((tmp_path,), "config.yaml cannot be read"),
+    ):
+        code, _, err = run_frontier(*words)
+        assert code == 2
+        (line,) = err.splitlines()
+        assert message in line
+
+
+def point(model, kind, size, ppl, speed=1.0, sparsity=0.0):
+    pace = Pace(100 * speed, speed, speed, speed)
+    return FilePoint(model, sparsity, kind, size, ppl, pace, pace, "")
+
+
+POINTS = [
+    point("dense", "f16", 400, 10.0), point("dense", "q8_0", 200, 10.1, 1.4), point("s20", "f16", 300, 11.0, 1.3, 0.2),
+    point("s20", "q8_0", 150, 11.1, 1.8, 0.2), point("s40", "f16", 220, 14.0, 1.6, 0.4),
+]  # fmt: skip
+
+
+def test_the_best_are_those_that_nothing_beats_in_both():
+    assert best_of(POINTS, lambda x: x.size) == {("dense", "f16"), ("dense", "q8_0"), ("s20", "q8_0")}
+    assert best_of(POINTS, lambda x: -x.decode.ratio) == {("dense", "f16"), ("dense", "q8_0"), ("s20", "q8_0")}
+    assert best_of(POINTS[:1] * 2, lambda x: x.size) == {("dense", "f16")}
+
+
+def test_rows_say_what_was_measured():
+    rows = [dict(zip(COLUMNS, row, strict=True)) for row in rows_of(POINTS)]
+    assert [row["loss"] for row in rows] == ["+0.0%", "+1.0%", "+10.0%", "+11.0%", "+40.0%"]
+    assert [row["the best of"] for row in rows] == ["size, speed", "size, speed", "", "size, speed", ""]
+    assert rows[3]["decode ×"] == "1.80"
+    assert {row[COLUMNS.index("loss")] for row in rows_of(POINTS[1:])} == {""}
+
+
+def test_the_picture_has_a_line_for_each_type_from_the_dense_model_on():
+    left, right = files_plot(POINTS, "tiny", "words").axes
+    for axes in (left, right):
+        lines = {str(line.get_label()): line.get_ydata() for line in axes.get_lines()}
+        assert list(lines["F16"]) == [10.0, 11.0, 14.0]
+        assert list(lines["Q8_0"]) == [10.1, 11.1]
+    assert {text.get_text() for text in left.texts} == {"0.2", "0.4"}
