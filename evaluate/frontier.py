@@ -3,7 +3,7 @@
     python train/ppo.py --sparsity 0.1:0.5 --run runs/all
     python evaluate/allocate.py runs/all --sparsity 0.15 0.3                   # writes models
     python evaluate/frontier.py runs/all                                       # measures them as files, and draws
-    python evaluate/frontier.py runs/all --beside runs/alone --no-measure --image docs/frontier.png
+    python evaluate/frontier.py runs/all --beside runs/alone --no-files --image docs/frontier.png
 
 The models that were written, and the dense one, become GGUF files of all --types, which are measured in llama.cpp on
 test text and timed in turns with the dense one as f16: dense and quantized is what people could use instead. What was
@@ -54,7 +54,7 @@ class Args(SearchedFlags, RoundFlags, TrustFlags):
     """file to write the picture to: .png, .svg or .pdf; None: plots/frontier.png in the folder of the run"""
     html: Path | None = None
     """file to write picture and table to as one page; None: frontier.html in the folder of the run"""
-    measure: bool = True
+    files: bool = True
     """write models as files, and measure what was not measured yet; otherwise draw what there is"""
     file_windows: int | None = 4
     """windows of the run's test text that the perplexity of files is measured on, from its beginning; None takes all"""
@@ -90,7 +90,7 @@ def measured_files(args: Args) -> list[FilePoint]:
     run = RunFolder(args.of)
     sources = sources_of(run)
     kept = KeptFiles(run, measured_on(run.identity()["test text"], args.file_windows, args.rounds))
-    if args.measure and not all(kept.has(source, kind) for source in sources for kind in args.types):
+    if args.files and not all(kept.has(source, kind) for source in sources for kind in args.types):
         try:
             require_llama_cpp("measuring files")
             with showing_phases(console):

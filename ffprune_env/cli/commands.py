@@ -35,7 +35,9 @@ class Command:
 #: By name, in the order in which they are listed.
 COMMANDS = {
     "search": Command("train/ppo.py", "find how much of each layer to keep; write the pruned model"),
-    "allocate": Command("evaluate/allocate.py", "write the model of a search at a sparsity that was never trained"),
+    "allocate": Command(
+        "evaluate/allocate.py", "write the model of a search at any sparsity, or the smallest one that loses no more"
+    ),
     "recover": Command("train/recover.py", "train the pruned model of a search a few minutes towards the dense one"),
     "perplexity": Command("evaluate/perplexity.py", "perplexity of a dense or pruned model"),
     "zero-shot": Command("evaluate/zero_shot.py", "zero-shot accuracy of a dense or pruned model"),
@@ -49,7 +51,9 @@ COMMANDS = {
     ),
     "tables": Command("evaluate/tables.py", "the four tables of the paper, its own figures beside those measured"),
     "compare-runs": Command("evaluate/compare_runs.py", "what several searches chose, in one table"),
-    "frontier": Command("evaluate/frontier.py", "draw perplexity against size, over the sparsities of a search"),
+    "frontier": Command(
+        "evaluate/frontier.py", "perplexity, file size and speed against each other, pruned and quantized, in a picture"
+    ),
     "windows": Command("evaluate/windows.py", "which windows of text a search would use, and for what"),
     "scale": Command("evaluate/scale.py", "what the search of a large model takes: memory and time"),
     "bench": Command("evaluate/bench.py", "what a step of the environment costs"),

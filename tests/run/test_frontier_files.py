@@ -115,7 +115,7 @@ def test_files_are_measured_once_and_drawn(own, run_frontier):
     assert page.tags.count("tr") == 7
     assert "Q8_0" in said
     before = (own / "frontier.json").read_bytes()
-    assert run_frontier(own, "--rounds", 1, "--types", "f16", "q8_0", "--no-measure")[0] == 0
+    assert run_frontier(own, "--rounds", 1, "--types", "f16", "q8_0", "--no-files")[0] == 0
     assert (own / "frontier.json").read_bytes() == before
 
 
