@@ -44,7 +44,8 @@ def damage_curves(
 
     Returns:
         Per unit, [n_groups + 1] nats per token: the change of the loss with k groups kept, 0 at ``kept``. From the
-        dense model it is a damage, 0 or more; from a pruned one it may be negative.
+        dense model it is a damage, 0 or more; from a pruned one it may be negative. With no group kept the bias of the
+        output projection and what a norm makes of it are gone, too.
 
     Raises:
         RuntimeError: the model is pruned or was never ranked.
@@ -64,6 +65,7 @@ def damage_curves(
             factors = None if calibration is None else partial(calibration.factors, i)
             hook = _accumulate(layout.output, sums[i], weight.detach(), factors)
             stack.callback(layout.output.register_forward_hook(hook).remove)
+            stack.callback(layout.block.end.register_forward_hook(_accumulate_whole(sums[i])).remove)
         for window in windows:
             back_propagate(prunable.model, window[None])
             advance()
@@ -72,6 +74,8 @@ def damage_curves(
         columns = total.second / 2 if kept is None else total.second / 2 + total.first()
         if not bool(torch.isfinite(columns).all()):
             raise ValueError(f"{layout.unit.name}: gradients are not finite: check weights and dtype")
+        if total.m:
+            columns[0] = total.whole_second / 2 - (0 if kept is None else total.whole_first)
         # One value per group, and that of the whole unit.
         curves.append((columns[:: layout.width] / windows.numel()).double().cpu().numpy())
     return curves
@@ -84,12 +88,14 @@ class _Sums:
         m: columns kept.
         mean: [columns], sum of v_j z_j.
         second: [columns + 1], at q the sum of (Σ v_j z_j)² over the columns j between q and m.
+        whole_first, whole_second: sums of gᵀu and its square, u what the unit adds to the hidden state.
     """
 
     def __init__(self, projection: nn.Linear, m: int) -> None:
         self.m = m
         self.mean = torch.zeros(projection.in_features, device=projection.weight.device)
         self.second = torch.zeros(projection.in_features + 1, device=projection.weight.device)
+        self.whole_first, self.whole_second = torch.zeros(2, device=projection.weight.device)
 
     def add(self, carried: torch.Tensor) -> None:
         """Adds tokens: [tokens, columns]."""
@@ -121,7 +127,7 @@ def _accumulate(
 
     def hook(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
         if sums.m < projection.in_features:
-            output = F.linear(inputs[0][..., : sums.m], weight, projection.bias)
+            output = F.linear(inputs[0][..., : sums.m], weight, projection.bias if sums.m else None)
         x = inputs[0].detach().flatten(0, -2)  # (B * T, columns)
 
         def on_gradient(gradient: torch.Tensor) -> None:
@@ -135,5 +141,21 @@ def _accumulate(
 
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
         return output
+
+    return hook
+
+
+def _accumulate_whole(sums: _Sums) -> Callable[[nn.Module, object, torch.Tensor], None]:
+    """A hook on where a unit ends that adds what it carries altogether when the gradient arrives."""
+
+    def hook(module: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
+        given = output[0] if isinstance(output, tuple) else output  # an attention gives its weights, too
+
+        def on_gradient(gradient: torch.Tensor) -> None:
+            carried = (gradient.float() * given.detach().float()).sum(-1)
+            sums.whole_first += carried.sum()
+            sums.whole_second += carried.square().sum()
+
+        given.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
     return hook

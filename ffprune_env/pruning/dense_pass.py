@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 import psutil
 import torch
 
-from ffprune_env.budget.units import units_by_layer
 from ffprune_env.lm.batches import evaluating, fitting_size
 from ffprune_env.lm.cost import count_forward
 from ffprune_env.pruning.layer_calls import LayerCalls, layer_calls, require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.unit_layout import UnitLayout
+from ffprune_env.pruning.unit_layout import UnitLayout, units_of_layers
 
 # Of the memory that is free on a device when the pass is made: the rest is for the calibrations themselves.
 _SHARE_OF_FREE = 0.5
 
-#: The hidden state of one batch after the attention, unless that stays whole, and after the FFN of a layer, [B, T, C].
+#: The hidden state of one batch after the attention of a layer, if that is a unit, and after the layer, [B, T, C]: once
+#: if its FFN is none.
 Behind = tuple[torch.Tensor, ...]
 
 
@@ -80,7 +80,7 @@ class DensePass:
             RuntimeError: the model is pruned now, or was ranked since the pass was made.
         """
         before = [call.hidden for call in self.calls]
-        layers, ran = units_by_layer(self.prunable.units), 0
+        layers, ran = units_of_layers(self.prunable.layouts, len(self.calls[0].layers)), 0
         try:
             for number, indices in enumerate(layers):
                 self.prunable.require_current(self.rankings)

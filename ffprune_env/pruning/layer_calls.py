@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ffprune_env.budget.units import units_by_layer
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.head import decoder_outputs, head_of, replaced_forward
-from ffprune_env.pruning.unit_layout import UnitLayout
+from ffprune_env.pruning.unit_layout import UnitLayout, units_of_layers
 from ffprune_env.pruning.units import find_layers
 
 if TYPE_CHECKING:
@@ -70,13 +69,13 @@ class LayerCalls:
 
         Args:
             number: of the layer.
-            units: its units, or its attention alone: the layer is left behind that.
+            units: those of its units that are there, or its attention alone: the layer is left behind that.
             hidden: [B, T, C].
             attended: the passage of the same hidden state through the attention alone, if nothing of the attention but
                 the weights of its output projection changed since: then that is all of it that runs again.
         """
         inputs, outputs, after, extras = [], [], [], []
-        attends = units[0].unit.kind == "attention"
+        attends = bool(units) and units[0].unit.kind == "attention"
 
         def note(module: nn.Module, args: tuple[torch.Tensor], output: torch.Tensor) -> None:
             inputs.append(args[0].flatten(0, -2))
@@ -99,10 +98,11 @@ class LayerCalls:
         states = (*((hidden.to(outputs[0].device) + outputs[0],) if attends else ()), *after)
         return Passage(tuple(inputs), tuple(outputs), states, extras[0] if extras else None)
 
-    def without_ffn(self, number: int, ffn: UnitLayout, hidden: torch.Tensor) -> torch.Tensor:
-        """The hidden state after a layer whose FFN gives nothing, [B, T, C]; arguments as for :meth:`passage`."""
+    def through(self, number: int, hidden: torch.Tensor, silent: UnitLayout | None = None) -> torch.Tensor:
+        """The hidden state after a layer, [B, T, C], one of whose units may give nothing; arguments as for others."""
         with ExitStack() as hooks:
-            hooks.callback(ffn.output.register_forward_hook(lambda *args: torch.zeros_like(args[2])).remove)
+            if silent is not None:
+                hooks.callback(silent.output.register_forward_hook(lambda *args: torch.zeros_like(args[2])).remove)
             after: torch.Tensor = self.layers[number](hidden, **self.arguments[number])
         return after
 
@@ -167,16 +167,17 @@ def require_residual_layers(model: PreTrainedModel, units: Sequence[UnitLayout],
     with evaluating(model):
         (call,) = layer_calls(model, [text])
         h = call.hidden
-        for number, indices in enumerate(units_by_layer([layout.unit for layout in units])):
-            passage = call.passage(number, [units[i] for i in indices], h)
-            after, ffn = passage.after[-1], units[indices[-1]]
-            # Where the attention stays whole, what it leaves shows when the FFN gives nothing.
-            attended = passage.after[0] if len(indices) > 1 else call.without_ffn(number, ffn, h)
-            change = (after - h.to(after.device)).double()
-            # What is not finite is said where activations are looked at.
-            if bool((attended + passage.outputs[-1] - after).double().norm() > _TOLERANCE * change.norm()):
-                raise ValueError(
-                    f"{type(model).__name__} cannot be calibrated in sequence: its layers are not h + attention, "
-                    "then h + FFN; say --calibration ridge"
-                )
+        for number, indices in enumerate(units_of_layers(units, len(call.layers))):
+            after = call.through(number, h)
+            if indices:
+                passage, last = call.passage(number, [units[i] for i in indices], h), units[indices[-1]]
+                # Where the attention is no unit, what it leaves shows when the FFN gives nothing.
+                before_last = passage.after[0] if len(indices) > 1 else call.through(number, h, silent=last)
+                change = (after - h.to(after.device)).double()
+                # What is not finite is said where activations are looked at.
+                if bool((before_last + passage.outputs[-1] - after).double().norm() > _TOLERANCE * change.norm()):
+                    raise ValueError(
+                        f"{type(model).__name__} cannot be calibrated in sequence: its layers are not h + attention, "
+                        "then h + FFN; say --calibration ridge"
+                    )
             h = after

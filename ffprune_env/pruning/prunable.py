@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,11 +13,12 @@ import numpy.typing as npt
 import torch
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.budget.units import PruneUnit
+from ffprune_env.budget.units import PruneUnit, UnitKind
 from ffprune_env.lm.devices import running_device
 from ffprune_env.modeling.attention import index_keys, require_indexable, use_indexed_attention
 from ffprune_env.pruning.cutting import Dense, permute, shrink
 from ffprune_env.pruning.head_groups import HeadGroups
+from ffprune_env.pruning.leaving_out import why_none_can_go
 from ffprune_env.pruning.probe import logits_before, probe
 from ffprune_env.pruning.streaming import stream, streamed, unstream
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
@@ -89,6 +90,7 @@ class PrunableModel:
             except WholeAttentionError as found:  # what runs shows more than what is written
                 parts = find_parts(model, channels_per_group, heads, parts.whole | found.reasons)
         self.whole: dict[int, str] = parts.whole
+        self._stays: dict[UnitKind, str] = {}
         self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
         setattr(model, _WRAPPED, True)
         if self.whole:
@@ -210,7 +212,8 @@ class PrunableModel:
         """Inside the context the model is pruned; outside it is dense again, bit for bit.
 
         Args:
-            kept: int [N], groups kept per unit, each in 1..n_groups; the best-ranked stay.
+            kept: int [N], groups kept per unit, each in 0..n_groups; the best-ranked stay. With 0 the layer runs
+                without the unit: nothing of it is computed, and it gives nothing.
             calibration: re-fits the output projections, which are then copies and not views.
 
         Yields:
@@ -223,20 +226,23 @@ class PrunableModel:
         counts = self.check_kept(kept)
         self.require_dense("prune")
         self.require_ranked("prune")
-        outputs = self._outputs(counts, calibration)
+        outputs = [self._output(i, int(k), calibration) for i, k in enumerate(counts)]
         self._is_pruned = True
-        dense = [Dense(layout) for layout in self.layouts]
-        try:
-            for layout, keys, k, (weight, bias) in zip(self.layouts, self._keys, counts, outputs, strict=True):
-                shrink(layout, int(k), weight, bias)
+        with ExitStack() as undo:
+            undo.callback(self._all_there_again)
+            for layout, keys, k, output in zip(self.layouts, self._keys, counts, outputs, strict=True):
+                if output is None:
+                    undo.enter_context(layout.block.left_out())
+                    continue
+                undo.callback(Dense(layout).restore)
+                shrink(layout, int(k), *output)
                 if keys is not None:
                     index_keys(layout.owner, keys[: layout.members(int(k))])
             yield self.model
-        finally:
-            for saved in dense:
-                saved.restore()
-            self._restore_keys()
-            self._is_pruned = False
+
+    def _all_there_again(self) -> None:
+        self._restore_keys()
+        self._is_pruned = False
 
     def kept_groups(self, kept: npt.ArrayLike) -> list[IntArray]:
         """Lists the original indices of the heads or channels in the groups that stay, ascending, per unit.
@@ -261,7 +267,7 @@ class PrunableModel:
         self.units = tuple(units)
 
     def sparsity(self, kept: npt.ArrayLike) -> float:
-        """Fraction of Σ w_i that goes away."""
+        """What goes away as a fraction of Σ w_i; the rest of a unit that goes entirely counts."""
         return self._removed(kept) / sum(unit.n_params for unit in self.units)
 
     def total_sparsity(self, kept: npt.ArrayLike) -> float:
@@ -296,21 +302,35 @@ class PrunableModel:
                 f"kept must be {len(self.units)} integers, one per unit; got shape {counts.shape}, dtype {counts.dtype}"
             )
         for unit, k in zip(self.units, counts, strict=True):
-            if not 1 <= k <= unit.n_groups:
-                raise ValueError(f"{unit.name}: {k} groups kept, allowed are 1 to {unit.n_groups}")
+            if not 0 <= k <= unit.n_groups:
+                raise ValueError(f"{unit.name}: {k} groups kept, allowed are 0 to {unit.n_groups}")
+        self.require_can_go({unit.kind for unit, k in zip(self.units, counts, strict=True) if not k})
         return counts.astype(np.int64)
 
-    def _outputs(
-        self, counts: IntArray, calibration: Calibration | None
-    ) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Weight and new bias of every output projection with its first groups only: views, or re-fitted copies."""
-        if calibration is None:
-            return [
-                (x.output.weight.data[:, : int(k) * x.width], None) for x, k in zip(self.layouts, counts, strict=True)
-            ]
-        if calibration.prunable is not self:
+    def require_can_go(self, kinds: Collection[UnitKind]) -> None:
+        """Raises ValueError unless units of these kinds can go with all of their groups; a few tokens show it.
+
+        Args:
+            kinds: of units that are to keep none.
+        """
+        for kind in sorted(kinds):
+            if kind not in self._stays:
+                self._stays[kind] = why_none_can_go(self, kind)
+            if reason := self._stays[kind]:
+                name = type(self.model).__name__
+                raise ValueError(f"{name} cannot lose a whole {kind}: {reason}; keep 1 group of it")
+
+    def _output(
+        self, i: int, k: int, calibration: Calibration | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None] | None:
+        """Weight and new bias of an output projection with its first groups only: a view, or a re-fitted copy."""
+        if calibration is not None and calibration.prunable is not self:
             raise ValueError("the calibration was made for another PrunableModel")
-        return [(calibration.weight(i, int(k)), calibration.bias(i, int(k))) for i, k in enumerate(counts)]
+        if not k:
+            return None
+        if calibration is None:
+            return self.layouts[i].output.weight.data[:, : k * self.layouts[i].width], None
+        return calibration.weight(i, k), calibration.bias(i, k)
 
     def _put(self, orders: Sequence[IntArray]) -> None:
         """Puts heads and channels where an order per unit, of original indices, wants them."""
@@ -334,7 +354,9 @@ class PrunableModel:
 
     def _removed(self, kept: npt.ArrayLike) -> int:
         counts = self.check_kept(kept)
-        return sum(u.group_params * (u.n_groups - int(k)) for u, k in zip(self.units, counts, strict=True))
+        pairs = list(zip(self.units, counts, strict=True))
+        whole = sum(unit.rest_params for unit, k in pairs if not k)
+        return whole + sum(unit.group_params * (unit.n_groups - int(k)) for unit, k in pairs)
 
 
 class _AsItWas:

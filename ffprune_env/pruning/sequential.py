@@ -8,7 +8,6 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from ffprune_env.budget.units import units_by_layer
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.phases import Advance, phase, windows_size
@@ -17,6 +16,7 @@ from ffprune_env.pruning.dense_pass import Behind, DensePass
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.layer_calls import LayerCalls, Passage
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.unit_layout import units_of_layers
 
 #: How many tokens of calibration text weigh as much as λ.
 PRIOR_TOKENS = 32_768
@@ -106,7 +106,7 @@ class SequentialCalibration:
     @torch.no_grad()
     def _fit(self, dense: DensePass, advance: Advance) -> None:
         hidden, done = [call.hidden for call in dense.calls], 0
-        layers = units_by_layer(self.prunable.units)
+        layers = units_of_layers(self.prunable.layouts, len(dense.calls[0].layers))
         try:
             for number, wanted in enumerate(dense.layers()):
                 hidden = self._fit_layer(dense.calls, number, layers[number], hidden, wanted)
@@ -125,8 +125,9 @@ class SequentialCalibration:
         wanted: list[Behind],
     ) -> list[torch.Tensor]:
         """Corrects the units of a layer, and returns the hidden states behind it, one per batch like all others."""
-        prunable, units = self.prunable, [self.prunable.layouts[i] for i in indices]
-        *attention, ffn = indices
+        prunable, left = self.prunable, [i for i in indices if self.kept[i]]
+        units = [prunable.layouts[i] for i in left]
+        attention = [i for i in left if prunable.units[i].kind == "attention"]
         passages: list[Passage] = []
         for i in attention:
             with prunable.pruned(self.kept, self):
@@ -135,17 +136,21 @@ class SequentialCalibration:
                     passages.append(call.passage(number, units[:1], h))
                     regression.add(passages[-1].inputs[0], goal[0] - passages[-1].after[0])
             self._correct(i, regression)
-        behind: list[tuple[torch.Tensor, torch.Tensor]] = []
+        behind: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+        ffn = left[-1] if left[len(attention) :] else None
         with prunable.pruned(self.kept, self):
             regression = _Regression()
             passages.reverse()
             for call, h, goal in zip(calls, hidden, wanted, strict=True):
                 got = call.passage(number, units, h, attended=passages.pop() if attention else None)
-                regression.add(got.inputs[-1], goal[-1] - got.after[-1])
-                behind.append((got.after[-1], got.inputs[-1]))
+                if ffn is not None:
+                    regression.add(got.inputs[-1], goal[-1] - got.after[-1])
+                behind.append((got.after[-1], None if ffn is None else got.inputs[-1]))
+        if ffn is None:
+            return [h for h, _ in behind]
         change = self._correct(ffn, regression)
         # What the correction of the FFN adds, without another run of the layer.
-        return [_sum(h, F.linear(x.to(change), change)) for h, x in behind]
+        return [_sum(h, F.linear(x.to(change), change)) for h, x in behind if x is not None]
 
     def _correct(self, i: int, regression: _Regression) -> torch.Tensor:
         """Adds its correction to the weights of unit i, and returns it: float32 [C, columns]."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ from torch import nn
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.lm.devices import running_device
+from ffprune_env.pruning.block import UnitBlock
 from ffprune_env.pruning.fused import Fused
 from ffprune_env.pruning.head_groups import best_first
 
@@ -37,6 +39,7 @@ class UnitLayout:
             None where each has its own, or goes with it.
         balanced: whether a group is one query head of every key/value head.
         fused: the matrix that holds both inputs; None if each is a module of its own.
+        block: where it is in its decoder layer.
     """
 
     unit: PruneUnit
@@ -49,6 +52,7 @@ class UnitLayout:
     key_heads: torch.Tensor | None = None
     balanced: bool = False
     fused: Fused | None = None
+    block: UnitBlock = field(kw_only=True)
 
     @property
     def n_members(self) -> int:
@@ -72,6 +76,19 @@ class UnitLayout:
     def device(self) -> torch.device:
         """Where the unit runs."""
         return running_device(self.output)
+
+
+def units_of_layers(layouts: Sequence[UnitLayout], n_layers: int) -> list[list[int]]:
+    """Indices of the units of every decoder layer, its attention first; a layer may have none left.
+
+    Args:
+        layouts: of all units, in their order.
+        n_layers: decoder layers of the model.
+    """
+    layers: list[list[int]] = [[] for _ in range(n_layers)]
+    for i, layout in enumerate(layouts):
+        layers[layout.unit.layer].append(i)
+    return layers
 
 
 def member_columns(layout: UnitLayout, members: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,10 @@ from torch import nn
 from ffprune_env.budget.units import PruneUnit, UnitKind
 from ffprune_env.lm.devices import running_device
 from ffprune_env.lm.head import decoder_of
+from ffprune_env.modeling.absent import absent_blocks, is_absent
 from ffprune_env.modeling.config_names import KV_HEADS_KEY
 from ffprune_env.modeling.layer_sizes import query_heads_per_key_head
+from ffprune_env.pruning.block import UnitBlock
 from ffprune_env.pruning.fused import Fused
 from ffprune_env.pruning.head_groups import HeadGroups, check_head_groups, heads_at_once
 from ffprune_env.pruning.unit_layout import UnitLayout
@@ -51,7 +53,8 @@ class Parts:
     """What of a decoder can be cut, and what stays whole.
 
     Attributes:
-        layouts: the units in the order attention 0, ffn 0, attention 1, ffn 1, ..., without attention that stays whole.
+        layouts: the units in the order attention 0, ffn 0, attention 1, ffn 1, ..., without attention that stays whole,
+            and without what went from a model that was pruned before.
         whole: why the attention of a layer cannot be cut exactly, by decoder layer.
     """
 
@@ -99,8 +102,8 @@ def find_parts(
     layouts: list[UnitLayout] = []
     for index, layer in enumerate(layers):
         name = f"{prefix}.{index}"
-        head_params = None
-        if index not in reasons:
+        head_params, gone = None, absent_blocks(layer)
+        if index not in reasons and "attention" not in gone:
             try:
                 attention = _attention_layout(model, layer, name, index, heads)
                 _refuse_shared_weights(model, attention, shared)
@@ -109,10 +112,12 @@ def find_parts(
             else:
                 head_params = attention.unit.group_params
                 layouts.append(attention)
+        if "ffn" in gone:
+            continue
         ffn = _ffn_layout(model, layer, name, index)
         _refuse_shared_weights(model, ffn, shared)
         layouts.append(_in_blocks(ffn, channels_per_group, head_params))
-    return Parts(tuple(layouts), dict(sorted(reasons.items())))
+    return Parts(tuple(map(_with_rest, layouts)), dict(sorted(reasons.items())))
 
 
 def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
@@ -125,7 +130,11 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     inside = set(decoder_of(model).modules())
     lists = [(name, x) for name, x in model.named_modules() if isinstance(x, nn.ModuleList) and x in inside]
     marks = (_ATTENTION_INPUTS[0], _FUSED_ATTENTION)
-    attending = [(x, y) for x, y in lists if len(y) and any(hasattr(z, mark) for z in y[0].modules() for mark in marks)]
+    attending = [
+        (x, y)
+        for x, y in lists
+        if len(y) and any(is_absent(z) or any(hasattr(z, mark) for mark in marks) for z in y[0].modules())
+    ]
     # Lists nested in a layer (experts, for one) come after the list of layers and are left to the layer's own checks.
     tops = [(name, x) for name, x in attending if not any(name.startswith(f"{other}.") for other, _ in attending)]
     if len(tops) == 1:
@@ -162,8 +171,10 @@ def _attention_layout(
         shapes = f"{heads} query heads, {key_heads} key heads, {v.out_features} value features"
         raise _unsupported(model, f"{where} has {shapes}, which do not share evenly")
     _refuse_state_of_heads(model, owner, where, head_dim)
+    block = _block(model, layer, name, index, "attention", (_inside(name, where),), output)
     if grouping == "groups" and shared is None:
-        return _key_value_groups(PruneUnit(where, "attention", index, key_heads, 0), owner, (q, k, v), output, head_dim)
+        unit = PruneUnit(where, "attention", index, key_heads, _cut_params((q, k, v), output))
+        return _key_value_groups(unit, owner, (q, k, v), output, head_dim, block)
     if shared is None and (key_heads != heads or _shared_before(model.config)):
         shared = torch.arange(heads, device=running_device(output)) // (heads // key_heads)
     at_once = heads_at_once(shared, grouping)
@@ -174,16 +185,44 @@ def _attention_layout(
     inputs = (q, k, v) if shared is None else (q,)
     unit = PruneUnit(where, "attention", index, heads // at_once, _cut_params(inputs, output))
     widths = (head_dim,) * len(inputs)
-    return UnitLayout(unit, owner, inputs, output, at_once * head_dim, head_dim, widths, shared, at_once > 1)
+    width = at_once * head_dim
+    return UnitLayout(unit, owner, inputs, output, width, head_dim, widths, shared, at_once > 1, block=block)
 
 
 def _key_value_groups(
-    unit: PruneUnit, owner: nn.Module, inputs: tuple[nn.Linear, ...], output: nn.Linear, head_dim: int
+    unit: PruneUnit,
+    owner: nn.Module,
+    inputs: tuple[nn.Linear, ...],
+    output: nn.Linear,
+    head_dim: int,
+    block: UnitBlock,
 ) -> UnitLayout:
     """An attention that loses key/value heads with all that read them; stock code shares what is left."""
-    unit = replace(unit, n_params=_cut_params(inputs, output))
     width = output.in_features // unit.n_groups
-    return UnitLayout(unit, owner, inputs, output, width, width, (width, head_dim, head_dim))
+    return UnitLayout(unit, owner, inputs, output, width, width, (width, head_dim, head_dim), block=block)
+
+
+def _block(
+    model: PreTrainedModel,
+    layer: nn.Module,
+    name: str,
+    index: int,
+    kind: UnitKind,
+    places: tuple[str, ...],
+    output: nn.Linear,
+) -> UnitBlock:
+    return UnitBlock(kind, layer, name, index, places, output.out_features, model.config.get_text_config())
+
+
+def _inside(layer: str, path: str) -> str:
+    """The path of a module inside its layer."""
+    return path.removeprefix(layer).removeprefix(".")
+
+
+def _with_rest(layout: UnitLayout) -> UnitLayout:
+    """A unit that knows what goes with its last group."""
+    rest = layout.block.n_params() - layout.unit.n_params
+    return replace(layout, unit=replace(layout.unit, rest_params=rest))
 
 
 def _shared_before(config: Any) -> bool:
@@ -244,7 +283,9 @@ def _ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int)
             # fc1 and fc2 may sit on the layer itself (OPT); the name says which half of the layer is meant.
             path = f"{where}.ffn" if owner is layer else where
             unit = PruneUnit(path, "ffn", index, output.in_features, _cut_params(inputs, output))
-            return UnitLayout(unit, owner, inputs, output, 1, 1, (1,) * len(inputs))
+            places = (*input_names, output_name) if owner is layer else (_inside(name, where),)
+            block = _block(model, layer, name, index, "ffn", places, output)
+            return UnitLayout(unit, owner, inputs, output, 1, 1, (1,) * len(inputs), block=block)
     options = " or ".join(" + ".join((*inputs, output)) for inputs, output in _FFN_SHAPES)
     raise _unsupported(model, f"{name} has no FFN with {options}")
 
@@ -263,7 +304,8 @@ def _fused_ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
         )
     fused = Fused.of(owner, _FUSED_FFN)
     unit = PruneUnit(where, "ffn", index, output.in_features, _cut_params(fused.halves, output))
-    return UnitLayout(unit, owner, fused.halves, output, 1, 1, (1, 1), fused=fused)
+    block = _block(model, layer, name, index, "ffn", (_inside(name, where),), output)
+    return UnitLayout(unit, owner, fused.halves, output, 1, 1, (1, 1), fused=fused, block=block)
 
 
 def _in_blocks(ffn: UnitLayout, channels_per_group: int, head_params: int | None) -> UnitLayout:

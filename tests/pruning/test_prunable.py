@@ -228,8 +228,8 @@ def test_misuse_is_refused_and_changes_nothing():
     with pytest.raises(ValueError, match="1 of its scores are not finite"):
         prunable.rank([np.array([1, 2, np.nan, 3]), *scores[1:]])
     prunable.rank(scores)
-    with pytest.raises(ValueError, match="0 groups kept, allowed are 1 to 4"):
-        prunable.check_kept([0, *kept[1:]])
+    with pytest.raises(ValueError, match="-1 groups kept, allowed are 0 to 4"):
+        prunable.check_kept([-1, *kept[1:]])
     with pytest.raises(ValueError, match="6 integers, one per unit"):
         prunable.check_kept(kept / 2)
     with prunable.pruned(kept):
