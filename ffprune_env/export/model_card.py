@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from ffprune_env.budget.units import units_by_layer
+from ffprune_env.modeling.absent import absent_blocks
 from ffprune_env.modeling.config_names import PREFIX
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.calibration_kind import CalibrationKind, calibration_kind
 from ffprune_env.pruning.sequential import SequentialCalibration
+from ffprune_env.pruning.units import find_layers
 from ffprune_env.texts.bos import BosProtocol, stated
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from ffprune_env.pruning.prunable import Calibration, PrunableModel
     from ffprune_env.pruning.unit_layout import UnitLayout
@@ -116,6 +118,7 @@ def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibr
         rows["perplexity, pruned"] = f"{facts.pruned_ppl:.2f}"
     if facts.protocol is not None:
         rows["perplexity measured on"] = facts.protocol
+    layers = find_layers(prunable.model)[1]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
     return f"""---
 library_name: transformers
@@ -150,7 +153,7 @@ after `import ffprune_env; ffprune_env.register_auto_classes()`.
 ## What every layer keeps
 
 ```text
-{_bars(prunable.layouts, counts, "key/value" if prunable.heads == "groups" else "attention")}
+{_bars(prunable.layouts, layers, counts, "key/value" if prunable.heads == "groups" else "attention")}
 ```
 """
 
@@ -164,15 +167,21 @@ def _describe(calibration: Calibration) -> str:
     return type(calibration).__name__
 
 
-def _bars(layouts: Sequence[UnitLayout], counts: npt.NDArray[np.int64], which: str) -> str:
+def _bars(layouts: Sequence[UnitLayout], layers: Iterable[nn.Module], counts: npt.NDArray[np.int64], which: str) -> str:
     """One line per layer, with a bar for the attention and one for the FFN."""
     lines = [f"layer  {f'{which} heads':<{_BAR + 12}}FFN channels"]
-    for layer, indices in enumerate(units_by_layer([layout.unit for layout in layouts])):
-        cells = [f"{'whole':<{_BAR + 12}}"] * (2 - len(indices))  # an attention that is no unit
-        for i in indices:
+    units = {(layout.unit.layer, layout.unit.kind): i for i, layout in enumerate(layouts)}
+    for number, layer in enumerate(layers):
+        cells = []
+        for kind in ("attention", "ffn"):
+            i = units.get((number, kind))
+            if i is None:  # an attention that is no unit, or what went before
+                cells.append(f"{'none' if kind in absent_blocks(layer) else 'whole':<{_BAR + 12}}")
+                continue
             kept, of = layouts[i].members(int(counts[i])), layouts[i].n_members
-            cells.append(f"{'█' * max(1, round(_BAR * kept / of)):<{_BAR}} {f'{kept}/{of}':<11}")
-        lines.append(f"{layer:5}  {''.join(cells)}".rstrip())
+            bar = "█" * max(1, round(_BAR * kept / of)) if kept else "none"
+            cells.append(f"{bar:<{_BAR}} {f'{kept}/{of}':<11}")
+        lines.append(f"{number:5}  {''.join(cells)}".rstrip())
     return "\n".join(lines)
 
 

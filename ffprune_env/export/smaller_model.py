@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from torch import nn
 from ffprune_env.export.writable import dense_family
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, relative_error
+from ffprune_env.modeling.absent import absent_blocks
 from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
 from ffprune_env.modeling.layer_sizes import dense_key_heads, shares_evenly
@@ -56,7 +57,7 @@ def smaller_model(
     config = _smaller_config(model, model_class.config_class, left.sizes | {"tie_word_embeddings": tied})
     with torch.device("meta"):
         smaller: PreTrainedModel = model_class._from_config(config, dtype=model.dtype)
-    _require_same_modules(model, smaller)
+    _require_same_modules(model, smaller, left.gone)
     _require_same_names(smaller, left.tensors, calibration)
     smaller.load_state_dict(left.tensors, assign=True)
     if tied:
@@ -94,11 +95,19 @@ def _is_tied(model: PreTrainedModel) -> bool:
 
 @dataclass(frozen=True)
 class _Left:
-    """What is left of a model: all tensors, on the CPU, by name; sizes of its layers by their keys; a few logits."""
+    """What is left of a model.
+
+    Attributes:
+        tensors: all of them, on the CPU, by name.
+        sizes: of its layers, by their keys.
+        logits: a few of them.
+        gone: modules that went with their last group, by name.
+    """
 
     tensors: dict[str, torch.Tensor]
     sizes: dict[str, list[Any]]
     logits: torch.Tensor
+    gone: frozenset[str]
 
 
 @torch.no_grad()
@@ -107,14 +116,18 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
         tensors = pruned.state_dict()
         names = {module: name for name, module in pruned.named_modules()}
         config = pruned.config
-        layers = [(layer.self_attn, _ffn_output(layer)) for layer in pruned.get_decoder().layers]
+        layers = pruned.get_decoder().layers
         sizes: dict[str, list[Any]] = {
-            HEADS_KEY: [_heads(attention, "q_proj", config.num_attention_heads) for attention, _ in layers],
-            KV_HEADS_KEY: [_heads(attention, "k_proj", dense_key_heads(config)) for attention, _ in layers],
-            CHANNELS_KEY: [output.in_features for _, output in layers],
+            HEADS_KEY: [_heads(layer, "q_proj", config.num_attention_heads) for layer in layers],
+            KV_HEADS_KEY: [_heads(layer, "k_proj", dense_key_heads(config)) for layer in layers],
+            CHANNELS_KEY: [_channels(layer) for layer in layers],
             KV_INDEX_KEY: [None] * len(layers),
         }
+        gone: list[str] = []
         for layout, order, k in zip(prunable.layouts, prunable.order, counts, strict=True):
+            if not k:
+                gone += [f"{layout.block.name}.{path}" for path in layout.block.gone]
+                continue
             members, places = order[: layout.members(int(k))].sort()
             columns = member_columns(layout, places)
             for module, width in zip(layout.inputs, layout.row_widths, strict=True):
@@ -134,13 +147,15 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
                 sizes[KV_INDEX_KEY][layer] = index.tolist()
         with calm(pruned):
             logits = own_logits(pruned, _tokens(pruned)).cpu()
-    return _Left({name: tensor.cpu() for name, tensor in tensors.items()}, sizes, logits)
+    return _Left({name: tensor.cpu() for name, tensor in tensors.items()}, sizes, logits, frozenset(gone))
 
 
-def _heads(attention: Any, projection: str, dense: int) -> int:
+def _heads(layer: Any, projection: str, dense: int) -> int:
     """Heads that a projection of an attention gives; one that is a part of a larger matrix is never cut."""
-    linear = getattr(attention, projection, None)
-    return dense if linear is None else linear.out_features // attention.head_dim
+    if "attention" in absent_blocks(layer):
+        return 0
+    linear = getattr(layer.self_attn, projection, None)
+    return dense if linear is None else linear.out_features // layer.self_attn.head_dim
 
 
 def _join(tensors: dict[str, torch.Tensor], name: str) -> None:
@@ -151,9 +166,12 @@ def _join(tensors: dict[str, torch.Tensor], name: str) -> None:
             tensors[f"{name}.{kind}"] = torch.cat(halves)
 
 
-def _ffn_output(layer: nn.Module) -> Any:
-    ffn = getattr(layer, "mlp", layer)
-    return ffn.fc2 if hasattr(ffn, "fc2") else ffn.down_proj
+def _channels(layer: nn.Module) -> int:
+    if "ffn" in absent_blocks(layer):
+        return 0
+    ffn: Any = getattr(layer, "mlp", layer)
+    channels: int = (ffn.fc2 if hasattr(ffn, "fc2") else ffn.down_proj).in_features
+    return channels
 
 
 def _tokens(model: PreTrainedModel) -> torch.Tensor:
@@ -201,9 +219,9 @@ def _require_one_dtype(model: nn.Module) -> None:
         raise ValueError(f"the model has parameters of {len(found)} dtypes, {examples}: give it one with model.to(...)")
 
 
-def _require_same_modules(model: nn.Module, smaller: nn.Module) -> None:
-    """Refuses a model whose modules are others than those that its configuration describes."""
-    found, wanted = _module_classes(model), _module_classes(smaller)
+def _require_same_modules(model: nn.Module, smaller: nn.Module, gone: Collection[str]) -> None:
+    """Refuses a model whose modules are others than those that its configuration describes; ``gone`` are no more."""
+    found, wanted = _module_classes(model, gone), _module_classes(smaller, gone)
     for name in (*found, *wanted):
         if found.get(name) is not wanted.get(name):
             raise ValueError(
@@ -227,8 +245,10 @@ def _require_same_names(
         )
 
 
-def _module_classes(model: nn.Module) -> dict[str, type[nn.Module]]:
-    return {name: type(module) for name, module in model.named_modules() if name}
+def _module_classes(model: nn.Module, but: Collection[str]) -> dict[str, type[nn.Module]]:
+    """Classes of all modules by name, but for some and what is in them."""
+    inside = tuple(f"{name}." for name in but)
+    return {name: type(x) for name, x in model.named_modules() if name and not f"{name}.".startswith(inside)}
 
 
 def _name(kind: type | None) -> str:

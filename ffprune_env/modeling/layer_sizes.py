@@ -18,9 +18,9 @@ class LayerSizes:
     """What is left of one decoder layer.
 
     Attributes:
-        heads: query heads.
-        kv_heads: key/value heads.
-        channels: of the FFN.
+        heads: query heads; 0 where there is no attention.
+        kv_heads: key/value heads; 0 there as well, and nowhere else.
+        channels: of the FFN; 0 where there is none.
         kv_index: the key/value head that each query head reads; None where they share them evenly and in order.
     """
 
@@ -45,11 +45,17 @@ def layer_sizes(config: Any) -> list[LayerSizes]:
     if hasattr(config, KV_HEADS_KEY):
         kv_heads = _integers(config, KV_HEADS_KEY)
     else:
-        kv_heads = heads if dense_kv == dense else [dense_kv] * len(heads)
+        kv_heads = heads if dense_kv == dense else [dense_kv if n else 0 for n in heads]
+    for i, pair in enumerate(zip(heads, kv_heads, strict=True)):
+        if 0 in pair and any(pair):
+            raise ValueError(
+                f"config keys {HEADS_KEY} and {KV_HEADS_KEY} give layer {i} {pair[0]} query heads and {pair[1]} "
+                f"key/value heads; without an attention both are 0"
+            )
     if hasattr(config, KV_INDEX_KEY):
         indices = _indices(config, heads, kv_heads)
     else:
-        indices = [None if dense_kv == dense or n == dense else (0,) * n for n in heads]
+        indices = [None if dense_kv == dense or n in (0, dense) else (0,) * n for n in heads]
     return [LayerSizes(*sizes) for sizes in zip(heads, kv_heads, channels, indices, strict=True)]
 
 
@@ -95,8 +101,8 @@ def dense_key_heads(config: Any) -> int:
 
 def _integers(config: Any, key: str) -> list[int]:
     sizes, layers = getattr(config, key, None), config.num_hidden_layers
-    if not isinstance(sizes, list) or len(sizes) != layers or not all(type(n) is int and n > 0 for n in sizes):
-        raise ValueError(f"config key {key} must list {layers} positive integers, one per layer; got {sizes}")
+    if not isinstance(sizes, list) or len(sizes) != layers or not all(type(n) is int and n >= 0 for n in sizes):
+        raise ValueError(f"config key {key} must list {layers} integers from 0, one per layer; got {sizes}")
     return sizes
 
 
@@ -109,7 +115,7 @@ def _indices(config: Any, heads: list[int], kv_heads: list[int]) -> list[tuple[i
         )
     found: list[tuple[int, ...] | None] = []
     for i, index in enumerate(indices):
-        if index is None and heads[i] % kv_heads[i]:
+        if index is None and heads[i] and heads[i] % kv_heads[i]:
             raise ValueError(
                 f"config key {KV_INDEX_KEY} has no index for layer {i}, whose {heads[i]} query heads cannot share "
                 f"{kv_heads[i]} key/value heads evenly"

@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import nn
 
+from .absent import put, stand_ins
 from .attention import require_indexable, use_indexed_attention
 from .config_names import HEADS_KEY, KV_INDEX_KEY, PREFIX, named_as_pruned
 from .families import AUTO_CLASSES, FAMILIES, pruned_names
@@ -25,8 +26,8 @@ class PrunedConfig:
     """What the configurations of all families have in common.
 
     Raises:
-        ValueError: the shapes of the layers are missing, or are not one positive number for each, or the key/value
-            heads that their query heads read are none.
+        ValueError: the shapes of the layers are missing, or are not one number for each, or the key/value heads that
+            their query heads read are none.
     """
 
     @classmethod
@@ -57,7 +58,7 @@ class PrunedModel:
 
     Nothing is allocated for what goes away where models are built on the meta device, as ``from_pretrained`` does. A
     layer whose query heads share their key/value heads unevenly holds ``kv_index``: the key/value head of each query
-    head. All other layers run as they always did.
+    head. A layer without an attention or an FFN runs as if that gave 0. All other layers run as they always did.
 
     Args:
         config: a pruned configuration of the same family.
@@ -66,7 +67,8 @@ class PrunedModel:
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # type: ignore[call-arg]
         layers = self.get_decoder().layers  # type: ignore[attr-defined]
-        for layer, sizes in zip(layers, layer_sizes(config), strict=True):
+        for number, (layer, sizes) in enumerate(zip(layers, layer_sizes(config), strict=True)):
+            _leave_out(layer, sizes, config, number)
             _resize(layer, sizes)
         attentions = [layer.self_attn for layer in layers]
         self._indexed: list[nn.Module] = [x for x in attentions if hasattr(x, "kv_index")]
@@ -164,16 +166,31 @@ def _pruned(name: str, dense: Any, family: str) -> Any:
     return type(name, (PrunedConfig if is_config else PrunedModel, dense), content)
 
 
+def _leave_out(layer: Any, sizes: LayerSizes, config: Any, number: int) -> None:
+    """Takes what a layer does not have any more out of a dense one."""
+    if not sizes.heads:
+        put(layer, stand_ins(layer, "attention", ("self_attn",), config, number, config.hidden_size))
+    if not sizes.channels:
+        ffn = ("mlp",) if hasattr(layer, "mlp") else ("fc1", "fc2")
+        put(layer, stand_ins(layer, "ffn", ffn, config, number, config.hidden_size))
+
+
 def _resize(layer: Any, sizes: LayerSizes) -> None:
     """Gives a dense layer its own sizes; a layer that has them already stays as it is."""
-    attention, ffn = layer.self_attn, getattr(layer, "mlp", layer)
+    if sizes.heads:
+        _resize_attention(layer.self_attn, sizes)
+    if sizes.channels:
+        ffn = getattr(layer, "mlp", layer)
+        _resize_linear(ffn, ("gate_proj", "up_proj", "fc1"), rows=sizes.channels)
+        _resize_linear(ffn, ("gate_up_proj",), rows=2 * sizes.channels)
+        _resize_linear(ffn, ("down_proj", "fc2"), columns=sizes.channels)
+
+
+def _resize_attention(attention: Any, sizes: LayerSizes) -> None:
     rows, kv_rows = sizes.heads * attention.head_dim, sizes.kv_heads * attention.head_dim
     _resize_linear(attention, ("q_proj",), rows=rows)
     _resize_linear(attention, ("k_proj", "v_proj"), rows=kv_rows)
     _resize_linear(attention, ("o_proj", "out_proj"), columns=rows)
-    _resize_linear(ffn, ("gate_proj", "up_proj", "fc1"), rows=sizes.channels)
-    _resize_linear(ffn, ("gate_up_proj",), rows=2 * sizes.channels)
-    _resize_linear(ffn, ("down_proj", "fc2"), columns=sizes.channels)
     if hasattr(attention, "num_heads"):  # OPT; the others infer it from the projection's width
         attention.num_heads = sizes.heads
     if sizes.kv_index is not None:
