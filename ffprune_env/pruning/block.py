@@ -44,8 +44,13 @@ class UnitBlock:
     @property
     def end(self) -> nn.Module:
         """The module whose output is added to the hidden state, but for multipliers."""
+        return self.norm_behind or self.layer.get_submodule(self.places[-1])
+
+    @property
+    def norm_behind(self) -> nn.Module | None:
+        """The norm that what the unit gives goes through, if there is one of its own."""
         behind = norms_of(self.layer, self.kind)[1]
-        return self.layer.get_submodule(behind[-1] if behind else self.places[-1])
+        return self.layer.get_submodule(behind[-1]) if behind else None
 
     def n_params(self) -> int:
         """Parameters of all of it."""

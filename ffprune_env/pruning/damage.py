@@ -74,6 +74,8 @@ def damage_curves(
         columns = total.second / 2 if kept is None else total.second / 2 + total.first()
         if not bool(torch.isfinite(columns).all()):
             raise ValueError(f"{layout.unit.name}: gradients are not finite: check weights and dtype")
+        if not total.m and layout.block.norm_behind is not None:
+            columns = torch.zeros_like(columns)  # of nothing a norm has no slope
         if total.m:
             columns[0] = total.whole_second / 2 - (0 if kept is None else total.whole_first)
         # One value per group, and that of the whole unit.

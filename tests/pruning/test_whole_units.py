@@ -11,9 +11,11 @@ from conftest import FAMILIES, MORE_FAMILIES, tiny_model
 from torch import nn
 
 from ffprune_env.export import trial
+from ffprune_env.lm.loss import window_losses
 from ffprune_env.modeling.absent import NoAttention, norms_of
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.damage import damage_curves
+from ffprune_env.pruning.drops import drop_losses, with_drops
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.leaving_out import why_none_can_go
 from ffprune_env.pruning.prunable import PrunableModel
@@ -225,6 +227,38 @@ def test_the_last_point_of_a_curve_is_what_the_whole_unit_carries(family, window
             loss = nn.functional.cross_entropy(out, window[1:], reduction="sum")
             total += float(torch.autograd.grad(loss, factor)[0].square().sum())
         assert curves[i][0] == pytest.approx(total / 2 / windows.numel(), rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "opt", "gemma2", "cohere"])
+def test_leaving_units_out_is_measured_one_after_the_other(family, windows):
+    prunable = ranked(family)
+    losses = window_losses(prunable.model, windows).double()
+    drops = drop_losses(prunable, windows)
+    for i in range(len(prunable.units)):
+        kept = np.array([0 if i == j else unit.n_groups for j, unit in enumerate(prunable.units)])
+        with prunable.pruned(kept) as pruned:
+            change = float((window_losses(pruned, windows).double() - losses).mean())
+        assert drops[i] == pytest.approx(change, abs=1e-6)
+    assert torch.equal(window_losses(prunable.model, windows).double(), losses)
+
+
+def test_curves_end_where_whole_units_were_measured():
+    curves = [np.array([3.0, 2.0, 1.0, 0.0]), np.array([0.5, 0.2, 0.0]), np.array([1.0, 0.5, 0.0])]
+    fitted = with_drops(curves, np.array([1.5, 4.0, -0.1]))
+    np.testing.assert_array_equal(fitted[0], [1.5, 1.5, 1.0, 0.0])
+    np.testing.assert_array_equal(fitted[1], [4.0, 0.2, 0.0])
+    np.testing.assert_array_equal(fitted[2], [0, 0, 0])
+    np.testing.assert_array_equal(curves[1], [0.5, 0.2, 0.0])
+
+
+@pytest.mark.parametrize("family", ["llama-gqa", "gemma2"])
+def test_around_a_unit_that_is_gone_curves_are_finite_and_0_where_it_is(family, windows):
+    prunable = ranked(family)
+    kept = some_gone(prunable)
+    for curve, k in zip(damage_curves(prunable, windows, kept=kept), kept, strict=True):
+        assert np.isfinite(curve).all()
+        assert curve[k] == 0
+    assert family != "gemma2" or not damage_curves(prunable, windows, kept=kept)[0].any()  # a norm has no slope at 0
 
 
 def test_the_cache_is_marked_by_the_first_layer_of_each_kind_alone():

@@ -8,6 +8,7 @@ from ffprune_env.export.gguf.kinds import BLOCK, Kind, kind_of, require_quantize
 from ffprune_env.export.gguf.rope import FIXED
 from ffprune_env.export.gguf.vocabulary import require_vocabulary
 from ffprune_env.export.writable import dense_family
+from ffprune_env.modeling.absent import absent_blocks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -44,7 +45,10 @@ def why_no_gguf(model: PreTrainedModel) -> str | None:
             f"rope type {rope!r} with {config.hidden_act!r} cannot be written as GGUF; allowed are "
             f"{', '.join(map(repr, FIXED))} with 'silu'"
         )
-    attention = model.get_decoder().layers[0].self_attn
+    layers = model.get_decoder().layers
+    if all(len(absent_blocks(layer)) > 1 for layer in layers):
+        return f"a {family} without any layer cannot be written as GGUF"
+    attention = layers[0].self_attn
     if 2 * len(model.get_decoder().rotary_emb.inv_freq) != attention.head_dim:
         return f"a {family} that rotates a part of each head only cannot be written as GGUF"
     if ARCHITECTURES[family] == "openelm":

@@ -14,7 +14,7 @@ import torch
 from ffprune_env.export.gguf.families import ARCHITECTURES, require_rows, why_no_gguf
 from ffprune_env.export.gguf.key_heads import KeyHeads
 from ffprune_env.export.gguf.kinds import BLOCK, GgufType, Kind, kind_of, plain_kind_of, require_quantizer
-from ffprune_env.export.gguf.projections import Projections
+from ffprune_env.export.gguf.layers import written_layers
 from ffprune_env.export.gguf.quantizer import quantize
 from ffprune_env.export.gguf.report import GgufReport
 from ffprune_env.export.gguf.settings import write_settings
@@ -32,7 +32,8 @@ def export_gguf(folder: str | Path, out: str | Path, kind: GgufType = "f16") -> 
     """Writes a pruned model as one GGUF file, with its tokenizer and its chat template.
 
     Every key/value head of llama.cpp serves the same number of query heads. Where the query heads that are left share
-    theirs unevenly, key and value heads are repeated until they do; heads that no query reads any more are left out.
+    theirs unevenly, key and value heads are repeated until they do; heads that no query reads any more are left out,
+    and so are layers that lost attention and FFN. One that lost either has zeros there where llama.cpp needs any.
     What is quantized is quantized by llama.cpp, from a file beside ``out`` that has the numbers of the model as they
     are; channels of zeros make the width of every FFN a multiple of 32 for it.
 
@@ -62,7 +63,7 @@ def write_gguf(model: PreTrainedModel, folder: Path, out: Path, kind: Kind) -> G
     reason = why_no_gguf(model)
     if reason is not None:
         raise ValueError(reason)
-    queries = [Projections.of(layer).queries for layer in model.get_decoder().layers]
+    queries = [x.projections.queries for x in written_layers(model)]
     heads = {f"the heads of layer {i} together": x.out_features for i, x in enumerate(queries)}
     require_rows(kind, {"hidden_size": model.config.hidden_size, **heads})
     key_heads = KeyHeads.of(model)

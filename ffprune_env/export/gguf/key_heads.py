@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ffprune_env.export.gguf.projections import Projections
+from ffprune_env.export.gguf.layers import written_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +21,7 @@ class KeyHeads:
     """The key/value heads of all layers, and what they cost.
 
     Attributes:
-        written: for each layer, heads by their place in its projections, with repetitions.
+        written: for each layer that is written, heads by their place in its projections, with repetitions.
         expanded_layers: layers in which heads are repeated, because their query heads share them unevenly.
         expanded_params: parameters of the repetitions.
         cache_growth: size of the key/value cache as a fraction of that of the model it was written from, which also
@@ -36,16 +36,18 @@ class KeyHeads:
     @classmethod
     def of(cls, model: PreTrainedModel) -> KeyHeads:
         """What to write of a model, pruned or dense."""
-        layers = model.get_decoder().layers
-        width, keys = layers[0].self_attn.head_dim, [Projections.of(layer).keys for layer in layers]
+        layers = written_layers(model)
+        width, keys = layers[0].layer.self_attn.head_dim, [x.projections.keys for x in layers]
         stored = [linear.out_features // width for linear in keys]
-        written = [_key_heads(layer.self_attn, heads) for layer, heads in zip(layers, stored, strict=True)]
+        written = [_key_heads(x.layer.self_attn, heads) for x, heads in zip(layers, stored, strict=True)]
         repeated = [len(heads) - len(set(heads)) for heads in written]
         costs = [
             2 * more * width * (linear.in_features + int(linear.bias is not None))
             for more, linear in zip(repeated, keys, strict=True)
         ]
-        return cls(written, sum(more > 0 for more in repeated), sum(costs), sum(map(len, written)) / sum(stored))
+        return cls(
+            written, sum(more > 0 for more in repeated), sum(costs), sum(map(len, written)) / max(1, sum(stored))
+        )
 
 
 def _key_heads(attention: Any, stored: int) -> list[int]:

@@ -9,7 +9,7 @@ import gguf
 
 from ffprune_env.export.gguf.key_heads import KeyHeads
 from ffprune_env.export.gguf.kinds import Kind
-from ffprune_env.export.gguf.projections import Projections
+from ffprune_env.export.gguf.layers import written_layers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -29,9 +29,9 @@ def write_settings(
         kind: of the matrices.
         block: channels of every FFN are written as the next multiple of this.
     """
-    config, layers = model.config, model.get_decoder().layers
-    projections = [Projections.of(layer) for layer in layers]
-    head_dim = layers[0].self_attn.head_dim
+    config, layers = model.config, written_layers(model)
+    projections = [x.projections for x in layers]
+    head_dim = layers[0].layer.self_attn.head_dim
     writer.add_description(
         f"pruned by ffprune; {key_heads.expanded_layers} layers repeat key/value heads: {key_heads.expanded_params} "
         f"parameters more, key/value cache {key_heads.cache_growth:.2f} times that of the model it was made from"

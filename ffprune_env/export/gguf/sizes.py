@@ -73,12 +73,13 @@ def unit_bytes(layout: UnitLayout, tensors: Mapping[str, Any], wide: int) -> tup
         wide: the width of an FFN is made a multiple of this, by channels of zeros.
     """
     unit, at = layout.unit, f"blk.{layout.unit.layer}."
-    k = np.arange(unit.n_groups + 1)
+    # Of a unit that is gone zeros may be written: no more than of its last group (see ``layers.py``).
+    written = np.maximum(np.arange(unit.n_groups + 1), 1)
     total = np.zeros(unit.n_groups + 1, dtype=np.int64)
     whole = tensors.get(f"{at}{_FUSED}.weight") if unit.kind == "attention" else None
     for name, module in zip(_INPUTS[unit.kind], layout.inputs, strict=False):
         matrix = whole or tensors[f"{at}{name}.weight"]
-        rows = k * (module.out_features // unit.n_groups)
+        rows = written * (module.out_features // unit.n_groups)
         if unit.kind == "ffn":
             rows = _widened(rows, wide)
         row = _row_bytes(matrix.tensor_type, np.array([int(matrix.shape[0])]))[0]
@@ -86,7 +87,7 @@ def unit_bytes(layout: UnitLayout, tensors: Mapping[str, Any], wide: int) -> tup
         if module.bias is not None:
             total += _aligned(rows * _FLOAT)
     output = tensors[f"{at}{_OUTPUT[unit.kind]}.weight"]
-    columns = k * layout.width
+    columns = written * layout.width
     if unit.kind == "ffn":
         columns = _widened(columns, wide)
     total += _aligned(int(output.shape[1]) * _row_bytes(output.tensor_type, columns))

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ffprune_env.export.gguf.layers import WrittenLayer, norm_weight, written_layers
 from ffprune_env.export.gguf.projections import Projections
 from ffprune_env.export.gguf.rope import frequency_factors, interleave_rotation, score_scale
+from ffprune_env.modeling.absent import is_absent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,7 +32,7 @@ def tensors(
     Args:
         model: of a family that can be written, on the CPU.
         architecture: ``"deci"`` or ``"openelm"``.
-        key_heads: for each layer, key/value heads by their place in its projections.
+        key_heads: for each layer that is written, key/value heads by their place in its projections.
         block: channels of every FFN are made a multiple of this by channels of zeros.
     """
     decoder, config = model.get_decoder(), model.config
@@ -40,14 +42,11 @@ def tensors(
     factors = frequency_factors(model)
     if factors is not None:
         yield "rope_freqs.weight", factors
-    for i, (layer, heads) in enumerate(zip(decoder.layers, key_heads, strict=True)):
-        part = getattr(layer, "residual_multiplier", 1.0)
-        yield f"blk.{i}.attn_norm.weight", layer.input_layernorm.weight
-        projections = Projections.of(layer)
-        attention = _attention(model, layer.self_attn, projections, architecture, heads, part)
-        ffn = _ffn(projections, block, part)
-        yield f"blk.{i}.ffn_norm.weight", layer.post_attention_layernorm.weight
-        for name, tensor in (*attention, *ffn):
+    for i, (written, heads) in enumerate(zip(written_layers(model), key_heads, strict=True)):
+        part = getattr(written.layer, "residual_multiplier", 1.0)
+        attention = _attention(model, written, architecture, heads, part) if written.has_attention else ()
+        norm = norm_weight(written.layer.post_attention_layernorm, config.hidden_size)
+        for name, tensor in (*attention, ("ffn_norm.weight", norm), *_ffn(written.projections, block, part)):
             yield f"blk.{i}.{name}", tensor
     logits = getattr(config, "logits_scaling", 1.0)
     yield "output_norm.weight", _scaled(decoder.norm.weight, 1 / (logits * (embedding if tied else 1)))
@@ -56,14 +55,11 @@ def tensors(
 
 
 def _attention(
-    model: PreTrainedModel,
-    attention: Any,
-    projections: Projections,
-    architecture: str,
-    heads: Sequence[int],
-    part: float,
+    model: PreTrainedModel, written: WrittenLayer, architecture: str, heads: Sequence[int], part: float
 ) -> Iterator[Named]:
-    width, scale = attention.head_dim, score_scale(model, attention)
+    attention, projections = written.layer.self_attn, written.projections
+    width, scale = attention.head_dim, 1.0 if is_absent(attention) else score_scale(model, attention)
+    yield "attn_norm.weight", norm_weight(written.layer.input_layernorm, model.config.hidden_size)
     normed = architecture == "openelm"
     queries = _parameters(projections.queries)
     keys, values = (
@@ -71,8 +67,10 @@ def _attention(
         for linear in (projections.keys, projections.values)
     )
     if normed:
-        yield "attn_q_norm.weight", _scaled(attention.q_norm.weight, scale)
-        yield "attn_k_norm.weight", attention.k_norm.weight
+        norms = (getattr(attention, name, nn.Identity()) for name in ("q_norm", "k_norm"))
+        of_queries, of_keys = (norm_weight(norm, width) for norm in norms)
+        yield "attn_q_norm.weight", _scaled(of_queries, scale)
+        yield "attn_k_norm.weight", of_keys
         yield "attn_qkv.weight", torch.cat([x["weight"] for x in (queries, keys, values)])
     else:
         for name in queries:

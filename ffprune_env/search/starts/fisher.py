@@ -20,10 +20,13 @@ from ffprune_env.budget.cost_tables import CostTables
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
-from ffprune_env.search.problem import Problem
+from ffprune_env.pruning.drops import drop_losses, with_drops
+from ffprune_env.search.problem import LOOK_COST, Problem
 
 #: Search text that one set of curves is made from, in tokens; each costs a forward and a backward pass.
 CURVE_TOKENS = 4096
+#: Search text on which every unit is left out once, where units may go entirely: half a forward pass a unit.
+DROP_TOKENS = 2048
 # Parts that a budget is counted in: usually, and at the most.
 _PARTS, _MOST_PARTS = 4000, 20_000
 
@@ -42,11 +45,22 @@ def fisher(problem: Problem) -> Allocation:
 
 
 def dense_curves(problem: Problem) -> list[FloatArray]:
-    """The damage curves of the dense model, on search text."""
+    """The damage curves of the dense model, on search text; where units may go entirely, they end in measurements."""
     prunable, windows = problem.look_inside("fisher")
     seen = windows_of_curves(windows)
     problem.meter.look(len(seen))
-    return damage_curves(prunable, seen, problem.calibration)
+    curves = damage_curves(prunable, seen, problem.calibration)
+    if group_bounds(problem.units, problem.a_min, problem.a_max)[0].all():
+        return curves
+    problem.meter.look(drop_looks(problem))
+    return with_drops(curves, drop_losses(prunable, spread_windows(windows, DROP_TOKENS)))
+
+
+def drop_looks(problem: Problem) -> int:
+    """How many looks cost as much as leaving out every unit once; 0 where none may go."""
+    if problem.windows is None or group_bounds(problem.units, problem.a_min, problem.a_max)[0].all():
+        return 0
+    return -(-len(spread_windows(problem.windows, DROP_TOKENS)) * len(problem.units) // (2 * LOOK_COST))
 
 
 def windows_of_curves(windows: torch.Tensor) -> torch.Tensor:

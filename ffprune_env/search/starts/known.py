@@ -16,7 +16,7 @@ from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.even import ffn_only
 from ffprune_env.search.mean import scores_of
 from ffprune_env.search.problem import LOOK_COST, Problem
-from ffprune_env.search.starts.fisher import cheapest, dense_curves, windows_of_curves
+from ffprune_env.search.starts.fisher import cheapest, dense_curves, drop_looks, windows_of_curves
 from ffprune_env.search.starts.fisher_iterated import STEPS, iterate, step_windows
 from ffprune_env.search.starts.start import Start, StartScores
 
@@ -88,7 +88,9 @@ class Fisher(Known):
 
     def cost(self, problem: Problem) -> int:
         """A look at the dense model."""
-        return 0 if problem.windows is None else LOOK_COST * len(windows_of_curves(problem.windows))
+        if problem.windows is None:
+            return 0
+        return LOOK_COST * (len(windows_of_curves(problem.windows)) + drop_looks(problem))
 
     def cheaper(self) -> Iterator[Start]:
         """`ffn-only`."""
