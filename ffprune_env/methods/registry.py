@@ -16,6 +16,7 @@ from typing import Any
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.methods.cma_es import cma_es
+from ffprune_env.methods.depth import depth
 from ffprune_env.methods.eas import eas
 from ffprune_env.methods.evolution import evolution
 from ffprune_env.methods.evopress import evopress
@@ -102,6 +103,7 @@ METHODS: dict[str, Method] = {
     "ffn-only": Method(lambda problem: ffn_only(problem.sparsity, problem.units), searches=False),
     "flap": Method(flap, searches=False),
     "flap-bias": Method(flap, searches=False, flap_bias=True),
+    "depth": Method(depth, searches=False),
     "fisher": Method(fisher, searches=False),
     "fisher-iterated": Method(fisher_iterated, searches=False),
     "random": Method(random_search, searches=True),
