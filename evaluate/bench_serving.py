@@ -17,13 +17,21 @@ import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 import ffprune_env as ff
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import DeviceFlags, GgufFlags, JsonFlags, PrunedFlags, RoundFlags, VllmFlags
+from ffprune_env.cli.flag_groups import (
+    ClockFlags,
+    DeviceFlags,
+    GgufFlags,
+    JsonFlags,
+    PrunedFlags,
+    RoundFlags,
+    VllmFlags,
+)
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.devices import pick_device
@@ -43,7 +51,7 @@ console = wide_console()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(PrunedFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags, VllmFlags):
+class Args(PrunedFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags, VllmFlags, ClockFlags):
     """Settings of the comparison; every field is a flag."""
 
     dense: str = "smollm2-135m"
@@ -58,8 +66,6 @@ class Args(PrunedFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags, VllmFlags
     """tokens of every sequence in a prefill"""
     new_tokens: int = 64
     """tokens of every sequence in a decode, after a prompt of 16"""
-    clock: Literal["wall", "cpu"] = "wall"
-    """what is timed: wall, or the CPU time of all threads together, which is steadier where others use the machine"""
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""

@@ -32,13 +32,12 @@ from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.gguf.families import require_gguf
-from ffprune_env.export.measures import measure_of
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.export.writable import require_writable, require_writable_folder
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
 from ffprune_env.recovery.text import RecoveryText
-from ffprune_env.run.budget_report import BudgetReport
+from ffprune_env.run.budget_report import BudgetReport, count_budget
 from ffprune_env.run.cost_report import cost_table
 from ffprune_env.run.frontier import frontier, frontier_plot
 from ffprune_env.run.limited import LimitedModel
@@ -182,10 +181,9 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
     evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts, run.costs)
     budget = None
     if args.budget is not None:
-        measure = measure_of(evaluator.prunable, args.budget.measure, tokenizer, args.gguf)
-        evaluator.prunable.count(measure.units)
-        budget = BudgetReport(args.budget, measure)
-        args = replace(args, sparsity=measure.sparsity(args.budget, args.a_min, args.a_max))
+        server = args.server(args.gguf, str(evaluator.prunable.device))
+        budget = count_budget(args.budget, evaluator.prunable, tokenizer, args.gguf, server)
+        args = replace(args, sparsity=budget.measure.sparsity(args.budget, args.a_min, args.a_max))
         SearchSettings.require_allowed(args)
         logger.info("%s, σ = %.4g", budget.asked(), args.sparsity)
     recovery_text = args.load_recovery_text(model, tokenizer, args.text, args, every) if args.recover else None

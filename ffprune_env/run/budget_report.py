@@ -5,16 +5,30 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import AutoConfig
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.budget.budget import Budget, told
+from ffprune_env.budget.budget import TIMES, Budget, told
 from ffprune_env.budget.measure import Measure
+from ffprune_env.export.gguf.kinds import GgufType
+from ffprune_env.export.measures import measure_of
 from ffprune_env.modeling.config_names import KV_HEADS_KEY
+from ffprune_env.serving.latency import served_time, unit_times
+from ffprune_env.serving.unit_times import Server
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ffprune_env.pruning.prunable import PrunableModel
+
+# What two timings of one model may be apart.
+_TIMING = 0.05
 
 
 @dataclass(frozen=True)
@@ -24,10 +38,12 @@ class BudgetReport:
     Attributes:
         budget: as it was asked for.
         measure: of the dense model.
+        timed: nanoseconds that a folder takes, where time is what counts.
     """
 
     budget: Budget
     measure: Measure
+    timed: Callable[[Path], int] | None = None
 
     @property
     def bound(self) -> int:
@@ -65,7 +81,7 @@ class BudgetReport:
 
     def failure(self, written: int | None) -> str | None:
         """One line where the model on disk is more than was asked for; None if it is not."""
-        if written is None or written <= self.bound:
+        if written is None or written <= self.bound * (1 if self.timed is None else 1 + _TIMING):
             return None
         name = self.measure.name
         return f"--budget {self.budget} is not met: what was written has {told(written, name)} ({written:,})"
@@ -77,11 +93,43 @@ class BudgetReport:
             folder: that transformers loads.
             gguf: the file for llama.cpp, whose size counts if it is there.
         """
+        if self.timed is not None:
+            return self.timed(folder)
         if self.measure.name == "size":
             return sum(file.stat().st_size for file in ([gguf] if gguf.is_file() else folder.glob("*.safetensors")))
         if self.measure.name == "parameters":
             return sum(map(stored_numbers, folder.glob("*.safetensors")))
         return stored_cache(folder) if self.measure.name == "kv" else None
+
+
+def count_budget(
+    budget: Budget,
+    prunable: PrunableModel,
+    tokenizer: PreTrainedTokenizerBase,
+    gguf: GgufType | None,
+    server: Server,
+) -> BudgetReport:
+    """Finds out what a budget counts of a model, and lets its units cost that.
+
+    Args:
+        budget: as it was asked for.
+        prunable: the ranked model, dense now.
+        tokenizer: the model's.
+        gguf: the type of the GGUF file that will be written; None: of none.
+        server: where time is measured.
+
+    Raises:
+        ValueError: it is not known beforehand, or the model cannot be written for the server.
+    """
+    name = budget.measure
+    if name not in TIMES:
+        report = BudgetReport(budget, measure_of(prunable, name, tokenizer, gguf))
+    else:
+        times = unit_times(prunable, tokenizer, server)
+        timed = partial(served_time, prunable, tokenizer, server, times, name)
+        report = BudgetReport(budget, times.measure(prunable, name), timed)
+    prunable.count(report.measure.units)
+    return report
 
 
 def stored_numbers(file: Path) -> int:

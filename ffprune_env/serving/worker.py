@@ -40,7 +40,7 @@ class Job:
     @property
     def longest(self) -> int:
         """Tokens that a sequence may have."""
-        return max(self.prompt + 1, SHORT + self.new_tokens)
+        return max(self.prompt + 1, SHORT + self.new_tokens, 2 * SHORT)  # the last for memory()
 
 
 class Model(Protocol):

@@ -34,6 +34,7 @@ WEIGHT = sum(unit.n_params for unit in UNITS)
         ("size 0.7x", 10, 7),
         ("kv 0.5X", 23040, 11520),
         ("kv 10KB", 23040, 10_000),
+        ("decode 0.75x", 40_000_000, 30_000_000),
     ],
 )
 def test_what_people_write(words, dense, bound):
@@ -47,7 +48,7 @@ def test_what_people_write(words, dense, bound):
     [
         ("size", "a budget is a measure and an amount, as in size 150MB, got 'size'"),
         ("150MB", "a budget is a measure and an amount"),
-        ("speed 2x", "unknown measure 'speed'; allowed are prunable, parameters, size, kv"),
+        ("speed 2x", "unknown measure 'speed'; allowed are prunable, parameters, size, kv, prefill, decode, latency"),
         ("size 150", "an amount of size is written 20% (of it goes), 0.8x (of it stays) or 150MB (stays at most)"),
         ("size 150apples", "got '150apples'"),
         ("size -3MB", "got '-3MB'"),
@@ -55,6 +56,7 @@ def test_what_people_write(words, dense, bound):
         ("prunable 4M", "an amount of prunable is written 20% (of it goes) or 0.8x (of it stays), got '4M'"),
         ("prunable 100%", "of a model more than nothing and less than all may go and stay, got prunable 100%"),
         ("parameters 1.5x", "of a model more than nothing and less than all may go and stay, got parameters 1.5x"),
+        ("decode 30ms", "an amount of decode is written 20% (of it goes) or 0.8x (of it stays), got '30ms'"),
         ("parameters 0.0000001K", "an amount of parameters is written"),
     ],
 )
@@ -68,6 +70,7 @@ def test_what_is_no_budget_is_refused_in_a_line(words, says):
 def test_amounts_are_told_in_thousands():
     assert [told(x, "size") for x in (999, 1_500, 150_200_000)] == ["999 B", "1.5 KB", "150.2 MB"]
     assert told(1_100_000_000, "parameters") == "1.1 B"
+    assert told(31_500_000, "decode") == "31.5 ms"
 
 
 @given(st.floats(0.05, 0.75), st.integers(1, 8), st.integers(0, 10**6), st.integers(0, 2**16))

@@ -14,11 +14,10 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.measure import Measure
+from ffprune_env.export.dense_folder import save_dense
 from ffprune_env.export.gguf.file import write_gguf
 from ffprune_env.export.gguf.kinds import BLOCK, GgufType, Kind, kind_of
-from ffprune_env.lm.models import load_model
 from ffprune_env.lm.phases import phase
-from ffprune_env.lm.quiet import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,11 +98,7 @@ def _dense_file(prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase, kin
     """The tensors of the dense model's file, by name, without their numbers, and its size."""
     with tempfile.TemporaryDirectory() as scratch:
         folder, file = Path(scratch) / "dense", Path(scratch) / "dense.gguf"
-        with quiet_transformers():
-            prunable.model.save_pretrained(folder)
-            tokenizer.save_pretrained(folder)
-            model, _ = load_model(str(folder), device="cpu")
-        write_gguf(model, folder, file, kind)
+        write_gguf(save_dense(prunable, tokenizer, folder), folder, file, kind)
         return {x.name: _Stored(x) for x in gguf.GGUFReader(file).tensors}, file.stat().st_size
 
 

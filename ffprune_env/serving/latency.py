@@ -1,0 +1,144 @@
+"""Time as a budget: what every unit takes on a server of this machine, timed once and kept, and checked in the end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ffprune_env.budget.budget import MeasureName
+from ffprune_env.budget.measure import Measure
+from ffprune_env.export.dense_folder import save_dense
+from ffprune_env.lm.models import cache_folder
+from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.lm.replacing import replacing
+from ffprune_env.serving.backends import source_of
+from ffprune_env.serving.unit_times import NANO, Server, ShapeTimes, What, parts_of, priced, time_units
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ffprune_env.pruning.prunable import PrunableModel
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnitTimes:
+    """What was timed of one model on one server.
+
+    Attributes:
+        dense: seconds of the dense model, by what was timed.
+        shapes: the units, in the order of :func:`~ffprune_env.serving.unit_times.shapes_of`.
+    """
+
+    dense: Mapping[What, float]
+    shapes: Sequence[ShapeTimes]
+
+    def measure(self, prunable: PrunableModel, name: MeasureName) -> Measure:
+        """The time as a budget counts it, in nanoseconds.
+
+        Args:
+            prunable: the model that was timed.
+            name: ``prefill``, ``decode``, or ``latency`` for one after the other.
+        """
+        units = priced(prunable.units, self.shapes, self.dense, name)
+        return Measure(name, tuple(units), sum(round(self.dense[what] * NANO) for what in parts_of(name)))
+
+
+def unit_times(prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase, server: Server) -> UnitTimes:
+    """What the units take; a model of this shape that was timed on this machine and server before is not timed again.
+
+    Args:
+        prunable: the ranked model, dense now.
+        tokenizer: the model's.
+        server: where and how.
+    """
+    about = provenance_of(prunable, server)
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    file = cache_folder() / "unit-times" / f"{name}.json"
+    if file.is_file():
+        logger.info("what units take on %s was timed before: %s", server.backend.name, file)
+        return _read(json.loads(file.read_text(encoding="utf-8")))
+    dense, shapes = time_units(prunable, tokenizer, server)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    content = {"about": about, "dense": dense, "shapes": [asdict(shape) for shape in shapes]}
+    with replacing(file) as scratch:
+        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return UnitTimes(dense, shapes)
+
+
+def provenance_of(prunable: PrunableModel, server: Server) -> dict[str, Any]:
+    """What times depend on: shapes, numbers, server, machine."""
+    config = prunable.model.config
+    return {
+        "family": config.model_type,
+        "vocabulary": config.get_text_config().vocab_size,
+        "units": [[unit.kind, unit.n_groups, unit.n_params, unit.rest_params] for unit in prunable.units],
+        "dtype": str(prunable.model.dtype),
+        "backend": server.backend.name,
+        "type": server.gguf_type if server.backend.name == "llama.cpp" else None,
+        "job": asdict(server.job),
+        "rounds": server.rounds,
+        "clock": server.clock,
+        "machine": [platform.node(), platform.machine(), _processor(), os.cpu_count()],
+    }
+
+
+def served_time(
+    prunable: PrunableModel,
+    tokenizer: PreTrainedTokenizerBase,
+    server: Server,
+    times: UnitTimes,
+    name: str,
+    folder: Path,
+) -> int:
+    """What a written model takes, timed beside the dense one.
+
+    Args:
+        prunable: the dense model.
+        tokenizer: the model's.
+        server: where and how.
+        times: of the dense model, which that of now is set to.
+        name: ``prefill``, ``decode`` or ``latency``.
+        folder: of the pruned model.
+
+    Returns:
+        Nanoseconds, in which the dense model takes what ``times`` says.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        models = {
+            "dense": (save_dense(prunable, tokenizer, place / "dense"), place / "dense"),
+            "pruned": (load_pruned(folder, device="cpu"), folder),
+        }
+        sources = {
+            which: source_of(server.backend, model, at, place, server.gguf_type)
+            for which, (model, at) in models.items()
+        }
+        found = server.beside(sources["dense"], [sources["pruned"]])
+    return sum(round(found[what][1][0] * times.dense[what] * NANO) for what in parts_of(name))
+
+
+def _read(content: Mapping[str, Any]) -> UnitTimes:
+    shapes = [
+        ShapeTimes(x["units"], tuple(x["kept"]), {cast("What", what): tuple(of) for what, of in x["share"].items()})
+        for x in content["shapes"]
+    ]
+    return UnitTimes(content["dense"], shapes)
+
+
+def _processor() -> str:
+    """What the CPU calls itself."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
