@@ -46,7 +46,7 @@ _LORA = "lora-"
 class Args(SearchedFlags, RecoveryFlags, CellsFlags, TrustFlags):
     """Settings of the study; every field is a flag."""
 
-    rates: tuple[float, ...] = (5e-5, 2e-5, 1e-4, 2e-4)
+    rates: tuple[float, ...] = (2e-4, 5e-5, 1e-4, 4e-4)
     """learning rates"""
     weights: tuple[str, ...] = ("all", "outputs", "lora-8", "lora-32")
     """what is trained: all, outputs, or lora-RANK"""

@@ -7,16 +7,14 @@ The groups that the library itself is set by are :class:`~ffprune_env.evaluators
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
-import torch
 import tyro
 
-from ffprune_env.budget.budget import TIMES, Budget
 from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.export.gguf.kinds import GgufType, kind_of, require_quantizer
 from ffprune_env.lm.model_names import DEFAULT_MODEL
@@ -28,9 +26,8 @@ from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.presets import Preset
 from ffprune_env.search.problem import StartName
-from ffprune_env.serving.backends import VLLM_PYTHON, BackendName, backend_of
-from ffprune_env.serving.unit_times import Clock, Server
-from ffprune_env.serving.worker import Job
+from ffprune_env.serving.backends import VLLM_PYTHON
+from ffprune_env.serving.unit_times import Clock
 from ffprune_env.texts.bos import Bos
 from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.overlap import require_unseen
@@ -39,10 +36,8 @@ from ffprune_env.texts.window_settings import WindowLength, WindowSettings
 from ffprune_env.texts.windows import load_test_windows, require_text
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: Tokens of the prompt and of the answer that a budget of time is about.
-BUDGET_PROMPT, BUDGET_ANSWER = 128, 32
 
 
 @dataclass(frozen=True)
@@ -99,44 +94,6 @@ class ClockFlags:
 
     clock: Clock = "wall"
     """what is timed: wall, or the CPU time of all threads together, which is steadier where others use the machine"""
-
-
-@dataclass(frozen=True)
-class BudgetFlags(VllmFlags, ClockFlags):
-    """What may stay of a model, where that is not said as a sparsity."""
-
-    budget: Budget | None = None
-    """what may stay, in the place of --sparsity: a measure and an amount. Measures are prunable (what --sparsity is
-    of), parameters (of the whole model), size (bytes of the file that is written: model.safetensors or, with --gguf,
-    that one), kv (bytes of cache per token), and decode, prefill and latency (time on --budget-server, on this
-    machine). Amounts are 20% (so much goes), 0.8x (so much stays), or what may stay: 1.1B, 150MB"""
-    budget_server: BackendName = "llama.cpp"
-    """where a budget of time is measured: transformers, llama.cpp (in the type of --gguf, or f16) or vllm"""
-
-    def require_budget(self, asked: Collection[str]) -> None:
-        """Raises ValueError for a budget beside a sparsity, or of a server that is not there.
-
-        Args:
-            asked: names of the settings that somebody gave a value.
-        """
-        if self.budget is None:
-            return
-        if "sparsity" in asked:
-            raise ValueError(f"--budget {self.budget} says how much goes: leave out --sparsity")
-        if self.budget.measure in TIMES:
-            missing = backend_of(self.budget_server, self.vllm_python).missing
-            if missing is not None:
-                raise ValueError(f"--budget {self.budget} is timed in {self.budget_server}: {missing}")
-
-    def server(self, gguf: GgufType | None, device: str) -> Server:
-        """Where a budget of time is measured: one prompt, and one answer.
-
-        Args:
-            gguf: how llama.cpp stores matrices; None: f16.
-            device: that the model is on.
-        """
-        job = Job(BUDGET_PROMPT, BUDGET_ANSWER, [1], torch.get_num_threads(), device)
-        return Server(backend_of(self.budget_server, self.vllm_python), gguf or "f16", job, clock=self.clock)
 
 
 @dataclass(frozen=True)

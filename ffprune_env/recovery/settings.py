@@ -12,7 +12,7 @@ Trained = Literal["all", "outputs"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
 # Of AdamW, by what is trained: few weights, or adapters that begin at nothing, take larger steps.
-_RATES: dict[str, float] = {"all": 5e-5, "outputs": 2e-4, "lora": 2e-4}
+_RATES: dict[str, float] = {"all": 2e-4, "outputs": 2e-4, "lora": 2e-4}
 
 
 @dataclass(frozen=True)
