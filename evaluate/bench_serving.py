@@ -108,7 +108,7 @@ def measure(args: Args, device: str, scratch: Path) -> tuple[list[Served], float
     ideal = dense.num_parameters() / pruned.num_parameters()
     found = []
     for name in args.backend:
-        backend = backend_of(name, args.vllm_python)
+        backend = backend_of(name, Path(args.vllm_python))
         if backend.missing is not None:
             say(f"left out: {backend.missing}")
             continue

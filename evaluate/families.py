@@ -100,7 +100,7 @@ def main() -> int:
         families = track(folders.items(), "families", console=errors(), transient=True)
         tried = [in_a_process(name, args.timeout, folder) for name, folder in families]
         written = {x.outcome.family: folders[x.outcome.family] for x in tried if x.outcome.written}
-        vllm = backend_of("vllm", args.vllm_python)
+        vllm = backend_of("vllm", Path(args.vllm_python))
         if written and vllm.missing is None:
             with errors().status(f"vLLM: {len(written)} families"):
                 found = by_vllm(written, vllm.python)

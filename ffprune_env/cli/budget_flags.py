@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -41,7 +42,7 @@ class BudgetFlags(VllmFlags, ClockFlags):
         if "sparsity" in asked:
             raise ValueError(f"--budget {self.budget} says how much goes: leave out --sparsity")
         if self.budget.measure in TIMES:
-            missing = backend_of(self.budget_server, self.vllm_python).missing
+            missing = backend_of(self.budget_server, Path(self.vllm_python)).missing
             if missing is not None:
                 raise ValueError(f"--budget {self.budget} is timed in {self.budget_server}: {missing}")
 
@@ -53,4 +54,4 @@ class BudgetFlags(VllmFlags, ClockFlags):
             device: that the model is on.
         """
         job = Job(_PROMPT, _ANSWER, [1], torch.get_num_threads(), device)
-        return Server(backend_of(self.budget_server, self.vllm_python), gguf or "f16", job, clock=self.clock)
+        return Server(backend_of(self.budget_server, Path(self.vllm_python)), gguf or "f16", job, clock=self.clock)

@@ -84,7 +84,7 @@ class GgufFlags:
 class VllmFlags:
     """Where vLLM is."""
 
-    vllm_python: Path = VLLM_PYTHON
+    vllm_python: str = str(VLLM_PYTHON)
     """Python of the environment that has vLLM, as make vllm makes it"""
 
 
