@@ -69,6 +69,23 @@ def test_answers_meet_the_budget_of_parameters_and_of_windows(name, on_model):
     on_model.prunable.require_dense("leave")
 
 
+@pytest.mark.parametrize("name", ALL)
+def test_answers_meet_any_costs(name, on_model):
+    """Of which some steps are dear, some free, and heads cost other than channels do."""
+    rng = np.random.default_rng(1)
+    priced = [
+        replace(unit, costs=tuple(int(x) for x in np.cumsum([3, *rng.integers(0, 9, unit.n_groups)])))
+        for unit in on_model.units
+    ]
+    on_model.prunable.count(priced)
+    allocation = ALL[name].answer(on_model)
+    total = sum(unit.weight for unit in priced)
+    gone = sum(unit.costs[-1] - unit.costs[k] for unit, k in zip(priced, allocation.kept, strict=True))
+    assert allocation.sparsity == gone / total
+    assert 0.3 <= allocation.sparsity <= 0.3 + 9 / total
+    assert on_model.meter.spent <= on_model.meter.budget
+
+
 @pytest.mark.parametrize("name", [name for name in SEARCHES if name != "ppo-fisher-start"])  # it needs a model
 def test_the_seed_decides(name):
     first, again, other = (ALL[name].answer(on_curves(60, seed)).kept for seed in (1, 1, 2))
