@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -14,11 +15,11 @@ from gymnasium.error import ResetNeeded
 from ffprune_env.budget.allocation import Allocation, check_sparsity, group_bounds
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.mapping import MappingName, allocate
+from ffprune_env.evaluators.objectives.reward import Kind, kind_of, parse_reward
 
 if TYPE_CHECKING:
     from ffprune_env.evaluators.protocol import DivergenceEvaluator, Evaluator, Windows
 
-Reward = Literal["ppl", "kl"]
 Observation = npt.NDArray[np.float32]
 
 #: A reward below this is a collapsed model (docs/design.md, 2).
@@ -52,9 +53,10 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     ``reward="ppl"``: PPL_dense / PPL, both on the same windows. ``reward="kl"``: exp(-KL), with the mean divergence of
     the pruned model's next-token distribution from the dense model's, which every token of the vocabulary has a say in
-    and not only the one that follows. Both are 1 for a model as good as the dense one, and go towards 0 as it gets
-    worse. The reward is exactly 0 if the pruned model has *collapsed*: its perplexity or divergence is not finite, or
-    the reward would be below 1e-4.
+    and not only the one that follows. ``tasks``, ``chat``, and mixes: exp(dense loss - loss), of the margins of right
+    answers, of the answers of conversations, or of a weighted sum. All are 1 for a model as good as the dense one, and
+    go towards 0 as it gets worse. The reward is exactly 0 if the pruned model has *collapsed*: what is measured is not
+    finite, or the reward would be below 1e-4. A function of model and tokenizer is taken as it is.
 
     ## Starting state
 
@@ -69,7 +71,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
 
     | key | what |
     |---|---|
-    | ``ppl``, ``dense_ppl`` | perplexity of the pruned and of the dense model (``inf`` if not finite) |
+    | ``ppl``, ``dense_ppl`` | perplexity of the pruned and of the dense model (``inf`` if not finite), or exp(loss) |
     | ``target_sparsity`` | σ asked for |
     | ``sparsity`` | fraction of Σ w removed: never below the target, above it by as little as whole groups allow |
     | ``n_samples`` | windows measured on |
@@ -98,7 +100,9 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             ``"greedy"`` (the same without its ties and its rounding).
         action_scale: what actions are multiplied by to give scores.
         action_bound: half the width of the action space; wide enough, it clips nothing.
-        reward: ``"ppl"`` or ``"kl"``; the latter needs an evaluator that can compare with the dense model.
+        reward: ``"ppl"``; ``"kl"``, for which the evaluator must compare with the dense model; or, of a language
+            model, what else :func:`~ffprune_env.evaluators.objectives.reward.parse_reward` reads, or a function of
+            model and tokenizer to a number, the higher the better.
         render_mode: None; there is nothing to see.
 
     Raises:
@@ -120,15 +124,19 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         a_max: float = 1.0,
         mapping: MappingName = "waterfill",
         action_scale: float = 3.0,
-        reward: Reward = "ppl",
+        reward: str | Callable[..., Any] = "ppl",
         action_bound: float = 1.0,
         render_mode: None = None,
     ) -> None:
         if render_mode is not None:
             raise ValueError(f"there is nothing to render: render_mode must be None, got {render_mode!r}")
         self.render_mode = None
-        if reward not in get_args(Reward):
-            raise ValueError(f"unknown reward {reward!r}; allowed are {', '.join(get_args(Reward))}")
+        self.reward: Kind = kind_of(reward)
+        if callable(reward) or not parse_reward(reward).of_text:
+            rewarding = getattr(evaluator, "rewarding", None)
+            if rewarding is None:
+                raise ValueError(f"reward {reward!r} needs a language model, not {type(evaluator).__name__}")
+            evaluator = cast("Evaluator", rewarding(reward))
         if reward == "kl" and not hasattr(evaluator, "compare"):
             raise ValueError(f"reward 'kl' needs an evaluator with compare(), which {type(evaluator).__name__} lacks")
         for name, value in (("action_scale", action_scale), ("action_bound", action_bound)):
@@ -136,7 +144,6 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
                 raise ValueError(f"{name} must be positive and finite, got {value}")
         self.evaluator = evaluator
         self.a_min, self.a_max, self.mapping, self.action_scale = a_min, a_max, mapping, action_scale
-        self.reward = reward
         group_bounds(evaluator.units, a_min, a_max)
         self.observation_space = spaces.Box(0.0, 1.0, (1,), np.float32)
         self.action_space = spaces.Box(-action_bound, action_bound, (len(evaluator.units),), np.float32)
@@ -212,7 +219,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
             "target_sparsity": sparsity,
             "sparsity": allocation.sparsity,
             **_said(n_samples),
-            "collapsed": reward == 0,
+            "collapsed": reward == 0 and self.reward != "value",
             "scores": self._scores(action),
             "rates": allocation.rates,
             "kept": allocation.kept,
@@ -252,7 +259,7 @@ def _said(windows: Windows) -> dict[str, Any]:
 
 
 def measure_reward(
-    evaluator: Evaluator, kept: IntArray, n_samples: Windows, kind: Reward
+    evaluator: Evaluator, kept: IntArray, n_samples: Windows, kind: Kind
 ) -> tuple[float, dict[str, float]]:
     """What an allocation is rewarded with.
 
@@ -260,10 +267,11 @@ def measure_reward(
         evaluator: measures; for ``kl`` it must be able to compare.
         kept: int [N], groups kept per unit.
         n_samples: windows of search text, how many or which.
-        kind: of reward.
+        kind: how a reward is made of it.
 
     Returns:
-        The reward, 0 if the model collapsed, and what was measured: ``ppl``, ``dense_ppl`` and, for ``kl``, ``kl``.
+        The reward, 0 if the model collapsed unless it is a value, and what was measured: ``ppl``, ``dense_ppl`` and,
+        for ``kl``, ``kl``.
     """
     dense_ppl = evaluator.dense(n_samples)
     measured = {}
@@ -272,6 +280,8 @@ def measure_reward(
         reward = math.exp(-measured["kl"])
     else:
         ppl = evaluator.measure(kept, n_samples)
+        if kind == "value":  # as the function said it, before exp was taken of it
+            return round(-math.log(ppl), 12), {"ppl": ppl, "dense_ppl": dense_ppl}
         reward = dense_ppl / ppl
     if not (math.isfinite(ppl) and math.isfinite(dense_ppl) and reward >= COLLAPSE_REWARD and reward < math.inf):
         reward = 0.0

@@ -31,6 +31,7 @@ from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.cli.settings import asked_for, parse_settings
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.rewarded import identity_of_reward
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.gguf.families import require_gguf
 from ffprune_env.export.model_card import CardFacts
@@ -180,6 +181,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         limit_windows = args.load_limit_windows(model, tokenizer, args.text, every, args.bos)
     run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
     evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts, run.costs)
+    run.know(identity_of_reward(evaluator))
     budget = None
     if args.budget is not None:
         server = args.server(args.gguf, str(evaluator.prunable.device))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 import tyro
 
 from ffprune_env.cli.settings import require_folder_of
+from ffprune_env.evaluators.objectives.settings import DataSettings
 from ffprune_env.export.gguf.kinds import GgufType, kind_of, require_quantizer
 from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.models import DeviceMap, load_model
@@ -333,12 +334,9 @@ class HardwareFlags:
 
 
 @dataclass(frozen=True)
-class QuestionFlags:
+class QuestionFlags(DataSettings):
     """Questions of the zero-shot tasks."""
 
-    data_dir: Path | None = None
-    """folder with a file <task>.jsonl for each zero-shot task, in the columns of the hub's data set; by default the
-    data come from the hub"""
     limit: int | None = None
     """questions per zero-shot task, from the first; None asks all"""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
@@ -16,6 +17,7 @@ from ffprune_env.budget.budget import Budget
 from ffprune_env.budget.sparsity_range import Sparsity, SparsityRange, parse_sparsity
 from ffprune_env.cli.commands import as_called
 from ffprune_env.cli.consoles import fail
+from ffprune_env.evaluators.objectives.settings import RewardText, parse_words
 
 T = TypeVar("T")
 
@@ -57,6 +59,22 @@ def _budget(
         instance_from_str=Budget.parse,
         is_instance=lambda x: x is None or isinstance(x, Budget),
         str_from_instance=lambda x: ["None"] if x is None else x.words,
+    )
+
+
+@_REGISTRY.primitive_rule
+def _reward(
+    type_info: tyro.constructors.PrimitiveTypeInfo,
+) -> tyro.constructors.PrimitiveConstructorSpec[RewardText] | None:
+    """One term, or several with weights."""
+    if type_info.type != RewardText:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="{ppl|kl|tasks[:NAMES]|FILE|MODULE:FUNCTION}[=WEIGHT] ...",
+        instance_from_str=parse_words,
+        is_instance=lambda x: isinstance(x, str),
+        str_from_instance=lambda x: shlex.split(x),
     )
 
 

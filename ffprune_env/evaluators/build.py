@@ -111,7 +111,7 @@ def build_evaluator(
     with ledger.part("calibration", devices):
         calibration, stats = fit(prunable, stats, texts["calibration"], settings)
     with ledger.part("ranking", devices):  # it measures the dense model
-        return LMEvaluator(
+        evaluator = LMEvaluator(
             prunable,
             texts["search"],
             settings.batch_size,
@@ -121,4 +121,7 @@ def build_evaluator(
             settings.calibration == "sequential",
             texts,
             bos_protocol(settings.bos, model, tokenizer),
+            tokenizer,
+            settings.data_dir,
         )
+        return evaluator.rewarding(settings.reward)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.evaluators.objectives.shares import Place
 from ffprune_env.evaluators.protocol import Windows
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.devices import devices_held
@@ -27,7 +28,11 @@ from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration
 from ffprune_env.texts.bos import BosProtocol
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from pathlib import Path
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from ffprune_env.evaluators.objectives.reward import RewardMix
 
 logger = logging.getLogger(__name__)
 
@@ -53,9 +58,13 @@ class LMEvaluator:
             out: on ``finalists`` a search ranks its last candidates. Those of ``pool``, then those of ``watch``, can be
             measured on by index.
         bos: whether all of these windows begin with the BOS token, for who reports what was measured.
+        tokenizer: of the model, for :meth:`rewarding` anything but text.
+        data_dir: where that reads the questions of lm-eval's tasks; None takes the hub's.
 
     Attributes:
         texts: these, and the windows that are measured on, as ``search``.
+        further: int64 [n, seq_len], the windows of the pool, then those to watch on.
+        rewarded: what it measures, where it is not the perplexity of text: see :meth:`rewarding`.
 
     Raises:
         ValueError: there is no window, the dense model's perplexity is not finite, or there is no calibration to use.
@@ -72,6 +81,8 @@ class LMEvaluator:
         sequential: bool = False,
         texts: Mapping[str, torch.Tensor] | None = None,
         bos: BosProtocol = "never",
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        data_dir: str | Path | None = None,
     ) -> None:
         if (calibrated or sequential) and calibration is None:
             asked = "calibrated=True" if calibrated else "calibration in sequence"
@@ -85,6 +96,8 @@ class LMEvaluator:
         self.statistics = None if statistics is None else replace(statistics, grams=None)
         self._fast = calibration.approximate() if calibration is not None and calibrated else None
         self.batch_size = batch_size
+        self.tokenizer, self.data_dir = tokenizer, data_dir
+        self.rewarded: RewardMix | None = None
         self._sequential = sequential
         # The last that was asked for, with the ranking and the groups kept that it is for.
         self._final: tuple[tuple[int, bytes], WeightCalibration] | None = None
@@ -93,7 +106,7 @@ class LMEvaluator:
         self._dense_pass: tuple[int, DensePass] | None = None
         # What could not be calibrated in sequence once is not tried again: what is written is what was reported.
         self._fell_back: set[tuple[int, bytes]] = set()
-        self._further = torch.cat([self.texts.get(purpose, windows[:0]) for purpose in ("pool", "watch")])
+        self.further = torch.cat([self.texts.get(purpose, windows[:0]) for purpose in ("pool", "watch")])
         self._measured: dict[tuple[int, Windows, bytes], float] = {}
         self._dense: dict[tuple[int, Windows], float] = {}
         self._divergences: dict[tuple[int, Windows, bytes], float] = {}
@@ -130,7 +143,7 @@ class LMEvaluator:
     @property
     def watch(self) -> tuple[int, ...]:
         """Indices of the windows that a search is watched on."""
-        return tuple(range(len(self.pool), len(self._further)))
+        return tuple(range(len(self.texts.get("pool", ())), len(self.further)))
 
     @property
     def chosen_on(self) -> torch.Tensor:
@@ -140,10 +153,11 @@ class LMEvaluator:
     def measure(self, kept: IntArray, n_samples: Windows) -> float:
         """Prunes, measures, and leaves the model dense again."""
         counts = self.prunable.check_kept(kept)
-        key = (self.prunable.rankings, n_samples, counts.tobytes())
+        key = (self.prunable.rankings, self._asked(n_samples), counts.tobytes())
         if key not in self._measured:
+            self._prepare(self._place(n_samples))
             with self.prunable.pruned(counts, self._fast) as model:
-                self._measured[key] = perplexity(model, self._chosen(n_samples), self.batch_size)
+                self._measured[key] = self._cost(model, self._place(n_samples))
         return self._measured[key]
 
     def compare(self, kept: IntArray, n_samples: Windows) -> tuple[float, float]:
@@ -248,16 +262,19 @@ class LMEvaluator:
         """Perplexity on the first windows for finalists; calibrated, if :meth:`measure` is, but in float32."""
         if not 1 <= n_samples <= self.max_final_samples:
             raise ValueError(f"n_samples must be between 1 and {self.max_final_samples}, got {n_samples}")
+        place: Place = ("finalists", tuple(range(n_samples)))
+        self._prepare(place)
         with self.prunable.pruned(kept, self.calibration if self.calibrated else None) as model:
-            return perplexity(model, self.texts["finalists"][:n_samples], self.batch_size)
+            return self._cost(model, place)
 
     def dense(self, n_samples: Windows) -> float:
         """Measured once per number of windows, and of further windows once for each of them, however they are drawn."""
         self.prunable.require_dense("measure as dense")
-        key = (self.prunable.rankings, n_samples)  # ranking moves bfloat16 results in the last digits
+        key = (self.prunable.rankings, self._asked(n_samples))  # ranking moves bfloat16 results in the last digits
         if key not in self._dense:
-            if isinstance(n_samples, int) or len(n_samples) == 1:
-                self._dense[key] = perplexity(self.prunable.model, self._chosen(n_samples), self.batch_size)
+            if isinstance(n_samples, int) or len(n_samples) == 1 or not self._adds_up:
+                self._prepare(self._place(n_samples))
+                self._dense[key] = self._cost(self.prunable.model, self._place(n_samples))
             else:  # one by one, so that the figure does not depend on which of them were asked for before
                 losses = [math.log(self.dense((i,))) for i in n_samples]
                 self._dense[key] = math.exp(sum(losses) / len(losses))
@@ -267,16 +284,16 @@ class LMEvaluator:
         self, kept: IntArray, n_samples: Windows, ppl: float, kl: float | None = None, dense_ppl: float | None = None
     ) -> None:
         """Takes answers that were measured before, of this model under this ranking, for its own."""
-        key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
+        key = (self.prunable.rankings, self._asked(n_samples), self.prunable.check_kept(kept).tobytes())
         self._measured[key] = ppl
         if kl is not None:
             self._divergences[key] = kl
         if dense_ppl is not None:
-            self._dense[self.prunable.rankings, n_samples] = dense_ppl
+            self._dense[self.prunable.rankings, self._asked(n_samples)] = dense_ppl
 
     def remembers(self, kept: IntArray, n_samples: Windows, kl: bool = False) -> bool:
         """Whether :meth:`measure`, or with ``kl`` :meth:`compare`, would answer at once."""
-        key = (self.prunable.rankings, n_samples, self.prunable.check_kept(kept).tobytes())
+        key = (self.prunable.rankings, self._asked(n_samples), self.prunable.check_kept(kept).tobytes())
         return key in (self._divergences if kl else self._measured)
 
     def forget(self) -> None:
@@ -284,11 +301,53 @@ class LMEvaluator:
         self._measured.clear()
         self._divergences.clear()
 
+    def rewarding(self, reward: str | Callable[..., Any], stands_in: bool = False) -> LMEvaluator:
+        """An evaluator of the same model that measures something else in the place of perplexity.
+
+        Args:
+            reward: see :func:`~ffprune_env.evaluators.objectives.reward.parse_reward`, or a function of model and
+                tokenizer.
+            stands_in: let also ``kl`` take the place of perplexity, beside which else :meth:`compare` measures it.
+
+        Raises:
+            ValueError: no reward, bad data or too little of it, or an evaluator that was built without a tokenizer.
+            OSError: a file is missing, or the hub is needed and out of reach.
+        """
+        from ffprune_env.evaluators.rewarded import rewarding
+
+        return rewarding(self, reward, stands_in)
+
+    @property
+    def of_text(self) -> LMEvaluator:
+        """The same model, measured by the perplexity of text whatever is rewarded."""
+        return self
+
+    # A subclass measures something else.
+    _adds_up = True  # is what is said of several windows the mean of what is said of each?
+
+    def _cost(self, model: PreTrainedModel, place: Place) -> float:
+        """Perplexity, or what takes its place; the model may be dense or pruned."""
+        purpose, indices = place
+        windows = {"search": self.windows, "further": self.further}.get(purpose)
+        windows = self.texts[purpose] if windows is None else windows
+        return perplexity(model, windows[list(indices)], self.batch_size)
+
+    def _prepare(self, place: Place) -> None:
+        """Is called before a cost is asked for, while the model is dense."""
+
+    def _asked(self, n_samples: Windows) -> Windows:
+        """What of the windows an answer depends on."""
+        return n_samples
+
+    def _place(self, n_samples: Windows) -> Place:
+        self._chosen(n_samples)  # which says what there is
+        return ("search", tuple(range(n_samples))) if isinstance(n_samples, int) else ("further", n_samples)
+
     def _chosen(self, n_samples: Windows) -> torch.Tensor:
         if isinstance(n_samples, int):
             if not 1 <= n_samples <= len(self.windows):
                 raise ValueError(f"n_samples must be between 1 and {len(self.windows)}, got {n_samples}")
             return self.windows[:n_samples]
-        if not n_samples or not 0 <= min(n_samples) <= max(n_samples) < len(self._further):
-            raise ValueError(f"windows must be indices below {len(self._further)}, at least one, got {n_samples}")
-        return self._further[list(n_samples)]
+        if not n_samples or not 0 <= min(n_samples) <= max(n_samples) < len(self.further):
+            raise ValueError(f"windows must be indices below {len(self.further)}, at least one, got {n_samples}")
+        return self.further[list(n_samples)]

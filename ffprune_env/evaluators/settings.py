@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ffprune_env.evaluators.objectives.build import require_reward
+from ffprune_env.evaluators.objectives.settings import RewardSettings
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.pruning.calibration import Storage, check_storage
 from ffprune_env.pruning.criteria import CRITERIA
@@ -62,14 +64,14 @@ class BatchSettings:
 
 
 @dataclass(frozen=True)
-class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, BatchSettings):
+class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, BatchSettings, RewardSettings):
     """All settings that the figures of an evaluator depend on, beside model and text."""
 
     def require_allowed(self) -> None:
         """Raises ValueError, in the words of the command line, for what no model is needed to refuse.
 
         Raises:
-            OSError: a text to calibrate on is not there.
+            OSError: a text to calibrate on is not there, or what is rewarded.
         """
         for flag, value, least in (
             ("--seq-len", self.seq_len, 2),
@@ -87,6 +89,7 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
             require_in_range(flag, value, least)
         if self.calibration_text is not None:
             require_text(self.calibration_text)
+        require_reward(self.reward, self.data_dir)
         check_ridge(self.ridge, self.ridge_scale)
         check_storage(self.factor_storage)
         check_head_groups(self.heads)

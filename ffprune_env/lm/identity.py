@@ -37,7 +37,7 @@ _NOT_COMPUTED |= {"architectures", "dtype", "torch_dtype"}
 _COVERED = ("torch", "transformers", "ffprune_env", "accelerate", "builtins")
 # Settings with an identity of another name, and those that figures do not depend on beyond rounding.
 _NOT_MEASURED = {"model", "text", "test_text", "calibration_text", "dtype", "preset", "run", "save_model"}
-_NOT_MEASURED |= {"config", "resume", "baselines", "gguf", "trust_remote_code"}
+_NOT_MEASURED |= {"data_dir", "config", "resume", "baselines", "gguf", "trust_remote_code"}
 # What a setting was before there was one, for records that do not name it.
 _BEFORE = {"--ridge-scale": json.dumps("relative"), "--heads": json.dumps("single"), "--bos": json.dumps("never")}
 _NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch_size", "workers", "ray_address"}
@@ -163,6 +163,11 @@ def change(name: str, before: str | None, now: str, model: str, texts: Mapping[s
     if name in _READABLE or name.startswith("--"):
         return f"{name}{where} has changed from {before} to {now}"
     return f"the {name}{where} {'have' if name in _PLURAL else 'has'} changed"
+
+
+def tensors_digest(model: nn.Module) -> str:
+    """Digest of every parameter and stored buffer of a model as it is now; what that takes is said above."""
+    return _weights_digest(model)
 
 
 def _weights_digest(model: nn.Module) -> str:

@@ -39,6 +39,8 @@ _ADDED = (
     ("calibration_text", "calibration_windows", None),
     ("heads", "channels_per_group", "single"),
     ("bos", "seq_len", "never"),
+    ("data_dir", "seq_len", None),
+    ("reward", "seq_len", "ppl"),
 )
 _CRITERIA = {"fisher": "taylor", "wanda+fisher": "wanda+taylor"}
 

@@ -111,7 +111,8 @@ class RunFolder:
         self.write_json(_IDENTITY, identity)
         self.write_json(ORDER, order)
         # The config makes it a run that can be gone on with; by then it is known what with.
-        kept = {name: value for name, value in config.items() if name not in NOT_REPLAYED}
+        plain = {name: str(value) if isinstance(value, Path) else value for name, value in config.items()}
+        kept = {name: value for name, value in plain.items() if name not in NOT_REPLAYED}
         self._write("config.yaml", yaml.safe_dump(kept, sort_keys=False))
         self.write_json("manifest.json", {**provenance(), **manifest})
         self.make_folders()

@@ -12,14 +12,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from ffprune_env.budget.units import PruneUnit
-    from ffprune_env.env import Reward
     from ffprune_env.search.samples import Sample
 
 _MARKERS = "os^Dv"
 
+_MEANT = {"ppl": "PPL dense / PPL", "kl": "exp(-KL to the dense model)"}
+
 
 def learning_curve_plot(
-    samples: Sequence[Sample], references: Mapping[str, float], reward: Reward, means: bool = True
+    samples: Sequence[Sample], references: Mapping[str, float], reward: str, means: bool = True
 ) -> Figure:
     """Reward of every evaluation with a running mean for each number of windows, and σ_t below it.
 
@@ -49,7 +50,7 @@ def learning_curve_plot(
     references = {"the start": 1.0} if fresh else references
     for color, (name, value) in zip(("tab:green", "tab:red", "tab:purple"), references.items(), strict=False):
         top.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{name} at the final sparsity")
-    what = f"reward: {'PPL dense / PPL' if reward == 'ppl' else 'exp(-KL to the dense model)'}"
+    what = f"reward: {_MEANT.get(reward, reward)}"
     top.set_ylabel(f"{what}\nin parts of the start's on the same windows" if fresh else what)
     top.legend(loc="lower right", fontsize="small", ncols=1 + len(numbers) // 4)
     bottom.plot(steps, [sample.target_sparsity for sample in samples], color="tab:orange")

@@ -75,11 +75,11 @@ class Report(AnswerReport):
         settings, units = self.settings, self.evaluator.units
         if self.samples:
             rewards = {
-                name: measure_reward(self.evaluator, policy.kept, settings.search_windows, settings.reward)[0]
+                name: measure_reward(self.evaluator, policy.kept, settings.search_windows, settings.rewarded.kind)[0]
                 for name, policy in self.pruned.items()
             }
             # Of a range every rollout has its own σ, and a lighter pruning looks better, if not beside the start.
-            comparable = self.outcome.schedule.span is None or settings.fresh_windows
+            comparable = self.outcome.schedule.span is None or settings.draws
             curve = learning_curve_plot(self.samples, rewards, settings.reward, means=comparable)
             self.run.save_plot("learning_curve", curve)
         self.draw_retention()

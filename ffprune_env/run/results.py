@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import BASELINES
 from ffprune_env.budget.units import PruneUnit, attention_can_be_cut
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.rewarded import RewardedEvaluator
 from ffprune_env.lm.cost import Cost, counting
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import Advance, phase, windows_size
@@ -38,6 +40,8 @@ class PolicyResult:
         search_ppl: perplexity on the windows of search text that policies were chosen by: those that the search
             measured on, and those that its finalists were ranked on.
         test_ppl: perplexity on test text.
+        held_out: what the reward measures on data that no search saw, where that is not test text alone: ``loss``, and
+            what it is made of, by name.
     """
 
     kept: IntArray
@@ -48,6 +52,7 @@ class PolicyResult:
     calibration: CalibrationKind
     search_ppl: float
     test_ppl: float
+    held_out: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,11 @@ def measure_policy(
     """
     prunable = evaluator.prunable
     calibration = evaluator.final_calibration(kept) if calibrated else None
+    reported = evaluator.held_out(test_windows) if isinstance(evaluator, RewardedEvaluator) else None
     with prunable.pruned(kept, calibration) as model:
         search_ppl = perplexity_in_steps(model, evaluator.chosen_on, batch_size, advance)
         test_ppl = perplexity_in_steps(model, test_windows, batch_size, advance)
+        held_out = None if reported is None else reported(model)
     return PolicyResult(
         kept=kept,
         sparsity=prunable.sparsity(kept),
@@ -111,6 +118,7 @@ def measure_policy(
         calibration=calibration_kind(calibration),
         search_ppl=search_ppl,
         test_ppl=test_ppl,
+        held_out=held_out,
     )
 
 
@@ -226,6 +234,10 @@ def results_table(results: Measured, texts: Mapping[str, torch.Tensor], bos: Bos
         *(["against\nuniform"] if "uniform" in results.plain else []),
     ):
         table.add_column(column, justify="right")
+    dense = results.plain.get("dense")
+    measures = [] if dense is None or dense.held_out is None else [name for name in dense.held_out if name != "loss"]
+    for name in (["reward"] if measures else []) + measures:
+        table.add_column(f"held-out\n{name}", justify="right")
     sections = [
         {label(name): result for name, result in results.plain.items()},
         {f"{label(name)}, calibrated": x for name, x in results.calibrated.items() if x.sparsity > 0},
@@ -250,11 +262,29 @@ def results_table(results: Measured, texts: Mapping[str, torch.Tensor], bos: Bos
                 row.append(
                     f"{result.test_ppl / uniform.test_ppl - 1:+.1%}" if uniform is not None and comparable else ""
                 )
-            table.add_row(*row)
+            table.add_row(*row, *held_out_cells(result, dense, measures))
         table.add_section()
     if fell_back:
         table.caption, table.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"
     return table
+
+
+def held_out_cells(result: PolicyResult, dense: PolicyResult | None, measures: Sequence[str]) -> list[str]:
+    """What a row says of data that no search saw: the reward there, and what it is made of.
+
+    Args:
+        result: of the row.
+        dense: of the dense model.
+        measures: names of what it is made of.
+    """
+    if not measures:
+        return []
+    if result.held_out is None or dense is None or dense.held_out is None:
+        return [""] * (1 + len(measures))
+    # Of a function alone, what it says is the reward.
+    lost = result.held_out["loss"] - (0 if measures == ["value"] else dense.held_out["loss"])
+    reward = -lost if measures == ["value"] else math.exp(-lost)
+    return [f"{reward + 0.0:.3f}", *(f"{result.held_out[name]:.3f}" for name in measures)]
 
 
 def label(name: str) -> str:

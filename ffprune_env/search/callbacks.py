@@ -123,7 +123,7 @@ class SampleCallback(BaseCallback):
         self._count += 1
         self._collapsed += sample.collapsed
         task = sample.target_sparsity, sample.n_samples
-        self._best[task] = max(self._best.get(task, 0.0), sample.merit)
+        self._best[task] = max(self._best.get(task, sample.merit), sample.merit)
         measured = f"search_on_{sample.n_samples}"
         for key in ("reward", "ppl", "dense_ppl", "sparsity", "seconds"):
             value = getattr(sample, key)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.env import Reward, measure_reward
+from ffprune_env.env import measure_reward
+from ffprune_env.evaluators.objectives.reward import Kind
 from ffprune_env.evaluators.protocol import SearchEvaluator, Windows
 from ffprune_env.search.samples import Sample
 from ffprune_env.search.schedule import ProgressiveSchedule
@@ -80,7 +81,7 @@ class StartBeside:
         spent: windows measured so far.
     """
 
-    def __init__(self, evaluator: SearchEvaluator, kind: Reward, kept: Callable[[float], IntArray], note: Note) -> None:
+    def __init__(self, evaluator: SearchEvaluator, kind: Kind, kept: Callable[[float], IntArray], note: Note) -> None:
         self.evaluator, self.kind, self.kept, self.note = evaluator, kind, kept, note
         self.spent = 0
         self._rewards: dict[tuple[float, tuple[int, ...]], float] = {}
@@ -95,7 +96,7 @@ class StartBeside:
         return self._rewards[key]
 
 
-def measure_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, kind: Reward, note: Note) -> float:
+def measure_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, kind: Kind, note: Note) -> float:
     """The reward of an allocation, noted unless the evaluator knew what it was measured as.
 
     Args:

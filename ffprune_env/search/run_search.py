@@ -122,15 +122,17 @@ def run_search(
     def of_mean(policy: PPO, target: float) -> IntArray:
         return mean_allocation(replace(settings, sparsity=target), units, policy).kept
 
-    fresh = FreshWindows(schedule, evaluator.pool, settings.seed) if settings.fresh_windows and settings.total else None
-    beside = StartBeside(evaluator, settings.reward, of_start, note)
+    fresh = FreshWindows(schedule, evaluator.pool, settings.seed) if settings.draws and settings.total else None
+    beside = StartBeside(evaluator, settings.rewarded.kind, of_start, note)
     if fresh is not None and isinstance(env, WorkersVecEnv):
         env.beside = of_start
     watch = Watch(evaluator, note)
     looking: list[EvalCallback] = []
     if logger is not None and evaluator.watch and settings.total and settings.eval_every != 0:
         every = rollouts_between_looks(settings)
-        looking.append(EvalCallback(every, settings.per_update, watch, settings.targets, of_mean, settings.reward))
+        looking.append(
+            EvalCallback(every, settings.per_update, watch, settings.targets, of_mean, settings.rewarded.kind)
+        )
     watching: list[BaseCallback] = []
     if settings.patience is not None and settings.total:
         watch.require_windows("patience")
@@ -146,7 +148,7 @@ def run_search(
             ledger.part("search", workers),
             phase("search", f"{settings.total} evaluations", settings.total) as advance,
         ):
-            heard = (keep, *listeners, lambda sample: advance(note=told(sample)))
+            heard = (keep, *listeners, lambda sample: advance(note=told(sample, settings.rewarded.of_text)))
             record = SampleCallback(*heard, start_reward=beside.reward)
             curriculum = ProgressiveSchedulingCallback(schedule, fresh)
             policy.learn(settings.total, [curriculum, *looking, record, *watching, *callbacks])

@@ -23,9 +23,9 @@ class Sample:
         kept: [N] groups kept.
         rates: [N] fraction of groups kept.
         sparsity: fraction of Σ w removed.
-        ppl: perplexity on the first n_t windows of search text.
+        ppl: perplexity on the first n_t windows of search text; where something else is rewarded, exp of its loss.
         dense_ppl: of the dense model on the same windows.
-        reward: PPL_dense / PPL or exp(-KL), 0 if collapsed.
+        reward: PPL_dense / PPL, exp(-KL) or what a function says; 0 if collapsed.
         collapsed: whether it was.
         seconds: wall time of the environment step, divided by the number of environments that made it together.
         kl: divergence from the dense model, if that is what was rewarded.
@@ -55,12 +55,17 @@ class Sample:
         return self.reward if self.start_reward is None else self.reward / max(self.start_reward, COLLAPSE_REWARD)
 
 
-def told(sample: Sample) -> str:
-    """Reward, perplexity and σ of a sample, and on how many windows it was measured: others do not compare."""
+def told(sample: Sample, of_text: bool = True) -> str:
+    """Reward, perplexity and σ of a sample, and on how many windows it was measured: others do not compare.
+
+    Args:
+        sample: the sample.
+        of_text: whether its perplexities are those of text, and not what takes their place.
+    """
     against = "" if sample.start_reward is None else f" ({sample.merit:.3f} of the start's)"
-    perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f})"
+    perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f}) " if of_text else ""
     windows = f"{sample.n_samples} window{'s' if sample.n_samples > 1 else ''}"
-    return f"reward {sample.reward:.3f}{against}  {perplexities} on {windows}  σ {sample.target_sparsity:.3f}"
+    return f"reward {sample.reward:.3f}{against}  {perplexities}on {windows}  σ {sample.target_sparsity:.3f}"
 
 
 def share_at_bound(samples: Sequence[Sample], bound: float) -> float:

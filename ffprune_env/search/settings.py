@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from ffprune_env.budget.mapping import MappingName, says_rates
 from ffprune_env.budget.sparsity_range import SparsityRange
-from ffprune_env.env import Reward
+from ffprune_env.evaluators.objectives.settings import RewardSettings
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.saved_policy import MEANING
 from ffprune_env.search.schedule import ProgressiveSchedule
@@ -29,7 +29,7 @@ _LAST_LOOK = 1 / 6  # of a budget: what is left of a short one is for the search
 
 
 @dataclass(frozen=True)
-class SearchSettings(WindowSettings, TargetSettings):
+class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
     """Settings of a search by PPO; the fields are flags of ``train/ppo.py``, with their help."""
 
     mapping: MappingName = "waterfill"
@@ -73,8 +73,6 @@ class SearchSettings(WindowSettings, TargetSettings):
     """steps on the pruned model that the start is improved by, a few backward passes each: of fisher-iterated at least
     2, by default 8, fewer where a budget ends; from runs/<other> by default 3, after a look at the dense model as for
     fisher, and 0 takes its policy as it is"""
-    reward: Reward = "ppl"
-    """what a step is rewarded with: ppl (PPL_dense / PPL) or kl (exp of minus the divergence from the dense model)"""
     log_std_init: float = -1.9
     """log standard deviation of the actions at the start, which is learned"""
     action_scale: float = 3.0
@@ -118,7 +116,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         if not self.wanted and self.starts_equal:
             start = "--init none" if self.init == "none" else f"the start of --mapping {self.mapping}"
             raise ValueError(f"{start} knows nothing: it needs a search, --evaluations must be 2 or more")
-        if self.fresh_windows and self.ramp_sparsity:
+        if self.draws and self.ramp_sparsity:
             raise ValueError(
                 "--fresh-windows compares the candidates of a rollout with the start at one sparsity, which "
                 "--ramp-sparsity changes: add --no-fresh-windows, or leave that out"
@@ -133,8 +131,14 @@ class SearchSettings(WindowSettings, TargetSettings):
     @property
     def needless(self) -> dict[str, Any]:
         """Settings of windows that nobody would look at, with the values that make them none."""
-        of_search = {} if self.total else {"fresh_windows": False, "patience": None, "eval_every": 0}
+        of_search = {} if self.total else {"patience": None, "eval_every": 0}
+        of_search |= {} if self.draws and self.total else {"fresh_windows": False}
         return of_search | ({"curve_windows": 0} if self.init in _NO_CURVES else {})
+
+    @property
+    def draws(self) -> bool:
+        """Whether windows are drawn anew; where only functions are rewarded there is nothing to draw."""
+        return self.fresh_windows and self.rewarded.reads_data
 
     @property
     def windows_wanted(self) -> dict[str, int]:
@@ -202,7 +206,7 @@ class SearchSettings(WindowSettings, TargetSettings):
         patience what the policy's mean is; not what is measured for TensorBoard alone, which no budget pays for.
         """
         schedule, more = self.schedule(), self.windows_at_last
-        if self.fresh_windows:
+        if self.draws:
             beside = sum(schedule.samples(t) for t in range(0, self.total, self.per_update))
             more += beside + min(beside, self.windows_wanted["pool"])
         if self.patience is not None and self.total:

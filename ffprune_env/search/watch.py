@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.env import Reward, measure_reward
+from ffprune_env.env import measure_reward
+from ffprune_env.evaluators.objectives.reward import Kind
 from ffprune_env.evaluators.protocol import SearchEvaluator
 from ffprune_env.search.fresh_windows import Note
 
@@ -40,7 +41,7 @@ class Watch:
             self._count(kept, known, self._ppls[key], None)
         return self._ppls[key]
 
-    def reward(self, kept: IntArray, kind: Reward) -> tuple[float, dict[str, float]]:
+    def reward(self, kept: IntArray, kind: Kind) -> tuple[float, dict[str, float]]:
         """The reward with so many groups kept, [N], and what was measured, as :func:`measure_reward` has it."""
         key = kept.tobytes()
         if key not in self._rewards:

@@ -16,6 +16,7 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.protocol import Windows
+from ffprune_env.evaluators.rewarded import identity_of_reward
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.cost import Cost, count, counting
 from ffprune_env.lm.identity import (
@@ -272,7 +273,7 @@ class _Worker:
         with counting() as tally:
             self.evaluator = build_evaluator(model, tokenizer, text, EvaluatorSettings(**others), order)
         self.untold = tally.cost
-        self.identity |= identity_of_texts(self.evaluator.texts)
+        self.identity |= identity_of_texts(self.evaluator.texts) | identity_of_reward(self.evaluator)
         self.expected = identity
         names = text_names(text, None, self.evaluator.texts, arguments.get("calibration_text"))
         self.names = (str(arguments["model"]), names)

@@ -1,0 +1,63 @@
+"""Questions of lm-eval's multiple-choice tasks, as its own code words them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ffprune_env.evaluators.objectives.questions import Question
+from ffprune_env.evaluators.zero_shot_tasks import open_tasks
+
+
+def lm_eval_questions(tasks: Sequence[str], data_dir: Path | None) -> dict[str, list[Question]]:
+    """The questions of some tasks, by task.
+
+    Args:
+        tasks: names; see :func:`~ffprune_env.evaluators.zero_shot_tasks.open_tasks`, as for ``data_dir``.
+        data_dir: folder of ``<task>.jsonl``.
+
+    Raises:
+        ValueError: an unknown task, one without choices or answers, or a file of other data.
+        OSError: a file is missing, or the hub is needed and out of reach.
+    """
+    with open_tasks(tasks, data_dir) as opened:
+        return {name: questions_of(name, task) for name, task in opened.items()}
+
+
+def questions_of(name: str, task: Any) -> list[Question]:
+    """The questions of one task of lm-eval, in its order.
+
+    Args:
+        name: of the task, for messages.
+        task: lm-eval's object.
+
+    Raises:
+        ValueError: it has no choices, or a question has no right one.
+    """
+    if getattr(task, "OUTPUT_TYPE", "") != "multiple_choice":
+        raise ValueError(f"task {name} has no choices: only multiple-choice tasks can be rewarded")
+    return [_question(name, task, doc) for doc in task.eval_docs]
+
+
+def asked_of(task: Any, doc: Any) -> str:
+    """What a question says, whatever its choices are."""
+    context = task.doc_to_text(doc)
+    if task.multiple_input:  # the choices are in the context, and what is read here is which of them is right
+        return " ".join([*map(str, task.doc_to_choice(doc)), str(task.doc_to_target(doc))])
+    return str(context)
+
+
+def _question(name: str, task: Any, doc: Any) -> Question:
+    choices, space = task.doc_to_choice(doc), task.config.target_delimiter
+    if task.multiple_input:
+        behind = f"{space}{task.doc_to_target(doc)}"
+        lines, answer = [(str(choice), behind) for choice in choices], task.doc_to_text(doc)
+    else:
+        context = task.doc_to_text(doc)
+        lines, answer = [(context, f"{space}{choice}") for choice in choices], task.doc_to_target(doc)
+    if isinstance(answer, str):
+        answer = choices.index(answer) if answer in choices else int(answer) if answer.isdigit() else -1
+    if not isinstance(answer, int) or not 0 <= answer < len(lines) or len(lines) < 2:
+        raise ValueError(f"task {name} has a question without a right answer: {asked_of(task, doc)[:80]!r}")
+    return Question(asked_of(task, doc), tuple(lines), answer)
