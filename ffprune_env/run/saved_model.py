@@ -68,7 +68,7 @@ def write_and_measure(
             search_ppl, test_ppl = (perplexity_in_steps(model, x, batch_size, advance) for x in texts)
     except (ValueError, OSError, RuntimeError) as error:  # a full disk, or no memory for a second model
         return SavedModel(None, f"the model could not be written and read back: {error}")
-    result = replace(measured, search_ppl=search_ppl, test_ppl=test_ppl)
+    result = replace(measured, search_ppl=search_ppl, test_ppl=test_ppl, held_out=None)
     tolerance = rounding_tolerance(evaluator.prunable.model.dtype)
     return SavedModel(result, _difference(result, measured, tolerance, folder))
 

@@ -63,8 +63,7 @@ class Objectives:
         for term, x in self._weighted():
             own, parts = x.measured(model, REPORTED)
             loss += term.weight * own
-            mixed = len(self.terms) > 1
-            found |= {f"{term}: {name}" if mixed and name != term.kind else name: part for name, part in parts.items()}
+            found |= {f"{term}: {name}" if name in found else name: part for name, part in parts.items()}
         return {"loss": loss, **found}
 
     @property
