@@ -32,6 +32,7 @@ from ffprune_env.comparison.plan import Key, named_methods, plan, read_cell
 from ffprune_env.comparison.report.ablation import ablation_table
 from ffprune_env.comparison.report.files import write_reports
 from ffprune_env.comparison.report.tables import comparison_table, overview_table
+from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import open_tasks
@@ -65,6 +66,8 @@ class Args(
             raise ValueError("--ablation compares the two rewards itself: leave out --reward-model cut")
         if self.ablation and self.start != "own":
             raise ValueError(f"--ablation names the starts itself: leave out --start {self.start}")
+        if self.ablation and self.reward != "ppl":
+            raise ValueError(f"--ablation compares rewards itself: leave out --reward {self.reward}")
         if self.patience is not None:
             raise ValueError("every search of a comparison has the same budget: leave out --patience")
         if self.eval_every != 0:
@@ -107,7 +110,8 @@ def main() -> int:
         try:
             with ExitStack() as stack:
                 tasks = stack.enter_context(open_tasks(data_dir=args.data_dir)) if args.zero_shot else None
-                code = min(1, fill(filling(args, tasks), folder, partial(fail, code=1)))
+                apart = unseen_alone(tasks or {}, args.reward, args.data_dir, args.held_out)
+                code = min(1, fill(filling(args, tasks, apart), folder, partial(fail, code=1)))
         except KeyboardInterrupt:
             say("interrupted; what was finished is kept and reported")
             code = 130
@@ -121,7 +125,7 @@ def main() -> int:
     return code
 
 
-def filling(args: Args, tasks: Mapping[str, Any] | None) -> Filling:
+def filling(args: Args, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
     """What the folder is to hold, in the words of the library."""
     return Filling(
         args.cells(),
@@ -134,7 +138,7 @@ def filling(args: Args, tasks: Mapping[str, Any] | None) -> Filling:
         args.start,
         args.load,
         lambda model, tokenizer: args.load_texts(model, tokenizer, args),
-        None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks),
+        None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart),
     )
 
 

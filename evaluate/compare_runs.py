@@ -54,7 +54,7 @@ logger = logging.getLogger("ffprune")
 console = wide_console()
 # What may differ: rewards do not say which groups go and how the rest is re-fitted, nor what a search was not to see.
 # What `auto` of bos stands for is known when there is a model.
-_OWN = ("reward_model", "batch_size", "bos")
+_OWN = ("reward_model", "reward", "data_dir", "batch_size", "bos")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def require_alike(path: Path, config: Mapping[str, Any], first: Mapping[str, Any
             raise ValueError(f"{path} has {name} {config.get(name)!r}, the first run has {first.get(name)!r}")
     # A config that was edited since would rank or calibrate another way than the run did.
     require_same_as_runs([path], identity_of_settings({name: config[name] for name in shared}), config)
-    return settings
+    return replace(settings, reward="ppl")
 
 
 def require_same_as_runs(paths: Sequence[Path], now: Identity, config: Mapping[str, Any]) -> None:

@@ -32,6 +32,7 @@ from ffprune_env.cli.recovery_flags import RecoveryFlags
 from ffprune_env.comparison.cells import Cell, ComparisonFolder
 from ffprune_env.comparison.filling import Filling, Questions, load, prepare
 from ffprune_env.comparison.recovered import RecoveredCell, recover_cell, recovered_markdown
+from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import open_tasks
 from ffprune_env.lm.devices import require_resident
@@ -125,7 +126,8 @@ def fill(args: Args, job: Job) -> None:
         return
     with ExitStack() as stack:
         tasks = None if args.data_dir is None else stack.enter_context(open_tasks(data_dir=args.data_dir))
-        filling = filling_of(args, job, tasks)
+        apart = unseen_alone(tasks or {}, job.settings.reward, args.data_dir, args.held_out)
+        filling = filling_of(args, job, tasks, apart)
         if filling.questions is not None:
             job.folder.require_same("zero_shot.json", filling.questions.facts())
         loaded = load(filling, job.folder)
@@ -141,10 +143,10 @@ def fill(args: Args, job: Job) -> None:
             logger.info("%s: test PPL %.2f, recovered %.2f", cell.file, found.before_ppl, found.after_ppl)
 
 
-def filling_of(args: Args, job: Job, tasks: Mapping[str, Any] | None) -> Filling:
+def filling_of(args: Args, job: Job, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
     """The model and texts of the comparison, in the words of the library."""
     settings = job.settings
-    questions = None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks)
+    questions = None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart)
     return Filling(
         [],
         settings.model,

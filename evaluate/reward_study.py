@@ -148,7 +148,7 @@ def load(args: Args, run: RunFolder, config: Mapping[str, Any]) -> tuple[LMEvalu
     run.require_same(identity_of_texts(texts), name, names, "search it again")
     test = args.load_test_beside(text, model, tokenizer, settings.bos)
     settings = replace(settings, search_windows=max(args.rewarded_on), final_windows=0, curve_windows=0)
-    settings = replace(settings, fresh_windows=False, patience=None, eval_every=0)
+    settings = replace(settings, fresh_windows=False, patience=None, eval_every=0, reward="ppl")
     studied = load_planned_windows(model, tokenizer, text, settings).texts
     require_unseen(test, *texts.values(), *studied.values())  # before the model is ranked, which takes longer
     order = run.order(model, "search it again")

@@ -37,6 +37,7 @@ from ffprune_env.comparison.paper_tables.grids import grids_of
 from ffprune_env.comparison.paper_tables.measured import Measured
 from ffprune_env.comparison.plan import Key, read_cell
 from ffprune_env.comparison.report.tables import terminal_table
+from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import open_tasks
@@ -156,10 +157,11 @@ def measure(args: Args, table: PaperTable) -> int:
     codes = [0]
     with ExitStack() as stack:
         tasks = stack.enter_context(open_tasks(data_dir=args.data_dir)) if table.zero_shot else None
+        apart = unseen_alone(tasks or {}, args.reward, args.data_dir, args.held_out)
         for part in parts(args, table):
             try:
                 part.args.require_texts()
-                codes.append(min(1, fill(filling(part, tasks), part.folder(), partial(fail, code=1))))
+                codes.append(min(1, fill(filling(part, tasks, apart), part.folder(), partial(fail, code=1))))
             except ChangedError:  # a table of what was measured before would look like one of what there is now
                 raise
             except (ValueError, OSError, RuntimeError) as error:  # one that fails is no reason to lose the others
@@ -206,7 +208,7 @@ def folder_name(model: str) -> str:
     return Path(model).name
 
 
-def filling(part: Part, tasks: Mapping[str, Any] | None) -> Filling:
+def filling(part: Part, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
     """What a folder is to hold, in the words of the library."""
     args = part.args
     return Filling(
@@ -220,7 +222,7 @@ def filling(part: Part, tasks: Mapping[str, Any] | None) -> Filling:
         "own",
         partial(args.load_named, part.model),
         lambda model, tokenizer: args.load_texts(model, tokenizer, args),
-        None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks),
+        None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart),
     )
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,9 +22,11 @@ from rich.table import Table
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import JsonFlags, NamedFlags, PlaceFlags, QuestionFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.settings import BatchSettings
 from ffprune_env.evaluators.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS, open_tasks
+from ffprune_env.run.config import read_config
 
 console = wide_console()
 
@@ -45,6 +48,7 @@ def main() -> int:
         check_settings(args.limit, batch_size)
         args.require_folder()
         with open_tasks(args.tasks, args.data_dir) as tasks:  # before the model, which may take minutes
+            unseen_alone(tasks, reward_of_run(args.measured), args.data_dir, args.held_out)
             model, tokenizer = args.load_named(args.measured)
             with progress_bar() as show:
                 result = score_tasks(model, tokenizer, tasks, args.limit, batch_size, show)
@@ -57,6 +61,12 @@ def main() -> int:
         return 130
     console.print(table("{}, {dtype} on {device}".format(args.measured, **about), result))
     return 0
+
+
+def reward_of_run(model: str) -> str:
+    """What the search that a model comes from was rewarded with; ``ppl`` of all others."""
+    config = Path(model).parent / "config.yaml"
+    return str(read_config(config).get("reward", "ppl")) if config.is_file() else "ppl"
 
 
 @contextmanager

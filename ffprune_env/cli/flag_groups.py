@@ -339,6 +339,9 @@ class QuestionFlags(DataSettings):
 
     limit: int | None = None
     """questions per zero-shot task, from the first; None asks all"""
+    held_out: bool = False
+    """ask only questions that no search with --reward tasks sees, about half of each task; what a search with tasks in
+    its reward saw is never asked"""
 
 
 @dataclass(frozen=True)

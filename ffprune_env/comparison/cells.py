@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY = "identity.json"
 # What a folder was made with that was filled before there was such a setting.
-_BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single"}
+_BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single", "reward": "ppl"}
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ def search_and_measure(
         sparsity=prunable.sparsity(kept),
         total_sparsity=(prunable.n_params - params) / prunable.n_params,
         params=params,
-        search_ppl=None if method.flap_bias else subject.evaluator.measure(kept, n_windows),
+        search_ppl=None if method.flap_bias else subject.evaluator.of_text.measure(kept, n_windows),
         test_ppl=test_ppl,
         test_interval=interval,
         calibrated_test_ppl=calibrated_ppl,
@@ -306,7 +306,7 @@ def progress(paid: Paid, evaluator: LMEvaluator) -> list[tuple[float, float]]:
     for mark in MARKS:
         noted = [kept for spent, kept in paid.trace if spent <= mark * paid.budget]
         if noted:
-            ppl = evaluator.measure(noted[-1], evaluator.max_samples)
+            ppl = evaluator.of_text.measure(noted[-1], evaluator.max_samples)
             points.append((min(round(mark * paid.budget), paid.spent), ppl))
     return points
 

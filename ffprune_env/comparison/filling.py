@@ -26,6 +26,7 @@ from ffprune_env.comparison.contest import (
 from ffprune_env.comparison.plan import ANSWERING, Key, read_cell
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.rewarded import RewardedEvaluator, identity_of_reward
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.identity import (
     ChangedError,
@@ -51,7 +52,7 @@ logger = logging.getLogger(__name__)
 #: for the model is looked at when that is loaded.
 NOT_SHARED = (
     "out", "sparsity", "methods", "seeds", "factor_storage", "device", "device_map", "max_memory", "data_dir", "limit",
-    "trust_remote_code", "bos",
+    "held_out", "trust_remote_code", "bos",
 )  # fmt: skip
 
 Model = tuple["PreTrainedModel", "PreTrainedTokenizerBase"]
@@ -68,19 +69,22 @@ class Questions:
         limit: questions per task, from the first; None asks all.
         data_dir: folder that they were read from; None where they came from the hub.
         score: asks them.
+        apart: a digest of what was taken out, since searches see it; empty if that is nothing.
     """
 
     tasks: Mapping[str, Any]
     limit: int | None
     data_dir: Path | None
     score: Score
+    apart: str = ""
 
     def facts(self) -> dict[str, Any]:
         """What accuracies depend on."""
         from ffprune_env.evaluators.zero_shot_tasks import digest_of_files
 
         data = None if self.data_dir is None else digest_of_files(self.data_dir)
-        return {"data": data, "limit": self.limit, "lm_eval": metadata.version("lm_eval")}
+        apart = {"apart": self.apart} if self.apart else {}
+        return {"data": data, "limit": self.limit, "lm_eval": metadata.version("lm_eval"), **apart}
 
 
 @dataclass(frozen=True)
@@ -235,6 +239,9 @@ def prepare(filling: Filling, folder: ComparisonFolder, loaded: Loaded) -> Subje
     looked_at = {purpose: windows for purpose, windows in loaded.texts.items() if purpose != "test"}
     began = time.perf_counter()
     evaluator = build_evaluator(model, tokenizer, filling.text, settings, order, looked_at)
+    # Every method minimizes what is measured, of whatever kind.
+    evaluator = evaluator.rewarding(settings.reward, stands_in=True)
+    folder.require_same_identity(identity_of_reward(evaluator), filling.model)
     prepared = time.perf_counter() - began
     if order is None:
         folder.write(ORDER, order_as_json(evaluator.prunable))
@@ -249,6 +256,8 @@ def prepare(filling: Filling, folder: ComparisonFolder, loaded: Loaded) -> Subje
         texts=texts,
         bos=evaluator.bos,
     )
+    if isinstance(evaluator, RewardedEvaluator):
+        plain = RewardedEvaluator(plain, evaluator.objectives)
     subject = Subject(
         evaluator,
         plain,

@@ -94,7 +94,7 @@ def build_objectives(
             terms.append(FunctionValue(term.of, functions[term.of], tokenizer))
             identity[f"function {term.of}"] = digest_of_function(functions[term.of])
         elif term.kind == "tasks":
-            questions = _questions(term, data_dir)
+            questions = read_tasks(term, data_dir)
             identity[f"questions of {term}"] = _digest(questions)
             sides = {name: split({x.asked: x for x in every}) for name, every in questions.items()}
             mine = [x.asked for search, _ in sides.values() for x in search]
@@ -137,7 +137,17 @@ def _asked(question: Question, tokenizer: PreTrainedTokenizerBase, longest: int)
     return Asked(lines, question.answer)
 
 
-def _questions(term: Term, data_dir: str | Path | None) -> dict[str, list[Question]]:
+def read_tasks(term: Term, data_dir: str | Path | None) -> dict[str, list[Question]]:
+    """The questions of a term, by task.
+
+    Args:
+        term: of the kind ``tasks``.
+        data_dir: folder of ``<task>.jsonl``; None takes the hub's.
+
+    Raises:
+        ValueError: bad data.
+        OSError: a file is missing, or the hub is needed and out of reach.
+    """
     if _is_file(term.of):
         return {Path(term.of).name: read_questions(_there(term))}
     from ffprune_env.evaluators.objectives.lm_eval_questions import lm_eval_questions
