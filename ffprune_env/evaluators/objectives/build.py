@@ -128,8 +128,8 @@ def _bundles(
 
 
 def _enough(counts: Counts) -> int:
-    """Questions of a task that no search needs more of: a window of text has room for no more of the shortest."""
-    return (counts.search + counts.finalists + counts.watch + counts.pool) * max(1, counts.tokens // 16)
+    """Questions of a task that no search needs more of: a window of text has room for no more short ones."""
+    return (counts.search + counts.finalists + counts.watch + counts.pool) * max(1, counts.tokens // 64)
 
 
 def _asked(question: Question, tokenizer: PreTrainedTokenizerBase, longest: int) -> Asked:

@@ -14,6 +14,9 @@ Place = tuple[str, tuple[int, ...]]
 #: The purpose of what is reported, and that no search sees.
 HELD_OUT = "held-out"
 _SALT = "ffprune 1"
+# What is reported on may cost about so many windows of text, for every model in the report.
+_REPORTED_WINDOWS = 32
+_LEAST_REPORTED = 16
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,7 @@ class Bundles(Generic[T]):
         ValueError: there are too few items.
     """
 
-    #: Items of one data set that are reported on, at the most: all the time that it is worth in a run.
+    #: Items of one data set that are reported on, at the most.
     REPORTED = 100
 
     def __init__(
@@ -103,7 +106,8 @@ class Bundles(Generic[T]):
         affordable = max(1, round(counts.tokens * len(search) / max(1, sum(tokens_of)) / groups))
         self.size = min(affordable, max(1, len(search) // (fixed + counts.pool)))
         self.pool = min(counts.pool, len(search) // self.size - fixed)
-        self.held_out = list(held_out[: self.REPORTED])
+        reported = round(_REPORTED_WINDOWS * counts.tokens * len(search) / max(1, sum(tokens_of)) / groups)
+        self.held_out = list(held_out[: min(max(_LEAST_REPORTED, reported), self.REPORTED)])
         self._bundles: dict[tuple[str, int], Sequence[T]] = {}
         owners = [("search", i) for i in range(counts.search)] + [("finalists", i) for i in range(counts.finalists)]
         owners += [("further", counts.pool + i) for i in range(counts.watch)]
