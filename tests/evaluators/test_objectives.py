@@ -205,6 +205,14 @@ def test_a_mix_adds_losses(evaluator, questions, windows):
     assert own.dense(windows) / own.measure(np.array([x.n_groups for x in own.units]), windows) == pytest.approx(1)
 
 
+def test_text_can_be_compared_beside_what_is_rewarded(evaluator, questions):
+    kept = uniform(0.3, evaluator.units).kept
+    own = evaluator.rewarding(f"tasks:{questions}")
+    cost = own.measure(kept, 2)
+    assert own.compare(kept, 2)[0] == pytest.approx(evaluator.measure(kept, 2))
+    assert own.measure(kept, 2) == cost != own.of_text.measure(kept, 2)
+
+
 def test_a_broken_model_collapses(evaluator, questions, chats):
     for reward in (f"tasks:{questions}", f"chat:{chats}", f"ppl=0.5 tasks:{questions}=0.5"):
         env = ff.PruneBanditEnv(evaluator, sparsity=0.3, reward=reward)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ffprune_env.evaluators.objectives.shares import HELD_OUT, Place
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.identity import tensors_digest
@@ -100,7 +102,7 @@ class FunctionValue:
         """
         told = {"held_out": place[0] == HELD_OUT} if self._asks_which else {}
         before = tensors_digest(model)
-        with evaluating(model):
+        with evaluating(model), torch.no_grad():
             try:
                 value = self.function(model, self.tokenizer, **told)
             except Exception as error:
