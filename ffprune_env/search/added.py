@@ -38,27 +38,27 @@ class Added:
         """By how much the answer's perplexity is lower than the start's, in percent of it."""
         return -100 * math.expm1(-self.nats)
 
-    def told(self, start: str, search_windows: int, seconds: float | None) -> str:
+    def told(self, start: str, search_windows: int, seconds: float | None, of_text: bool = True) -> str:
         """The line.
 
         Args:
             start: what the start is, such as ``fisher-iterated``.
             search_windows: windows of search text that the search measured.
             seconds: wall time of the search; None if none was made.
+            of_text: whether losses are those of text, per token, and not of something else that is rewarded.
         """
+        unit = "nats per token" if of_text else "of the rewarded loss"
         on = f"on {self.windows} window{'s' if self.windows > 1 else ''}"
         if seconds is None:
             answer = f"the start ({start})" if self.chosen == START else f"{self.chosen}, not the start ({start}),"
-            rival = (
-                f"; {self.next_best} comes next, {self.next_nats:+.4f} nats per token {on}" if self.next_best else ""
-            )
+            rival = f"; {self.next_best} comes next, {self.next_nats:+.4f} {unit} {on}" if self.next_best else ""
             return f"no search was made (--evaluations makes one): {answer} is the answer{rival}"
         cost = f"it cost {search_windows} windows in {seconds:.0f} s"
-        size = f"{self.nats:.4f} nats per token ({self.percent:.2f} % of PPL)"
+        size = f"{self.nats:.4f} {unit}" + (f" ({self.percent:.2f} % of PPL)" if of_text else "")
         if self.chosen == START:
             rival = ""
             if self.next_best is not None and self.next_nats is not None:
-                rival = f": {self.next_best} comes next, {self.next_nats:+.4f} nats per token {on}"
+                rival = f": {self.next_best} comes next, {self.next_nats:+.4f} {unit} {on}"
             return f"PPO added nothing to its start ({start}){rival}; {cost}"
         if self.chosen in FREE:
             return f"PPO added nothing: {self.chosen} is better than its start ({start}) by {size} {on}; {cost}"

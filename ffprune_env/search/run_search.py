@@ -47,6 +47,7 @@ class Outcome:
         seconds: wall time of the evaluations and of the training.
         start: name of what it started from.
         windows: windows of search text that it measured, its finalists included, whatever was remembered.
+        of_text: whether its losses are those of text, and not of something else that was rewarded.
     """
 
     policy: PPO
@@ -57,6 +58,7 @@ class Outcome:
     seconds: float
     start: str
     windows: int
+    of_text: bool = True
 
     def samples_for(self, target: float) -> list[Sample]:
         """Those of one target."""
@@ -66,7 +68,7 @@ class Outcome:
         """What the search added to its start, and what it cost: one line, over all targets."""
         added = self.answers[max(self.answers)].added
         assert added is not None
-        return added.told(self.start, self.windows, self.seconds if self.samples else None)
+        return added.told(self.start, self.windows, self.seconds if self.samples else None, self.of_text)
 
 
 def run_search(
@@ -165,7 +167,8 @@ def run_search(
     with ledger.part("finalists", devices):
         answers, table = last_look(settings, evaluator, start, scores, means, archive, simple)
     windows += sum(answer.spent for answer in answers.values())
-    return Outcome(policy, samples, answers, learned(settings, units, table), schedule, seconds, start.name, windows)
+    left, of_text = learned(settings, units, table), settings.rewarded.of_text
+    return Outcome(policy, samples, answers, left, schedule, seconds, start.name, windows, of_text)
 
 
 def last_look(
