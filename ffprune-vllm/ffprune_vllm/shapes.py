@@ -48,11 +48,17 @@ def layer_shapes(config: Any) -> tuple[LayerShape, ...]:
         config: of the dense family, with the keys of a pruned model as attributes.
 
     Raises:
-        ValueError: a key is missing, or does not fit the others.
+        ValueError: a key is missing, or does not fit the others; or a layer has no attention or no FFN.
     """
     layers = config.num_hidden_layers
     heads = _per_layer(config, "num_attention_heads_per_layer", layers)
     channels = _per_layer(config, "intermediate_size_per_layer", layers)
+    for what, sizes in (("attention", heads), ("FFN", channels)):
+        if 0 in sizes:
+            raise ValueError(
+                f"layer {sizes.index(0)} has no {what}, which ffprune-vllm cannot serve: take transformers or a GGUF "
+                f"file, or search with --a-min above 0"
+            )
     dense_keys = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     # Without grouped queries every query head has keys of its own, which went with it.
     grouped = dense_keys != config.num_attention_heads

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from ffprune_env.pruning.prunable import Calibration, PrunableModel
+    from ffprune_env.pruning.unit_layout import UnitLayout
 
 # Enough for positions to count, and done in seconds whatever the model.
 _TOKENS = 32
@@ -140,7 +141,8 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
                 _join(tensors, f"{names[layout.owner]}.{layout.fused.name}")
             if layout.key_heads is None:
                 continue
-            index, layer = layout.key_heads[members].cpu(), layout.unit.layer
+            layer, index = layout.unit.layer, _only_read_keys(tensors, names, layout, members)
+            sizes[KV_HEADS_KEY][layer] = len(layout.read_keys(members))
             tensors.pop(f"{names[layout.owner]}.kv_index", None)  # of a model that was pruned before
             if not shares_evenly(index.tolist(), sizes[KV_HEADS_KEY][layer]):
                 tensors[f"{names[layout.owner]}.kv_index"] = index
@@ -148,6 +150,28 @@ def _what_is_left(prunable: PrunableModel, counts: npt.NDArray[Any], calibration
         with calm(pruned):
             logits = own_logits(pruned, _tokens(pruned)).cpu()
     return _Left({name: tensor.cpu() for name, tensor in tensors.items()}, sizes, logits, frozenset(gone))
+
+
+def _only_read_keys(
+    tensors: dict[str, torch.Tensor], names: Mapping[nn.Module, str], layout: UnitLayout, members: torch.Tensor
+) -> torch.Tensor:
+    """Takes keys and values that no query head reads any more out of tensors.
+
+    Args:
+        tensors: by name; changed.
+        names: of modules.
+        layout: of an attention whose query heads share keys.
+        members: int64 [query heads], those that stay.
+
+    Returns:
+        int64 [query heads] on the CPU, the key/value head that each reads, among those that are left.
+    """
+    read = layout.read_keys(members)
+    rows, reads = spelled_out(read, layout.head_dim), layout.reads(members)
+    for linear in layout.keys_and_values:
+        for kind, parameter in linear.named_parameters():
+            tensors[f"{names[linear]}.{kind}"] = parameter.detach()[rows]
+    return torch.searchsorted(read, reads).cpu()
 
 
 def _heads(layer: Any, projection: str, dense: int) -> int:

@@ -272,11 +272,23 @@ class PrunableModel:
 
     def total_sparsity(self, kept: npt.ArrayLike) -> float:
         """Fraction of all parameters of the model that goes away."""
-        return self._removed(kept) / self.n_params
+        return 1 - self.params(kept) / self.n_params
 
     def params(self, kept: npt.ArrayLike) -> int:
-        """Parameters of the whole model that stay."""
-        return self.n_params - self._removed(kept)
+        """Parameters of the whole model that stay: as many as are written."""
+        return self.n_params - self._removed(kept) - self._unread(kept)
+
+    def _unread(self, kept: npt.ArrayLike) -> int:
+        """Parameters of keys and values that no query head reads any more: they are free, and not in Σ w."""
+        found = 0
+        for layout, order, k in zip(self.layouts, self.order, self.check_kept(kept), strict=True):
+            if layout.key_heads is None or not k:
+                continue
+            read = len(layout.read_keys(order[: layout.members(int(k))]))
+            for linear in layout.keys_and_values:
+                rows = linear.out_features - read * layout.head_dim
+                found += rows * (linear.in_features + (linear.bias is not None))
+        return found
 
     def require_dense(self, verb: str) -> None:
         """Raises RuntimeError inside :meth:`pruned`; ``verb`` says what the caller wanted to do to the model."""

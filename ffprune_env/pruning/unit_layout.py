@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -71,6 +72,27 @@ class UnitLayout:
     def best_first(self, scores: FloatArray) -> IntArray:
         """Members in the order that scores of them, [n_members], put them in: int64 [n_members]."""
         return best_first(scores, self.key_heads if self.balanced else None)
+
+    @property
+    def keys_and_values(self) -> tuple[nn.Linear, nn.Linear]:
+        """The key and the value projection of an attention whose query heads share them."""
+        owner: Any = self.owner
+        return owner.k_proj, owner.v_proj
+
+    def reads(self, members: torch.Tensor) -> torch.Tensor:
+        """The key/value head that each of some query heads reads, int64 [m].
+
+        Args:
+            members: int64 [m], the query heads, of an attention that shares keys.
+        """
+        if self.key_heads is None:
+            raise ValueError(f"{self.unit.name} shares no keys")
+        return self.key_heads[members]
+
+    def read_keys(self, members: torch.Tensor) -> torch.Tensor:
+        """The key/value heads that any of some query heads reads, ascending; arguments as for :meth:`reads`."""
+        found: torch.Tensor = torch.unique(self.reads(members))
+        return found
 
     @property
     def device(self) -> torch.device:

@@ -100,13 +100,22 @@ def test_a_model_whose_layers_all_share_evenly_runs_stock_code(tmp_path):
         pass
 
 
-def test_two_query_heads_of_one_key_head_do_not_share_evenly(tmp_path):
+def test_keys_that_no_query_head_reads_any_more_are_not_written(tmp_path):
     prunable = ranked("llama-gqa", first_heads=(2, 3, 0, 1))
-    ff.save_pruned(prunable, [2, 24] * 3, tmp_path / "uneven")
-    model = ff.load_pruned(tmp_path / "uneven")
-    assert model.config.kv_index_per_layer == [[1, 1]] * 3
-    with prunable.pruned([2, 24] * 3) as pruned:
+    kept = [2, 24, 1, 24, 3, 24]  # of the second of two key/value heads both, one and all readers
+    ff.save_pruned(prunable, kept, tmp_path / "unread")
+    model = ff.load_pruned(tmp_path / "unread")
+    assert model.config.num_key_value_heads_per_layer == [1, 1, 2]
+    assert model.config.kv_index_per_layer == [None, None, [0, 1, 1]]
+    assert sum(p.numel() for p in model.parameters()) == prunable.params(kept)
+    assert prunable.params(kept) == prunable.n_params - prunable._removed(kept) - 2 * 2 * (32 + 1) * 8
+    with prunable.pruned(kept) as pruned:
         torch.testing.assert_close(logits(model), logits(pruned), rtol=0, atol=1e-9)
+    again = PrunableModel(model)
+    again.rank([np.arange(layout.n_members) for layout in again.layouts])
+    ff.save_pruned(again, [1, 24] * 3, tmp_path / "again")
+    with again.pruned([1, 24] * 3) as pruned:
+        torch.testing.assert_close(logits(ff.load_pruned(tmp_path / "again")), logits(pruned), rtol=0, atol=1e-9)
 
 
 def test_layers_may_have_fewer_key_heads(mixed):

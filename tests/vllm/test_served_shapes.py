@@ -127,3 +127,16 @@ def test_gpus_that_do_not_divide_a_layer_are_refused():
     require_parallel(shapes[1:], 2)
     with pytest.raises(ValueError, match=r"tensor_parallel_size 2 does not divide layer 0, .* 6 query heads on 3 key"):
         require_parallel(shapes, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_attention_heads_per_layer": [6, 0], "kv_index_per_layer": [None, None]}, "layer 1 has no attention"),
+        ({"intermediate_size_per_layer": [0, 5]}, "layer 0 has no FFN"),
+    ],
+)
+def test_a_layer_without_a_part_is_refused_in_one_line(changes, says):
+    with pytest.raises(ValueError, match=says) as caught:
+        layer_shapes(config(**changes))
+    assert "\n" not in str(caught.value)
