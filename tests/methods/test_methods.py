@@ -339,3 +339,16 @@ def test_what_the_evaluator_remembers_is_charged_and_not_read(name, on_model, mo
     assert on_model.meter.seen == sum(read)
     never_twice = ("random", "eas", "ppo-from-nothing")  # what they draw
     assert (on_model.meter.spent > on_model.meter.seen) == (name not in never_twice)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_units_may_go_entirely_where_the_bounds_let_them(name, on_model):
+    problem = replace(on_model, a_min=0.0, sparsity=0.5)
+    allocation = METHODS[name].answer(problem)
+    removed = problem.prunable.sparsity(allocation.kept)
+    assert removed >= 0.5
+    assert removed == pytest.approx(allocation.sparsity)
+    if name in ("depth", "fisher"):
+        assert 0 in allocation.kept
+    with problem.prunable.pruned(allocation.kept) as model, torch.no_grad():
+        assert torch.isfinite(model(problem.windows[:1]).logits).all()
