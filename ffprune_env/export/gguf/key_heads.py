@@ -24,8 +24,8 @@ class KeyHeads:
         written: for each layer that is written, heads by their place in its projections, with repetitions.
         expanded_layers: layers in which heads are repeated, because their query heads share them unevenly.
         expanded_params: parameters of the repetitions.
-        cache_growth: size of the key/value cache as a fraction of that of the model it was written from, which also
-            keeps heads that no query reads any more.
+        cache_growth: size of the key/value cache as a fraction of that of the model it was written from; folders of
+            older versions hold heads that no query reads any more.
     """
 
     written: Sequence[Sequence[int]]

@@ -25,8 +25,8 @@ class GgufReport:
             many matrices of each kind have it, such as ``{"q5_0": {"attn_q": 30}}``.
         expanded_layers: layers in which key/value heads are repeated, because their query heads share them unevenly.
         expanded_params: parameters of the repetitions.
-        cache_growth: size of the key/value cache as a fraction of that of the model it was written from, which also
-            keeps heads that no query reads any more.
+        cache_growth: size of the key/value cache as a fraction of that of the model it was written from; folders of
+            older versions hold heads that no query reads any more.
     """
 
     size: int
