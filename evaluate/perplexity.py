@@ -28,6 +28,7 @@ from ffprune_env.lm.intervals import neighbours_note, perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, PREFIX, PRUNED_KEYS
+from ffprune_env.modeling.layer_sizes import dense_key_heads, query_heads_per_key_head
 from ffprune_env.pruning.units import find_units
 from ffprune_env.texts.bos import BosProtocol, bos_protocol, stated
 from ffprune_env.texts.windows import NAMED_TEXTS, load_windows
@@ -157,12 +158,20 @@ def removed(model: PreTrainedModel) -> tuple[float, float]:
             AutoConfig.for_model(config.model_type.removeprefix(PREFIX), **settings)
         )
     heads, kv_heads = getattr(config, HEADS_KEY), getattr(config, KV_HEADS_KEY, None)
-    # Where a layer lost key/value heads they went with all that read them, and count.
-    by_key = kv_heads is not None and set(kv_heads) != {getattr(config, "num_key_value_heads", None)}
+    # Where every layer has as many query heads for a key/value head as before, these went together, and count.
+    shared = query_heads_per_key_head(dense.config)
+    by_key = (
+        kv_heads is not None
+        and min(kv_heads) < dense_key_heads(dense.config)
+        and all(h == shared * k for h, k in zip(heads, kv_heads, strict=True))
+    )
     kept = {"attention": kv_heads if by_key else heads, "ffn": getattr(config, CHANNELS_KEY)}
     units = [layout.unit for layout in find_units(dense, heads="groups" if by_key else "single")]
-    gone = sum(unit.group_params * (unit.n_groups - kept[unit.kind][unit.layer]) for unit in units)
-    return gone / sum(unit.n_params for unit in units), gone / sum(x.numel() for x in dense.parameters())
+    left = [kept[unit.kind][unit.layer] for unit in units]
+    gone = sum(unit.group_params * (unit.n_groups - k) for unit, k in zip(units, left, strict=True))
+    gone += sum(unit.rest_params for unit, k in zip(units, left, strict=True) if not k)
+    total = sum(x.numel() for x in dense.parameters())
+    return gone / sum(unit.n_params for unit in units), 1 - sum(x.numel() for x in model.parameters()) / total
 
 
 def table(result: Result) -> Table:

@@ -152,6 +152,6 @@ def test_methods_of_a_comparison_minimize_what_is_rewarded(compare, place, monke
     cells = json.loads((compare.out / "comparison.json").read_text())["cells"]
     assert {cell["method"] for cell in cells} == {"uniform", "evolution", "ppo"}
     assert all(cell["search_ppl"] > 50 for cell in cells)  # of text, whatever was rewarded
-    code, _, err = compare("--methods", "uniform")
+    code, _, err = compare("--methods", "uniform", "--final-windows", "2")
     assert code == 2
     assert "was made with reward" in err
