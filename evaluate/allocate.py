@@ -131,8 +131,8 @@ def plan(args: Args, run: RunFolder) -> Job:
             raise ValueError(f"--out {args.to} is not an empty folder: choose another")
         folders = {sparsity: args.to if len(wanted) == 1 else part_of(args.to, sparsity) for sparsity in wanted}
     for sparsity in wanted if args.to is None and isinstance(searched.sparsity, float | tuple) else ():
-        if sparsity in searched.targets:
-            own = run.path if len(searched.targets) == 1 else folders[sparsity]
+        if sparsity in policy.targets:
+            own = run.path if len(policy.targets) == 1 else folders[sparsity]
             raise ValueError(
                 f"{run.path} was searched at sparsity {sparsity:g}, what it chose is in {own}: ask for another, or add "
                 f"--out for what its policy says"
@@ -153,7 +153,7 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
     planned = {purpose: windows for purpose, windows in past.texts.items() if purpose != "test"}
     order = run.require_order(model)
     evaluator = build_evaluator(model, tokenizer, settings.text, settings, order, planned, job.ledger)
-    job.policy.require_fits(evaluator.units, job.policy.meaning)
+    evaluator.prunable.count(job.policy.units)  # a budget may be in another measure
     return evaluator, tokenizer, past.texts["test"]
 
 
@@ -168,7 +168,7 @@ def meet_limit(
     windows = args.load_limit_windows(model, tokenizer, settings.text, seen, settings.bos)
     found = smallest_model(job.policy, evaluator, job.limit, windows)
     at = found.answer.sparsity
-    folder = args.to or limit_part_of(job.run.path, at, targets_of(job.run.read_config(), job.run.path).targets)
+    folder = args.to or limit_part_of(job.run.path, at, job.policy.targets)
     return replace(job, found=found, allocations={at: found.answer.allocation}, folders={at: folder})
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 #: By how much a limit is missed at a sparsity; 0 or less where it is met.
 Excess = Callable[[float], float]
-#: Decimals of every sparsity that is tried, so that what is printed is what was measured.
+#: Decimals of every sparsity that is tried but the ends, so that what is printed is what was measured.
 DECIMALS = 4
 
 
@@ -43,20 +43,20 @@ def highest_meeting(
     """
     met, missed = None, None
     values: dict[float, float] = {}
-    at = _rounded(min(max(guess, low), high))
+    at = min(max(_rounded(guess), low), high)
     while met is None or missed is None:
         values[at] = excess(at)
         if values[at] <= 0:
             met = at
             if missed is None and at >= high:
                 return met, None
-            following = min(high, at + step)
+            following = min(high, _rounded(at + step))
         else:
             missed = at
             if met is None and at <= low:
                 return None, missed
-            following = max(low, at - step)
-        at, step = _rounded(following), 2 * step
+            following = max(low, _rounded(at - step))
+        at, step = following, 2 * step
     sides: list[bool] = []
     while missed - met > width + 1e-9:
         at = _rounded(_between(met, missed, values, width, halve=sides[-2:] in ([True, True], [False, False])))

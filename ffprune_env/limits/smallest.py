@@ -139,9 +139,7 @@ class _Trials:
         self._dense = window_losses(evaluator.prunable.model, windows, evaluator.batch_size).double()
         self.dense_ppl = perplexity_of(self._dense)
         self.most = limit.most(self.dense_ppl)
-        units = 10**DECIMALS
-        self.low = math.ceil(float(policy.knots[0]) * units - 1e-6) / units
-        self.high = max(self.low, math.floor(float(policy.knots[-1]) * units + 1e-6) / units)
+        self.low, self.high = float(policy.knots[0]), float(policy.knots[-1])
         self.every: list[Trial] = []
         self._known: dict[tuple[bytes, bool], Trial] = {}
 

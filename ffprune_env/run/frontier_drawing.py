@@ -19,7 +19,7 @@ _MARKERS = ("o", "s", "^", "v", "P", "X")
 _STEEP = 2.5
 # Where so many files are drawn, not every σ can be written beside its mark.
 _MANY = 6
-_TYPE = 13
+_TYPE = 14
 
 
 def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Sequence[Point] = ()) -> Figure:
@@ -33,7 +33,7 @@ def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Seque
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(13, 6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(13, 6.6), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharey=True)
     kinds = list(dict.fromkeys(point.kind for point in points))
     for axes, along in ((left, _mebibytes), (right, _speed)):
@@ -43,16 +43,15 @@ def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Seque
         axes.tick_params(labelsize=_TYPE - 1)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.margins(0.09, 0.09)
+        axes.margins(0.16, 0.13)
     _draw_beside(left, beside)
     _scale(left, [point.ppl for point in points])
     left.set_xlabel("size of the file, MiB: smaller is better", fontsize=_TYPE)
     right.set_xlabel(f"tokens per second in a decode, dense {BASE.upper()} = 1: more is better", fontsize=_TYPE)
     left.set_ylabel(f"perplexity ({text}): lower is better", fontsize=_TYPE)
-    right.legend(
-        loc="upper left", fontsize=_TYPE, frameon=False, title="large mark: dense; numbers: σ", title_fontsize=_TYPE - 1
-    )
-    figure.suptitle(f"{model} in llama.cpp, dense and pruned", fontsize=_TYPE + 3)
+    handles = [line for line in left.get_lines() if not str(line.get_label()).startswith("_")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=_TYPE, frameon=False)
+    figure.suptitle(f"{model} in llama.cpp: dense (large marks), and pruned (numbers: σ)", fontsize=_TYPE + 3)
     return figure
 
 
@@ -64,6 +63,10 @@ def _draw_line(
     for place, x in zip(places, own, strict=True):
         if x.model == DENSE:
             axes.plot(place, x.ppl, color=colour, marker=marker, ms=14, markeredgecolor="black", markeredgewidth=1.5)
+            axes.annotate(
+                f"dense {name}", (place, x.ppl), xytext=(0, -21), textcoords="offset points", fontsize=_TYPE - 2,
+                color=colour, ha="center", weight="bold",
+            )  # fmt: skip
         elif len(own) <= _MANY or x in (own[-1], own[len(own) // 2]):
             axes.annotate(
                 f"{x.sparsity:.2g}", (place, x.ppl), xytext=(7, 5), textcoords="offset points", fontsize=_TYPE - 3,
@@ -85,9 +88,6 @@ def _draw_beside(axes: Axes, beside: Sequence[Point]) -> None:
             [x.size for x in alone], [x.test_ppl for x in alone], color="black", linestyle="", marker="*", ms=12,
             label=f"a search for {ALONE}",
         )  # fmt: skip
-    if len(chosen) > 1 or alone:
-        named = [x for x in axes.get_lines() if str(x.get_label()).startswith(("as the", "a search"))]
-        axes.legend(handles=named, loc="upper right", fontsize=_TYPE - 1, frameon=False)
 
 
 def _scale(axes: Axes, ppls: Sequence[float]) -> None:

@@ -13,6 +13,7 @@ import tiny_runs
 from conftest import byte_tokenizer, load_script
 from matplotlib.image import imread
 
+from ffprune_env.run.frontier import ALONE, Point
 from ffprune_env.run.frontier_drawing import files_plot
 from ffprune_env.run.frontier_files import FilePoint, Pace, best_of
 from ffprune_env.run.frontier_rows import COLUMNS, rows_of
@@ -200,9 +201,18 @@ def test_rows_say_what_was_measured():
 
 
 def test_the_picture_has_a_line_for_each_type_from_the_dense_model_on():
-    left, right = files_plot(POINTS, "tiny", "words").axes
+    figure = files_plot(POINTS, "tiny", "words")
+    left, right = figure.axes
     for axes in (left, right):
         lines = {str(line.get_label()): line.get_ydata() for line in axes.get_lines()}
         assert list(lines["F16"]) == [10.0, 11.0, 14.0]
         assert list(lines["Q8_0"]) == [10.1, 11.1]
-    assert {text.get_text() for text in left.texts} == {"0.2", "0.4"}
+    assert [text.get_text() for text in left.texts] == ["dense F16", "0.2", "0.4", "dense Q8_0", "0.2"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["F16", "Q8_0"]
+
+
+def test_what_the_run_measured_itself_is_drawn_beside():
+    measured = [Point("dense", 0.0, 380.0, 10.0), Point("chosen", 0.2, 290.0, 11.0), Point(ALONE, 0.2, 290.0, 10.9)]
+    figure = files_plot(POINTS, "tiny", "words", measured)
+    named = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert named == ["F16", "Q8_0", "as the run measured them", "a search for one σ alone"]

@@ -227,3 +227,18 @@ def test_losses_that_fall_again_are_followed(limited, text_file, tiny_folder, mo
     assert 0.15 < removed <= 0.15 + math.log(1.01)
     assert found.missed.bound > found.most >= found.answer.bound
     assert np.isfinite(found.answer.loss)
+
+
+def test_a_run_that_counts_something_else_is_asked_in_its_measure(ppo_script, save_tiny, text_file, allocate, tmp_path):
+    """σ is a fraction of the cache there, in which FFNs cost nothing: they stay whole in what is found."""
+    run = tmp_path / "run"
+    flags = tiny_runs.settings(save_tiny("llama-gqa"), text_file, run, heads="groups", init="ffn-only", evaluations=0)
+    words = ("--budget", "kv", "0.67x", "--no-save-model", "--no-baselines", "--calibration", "ridge")
+    assert tiny_runs.run_main(ppo_script, [*flags, *words]) == 0
+    assert allocate(run, "--max-loss", "50%")[0] == 0
+    folder, best = found_in(run)
+    policy = ff.Policy.load(run)
+    assert best["limit"]["sparsity"] == pytest.approx(policy.knots[-1], abs=1e-4)
+    assert best["chosen"]["kept"] == policy.allocate(best["limit"]["sparsity"]).kept.tolist()
+    assert best["chosen"]["kept"][1::2] == [unit.n_groups for unit in policy.units[1::2]]
+    assert (folder / "model" / "model.safetensors").is_file()
