@@ -29,6 +29,7 @@ def save_pruned(
     tokenizer: PreTrainedTokenizerBase | None = None,
     calibration: Calibration | None = None,
     facts: CardFacts | None = None,
+    checked: bool = True,
 ) -> None:
     """Writes the pruned model as a folder in Hugging Face layout, with smaller tensors.
 
@@ -43,6 +44,7 @@ def save_pruned(
         tokenizer: the model's, to be written beside it.
         calibration: re-fits the output projections; biases that it makes need a place in the family's configuration.
         facts: what the model card tells about where the model comes from and how well it does.
+        checked: refuse to write a model that computes something else; False for one that is only timed.
 
     Raises:
         ValueError: the model cannot be written so that the same one is read back (see
@@ -56,7 +58,7 @@ def save_pruned(
     require_resident(prunable.model, "writing a pruned model")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} exists already: give the pruned model a new folder")
-    pruned = smaller_model(prunable, kept, calibration)
+    pruned = smaller_model(prunable, kept, calibration, checked)
     target.parent.mkdir(parents=True, exist_ok=True)
     with replacing(target) as scratch, quiet_transformers():
         pruned.save_pretrained(scratch, max_shard_size=_SHARD)

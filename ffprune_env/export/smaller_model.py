@@ -33,7 +33,7 @@ _OF_THE_CLASS = ("model_type", "architectures", "auto_map", "transformers_versio
 
 
 def smaller_model(
-    prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibration | None = None
+    prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibration | None = None, checked: bool = True
 ) -> PreTrainedModel:
     """Builds the pruned model, on the CPU; what was not pruned may share memory with the one it is made from.
 
@@ -45,6 +45,7 @@ def smaller_model(
         prunable: the ranked model, of a family that can be written, dense now.
         kept: int [N], groups kept per unit.
         calibration: re-fits the output projections.
+        checked: refuse a model with other logits. A broken one, such as is only timed, may round to others.
 
     Raises:
         ValueError: the model in memory has modules or tensors that its family does not have, parameters of several
@@ -64,7 +65,9 @@ def smaller_model(
     if tied:
         smaller.tie_weights()
     _compute_constants(smaller)
-    _require_same_logits(smaller.eval(), left.logits)
+    smaller.eval()
+    if checked:
+        _require_same_logits(smaller, left.logits)
     if model.generation_config is not None:
         smaller.generation_config = copy.deepcopy(model.generation_config)
     return smaller

@@ -123,3 +123,15 @@ def test_time_is_a_budget_of_a_real_server(backend, monkeypatch, tmp_path):
     ff.save_pruned(prunable, kept, tmp_path / "pruned", tokenizer)
     took = latency.served_time(prunable, tokenizer, server(backend), times, "latency", tmp_path / "pruned")
     assert 0 < took < 1.2 * 3_000_000  # never slower than the dense one, but for noise
+
+
+def test_a_model_so_broken_that_rounding_shows_is_timed_all_the_same(monkeypatch, tmp_path):
+    """It is never served; that its logits are not those of memory says nothing of its time."""
+    prunable = ranked(tiny_model("llama").float())
+    off = lambda *_: (_ for _ in ()).throw(ValueError("its logits are off"))  # noqa: E731
+    monkeypatch.setattr("ffprune_env.export.smaller_model._require_same_logits", off)
+    kept = [1 for _ in prunable.units]
+    with pytest.raises(ValueError, match="its logits are off"):
+        ff.save_pruned(prunable, kept, tmp_path / "served")
+    ff.save_pruned(prunable, kept, tmp_path / "timed", checked=False)
+    assert (tmp_path / "timed" / "model.safetensors").is_file()
