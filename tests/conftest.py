@@ -159,6 +159,20 @@ def other_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(CRITERIA, "surgeon", dataclasses.replace(real, score=turned_round))
 
 
+@pytest.fixture
+def allocate(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Runs evaluate/allocate.py; returns its exit code, what it printed, and its errors."""
+    script = load_script("evaluate/allocate.py")
+
+    def run(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["evaluate/allocate.py", *map(str, words)])
+        code = script.main()
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def ppo_script() -> ModuleType:
     return load_script("train/ppo.py")

@@ -25,7 +25,7 @@ from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.budget_flags import BudgetFlags
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
-from ffprune_env.cli.limit_flags import LimitFlags, over_a_range
+from ffprune_env.cli.limit_flags import LimitFlags, range_for
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.cli.settings import asked_for, parse_settings
@@ -123,7 +123,7 @@ def main() -> int:
         args = parse_settings(sys.argv[1:], Args, RUN_PRESETS, __doc__)
         asked = asked_for(sys.argv[1:], Args)
         args.require_budget(asked)
-        args = over_a_range(args, asked)
+        args = replace(args, sparsity=range_for(args.limit, args.sparsity, args.a_min, asked))
         args.require_texts()
         args.require_allowed()
         require_heeded(args, asked)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Set
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ffprune_env.budget.sparsity_range import Sparsity, SparsityRange
 from ffprune_env.limits.limit import Limit
@@ -73,37 +73,23 @@ class LimitFlags:
         return load_unseen_windows(model, tokenizer, text, seen, self.limit_windows, bos)
 
 
-class _Searches(Protocol):
-    """Settings of a search that may be given a limit."""
-
-    @property
-    def limit(self) -> Limit | None: ...
-    @property
-    def sparsity(self) -> Sparsity: ...
-    @property
-    def a_min(self) -> float: ...
-
-
-S = TypeVar("S", bound=_Searches)
-
-
-def over_a_range(settings: S, asked: Set[str]) -> S:
-    """The settings of a search, over a range of sparsities where a limit is to be met, since it finds σ itself.
+def range_for(limit: Limit | None, sparsity: Sparsity, a_min: float, asked: Set[str]) -> Sparsity:
+    """The sparsities to search: a range where a limit is to be met, since it finds σ itself; else those asked for.
 
     Args:
-        settings: as they were read.
-        asked: the names of those that the command line gives.
+        limit: what may be lost; None: no limit.
+        sparsity: as it was read.
+        a_min: lowest retention rate of a unit.
+        asked: the names of the settings that the command line gives.
 
     Raises:
-        ValueError: sparsities are given that are no range.
+        ValueError: sparsities are given beside a limit that are no range.
     """
-    limit = settings.limit
-    if limit is None or isinstance(settings.sparsity, SparsityRange):
-        return settings
+    if limit is None or isinstance(sparsity, SparsityRange):
+        return sparsity
     if "sparsity" in asked:
         raise ValueError(
             f"{limit} finds the sparsity itself: leave out --sparsity, or give a range to look in, as in "
             f"{_LOWEST:g}:{_HIGHEST:g}"
         )
-    highest = min(_HIGHEST, round(_WITHIN * (1 - settings.a_min), 2))
-    return replace(settings, sparsity=SparsityRange(_LOWEST, highest))  # type: ignore[type-var]
+    return SparsityRange(_LOWEST, min(_HIGHEST, round(_WITHIN * (1 - a_min), 2)))

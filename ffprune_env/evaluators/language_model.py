@@ -322,8 +322,10 @@ class LMEvaluator:
         """The same model, measured by the perplexity of text whatever is rewarded."""
         return self
 
-    # A subclass measures something else.
-    _adds_up = True  # is what is said of several windows the mean of what is said of each?
+    @property
+    def _adds_up(self) -> bool:
+        """Whether what is said of several windows is the mean of what is said of each."""
+        return True
 
     def _cost(self, model: PreTrainedModel, place: Place) -> float:
         """Perplexity, or what takes its place; the model may be dense or pruned."""

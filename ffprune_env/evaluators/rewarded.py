@@ -81,7 +81,7 @@ class RewardedEvaluator(LMEvaluator):
         return self.objectives.reported
 
     @property
-    def _adds_up(self) -> bool:  # type: ignore[override]
+    def _adds_up(self) -> bool:
         return not self.stands_in
 
     def _cost(self, model: PreTrainedModel, place: Place) -> float:

@@ -69,11 +69,12 @@ def block_influence(prunable: PrunableModel, windows: torch.Tensor) -> FloatArra
     """
     prunable.require_dense("look at the layers of")
     layers = find_layers(prunable.model)[1]
-    similar = np.zeros(len(layers))
+    similar = [torch.zeros(()) for _ in layers]
 
     def note(layer: int, before: torch.Tensor, after: Any) -> None:
         state = after[0] if isinstance(after, tuple) else after
-        similar[layer] += float(F.cosine_similarity(before.float(), state.to(before.device).float(), dim=-1).sum())
+        cosines = F.cosine_similarity(before.float(), state.to(before.device).float(), dim=-1)
+        similar[layer] = similar[layer].to(cosines.device) + cosines.double().sum()  # nobody waits for a device here
 
     with ExitStack() as hooks, evaluating(prunable.model):
         for i, layer in enumerate(layers):
@@ -82,4 +83,4 @@ def block_influence(prunable: PrunableModel, windows: torch.Tensor) -> FloatArra
         for window in windows:
             decoder_outputs(prunable.model, window[None])
             count_forward(window[None])
-    return np.asarray(1 - similar / windows.numel())
+    return 1 - np.array([float(x) for x in similar]) / windows.numel()

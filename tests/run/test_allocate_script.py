@@ -38,20 +38,6 @@ def ranged(ppo_script, tiny_folder, text_file, tmp_path_factory):
 
 
 @pytest.fixture
-def allocate(monkeypatch, capsys):
-    """Runs evaluate/allocate.py; returns its exit code, what it printed, and its errors."""
-    script = load_script("evaluate/allocate.py")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["evaluate/allocate.py", *map(str, words)])
-        code = script.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
-
-
-@pytest.fixture
 def own(ranged, tmp_path):
     """A copy of the range's run to write to."""
     return shutil.copytree(ranged[0], tmp_path / "own", ignore=shutil.ignore_patterns(".lock", "tb"))

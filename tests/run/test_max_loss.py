@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 
 import numpy as np
 import pytest
 import tiny_runs
 import yaml
-from conftest import load_script
 
 import ffprune_env as ff
+from ffprune_env.cli.limit_flags import range_for
 from ffprune_env.lm.intervals import upper_bound
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.texts.unseen_windows import load_unseen_windows
@@ -39,20 +38,6 @@ def own(limited, tmp_path):
     """A copy of that run, without what met the limit."""
     run = shutil.copytree(limited[0], tmp_path / "own", ignore=shutil.ignore_patterns(".lock", "tb"))
     shutil.rmtree(found_in(run)[0])
-    return run
-
-
-@pytest.fixture
-def allocate(monkeypatch, capsys):
-    """Runs evaluate/allocate.py; returns its exit code, what it printed, and its errors."""
-    script = load_script("evaluate/allocate.py")
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["evaluate/allocate.py", *map(str, words)])
-        code = script.main()
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
     return run
 
 
@@ -197,9 +182,9 @@ def test_a_search_with_a_limit_takes_a_range_and_no_sparsity(ppo_script, tiny_fo
 
 def test_the_range_is_within_what_units_may_keep(ppo_script):
     args = ppo_script.Args(max_loss="5%", a_min=0.2)
-    assert str(ppo_script.over_a_range(args, set()).sparsity) == "0.02:0.5"
-    assert str(ppo_script.over_a_range(ppo_script.Args(max_loss="5%", a_min=0.7), set()).sparsity) == "0.02:0.27"
-    assert ppo_script.over_a_range(ppo_script.Args(), set()).sparsity == 0.2
+    assert str(range_for(args.limit, args.sparsity, args.a_min, set())) == "0.02:0.5"
+    assert str(range_for(args.limit, args.sparsity, 0.7, set())) == "0.02:0.27"
+    assert range_for(None, 0.2, 0.2, set()) == 0.2
 
 
 def test_losses_that_fall_again_are_followed(limited, text_file, tiny_folder, monkeypatch):

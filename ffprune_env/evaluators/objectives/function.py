@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -62,7 +62,7 @@ def load_function(name: str) -> Callable[..., Any]:
         raise ValueError(
             f"--reward {name}: {module_name} has no function {function_name}, it has {', '.join(there) or 'none'}"
         )
-    return function  # type: ignore[no-any-return]
+    return cast("Callable[..., Any]", function)
 
 
 def digest_of_function(function: Callable[..., Any]) -> str:

@@ -50,9 +50,10 @@ class RewardMix:
     @property
     def kind(self) -> Kind:
         """How what is measured becomes a reward."""
-        if len(self.terms) > 1:
-            return "ppl"
-        return {"kl": "kl", "function": "value"}.get(self.terms[0].kind, "ppl")  # type: ignore[return-value]
+        only = self.terms[0].kind if len(self.terms) == 1 else ""
+        if only == "kl":
+            return "kl"
+        return "value" if only == "function" else "ppl"
 
     @property
     def of_text(self) -> bool:
