@@ -73,8 +73,8 @@ class CostTables:
         return np.asarray(mean <= _FINE * finest)
 
     def mean_cost(self) -> FloatArray:
-        """What a group of each unit costs in the mean: [N]."""
-        return np.array([(table[-1] - table[0]) / (len(table) - 1) for table in self.of])
+        """What a group of each unit costs in the mean, but for its last one, with which more may go: [N]."""
+        return np.array([np.diff(table[1:] if len(table) > 2 else table).mean() for table in self.of])
 
 
 def _table(unit: PruneUnit) -> IntArray:

@@ -169,3 +169,12 @@ def test_costs_that_are_no_costs_are_refused():
         replace(LLAMA[0], costs=(1, 2))
     with pytest.raises(ValueError, match="never fall"):
         replace(LLAMA[0], costs=(0, 3, 2, 4))
+
+
+@given(st.integers(0, 2**16), st.floats(0.05, 0.7), st.integers(1, 10**6))
+def test_the_least_damage_is_that_of_groups_where_none_is_the_last(seed, sparsity, rest):
+    rng = np.random.default_rng(seed)
+    curves = [np.cumsum(rng.random(unit.n_groups + 1))[::-1] for unit in LLAMA]
+    more = tuple(replace(unit, rest_params=int(rest * rng.random())) for unit in LLAMA)
+    np.testing.assert_array_equal(least_damage(curves, sparsity, LLAMA).kept, least_damage(curves, sparsity, more).kept)
+    np.testing.assert_allclose(CostTables.of_units(LLAMA).mean_cost(), CostTables.of_units(more).mean_cost())

@@ -70,6 +70,19 @@ def test_answers_meet_the_budget_of_parameters_and_of_windows(name, on_model):
 
 
 @pytest.mark.parametrize("name", ALL)
+def test_what_goes_with_a_last_group_changes_nothing_where_none_goes(name, on_model):
+    """The budget is Σ w then, and the answer that of Σ w, to the group."""
+    prunable = on_model.prunable
+    assert any(unit.rest_params for unit in prunable.units)
+    answer = ALL[name].answer(on_model)
+    prunable.units = tuple(replace(unit, rest_params=0) for unit in prunable.units)
+    again = ALL[name].answer(replace(on_model, meter=Meter(on_model.meter.evaluator, 40), learned=[]))
+    if name != "depth":  # it drops whole layers
+        assert answer.kept.tolist() == again.kept.tolist()
+        assert answer.sparsity == again.sparsity
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_answers_meet_any_costs(name, on_model):
     """Of which some steps are dear, some free, and heads cost other than channels do."""
     rng = np.random.default_rng(1)

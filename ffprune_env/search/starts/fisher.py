@@ -109,7 +109,7 @@ def least_damage(
     sparsity = min(sparsity, reachable_sparsities(units, a_min, a_max)[1])
     tables = CostTables.of_units(units)
     left = cost_limit(sparsity, units, tables) - tables.total(low)
-    part = _part(tables)
+    part = _part(tables, low, sum(unit.weight for unit in units))
     kept = _spend(curves, tables, low, high, part, left // part)
     left -= tables.total(kept) - tables.total(low)
     while True:
@@ -128,13 +128,16 @@ def _step(table: IntArray, k: int, most: int) -> tuple[int, int]:
     return to, int(table[to] - table[k])
 
 
-def _part(tables: CostTables) -> int:
+def _part(tables: CostTables, low: IntArray, total: int) -> int:
     """What makes one part of the budget: several groups or, where those are large, what divides them all.
 
-    A group of 2.2 parts takes 3, and so would seem dearer than one of 3.
+    A group of 2.2 parts takes 3, and so would seem dearer than one of 3. What goes with a last group alone counts where
+    that may go.
     """
-    prices = np.concatenate([np.diff(table) for table in tables.of])
-    prices, total = prices[prices > 0], sum(int(table[-1] - table[0]) for table in tables.of)
+    prices = np.concatenate([np.diff(table[least:]) for table, least in zip(tables.of, low, strict=True)])
+    prices = prices[prices > 0]
+    if not len(prices):
+        return 1
     part = -(-total // _PARTS)
     return part if 8 * prices.min() <= part else max(int(np.gcd.reduce(prices)), -(-total // _MOST_PARTS))
 
