@@ -17,7 +17,7 @@ test = ff.load_windows("python-docs", tokenizer, split="test", seq_len=128, n_wi
 print(f"dense: {ff.perplexity(model, test):.2f}")
 
 prunable = ff.PrunableModel(model)  # wraps the model in place
-stats = ff.collect_statistics(prunable, calibration)
+stats = ff.collect_statistics(prunable, calibration, openings=ff.openings_of(calibration))
 prunable.rank(ff.wanda_scores(prunable, stats))  # puts heads and channels in order, once
 ridge = ff.RidgeCalibration(prunable, stats)
 

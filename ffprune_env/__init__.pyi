@@ -34,6 +34,7 @@ from .search.saved_policy import Policy as Policy
 from .search.schedule import ProgressiveSchedule as ProgressiveSchedule
 from .search.search import SearchResult as SearchResult
 from .search.search import search as search
+from .texts.openings import openings_of as openings_of
 from .texts.windows import load_windows as load_windows
 
 __version__: str

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 _IDENTITY = "identity.json"
 # What a folder was made with that was filled before there was such a setting.
-_BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single", "reward": "ppl"}
+_BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single", "reward": "ppl", "openings": 0}
 
 
 @dataclass(frozen=True)

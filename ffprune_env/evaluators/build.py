@@ -22,6 +22,7 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import find_units
 from ffprune_env.texts.bos import bos_protocol
 from ffprune_env.texts.default_text import AUTO_TEXT, text_for
+from ffprune_env.texts.openings import openings_of
 from ffprune_env.texts.window_plan import load_planned_windows
 
 if TYPE_CHECKING:
@@ -101,15 +102,17 @@ def build_evaluator(
         check_tokens(model, windows)
     if settings.calibration == "sequential":
         require_residual_layers(model, find_units(model), texts["calibration"])
+    bos = bos_protocol(settings.bos, model, tokenizer)
+    openings = openings_of(texts["calibration"], settings.openings, bos)
     ledger, devices, first = ledger or Ledger(), devices_held(model), texts["search"][:1]
     with ledger.part("ranking", devices):
         with phase("trying the model", "a window, and what pruning relies on"):
             before = perplexity(model, first)
             prunable = PrunableModel(model, settings.channels_per_group, settings.heads)
-        stats = rank(prunable, texts["calibration"], settings, order)
+        stats = rank(prunable, texts["calibration"], settings, order, openings)
         require_same_perplexity(model, first, before)
     with ledger.part("calibration", devices):
-        calibration, stats = fit(prunable, stats, texts["calibration"], settings)
+        calibration, stats = fit(prunable, stats, texts["calibration"], settings, openings)
     with ledger.part("ranking", devices):  # it measures the dense model
         evaluator = LMEvaluator(
             prunable,
@@ -120,8 +123,9 @@ def build_evaluator(
             stats,
             settings.calibration == "sequential",
             texts,
-            bos_protocol(settings.bos, model, tokenizer),
+            bos,
             tokenizer,
             settings.data_dir,
+            openings,
         )
         return evaluator.rewarding(settings.reward)

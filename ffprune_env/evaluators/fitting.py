@@ -20,7 +20,11 @@ _TOKENS_PER_COLUMN = 4
 
 
 def fit(
-    prunable: PrunableModel, stats: Statistics, calibration_windows: torch.Tensor, settings: EvaluatorSettings
+    prunable: PrunableModel,
+    stats: Statistics,
+    calibration_windows: torch.Tensor,
+    settings: EvaluatorSettings,
+    openings: torch.Tensor | None = None,
 ) -> tuple[RidgeCalibration | None, Statistics]:
     """Makes the factors of the calibration, if there is to be one.
 
@@ -29,6 +33,7 @@ def fit(
         stats: of the calibration text; a Gram matrix in it goes when the factors of its unit are made.
         calibration_windows: int64 [n, seq_len], calibration text.
         settings: whether, how strongly held back, and where factors are kept.
+        openings: int64 [m, 1], for Gram matrices that are not there yet (:mod:`ffprune_env.texts.openings`).
 
     Returns:
         The calibration, None without one; and the statistics without Gram matrices.
@@ -47,6 +52,7 @@ def fit(
     matrices = list(stats.grams or ())
     del stats
     room = room_for_grams(prunable)
-    grams = drain(matrices) if matrices else stream_grams(prunable, calibration_windows, room, settings.batch_size)
+    streamed = stream_grams(prunable, calibration_windows, room, settings.batch_size, openings)
+    grams = drain(matrices) if matrices else streamed
     made = RidgeCalibration(prunable, grams, settings.ridge, settings.factor_storage, settings.ridge_scale)
     return made, bare

@@ -60,6 +60,8 @@ class LMEvaluator:
         bos: whether all of these windows begin with the BOS token, for who reports what was measured.
         tokenizer: of the model, for :meth:`rewarding` anything but text.
         data_dir: where that reads the questions of lm-eval's tasks; None takes the hub's.
+        openings: int64 [m, 1], windows of one token that calibrations in sequence see, too
+            (:mod:`ffprune_env.texts.openings`).
 
     Attributes:
         texts: these, and the windows that are measured on, as ``search``.
@@ -83,6 +85,7 @@ class LMEvaluator:
         bos: BosProtocol = "never",
         tokenizer: PreTrainedTokenizerBase | None = None,
         data_dir: str | Path | None = None,
+        openings: torch.Tensor | None = None,
     ) -> None:
         if (calibrated or sequential) and calibration is None:
             asked = "calibrated=True" if calibrated else "calibration in sequence"
@@ -98,6 +101,7 @@ class LMEvaluator:
         self.batch_size = batch_size
         self.tokenizer, self.data_dir = tokenizer, data_dir
         self.rewarded: RewardMix | None = None
+        self.openings = openings
         self._sequential = sequential
         # The last that was asked for, with the ranking and the groups kept that it is for.
         self._final: tuple[tuple[int, bytes], WeightCalibration] | None = None
@@ -226,7 +230,7 @@ class LMEvaluator:
             return None
         rankings = self.prunable.rankings
         if self._dense_pass is None or self._dense_pass[0] != rankings:
-            self._dense_pass = rankings, DensePass(self.prunable, windows, self.batch_size)
+            self._dense_pass = rankings, DensePass(self.prunable, windows, self.batch_size, openings=self.openings)
         return self._dense_pass[1]
 
     @property
@@ -241,7 +245,9 @@ class LMEvaluator:
     ) -> SequentialCalibration | None:
         try:
             dense = self._dense_pass_over(windows)
-            return SequentialCalibration(calibration, kept, dense or windows, batch_size=self.batch_size)
+            return SequentialCalibration(
+                calibration, kept, dense or windows, batch_size=self.batch_size, openings=self.openings
+            )
         except CollapsedError as error:
             logger.warning("%s: calibrated by Eqs. 6-7 alone", error)
             return None

@@ -12,6 +12,7 @@ from ffprune_env.pruning.calibration import Storage, check_storage
 from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.pruning.head_groups import HeadGroups, check_head_groups
 from ffprune_env.pruning.ridge import DEFAULT_RIDGE, RidgeScale, check_ridge
+from ffprune_env.texts.openings import EVERY
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import require_text
 
@@ -50,6 +51,9 @@ class CalibrationSettings:
     ridge_scale: RidgeScale = "relative"
     """what λ is: relative (a fraction of the mean diagonal of G, however many tokens) or absolute (as the paper has it:
     added itself to the diagonal of G = XᵀX, summed over all tokens)"""
+    openings: int = EVERY
+    """one token out of so many of the calibration text is also calibrated on as the first of a window, where models
+    keep an attention sink; 0: none. Windows that begin with the BOS token need none"""
     factor_storage: Storage = "device"
     """where the calibration keeps its factors: device, or cpu where they do not fit beside the model"""
 
@@ -80,6 +84,7 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
             ("--curve-windows", self.curve_windows, 0),
             ("--calibration-windows", self.calibration_windows, 1),
             ("--pool-windows", self.pool_windows, 1),
+            ("--openings", self.openings, 0),
             ("--patience", self.patience, 1),
             ("--watch-windows", self.watch_windows, 1),
             ("--eval-every", self.eval_every, 0),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, relative_error
+from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, usual_error
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.quiet import quiet_transformers
 from ffprune_env.lm.replacing import replacing
@@ -63,9 +63,9 @@ def card_with(card: str, section: str) -> str:
 
 
 def _require_same(model: PreTrainedModel, read: PreTrainedModel, folder: Path) -> None:
-    tokens = probe_tokens(read, (1, 9))
+    tokens = probe_tokens(read, (3, 9))
     with calm(model), calm(read), torch.no_grad():
-        off = relative_error(own_logits(read, tokens), own_logits(model, tokens).cpu())
+        off = usual_error(own_logits(read, tokens), own_logits(model, tokens).cpu())
     if not off <= ROUNDING[model.dtype]:
         raise ValueError(
             f"{folder} was not written: what is read back is not the model, its logits are off by {off:.2g}"

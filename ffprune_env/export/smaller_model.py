@@ -13,7 +13,7 @@ from torch import nn
 
 from ffprune_env.export.writable import dense_family
 from ffprune_env.lm.context import context_length
-from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, relative_error
+from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, usual_error
 from ffprune_env.modeling.absent import absent_blocks
 from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ffprune_env.pruning.unit_layout import UnitLayout
 
 # Enough for positions to count, and done in seconds whatever the model.
-_TOKENS = 32
+_WINDOWS, _TOKENS = 3, 32
 # A configuration says these of itself; they are those of the class and of the library that write it.
 _OF_THE_CLASS = ("model_type", "architectures", "auto_map", "transformers_version")
 
@@ -203,7 +203,7 @@ def _channels(layer: nn.Module) -> int:
 
 def _tokens(model: PreTrainedModel) -> torch.Tensor:
     # Rotations that grow with the window become what they were in one that is shorter than the longest.
-    return probe_tokens(model, (1, max(2, min(_TOKENS, context_length(model) - 1))))
+    return probe_tokens(model, (_WINDOWS, max(2, min(_TOKENS, context_length(model) - 1))))
 
 
 @torch.no_grad()
@@ -229,7 +229,7 @@ def _compute_constants(model: PreTrainedModel) -> None:
 def _require_same_logits(smaller: PreTrainedModel, expected: torch.Tensor) -> None:
     """Refuses a model that does more than modules, weights and config say: a hook, a setting, a config edited late."""
     with calm(smaller):
-        off = relative_error(own_logits(smaller, _tokens(smaller)), expected)
+        off = usual_error(own_logits(smaller, _tokens(smaller)), expected)
     if off > ROUNDING[expected.dtype]:
         raise ValueError(
             f"what would be written is not the model in memory, its logits are off by {off:.2g} of their size: a hook, "

@@ -112,6 +112,14 @@ def count_forward(windows: torch.Tensor, part: float = 1.0) -> None:
     count(Cost(forward_passes=len(windows) * part, forward_tokens=round(windows.numel() * part)))
 
 
+def count_openings(openings: torch.Tensor, part: float = 1.0) -> None:
+    """Tells whoever counts that windows of one token, int64 [m, 1], went through a part of the layers together.
+
+    They are a single pass: what a pass costs goes by its tokens.
+    """
+    count_forward(openings.T, part)
+
+
 def count_backward(windows: torch.Tensor) -> None:
     """Tells whoever counts that the gradient of windows, int64 [n, seq_len], went back through a model."""
     count(Cost(backward_passes=len(windows), backward_tokens=windows.numel()))

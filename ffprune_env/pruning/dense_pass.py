@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from ffprune_env.lm.batches import evaluating, fitting_size
-from ffprune_env.lm.cost import count_forward
+from ffprune_env.lm.cost import count_forward, count_openings
 from ffprune_env.pruning.layer_calls import LayerCalls, layer_calls, require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.unit_layout import UnitLayout, units_of_layers
@@ -34,6 +34,7 @@ class DensePass:
         batch_size: windows per forward pass, at the most; None chooses.
         room: bytes per device for what is remembered; None: half of what is free there now; 0: nothing is remembered,
             so that a pass that one calibration looks at takes the states of two layers, whatever the model.
+        openings: int64 [m, 1], windows of one token, which follow the others (:mod:`ffprune_env.texts.openings`).
 
     Attributes:
         prunable, windows: as given.
@@ -51,6 +52,7 @@ class DensePass:
         windows: torch.Tensor,
         batch_size: int | None = 1,
         room: int | None = None,
+        openings: torch.Tensor | None = None,
     ) -> None:
         prunable.require_dense("calibrate")
         require_residual_layers(prunable.model, prunable.layouts, windows)
@@ -59,8 +61,12 @@ class DensePass:
         self._left = {x.device: _room(x.device) if room is None else room for x in prunable.layouts}
         self._remembered: list[list[Behind]] = []
         with evaluating(prunable.model):
-            batches = torch.split(windows, fitting_size(prunable.model, windows, batch_size))
+            size = fitting_size(prunable.model, windows, batch_size)
+            batches = [*torch.split(windows, size)]
+            if openings is not None:
+                batches += torch.split(openings, size * windows.shape[1])
             self.calls: list[LayerCalls] = layer_calls(prunable.model, batches)
+        self._openings = openings
 
     @property
     def remembered(self) -> int:
@@ -93,7 +99,13 @@ class DensePass:
                 before = [states[-1] for states in behind]
                 yield behind
         finally:
-            count_forward(self.windows, ran / len(layers))
+            self.count(ran / len(layers))
+
+    def count(self, part: float) -> None:
+        """Tells whoever counts that all of the text went through a part of the layers of a model."""
+        count_forward(self.windows, part)
+        if self._openings is not None:
+            count_openings(self._openings, part)
 
     def _run(self, number: int, units: Sequence[UnitLayout], before: list[torch.Tensor]) -> list[Behind]:
         return [call.passage(number, units, h).after for call, h in zip(self.calls, before, strict=True)]

@@ -11,7 +11,7 @@ from torch import nn
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.batches import in_fitting_batches
-from ffprune_env.lm.cost import count_forward
+from ffprune_env.lm.cost import count_forward, count_openings
 from ffprune_env.lm.head import decoder_outputs
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.gram import add_products
@@ -29,8 +29,9 @@ class Statistics:
     Attributes:
         square_norms: per unit, float32 [columns], ‖X_j‖₂² summed over tokens, in original column order.
         means: per unit, float32 [columns], mean of X_j over tokens, in original column order.
-        grams: per unit, float32 [columns, columns], G = XᵀX in original column order; None if not asked for.
-        n_tokens: tokens the sums run over.
+        grams: per unit, float32 [columns, columns], G = XᵀX in original column order, over openings, too; None if not
+            asked for.
+        n_tokens: tokens that the others are of.
     """
 
     square_norms: tuple[torch.Tensor, ...]
@@ -40,7 +41,11 @@ class Statistics:
 
 
 def collect_statistics(
-    prunable: PrunableModel, windows: torch.Tensor, gram: bool = True, batch_size: int | None = 1
+    prunable: PrunableModel,
+    windows: torch.Tensor,
+    gram: bool = True,
+    batch_size: int | None = 1,
+    openings: torch.Tensor | None = None,
 ) -> Statistics:
     """Runs the dense model over calibration text and accumulates G = XᵀX, or its diagonal, for every unit.
 
@@ -51,14 +56,14 @@ def collect_statistics(
         windows: int64 [n, seq_len], calibration text.
         gram: False keeps column norms only, for models whose G would not fit.
         batch_size: windows per forward pass, fewer where memory runs out; None chooses.
+        openings: int64 [m, 1], windows of one token that G is summed over, too (:mod:`ffprune_env.texts.openings`).
 
     Raises:
         RuntimeError: the model is pruned.
         ValueError: there are no windows, or an activation is not finite.
     """
-    sums, means = _moments(prunable, windows, range(len(prunable.units)), gram, batch_size)
-    norms = tuple(total.diagonal().clone() if gram else total for total in sums)
-    return Statistics(norms, tuple(means), tuple(sums) if gram else None, windows.numel())
+    sums, norms, means = _moments(prunable, windows, openings, range(len(prunable.units)), gram, batch_size)
+    return Statistics(tuple(norms), tuple(means), tuple(sums) if gram else None, windows.numel())
 
 
 def gram_bytes(prunable: PrunableModel) -> int:
@@ -67,7 +72,11 @@ def gram_bytes(prunable: PrunableModel) -> int:
 
 
 def stream_grams(
-    prunable: PrunableModel, windows: torch.Tensor, max_bytes: int, batch_size: int | None = 1
+    prunable: PrunableModel,
+    windows: torch.Tensor,
+    max_bytes: int,
+    batch_size: int | None = 1,
+    openings: torch.Tensor | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yields G of every unit in turn, running the model as often as it takes for the matrices to fit.
 
@@ -76,6 +85,7 @@ def stream_grams(
         windows: int64 [n, seq_len], calibration text.
         max_bytes: memory for Gram matrices; one unit's are made whatever they take.
         batch_size: windows per forward pass, fewer where memory runs out; None chooses.
+        openings: as for :func:`collect_statistics`.
 
     Yields:
         float32 [columns, columns] in original column order, on the unit's device.
@@ -92,7 +102,7 @@ def stream_grams(
             if taken > max_bytes and end > start:
                 break
             end += 1
-        yield from drain(_moments(prunable, windows, range(start, end), True, batch_size)[0])
+        yield from drain(_moments(prunable, windows, openings, range(start, end), True, batch_size)[0])
         start = end
 
 
@@ -163,13 +173,24 @@ def fluctuations(prunable: PrunableModel, stats: Statistics) -> list[torch.Tenso
 
 
 def _moments(
-    prunable: PrunableModel, windows: torch.Tensor, indices: Sequence[int], gram: bool, batch_size: int | None
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """G = XᵀX, or its diagonal, and the means of some units in original column order, from one run over the windows."""
+    prunable: PrunableModel,
+    windows: torch.Tensor,
+    openings: torch.Tensor | None,
+    indices: Sequence[int],
+    gram: bool,
+    batch_size: int | None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
+    """G = XᵀX or its diagonal, ‖X_j‖₂² and the means of some units in original column order, from one run of text.
+
+    Openings are in G alone.
+    """
     if windows.ndim != 2 or not windows.numel():
         raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
     prunable.require_dense("collect statistics of")
-    sums, means = [], []
+    sums: list[torch.Tensor] = []
+    so_far: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
+    means: list[torch.Tensor] = []
     size = f"{len(indices)} units, {windows_size(tuple(windows.shape))}"
     with phase("statistics", size, len(windows)) as advance, ExitStack() as hooks, torch.inference_mode():
         for i in indices:
@@ -180,26 +201,32 @@ def _moments(
             mean = torch.zeros(output.in_features, dtype=torch.float32, device=device)
             hooks.callback(output.register_forward_pre_hook(_accumulate(total, mean, windows.numel())).remove)
             sums.append(total)
-            means.append(mean)
+            so_far.append(mean)
 
         def run(size: int) -> None:
-            for moment in (*sums, *means):  # a pass that memory cut short has left its part in them
+            for moment in (*sums, *so_far):  # a pass that memory cut short has left its part in them
                 moment.zero_()
             for batch in torch.split(windows, size):
                 decoder_outputs(prunable.model, batch)
                 count_forward(batch)
                 advance(len(batch))
+            norms[:] = [(total.diagonal() if gram else total).clone() for total in sums]
+            means[:] = [mean.clone() for mean in so_far]
+            if gram and openings is not None:
+                for batch in torch.split(openings, size * windows.shape[1]):
+                    decoder_outputs(prunable.model, batch)
+                    count_openings(batch)
 
         in_fitting_batches(prunable.model, windows, batch_size, run)
     for place, i in enumerate(indices):
-        norms = sums[place].diagonal() if gram else sums[place]
-        if not bool(torch.isfinite(norms).all()):
+        if not bool(torch.isfinite(sums[place].diagonal() if gram else sums[place]).all()):
             name = prunable.units[i].name
             raise ValueError(f"{name}: its activations are not finite on the calibration text: check weights and dtype")
         # One at a time: a second copy of all may not fit.
         sums[place] = to_original_order(prunable, i, sums[place], both=gram)
+        norms[place] = to_original_order(prunable, i, norms[place])
         means[place] = to_original_order(prunable, i, means[place])
-    return sums, means
+    return sums, norms, means
 
 
 def _accumulate(

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from ffprune_env.lm.batches import evaluating
-from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.dense_pass import Behind, DensePass
@@ -49,6 +48,8 @@ class SequentialCalibration:
             that follows it closely serves no other text.
         batch_size: windows per forward pass, at the most; None chooses. Most of the memory goes to the hidden states
             of all windows, whatever their number. A pass that is shared has its own.
+        openings: int64 [m, 1], windows of one token that are fitted to, too (:mod:`ffprune_env.texts.openings`); those
+            of a pass that is shared are its own.
 
     Attributes:
         first, kept, prior_tokens: as given.
@@ -70,6 +71,7 @@ class SequentialCalibration:
         windows: torch.Tensor | DensePass,
         prior_tokens: float = PRIOR_TOKENS,
         batch_size: int | None = 1,
+        openings: torch.Tensor | None = None,
     ) -> None:
         if not 0 < prior_tokens < math.inf:
             raise ValueError(f"prior_tokens must be a finite number above 0, got {prior_tokens}; 32768 is usual")
@@ -80,7 +82,9 @@ class SequentialCalibration:
         self._rankings = self.prunable.rankings
         self.prior_tokens = prior_tokens
         self._weights = [first.weight(i, int(k)) for i, k in enumerate(self.kept)]
-        dense = windows if isinstance(windows, DensePass) else DensePass(self.prunable, windows, batch_size, room=0)
+        dense = windows
+        if not isinstance(dense, DensePass):
+            dense = DensePass(self.prunable, dense, batch_size, room=0, openings=openings)
         if dense.prunable is not self.prunable:
             raise ValueError("the pass through the dense model is one of another PrunableModel")
         size = windows_size(tuple(dense.windows.shape))
@@ -114,7 +118,7 @@ class SequentialCalibration:
                 advance(len(layers[number]))
         finally:
             # A layer runs in two steps, its attention and then the rest of it: together once.
-            count_forward(dense.windows, done / len(layers))
+            dense.count(done / len(layers))
 
     def _fit_layer(
         self,

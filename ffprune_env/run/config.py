@@ -39,6 +39,7 @@ _ADDED = (
     ("calibration_text", "calibration_windows", None),
     ("heads", "channels_per_group", "single"),
     ("bos", "seq_len", "never"),
+    ("openings", "ridge", 0),
     ("data_dir", "seq_len", None),
     ("reward", "seq_len", "ppl"),
 )

@@ -21,6 +21,7 @@ from ffprune_env.lm.cost import Cost, counting
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind, calibration_kind
+from ffprune_env.pruning.sinks import MANY_LOST, lost_sinks
 from ffprune_env.texts.bos import BosProtocol, stated
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,8 @@ class PolicyResult:
         test_ppl: perplexity on test text.
         held_out: what the reward measures on data that no search saw, where that is not test text alone: ``loss``, and
             what it is made of, by name.
+        lost_sinks: share of the tokens of test text behind which, as the first of a window, the dense model has an
+            attention sink and this one has none; None where the dense one has none.
     """
 
     kept: IntArray
@@ -53,6 +56,7 @@ class PolicyResult:
     search_ppl: float
     test_ppl: float
     held_out: dict[str, float] | None = None
+    lost_sinks: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,7 @@ def measure_policy(
     prunable = evaluator.prunable
     calibration = evaluator.final_calibration(kept) if calibrated else None
     reported = evaluator.held_out(test_windows) if isinstance(evaluator, RewardedEvaluator) else None
+    lost = lost_sinks(prunable, kept, calibration, test_windows, evaluator.bos)
     with prunable.pruned(kept, calibration) as model:
         search_ppl = perplexity_in_steps(model, evaluator.chosen_on, batch_size, advance)
         test_ppl = perplexity_in_steps(model, test_windows, batch_size, advance)
@@ -119,6 +124,7 @@ def measure_policy(
         search_ppl=search_ppl,
         test_ppl=test_ppl,
         held_out=held_out,
+        lost_sinks=lost,
     )
 
 
@@ -159,8 +165,21 @@ def measure_policies(
         calibrating[name] = tally.cost
         with phase(f"measuring {label(name)}, calibrated", size, total) as advance:
             calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, True, advance)
+    measured = Measured(_in_order(plain), _in_order(calibrated), evaluator.calibration_asked, None, calibrating)
+    for name in policies:
+        _warn_of_lost_sinks(name, measured.final[name].lost_sinks)
     saved = None if before is None else before.saved
-    return Measured(_in_order(plain), _in_order(calibrated), evaluator.calibration_asked, saved, calibrating)
+    return replace(measured, saved=saved)
+
+
+def _warn_of_lost_sinks(name: str, lost: float | None) -> None:
+    if lost is not None and lost > MANY_LOST:
+        logger.warning(
+            "%s has lost its attention sink behind %.1f %% of the tokens that a text can begin with: what begins so is "
+            "predicted badly. --openings 24 calibrates on how texts begin, and --recover trains for it",
+            label(name),
+            100 * lost,
+        )
 
 
 def _in_order(results: Mapping[str, PolicyResult]) -> dict[str, PolicyResult]:

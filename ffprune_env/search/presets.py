@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # Which of these are printed in the paper, and where the others come from: docs/paper.md.
     "paper": {
         "calibration": "ridge",
+        "openings": 0,
         "calibration_windows": 32,
         "seq_len": 2048,
         "reward_model": "cut",

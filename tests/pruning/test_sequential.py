@@ -24,6 +24,7 @@ from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.run.results import best_policy, measure_policies, results_table
+from ffprune_env.texts.openings import openings_of
 
 # Gemma 2 has norms behind its units.
 RESIDUAL = [family for family in FAMILIES if family != "gemma2"]
@@ -67,15 +68,24 @@ def seen(prunable, windows):
     return [x.flatten(0, -2) for x, _ in inputs], [h.flatten(0, -2) for h in after]
 
 
+def seen_in(prunable, windows, openings):
+    """The same, of windows and then of openings, if there are any."""
+    runs = [seen(prunable, text) for text in (windows, openings) if text is not None]
+    return [[torch.cat(parts) for parts in zip(*kind, strict=True)] for kind in zip(*runs, strict=True)]
+
+
+@pytest.mark.parametrize("opened", [False, True])
 @pytest.mark.parametrize("family", RESIDUAL)
-def test_every_weight_is_the_direct_solution_in_whole_runs_of_both_models(family):
+def test_every_weight_is_the_direct_solution_in_whole_runs_of_both_models(family, opened):
     prunable, first, windows, kept = pruned_three_quarters(family)
-    got = SequentialCalibration(first, kept, windows, prior_tokens=0.1 * windows.numel(), batch_size=3)
-    _, wanted = seen(prunable, windows)
+    openings = openings_of(windows, 5, "never") if opened else None
+    tokens = windows.numel() + (len(openings) if opened else 0)
+    got = SequentialCalibration(first, kept, windows, prior_tokens=0.1 * tokens, batch_size=3, openings=openings)
+    _, wanted = seen_in(prunable, windows, openings)
     weights = [first.weight(i, int(k)) for i, k in enumerate(kept)]
     for i, k in enumerate(kept):
         with prunable.pruned(kept, Given(prunable, weights)):
-            inputs, after = seen(prunable, windows)
+            inputs, after = seen_in(prunable, windows, openings)
         x, error = inputs[i].double(), (wanted[i] - after[i]).double()
         gram = x.T @ x
         gram += 0.1 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
