@@ -67,6 +67,43 @@ def open_tasks(tasks: Sequence[str] = TASKS, data_dir: str | Path | None = None)
         yield opened
 
 
+def config_file(name: str) -> Path:
+    """The file of a task's config, in lm-eval's format.
+
+    Args:
+        name: its path, from here or below lm-eval's own tasks (``commonsense_qa/default.yaml``).
+
+    Raises:
+        OSError: there is none at either place.
+    """
+    for path in (Path(name), _CONFIGS / name):
+        if path.is_file():
+            return path.absolute()
+    raise OSError(f"there is no task config {name}, neither here nor in {_CONFIGS}")
+
+
+def load_configured(name: str) -> dict[str, Any]:
+    """lm-eval's task objects, by name, of a config that may be anybody's; it says where its data are.
+
+    Args:
+        name: see :func:`config_file`.
+
+    Raises:
+        ValueError: the file is no config of tasks, or its data cannot be read.
+        OSError: there is no such file, or the hub is needed and out of reach.
+    """
+    path = config_file(name)
+    with quiet_lm_eval():
+        try:
+            loaded: dict[str, Any] = TaskManager(include_defaults=False).load([str(path)])["tasks"]
+        except Exception as error:  # configs can be wrong in as many ways as there are libraries that read them
+            if isinstance(error, OSError | ConnectionError) and not is_offline():
+                require_hub(f"the data of {name}", "a config whose data are here")
+            reason = " ".join(str(error.__cause__ or error).split())
+            raise ValueError(f"{path} cannot be loaded as a task of lm-eval: {reason}") from error
+    return loaded
+
+
 def digest_of_files(folder: Path, tasks: Sequence[str] = TASKS) -> str:
     """Digest of the questions of a folder, which may change where it lies.
 

@@ -158,21 +158,26 @@ def read_tasks(term: Term, data_dir: str | Path | None) -> dict[str, list[Questi
 
 def _require_tasks(term: Term, data_dir: str | Path | None) -> list[str]:
     """The tasks that a term names: those of a folder, where it names none."""
-    from ffprune_env.evaluators.zero_shot_tasks import TASKS
+    from ffprune_env.evaluators.objectives.lm_eval_questions import CONFIG
+    from ffprune_env.evaluators.zero_shot_tasks import TASKS, config_file
 
     folder = None if data_dir is None else Path(data_dir)
     there = [name for name in TASKS if folder is None or (folder / f"{name}.jsonl").is_file()]
-    names = [name for name in term.of.split(",") if name] or there
+    asked = [name for name in term.of.split(",") if name] or there
+    configs = [name for name in asked if name.endswith(CONFIG)]
+    for name in configs:
+        config_file(name)
+    names = [name for name in asked if name not in configs]
     if unknown := [name for name in names if name not in TASKS]:
         raise ValueError(
-            f"--reward {term}: unknown tasks {', '.join(unknown)}; allowed are {', '.join(TASKS)}, or a .jsonl file of "
-            f"your own"
+            f"--reward {term}: unknown tasks {', '.join(unknown)}; allowed are {', '.join(TASKS)}, a .jsonl file of "
+            f"your own, or a .yaml file of lm-eval's format"
         )
     if missing := [name for name in names if name not in there]:
         raise OSError(f"--reward {term}: {folder} has no {missing[0]}.jsonl; it has {', '.join(there) or 'none'}")
-    if not names:
+    if not asked:
         raise OSError(f"--reward {term}: {folder} holds none of {', '.join(f'{name}.jsonl' for name in TASKS)}")
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(asked))
 
 
 def _conversations(

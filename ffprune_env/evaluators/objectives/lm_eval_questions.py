@@ -7,22 +7,32 @@ from pathlib import Path
 from typing import Any
 
 from ffprune_env.evaluators.objectives.questions import Question
-from ffprune_env.evaluators.zero_shot_tasks import open_tasks
+from ffprune_env.evaluators.zero_shot_tasks import load_configured, open_tasks
+
+#: How a task is named whose config is in a file.
+CONFIG = ".yaml"
 
 
 def lm_eval_questions(tasks: Sequence[str], data_dir: Path | None) -> dict[str, list[Question]]:
     """The questions of some tasks, by task.
 
     Args:
-        tasks: names; see :func:`~ffprune_env.evaluators.zero_shot_tasks.open_tasks`, as for ``data_dir``.
+        tasks: names; see :func:`~ffprune_env.evaluators.zero_shot_tasks.open_tasks`, as for ``data_dir``. One that ends
+            with ``.yaml`` is the config of any multiple-choice task, in lm-eval's format, which says where its data
+            are: see :func:`~ffprune_env.evaluators.zero_shot_tasks.config_file`.
         data_dir: folder of ``<task>.jsonl``.
 
     Raises:
         ValueError: an unknown task, one without choices or answers, or a file of other data.
         OSError: a file is missing, or the hub is needed and out of reach.
     """
-    with open_tasks(tasks, data_dir) as opened:
-        return {name: questions_of(name, task) for name, task in opened.items()}
+    found: dict[str, list[Question]] = {}
+    if known := [name for name in tasks if not name.endswith(CONFIG)]:
+        with open_tasks(known, data_dir) as opened:
+            found |= {name: questions_of(name, task) for name, task in opened.items()}
+    for config in (name for name in tasks if name.endswith(CONFIG)):
+        found |= {name: questions_of(name, task) for name, task in load_configured(config).items()}
+    return found
 
 
 def questions_of(name: str, task: Any) -> list[Question]:

@@ -37,8 +37,9 @@ class RewardSettings(DataSettings):
     reward: RewardText = "ppl"
     """what a step is rewarded with: ppl (PPL_dense / PPL), kl (exp of minus the divergence from the dense model), tasks
     or tasks:piqa,arc_easy (questions with choices, of --data-dir or the hub), tasks:questions.jsonl (your own),
-    chat:talks.jsonl (answers of conversations), module:function (of model and tokenizer to a number), or several with
-    weights, as in ppl=0.5 tasks=0.5: see docs/environment.md"""
+    tasks:task.yaml (any multiple-choice task in lm-eval's format), chat:talks.jsonl (answers of conversations),
+    module:function (of model and tokenizer to a number), or several with weights, as in ppl=0.5 tasks=0.5: see
+    docs/environment.md"""
 
     @property
     def rewarded(self) -> RewardMix:
