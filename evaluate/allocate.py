@@ -25,9 +25,10 @@ from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import AnswerFlags, SearchedFlags, TrustFlags
+from ffprune_env.cli.flag_groups import AnswerFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.limit_flags import LimitFlags
+from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
 from ffprune_env.cli.past_run import RunSettings, load_past_run, read_run_settings
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.evaluators.build import build_evaluator

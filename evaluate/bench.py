@@ -34,8 +34,10 @@ from torch import nn
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
-from ffprune_env.cli.flag_groups import JsonFlags, ModelFlags, OneTextFlags, RoundFlags
+from ffprune_env.cli.flag_groups import JsonFlags, RoundFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import ModelFlags
+from ffprune_env.cli.text_flags import OneTextFlags
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator

@@ -23,16 +23,9 @@ from rich.table import Table
 
 import ffprune_env as ff
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import (
-    ClockFlags,
-    DeviceFlags,
-    GgufFlags,
-    JsonFlags,
-    PrunedFlags,
-    RoundFlags,
-    VllmFlags,
-)
+from ffprune_env.cli.flag_groups import ClockFlags, GgufFlags, JsonFlags, RoundFlags, VllmFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import DeviceFlags, PrunedFlags
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.devices import pick_device
 from ffprune_env.lm.ranges import require_in_range

@@ -24,8 +24,10 @@ from typing import Any
 from rich.markup import escape
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import CellsFlags, ContestFlags, ModelFlags, QuestionFlags, RepeatFlags, TextFlags
+from ffprune_env.cli.flag_groups import CellsFlags, ContestFlags, QuestionFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import ModelFlags
+from ffprune_env.cli.text_flags import TextFlags
 from ffprune_env.comparison.cells import ComparisonFolder
 from ffprune_env.comparison.filling import NOT_SHARED, Filling, Questions, fill
 from ffprune_env.comparison.plan import Key, named_methods, plan, read_cell

@@ -26,8 +26,10 @@ from transformers import PreTrainedModel
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
-from ffprune_env.cli.flag_groups import JsonFlags, TestedTextFlags, TrustFlags
+from ffprune_env.cli.flag_groups import JsonFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import TrustFlags
+from ffprune_env.cli.text_flags import TestedTextFlags
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings

@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from ffprune_env.cli.consoles import fail, start_logging
-from ffprune_env.cli.flag_groups import GgufFlags, PrunedFlags, WindowsFlags
+from ffprune_env.cli.flag_groups import GgufFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import PrunedFlags
+from ffprune_env.cli.text_flags import WindowsFlags
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.gguf.kinds import TOLERANCES
 from ffprune_env.export.gguf.llama_cpp import LlamaCpp, require_llama_cpp

@@ -24,8 +24,9 @@ import tyro
 from rich.table import Table
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import RoundFlags, SearchedFlags, TrustFlags
+from ffprune_env.cli.flag_groups import RoundFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
 from ffprune_env.cli.past_run import load_past_run, read_run_settings
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.settings import require_folder_of

@@ -20,8 +20,10 @@ from rich.progress import track
 from rich.table import Table
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import JsonFlags, NamedFlags, PlaceFlags, WindowsFlags
+from ffprune_env.cli.flag_groups import JsonFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import NamedFlags, PlaceFlags
+from ffprune_env.cli.text_flags import WindowsFlags
 from ffprune_env.evaluators.settings import BatchSettings
 from ffprune_env.lm.batches import fitting_size
 from ffprune_env.lm.intervals import neighbours_note, perplexity_interval

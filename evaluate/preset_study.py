@@ -23,8 +23,10 @@ from rich.table import Table
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
-from ffprune_env.cli.flag_groups import ModelFlags, NoiseFlags, OneTextFlags, RepeatFlags
+from ffprune_env.cli.flag_groups import NoiseFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import ModelFlags
+from ffprune_env.cli.text_flags import OneTextFlags
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator

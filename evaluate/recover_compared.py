@@ -25,8 +25,9 @@ from typing import Any
 import tyro
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import DeviceFlags, QuestionFlags, TrustFlags
+from ffprune_env.cli.flag_groups import QuestionFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import DeviceFlags, TrustFlags
 from ffprune_env.cli.past_run import RunSettings
 from ffprune_env.cli.recovery_flags import RecoveryFlags
 from ffprune_env.comparison.cells import Cell, ComparisonFolder

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import CellsFlags, SearchedFlags, TrustFlags
+from ffprune_env.cli.flag_groups import CellsFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
 from ffprune_env.cli.past_run import PastRun, RunSettings, folders_of, load_past_run, read_run_settings
 from ffprune_env.cli.recovery_flags import RecoveryFlags
 from ffprune_env.lm.loss import perplexity

@@ -25,8 +25,10 @@ from typing import Any, Literal, Self
 from rich.markup import escape
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import CellsFlags, HardwareFlags, PlaceFlags, QuestionFlags, RepeatFlags, TextFlags
+from ffprune_env.cli.flag_groups import CellsFlags, HardwareFlags, QuestionFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import PlaceFlags
+from ffprune_env.cli.text_flags import TextFlags
 from ffprune_env.comparison.cells import Comparison, ComparisonFolder
 from ffprune_env.comparison.filling import NOT_SHARED, Filling, Questions, fill
 from ffprune_env.comparison.paper_tables.contents import OTHER_TEXT, TABLES, PaperTable

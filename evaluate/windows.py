@@ -17,9 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from ffprune_env.cli.consoles import fail, start_logging, wide_console
-from ffprune_env.cli.flag_groups import NameFlags, TextFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.limit_flags import LimitFlags
+from ffprune_env.cli.model_flags import NameFlags, TrustFlags
+from ffprune_env.cli.text_flags import TextFlags
 from ffprune_env.lm.models import load_model
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.presets import RUN_PRESETS

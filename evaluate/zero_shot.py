@@ -20,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import JsonFlags, NamedFlags, PlaceFlags, QuestionFlags
+from ffprune_env.cli.flag_groups import JsonFlags, QuestionFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import NamedFlags, PlaceFlags
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.settings import BatchSettings
 from ffprune_env.evaluators.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks

@@ -24,11 +24,13 @@ from transformers import PreTrainedTokenizerBase
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.budget_flags import BudgetFlags
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import AnswerFlags, ModelFlags, RunFlags, TextFlags, WorkerFlags
+from ffprune_env.cli.flag_groups import AnswerFlags, RunFlags, WorkerFlags
 from ffprune_env.cli.limit_flags import LimitFlags, range_for
+from ffprune_env.cli.model_flags import ModelFlags
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.cli.settings import asked_for, parse_settings
+from ffprune_env.cli.text_flags import TextFlags
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.rewarded import identity_of_reward

@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass
 
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
-from ffprune_env.cli.flag_groups import SearchedFlags, TrustFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
 from ffprune_env.cli.past_run import RunSettings, folders_of, load_past_run, read_run_settings
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.recovery_flags import RecoveryFlags

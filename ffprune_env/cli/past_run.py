@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ffprune_env.cli.flag_groups import ModelFlags, TextFlags
+from ffprune_env.cli.model_flags import ModelFlags
+from ffprune_env.cli.text_flags import TextFlags
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.identity import (
     ChangedError,

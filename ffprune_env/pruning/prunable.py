@@ -16,11 +16,12 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit, UnitKind
 from ffprune_env.lm.devices import running_device
 from ffprune_env.modeling.attention import index_keys, require_indexable, use_indexed_attention
+from ffprune_env.pruning.as_it_was import AsItWas
 from ffprune_env.pruning.cutting import Dense, permute, shrink
 from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.leaving_out import why_none_can_go
 from ffprune_env.pruning.probe import logits_before, probe
-from ffprune_env.pruning.streaming import stream, streamed, unstream
+from ffprune_env.pruning.streaming import stream, streamed
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
 from ffprune_env.pruning.unit_layout import UnitLayout
 from ffprune_env.pruning.units import WholeAttentionError, find_parts
@@ -107,7 +108,7 @@ class PrunableModel:
         self.rankings = 0
         self._most_rankings = 0
         self._is_pruned = False
-        as_it_was = _AsItWas(self.model, self.layouts)
+        as_it_was = AsItWas(self.model, self.layouts)
         try:
             self._wrap()
             probe(self, before)
@@ -369,29 +370,6 @@ class PrunableModel:
         pairs = list(zip(self.units, counts, strict=True))
         whole = sum(unit.rest_params for unit, k in pairs if not k)
         return whole + sum(unit.group_params * (unit.n_groups - int(k)) for unit, k in pairs)
-
-
-class _AsItWas:
-    """What a model is before it is wrapped."""
-
-    def __init__(self, model: PreTrainedModel, layouts: Sequence[UnitLayout]) -> None:
-        self._model, self._layouts = model, layouts
-        self._attention: str = model.config._attn_implementation
-        names = ("num_key_value_groups", "kv_index")
-        self._kept = [{name: getattr(x.owner, name) for name in names if hasattr(x.owner, name)} for x in layouts]
-
-    def restore(self) -> None:
-        for layout, kept in zip(self._layouts, self._kept, strict=True):
-            for linear in (*layout.inputs, layout.output):
-                unstream(linear)
-            layout.owner._buffers.pop("kv_index", None)
-            for name, value in kept.items():
-                if name == "kv_index":
-                    layout.owner.register_buffer(name, value)
-                else:
-                    setattr(layout.owner, name, value)
-        if self._model.config._attn_implementation != self._attention:
-            self._model.set_attn_implementation(self._attention)
 
 
 def _say_what_stays_whole(prunable: PrunableModel) -> None:

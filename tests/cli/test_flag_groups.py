@@ -14,8 +14,10 @@ from pathlib import Path
 import pytest
 from conftest import load_script
 
-from ffprune_env.cli.flag_groups import JsonFlags, NamedFlags, RepeatFlags, WindowsFlags
+from ffprune_env.cli.flag_groups import JsonFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.model_flags import NamedFlags
+from ffprune_env.cli.text_flags import WindowsFlags
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted([*(ROOT / "evaluate").glob("*.py"), *(ROOT / "train").glob("*.py")])

@@ -20,7 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import ffprune_env as ff
-from ffprune_env.cli import flag_groups
+from ffprune_env.cli import model_flags
 from ffprune_env.cli.settings import parse_settings
 from ffprune_env.run import report, saved_model
 from ffprune_env.search.saved_policy import Policy
@@ -319,7 +319,7 @@ def test_bad_input_gets_one_line_and_writes_nothing(ppo, monkeypatch, flags, bad
 def test_what_cannot_be_pruned_or_written_is_said_once(ppo, monkeypatch, flags, bad_folders, capsys, name, flag, says):
     """No line recommends what the next one refuses, and where the model would be written its weights are not read."""
     if flag == "--save-model":
-        monkeypatch.setattr(flag_groups, "load_model", lambda *args: pytest.fail("the model was loaded"))
+        monkeypatch.setattr(model_flags, "load_model", lambda *args: pytest.fail("the model was loaded"))
     flags |= {"--model": bad_folders[name]}
     assert run_main(ppo, monkeypatch, [*argv(flags), flag]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -329,7 +329,7 @@ def test_what_cannot_be_pruned_or_written_is_said_once(ppo, monkeypatch, flags, 
 
 @pytest.mark.parametrize("flag", ["--text", "--test-text"])
 def test_a_text_that_is_not_there_is_said_before_a_model_is_loaded(ppo, monkeypatch, flags, capsys, flag):
-    monkeypatch.setattr(flag_groups, "load_model", lambda *args: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(model_flags, "load_model", lambda *args: pytest.fail("the model was loaded"))
     assert run_main(ppo, monkeypatch, argv({**flags, flag: "absent.txt"})) == 2
     assert "no such file" in capsys.readouterr().err
 
@@ -359,7 +359,7 @@ def test_ctrl_c_while_loading_writes_nothing(ppo, monkeypatch, flags, capsys):
     def interrupted(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(flag_groups, "load_model", interrupted)
+    monkeypatch.setattr(model_flags, "load_model", interrupted)
     assert run_main(ppo, monkeypatch, argv(flags)) == 130
     assert "interrupted before the search began; nothing is lost" in capsys.readouterr().err
     assert not flags["--run"].exists()

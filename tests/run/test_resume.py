@@ -19,7 +19,7 @@ from conftest import byte_tokenizer
 from safetensors.torch import load_file, save_file
 from tiny_runs import SCRIPT, assert_same, best_of, cut_off, run_main, samples_of, settings
 
-from ffprune_env.cli import flag_groups
+from ffprune_env.cli import model_flags
 from ffprune_env.search.starts.known import FisherIterated
 
 
@@ -211,7 +211,7 @@ def test_a_run_goes_on_with_the_same_somewhere_else(ppo_script, movable, whole):
 
 
 def test_an_upgrade_is_noticed_before_a_model_is_loaded(ppo_script, movable, monkeypatch, capsys):
-    monkeypatch.setattr(flag_groups, "load_model", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(model_flags, "load_model", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr(sys.modules["ffprune_env.lm.identity"], "source_digest", lambda package: "edited")
     assert run_main(ppo_script, ["--resume", movable]) == 2
     assert "the source of ffprune has changed" in capsys.readouterr().err

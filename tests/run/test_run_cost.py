@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_runs import cut_off, run_main, settings
 from witness import Witness
 
-from ffprune_env.cli import flag_groups
+from ffprune_env.cli import model_flags
 from ffprune_env.evaluators.ledger import PARTS, in_sum
 from ffprune_env.lm.cost import Cost
 from ffprune_env.run.cost_log import CostLog
@@ -24,7 +24,7 @@ COUNTED = ("forward_passes", "backward_passes", "forward_tokens", "backward_toke
 @contextmanager
 def witnessed(ppo_script):
     """Witnesses of the models that runs load; of what is measured only to be reported they hear nothing."""
-    witnesses, load, report = [], flag_groups.load_model, ppo_script.report
+    witnesses, load, report = [], model_flags.load_model, ppo_script.report
 
     def loaded(*arguments):
         model, tokenizer = load(*arguments)
@@ -36,7 +36,7 @@ def witnessed(ppo_script):
             return report(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(flag_groups, "load_model", loaded)
+        patch.setattr(model_flags, "load_model", loaded)
         patch.setattr(ppo_script, "report", reported)
         yield witnesses
 

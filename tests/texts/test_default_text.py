@@ -7,7 +7,7 @@ from conftest import load_script, tiny_model
 from tiny_runs import run_main, settings
 
 import ffprune_env as ff
-from ffprune_env.cli import flag_groups
+from ffprune_env.cli import model_flags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import parse_settings
 from ffprune_env.evaluators import build
@@ -107,7 +107,7 @@ def test_a_model_in_memory_takes_the_text_that_is_here(asked, monkeypatch, token
 
 def test_a_text_that_cannot_be_had_says_which_can(ppo_script, monkeypatch, tiny_folder, text_file, tmp_path, capsys):
     """The model is there, as from the local cache of the hub, and its text is not."""
-    monkeypatch.setattr(flag_groups, "load_model", lambda name, *others: ff.load_model(str(tiny_folder)))
+    monkeypatch.setattr(model_flags, "load_model", lambda name, *others: ff.load_model(str(tiny_folder)))
     flags = settings("opt-125m", text_file, tmp_path / "run")
     del flags[flags.index("--text") : flags.index("--text") + 2]
     capsys.readouterr()
