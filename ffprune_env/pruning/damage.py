@@ -152,9 +152,10 @@ def _accumulate_whole(sums: _Sums) -> Callable[[nn.Module, object, torch.Tensor]
 
     def hook(module: nn.Module, inputs: object, output: torch.Tensor | tuple[torch.Tensor, ...]) -> None:
         given = output[0] if isinstance(output, tuple) else output  # an attention gives its weights, too
+        value = given.detach()  # a tensor whose hook holds it is never freed, nor is the graph behind it
 
         def on_gradient(gradient: torch.Tensor) -> None:
-            carried = (gradient.float() * given.detach().float()).sum(-1)
+            carried = (gradient.float() * value.float()).sum(-1)
             sums.whole_first += carried.sum()
             sums.whole_second += carried.square().sum()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import weakref
 
@@ -17,6 +18,7 @@ from ffprune_env.lm.loss import window_losses
 from ffprune_env.pruning import backward
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.damage import damage_curves
+from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
@@ -241,3 +243,22 @@ def test_it_beats_uniform_on_curves_and_meets_the_budget():
         found = least_damage(model.curves, sparsity, model.units)
         assert found.sparsity >= sparsity
         assert model.compare(found.kept, 1)[1] < 0.9 * model.compare(uniform(sparsity, model.units).kept, 1)[1]
+
+
+@pytest.mark.parametrize("collect", [damage_curves, collect_gradients])
+def test_nothing_of_a_backward_pass_stays_in_memory(collect, windows):
+    """What a hook holds of the tensor that it hangs on is never freed, and with it the graph of the whole window."""
+    prunable, _ = ranked("llama-gqa", windows)
+    seen = []
+
+    def note(module, inputs, output):
+        seen.append(weakref.ref(output[0] if isinstance(output, tuple) else output))
+
+    ends = [layout.block.end for layout in prunable.layouts]
+    hooks = [module.register_forward_hook(note) for module in ends]
+    collect(prunable, windows)
+    for hook in hooks:
+        hook.remove()
+    gc.collect()
+    assert len(seen) >= len(windows) * len(ends)
+    assert not [x for x in seen if x() is not None]
