@@ -30,7 +30,7 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import DeviceFlags, TrustFlags
 from ffprune_env.cli.past_run import RunSettings
 from ffprune_env.cli.recovery_flags import RecoveryFlags
-from ffprune_env.comparison.cells import Cell, ComparisonFolder
+from ffprune_env.comparison.cells import BEFORE, Cell, ComparisonFolder
 from ffprune_env.comparison.filling import Filling, Questions, load, prepare
 from ffprune_env.comparison.recovered import RecoveredCell, recover_cell, recovered_markdown
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
@@ -95,7 +95,7 @@ def plan(args: Args) -> Job:
         manifest = json.loads((args.compared / "manifest.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(f"{args.compared} is no comparison: evaluate/compare.py makes one by --out") from error
-    found = {name: value for name, value in said.items() if name in RunSettings.__dataclass_fields__}
+    found = {name: value for name, value in (BEFORE | said).items() if name in RunSettings.__dataclass_fields__}
     found |= {"device": args.device, "trust_remote_code": args.trust_remote_code}
     settings = checked(RunSettings, found, str(args.compared / "settings.json"))
     settings = replace(settings, bos=manifest.get("made", {}).get("bos", "never"))

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _IDENTITY = "identity.json"
-# What a folder was made with that was filled before there was such a setting.
-_BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single", "reward": "ppl", "openings": 0}
+#: What a folder was made with that was filled before there was such a setting.
+BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single", "reward": "ppl", "openings": 0}
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class ComparisonFolder:
         """Raises ChangedError if a file of settings is there and differs."""
         made_with = self._read(name)
         for key in settings.keys() | (made_with or settings).keys():
-            there, asked = (of.get(key, _BEFORE.get(key)) for of in (made_with or settings, settings))
+            there, asked = (of.get(key, BEFORE.get(key)) for of in (made_with or settings, settings))
             if there != asked:
                 raise ChangedError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")
 

@@ -230,7 +230,7 @@ def _require_same_logits(smaller: PreTrainedModel, expected: torch.Tensor) -> No
     """Refuses a model that does more than modules, weights and config say: a hook, a setting, a config edited late."""
     with calm(smaller):
         off = usual_error(own_logits(smaller, _tokens(smaller)), expected)
-    if off > ROUNDING[expected.dtype]:
+    if not off <= ROUNDING[expected.dtype]:
         raise ValueError(
             f"what would be written is not the model in memory, its logits are off by {off:.2g} of their size: a hook, "
             f"a setting of a module or the config was changed after the model was built; save it dense and load it "

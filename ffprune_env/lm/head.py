@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -215,8 +216,10 @@ def usual_error(got: torch.Tensor, expected: torch.Tensor) -> float:
 
     A pruned model can be at the edge of another course behind a token or two (an attention sink, or none), and there
     the rounding of narrow numbers decides. A model that is another one is so in every window.
+    NaN in any of them is NaN.
     """
-    return median(relative_error(a, b) for a, b in zip(got, expected, strict=True))
+    errors = [relative_error(a, b) for a, b in zip(got, expected, strict=True)]
+    return median(errors) if not any(map(math.isnan, errors)) else math.nan
 
 
 def _remember(model: PreTrainedModel, head: Head) -> Head:

@@ -40,7 +40,7 @@ _NOT_MEASURED = {"model", "text", "test_text", "calibration_text", "dtype", "pre
 _NOT_MEASURED |= {"data_dir", "config", "resume", "baselines", "gguf", "trust_remote_code"}
 # What a setting was before there was one, for records that do not name it.
 _BEFORE = {"--ridge-scale": json.dumps("relative"), "--heads": json.dumps("single"), "--bos": json.dumps("never")}
-_BEFORE |= {"--reward": json.dumps("ppl")}
+_BEFORE |= {"--reward": json.dumps("ppl"), "--openings": json.dumps(0)}
 _NOT_MEASURED |= {"device", "device_map", "max_memory", "factor_storage", "batch_size", "workers", "ray_address"}
 # A recovery comes after all that a search measures, and says itself what it was.
 _NOT_MEASURED |= {"recover", "recovery_text", "lora", "teacher_topk", "save_memory", "recover_minutes"}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy.typing as npt
 import torch
 from torch import nn
 
-from ffprune_env.lm.batches import evaluating
+from ffprune_env.lm.batches import evaluating, fitting_size
 from ffprune_env.lm.head import decoder_outputs
-from ffprune_env.pruning.prunable import Calibration, PrunableModel
 from ffprune_env.pruning.units import find_layers
 from ffprune_env.texts.bos import BosProtocol
 from ffprune_env.texts.openings import openings_of
@@ -27,54 +26,76 @@ _TRIED = 1024
 _MARKED, _GONE = 10.0, 0.5
 
 
-def lost_sinks(
-    prunable: PrunableModel,
-    kept: npt.ArrayLike,
-    calibration: Calibration | None,
-    windows: torch.Tensor,
-    bos: BosProtocol = "never",
-) -> float | None:
-    """The share of tokens behind which the pruned model has no attention sink where the dense model has one.
+@dataclass(frozen=True, eq=False)
+class Sinks:
+    """The first tokens that a dense model marks.
 
-    Many models mark the first token of a window with activations a hundred times larger than all others, and heads
-    attend to it. What becomes of a first token depends on nothing else, so that a thousand of them cost as much as a
-    window; and a window whose mark is gone is lost as a whole.
+    Attributes:
+        openings: int64 [m, 1], these tokens.
+        layers: int64 [m], behind which layer a mark stands out most.
+        sizes: float32 [m], the norm of the hidden state there.
+        at_once: how many of them go through a model at one time.
+    """
+
+    openings: torch.Tensor
+    layers: torch.Tensor
+    sizes: torch.Tensor
+    at_once: int
+
+
+def find_sinks(model: PreTrainedModel, windows: torch.Tensor, bos: BosProtocol = "never") -> Sinks | None:
+    """Tries tokens of text as the first of a window.
+
+    Many models mark that token with activations a hundred times larger than all others, and heads attend to it. What
+    becomes of a first token depends on nothing else, so that a thousand of them cost as much as a window.
 
     Args:
-        prunable: a ranked model, dense now.
-        kept: int [N], groups kept per unit.
-        calibration: what re-fits the surviving weights, if anything does.
-        windows: int64 [n, seq_len], text whose tokens are tried as first ones.
+        model: the dense model.
+        windows: int64 [n, seq_len], text.
         bos: whether windows begin with the BOS token, which is then the only first one.
 
     Returns:
-        From 0 to 1; None for a model that marks no first token.
+        What it marks; None if that is nothing.
     """
     openings = openings_of(windows, max(1, windows.numel() // _TRIED), bos)
     if openings is None:
         openings = windows[:1, :1]
-    usual = _sizes(prunable.model, windows[:1]).median()
-    dense = _sizes(prunable.model, openings)
-    marked = dense > _MARKED * usual
+    at_once = fitting_size(model, windows, None) * windows.shape[1]
+    usual = _sizes(model, windows[:1], 1).median(dim=1, keepdim=True).values
+    sizes = _sizes(model, openings, at_once)
+    standing_out, layers = (sizes / usual).max(dim=0)
+    marked = standing_out > _MARKED
     if not bool(marked.any()):
         return None
-    with prunable.pruned(kept, calibration) as model:
-        left = _sizes(model, openings)
-    return float((left[marked] < _GONE * dense[marked]).float().mean())
+    there = sizes.gather(0, layers[None])[0]
+    return Sinks(openings[marked.to(openings.device)], layers[marked], there[marked], at_once)
+
+
+def lost_sinks(sinks: Sinks, model: PreTrainedModel) -> float:
+    """The share of marks, from 0 to 1, that a pruned model no longer makes: windows that begin so are lost as a whole.
+
+    Args:
+        sinks: of the dense model.
+        model: the pruned one. What is not finite there is no mark.
+    """
+    left = _sizes(model, sinks.openings, sinks.at_once).gather(0, sinks.layers[None])[0]
+    return float((~left.isfinite() | (left < _GONE * sinks.sizes)).float().mean())
 
 
 @torch.no_grad()
-def _sizes(model: PreTrainedModel, windows: torch.Tensor) -> torch.Tensor:
-    """The largest norm of the hidden state of every token behind any layer, float32 [n * T], on the CPU."""
+def _sizes(model: PreTrainedModel, windows: torch.Tensor, at_once: int) -> torch.Tensor:
+    """Norms of the hidden states behind all layers, float32 [layers, n * T], on the CPU."""
     sizes: list[torch.Tensor] = []
 
     def note(layer: nn.Module, args: Any, output: Any) -> None:
         hidden = output[0] if isinstance(output, tuple) else output
         sizes.append(hidden.float().norm(dim=-1).flatten().cpu())
 
+    layers = find_layers(model)[1]
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        for layer in find_layers(model)[1]:
+        for layer in layers:
             stack.callback(layer.register_forward_hook(note).remove)
-        decoder_outputs(model, windows)
-    return torch.stack(sizes).amax(dim=0)
+        for batch in torch.split(windows, at_once):
+            decoder_outputs(model, batch)
+    return torch.cat([torch.stack(sizes[i : i + len(layers)]) for i in range(0, len(sizes), len(layers))], dim=1)

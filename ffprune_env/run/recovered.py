@@ -16,6 +16,7 @@ from ffprune_env.export.rewritten import save_rewritten
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import phase
 from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.pruning.sinks import find_sinks, lost_sinks
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.session import Recovery
 from ffprune_env.recovery.settings import RecoverySettings
@@ -149,7 +150,12 @@ def recover_run(
         with phase("reading back", str(target), len(test_windows)) as advance:
             read = load_pruned(target, device=device)
             test_ppl = perplexity_in_steps(read, test_windows, batch_size, advance)
-        best["recovered"] = best["saved"] | {"test_ppl": test_ppl, "search_ppl": None, "recovery": facts}
+        lost = None
+        if isinstance(teacher, torch.nn.Module):
+            sinks = find_sinks(teacher, test_windows, best.get("bos", "never"))
+            lost = None if sinks is None else lost_sinks(sinks, read)
+        measured = {"test_ppl": test_ppl, "search_ppl": None, "lost_sinks": lost}
+        best["recovered"] = best["saved"] | measured | {"recovery": facts}
         run.write_json("best.json", best)
     run.write_json(FACTS, {**facts, "test_ppl": test_ppl})
     shutil.rmtree(run.path / WORK, ignore_errors=True)

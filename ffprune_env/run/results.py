@@ -21,7 +21,7 @@ from ffprune_env.lm.cost import Cost, counting
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import Advance, phase, windows_size
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind, calibration_kind
-from ffprune_env.pruning.sinks import MANY_LOST, lost_sinks
+from ffprune_env.pruning.sinks import MANY_LOST, Sinks, find_sinks, lost_sinks
 from ffprune_env.texts.bos import BosProtocol, stated
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class PolicyResult:
         test_ppl: perplexity on test text.
         held_out: what the reward measures on data that no search saw, where that is not test text alone: ``loss``, and
             what it is made of, by name.
-        lost_sinks: share of the tokens of test text behind which, as the first of a window, the dense model has an
-            attention sink and this one has none; None where the dense one has none.
+        lost_sinks: share of the tokens of test text that the dense model marks as the first of a window, for heads to
+            attend to, and this one does not; None where the dense one marks none, or nobody looked.
     """
 
     kept: IntArray
@@ -95,6 +95,7 @@ def measure_policy(
     batch_size: int | None = 1,
     calibrated: bool = False,
     advance: Advance = _uncounted,
+    sinks: Sinks | None = None,
 ) -> PolicyResult:
     """Measures one policy on the search text that policies were chosen by, and on test text.
 
@@ -105,15 +106,16 @@ def measure_policy(
         batch_size: windows per forward pass; None chooses.
         calibrated: re-fit the surviving weights first, whatever the evaluator's reward does.
         advance: called with the number of windows after every batch.
+        sinks: of the dense model, for who wants to know how many are lost.
     """
     prunable = evaluator.prunable
     calibration = evaluator.final_calibration(kept) if calibrated else None
     reported = evaluator.held_out(test_windows) if isinstance(evaluator, RewardedEvaluator) else None
-    lost = lost_sinks(prunable, kept, calibration, test_windows, evaluator.bos)
     with prunable.pruned(kept, calibration) as model:
         search_ppl = perplexity_in_steps(model, evaluator.chosen_on, batch_size, advance)
         test_ppl = perplexity_in_steps(model, test_windows, batch_size, advance)
         held_out = None if reported is None else reported(model)
+        lost = None if sinks is None else lost_sinks(sinks, model)
     return PolicyResult(
         kept=kept,
         sparsity=prunable.sparsity(kept),
@@ -149,11 +151,12 @@ def measure_policies(
     plain = {} if before is None else dict(before.plain)
     calibrated = {} if before is None else dict(before.calibrated)
     calibrating = {} if before is None else dict(before.calibrating)
+    sinks = find_sinks(evaluator.prunable.model, test_windows, evaluator.bos)
     for name, x in policies.items():
         if name in plain:
             continue
         with phase(f"measuring {label(name)}", size, total) as advance:
-            plain[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, advance=advance)
+            plain[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, False, advance, sinks)
     for name, x in policies.items() if evaluator.calibration is not None else ():
         if name in calibrated:
             continue
@@ -164,22 +167,28 @@ def measure_policies(
             evaluator.final_calibration(x.kept)  # a phase of its own
         calibrating[name] = tally.cost
         with phase(f"measuring {label(name)}, calibrated", size, total) as advance:
-            calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, True, advance)
+            calibrated[name] = measure_policy(evaluator, x.kept, test_windows, batch_size, True, advance, sinks)
     measured = Measured(_in_order(plain), _in_order(calibrated), evaluator.calibration_asked, None, calibrating)
-    for name in policies:
-        _warn_of_lost_sinks(name, measured.final[name].lost_sinks)
+    if "chosen" in policies:
+        _warn_of_lost_sinks(evaluator, measured.final["chosen"].lost_sinks)
     saved = None if before is None else before.saved
     return replace(measured, saved=saved)
 
 
-def _warn_of_lost_sinks(name: str, lost: float | None) -> None:
-    if lost is not None and lost > MANY_LOST:
-        logger.warning(
-            "%s has lost its attention sink behind %.1f %% of the tokens that a text can begin with: what begins so is "
-            "predicted badly. --openings 24 calibrates on how texts begin, and --recover trains for it",
-            label(name),
-            100 * lost,
-        )
+def _warn_of_lost_sinks(evaluator: LMEvaluator, lost: float | None) -> None:
+    if lost is None or lost <= MANY_LOST:
+        return
+    advice = "a lower sparsity keeps more"
+    if evaluator.calibration is None:
+        advice = "a calibration restores them (--calibration ridge)"
+    elif evaluator.openings is None:
+        advice = "--openings 24 lets the calibration see how texts begin"
+    logger.warning(
+        "the pruned model has lost its attention sink behind %.1f %% of the tokens that a text can begin with, and "
+        "predicts badly what begins so: %s",
+        100 * lost,
+        advice,
+    )
 
 
 def _in_order(results: Mapping[str, PolicyResult]) -> dict[str, PolicyResult]:

@@ -17,6 +17,7 @@ from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import phase
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
+from ffprune_env.pruning.sinks import find_sinks, lost_sinks
 from ffprune_env.run.results import PolicyResult
 
 
@@ -66,9 +67,11 @@ def write_and_measure(
         with phase("reading back", str(folder), sum(map(len, texts))) as advance:
             model = load_pruned(folder, device=device)
             search_ppl, test_ppl = (perplexity_in_steps(model, x, batch_size, advance) for x in texts)
+        sinks = find_sinks(evaluator.prunable.model, test_windows, evaluator.bos)
+        lost = None if sinks is None else lost_sinks(sinks, model)
     except (ValueError, OSError, RuntimeError) as error:  # a full disk, or no memory for a second model
         return SavedModel(None, f"the model could not be written and read back: {error}")
-    result = replace(measured, search_ppl=search_ppl, test_ppl=test_ppl, held_out=None)
+    result = replace(measured, search_ppl=search_ppl, test_ppl=test_ppl, held_out=None, lost_sinks=lost)
     tolerance = rounding_tolerance(evaluator.prunable.model.dtype)
     return SavedModel(result, _difference(result, measured, tolerance, folder))
 

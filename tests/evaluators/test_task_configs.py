@@ -56,6 +56,24 @@ def test_it_goes_together_with_tasks_of_a_folder(colours, shared_data):
     assert list(read_tasks(term, shared_data / "zero_shot")) == ["piqa", "colours"]
 
 
+def test_what_a_task_says_before_every_question_is_read(colours):
+    file = colours(description="Name a colour.\n")
+    (questions,) = read_tasks(only_term(f"tasks:{file}"), None).values()
+    assert questions[1].lines[0] == ("Name a colour.\nQ: sky\nA:", " red")
+
+
+def test_examples_before_questions_are_refused(colours):
+    with pytest.raises(ValueError, match="task colours shows 2 examples before a question"):
+        read_tasks(only_term(f"tasks:{colours(num_fewshot=2)}"), None)
+
+
+def test_two_tasks_of_one_name_are_refused(colours, tmp_path):
+    other = tmp_path / "other.yaml"
+    other.write_text(colours().read_text())
+    with pytest.raises(ValueError, match="are called colours: leave one out, or rename it"):
+        read_tasks(only_term(f"tasks:{colours()},{other}"), None)
+
+
 def test_lm_evals_own_configs_are_found_without_a_path():
     assert config_file("commonsense_qa/default.yaml").is_file()
 

@@ -18,7 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ffprune_env.lm import head, loss
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
-from ffprune_env.lm.head import head_of
+from ffprune_env.lm.head import head_of, usual_error
 from ffprune_env.lm.loss import perplexity, window_losses
 from ffprune_env.pruning.backward import back_propagate, frozen
 from ffprune_env.pruning.prunable import PrunableModel
@@ -346,3 +346,16 @@ def test_a_model_that_gave_no_numbers_is_looked_at_again_when_it_does(windows):
     assert math.isinf(perplexity(model, windows))
     norm.copy_(scale)
     torch.testing.assert_close(window_losses(model, windows), own_losses(model, windows).float())
+
+
+def test_the_usual_error_lets_one_window_of_three_be_odd_but_no_number_missing():
+    expected = torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(0))
+    got = expected.clone()
+    got[1] *= 5
+    assert usual_error(got, expected) == 0
+    got[2] *= 5
+    assert usual_error(got, expected) == pytest.approx(4)
+    for broken in (0, 1, 2):
+        got = expected.clone()
+        got[broken] = math.nan
+        assert math.isnan(usual_error(got, expected))

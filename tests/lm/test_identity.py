@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 
@@ -10,7 +11,9 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from conftest import tiny_model
 
+from ffprune_env.comparison.cells import BEFORE
 from ffprune_env.lm.identity import (
+    _BEFORE,
     ChangedError,
     identity_of_model,
     identity_of_texts,
@@ -18,6 +21,7 @@ from ffprune_env.lm.identity import (
     require_same,
     source_digest,
 )
+from ffprune_env.run.config import _ADDED
 
 
 def last_bit(model):
@@ -174,3 +178,16 @@ def test_it_costs_under_a_second_for_the_default_model():
     seconds = time.perf_counter() - started
     print(f"{seconds:.2f} s")
     assert seconds < 1
+
+
+def test_records_that_are_older_than_a_setting_say_what_was_done_before_it():
+    """What a config and a comparison of before are given is what their records stand for."""
+    late = {name: value for name, _, value in _ADDED if value is not None}
+    assert {name: json.dumps(value) for name, value in late.items()} == {
+        name.removeprefix("--").replace("-", "_"): value for name, value in _BEFORE.items()
+    }
+    assert {name: value for name, value in BEFORE.items() if name in late} == {
+        name: value
+        for name, value in late.items()
+        if name != "bos"  # a manifest has it
+    }

@@ -9,7 +9,7 @@ from conftest import tiny_model
 
 import ffprune_env as ff
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.sinks import MANY_LOST, lost_sinks
+from ffprune_env.pruning.sinks import MANY_LOST, find_sinks, lost_sinks
 
 ORDINARY, MARKED = 5, 7
 
@@ -37,24 +37,31 @@ def test_what_the_only_channel_that_makes_it_takes_with_it_is_lost(marking, last
     scores = [np.arange(unit.n_groups, dtype=float) for unit in prunable.units]
     scores[1][3] = -1 if last else 100
     prunable.rank(scores)
+    sinks = find_sinks(prunable.model, windows)
+    assert sinks.openings.flatten().tolist() == [MARKED] * 4
+    assert lost_sinks(sinks, prunable.model) == 0
     kept = np.array([unit.n_groups for unit in prunable.units])
-    assert lost_sinks(prunable, kept, None, windows) == 0
     kept[1] -= 1
-    assert lost_sinks(prunable, kept, None, windows) == lost
+    with prunable.pruned(kept) as model:
+        assert lost_sinks(sinks, model) == lost
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_what_is_no_number_is_no_mark(marking, broken):
+    prunable, windows = marking
+    sinks = find_sinks(prunable.model, windows)
+    with torch.no_grad():
+        prunable.model.model.layers[0].mlp.down_proj.weight.fill_(broken)
+    assert lost_sinks(sinks, prunable.model) == 1
 
 
 def test_a_model_that_marks_nothing_has_none_to_lose(windows):
-    prunable = PrunableModel(tiny_model("llama"))
-    prunable.rank([np.arange(unit.n_groups) for unit in prunable.units])
-    assert lost_sinks(prunable, [1] * len(prunable.units), None, windows) is None
+    assert find_sinks(tiny_model("llama"), windows) is None
 
 
 def test_where_all_windows_begin_with_the_same_token_only_that_is_tried(marking):
     prunable, windows = marking
-    prunable.rank([np.arange(unit.n_groups) for unit in prunable.units])
-    kept = [unit.n_groups for unit in prunable.units]
-    assert lost_sinks(prunable, kept, None, windows, "always") is None
-    assert lost_sinks(prunable, kept, None, windows.flip(0), "always") is not None
+    assert find_sinks(prunable.model, windows, "always") is None
 
 
 @pytest.mark.slow
@@ -65,13 +72,15 @@ def test_without_openings_a_calibration_loses_sinks_that_it_keeps_with_them():
         for split in ("calibration", "search")
     ]
     prunable = PrunableModel(model, 32, "balanced")
+    sinks = find_sinks(model, text[1])
     kept = np.array([unit.n_groups for unit in prunable.units])
     kept[[0, 6, 8]] = 2  # a third of the heads of layers 0, 3 and 4
     lost = []
     for openings in (None, ff.openings_of(text[0])):
         stats = ff.collect_statistics(prunable, text[0], openings=openings, batch_size=None)
         prunable.rank(ff.wanda_scores(prunable, stats))
-        lost.append(lost_sinks(prunable, kept, ff.RidgeCalibration(prunable, stats), text[1]))
+        with prunable.pruned(kept, ff.RidgeCalibration(prunable, stats)):
+            lost.append(lost_sinks(sinks, model))
     print(f"sinks lost: {lost[0]:.1%} without openings, {lost[1]:.1%} with them")
     assert lost[0] > 5 * MANY_LOST
     assert lost[1] < lost[0] / 4

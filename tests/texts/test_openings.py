@@ -9,9 +9,11 @@ from plain import plain
 
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.lm.cost import counting
+from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.dense_pass import DensePass
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics
+from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.texts.openings import openings_of
 
 SETTINGS = {"seq_len": 32, "search_windows": 2, "calibration_windows": 4}
@@ -41,17 +43,17 @@ def test_they_cost_as_much_as_their_tokens(windows):
 
 
 def test_both_calibrations_of_an_evaluator_see_them(tokenizer, text_file):
-    weights = []
-    for every in (0, 3):
-        settings = plain(calibration="sequential", openings=every, **SETTINGS)
-        evaluator = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), settings)
-        kept = [max(1, unit.n_groups // 2) for unit in evaluator.units]
-        last = evaluator.final_calibration(kept)
-        weights.append(
-            (evaluator.calibration.weight(1, kept[1]), last.weight(1, kept[1]) - last.first.weight(1, kept[1]))
-        )
-    for without, with_openings in zip(*weights, strict=True):
-        assert not torch.allclose(without, with_openings, atol=1e-6)
+    settings = plain(calibration="sequential", openings=3, **SETTINGS)
+    evaluator = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), settings)
+    kept = [max(1, unit.n_groups // 2) for unit in evaluator.units]
+    got = evaluator.final_calibration(kept)
+    text = evaluator.texts["calibration"]
+    for openings, same in ((openings_of(text, 3), True), (None, False)):
+        stats = collect_statistics(evaluator.prunable, text, openings=openings)
+        ridge = RidgeCalibration(evaluator.prunable, stats)
+        assert torch.allclose(evaluator.calibration.weight(1, kept[1]), ridge.weight(1, kept[1]), atol=1e-6) == same
+        last = SequentialCalibration(evaluator.calibration, kept, text, openings=openings)
+        assert torch.allclose(got.weight(1, kept[1]), last.weight(1, kept[1]), atol=1e-6) == same
 
 
 def test_fewer_than_none_are_refused(tokenizer, text_file):

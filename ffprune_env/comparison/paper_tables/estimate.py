@@ -107,8 +107,9 @@ class Protocol:
 
     @property
     def calibration_tokens(self) -> int:
-        """Tokens of calibration text."""
-        return self.settings.calibration_windows * self.settings.seq_len
+        """Tokens of calibration text, and its openings."""
+        tokens = self.settings.calibration_windows * self.settings.seq_len
+        return tokens + (-(-tokens // self.settings.openings) if self.settings.openings else 0)
 
     @property
     def test_tokens(self) -> int:

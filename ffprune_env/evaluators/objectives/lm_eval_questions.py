@@ -23,15 +23,24 @@ def lm_eval_questions(tasks: Sequence[str], data_dir: Path | None) -> dict[str, 
         data_dir: folder of ``<task>.jsonl``.
 
     Raises:
-        ValueError: an unknown task, one without choices or answers, or a file of other data.
+        ValueError: an unknown task, one without choices or answers, one with examples before its questions, two of one
+            name, or a file of other data.
         OSError: a file is missing, or the hub is needed and out of reach.
     """
     found: dict[str, list[Question]] = {}
+
+    def add(name: str, task: Any) -> None:
+        if name in found:
+            raise ValueError(f"two of the tasks {', '.join(tasks)} are called {name}: leave one out, or rename it")
+        found[name] = questions_of(name, task)
+
     if known := [name for name in tasks if not name.endswith(CONFIG)]:
         with open_tasks(known, data_dir) as opened:
-            found |= {name: questions_of(name, task) for name, task in opened.items()}
+            for name, task in opened.items():
+                add(name, task)
     for config in (name for name in tasks if name.endswith(CONFIG)):
-        found |= {name: questions_of(name, task) for name, task in load_configured(config).items()}
+        for name, task in load_configured(config).items():
+            add(name, task)
     return found
 
 
@@ -47,6 +56,8 @@ def questions_of(name: str, task: Any) -> list[Question]:
     """
     if getattr(task, "OUTPUT_TYPE", "") != "multiple_choice":
         raise ValueError(f"task {name} has no choices: only multiple-choice tasks can be rewarded")
+    if task.config.num_fewshot:
+        raise ValueError(f"task {name} shows {task.config.num_fewshot} examples before a question: rewards have none")
     return [_question(name, task, doc) for doc in task.eval_docs]
 
 
@@ -60,11 +71,11 @@ def asked_of(task: Any, doc: Any) -> str:
 
 def _question(name: str, task: Any, doc: Any) -> Question:
     choices, space = task.doc_to_choice(doc), task.config.target_delimiter
+    context = task.fewshot_context(doc, 0)  # with what the task says before every question
     if task.multiple_input:
         behind = f"{space}{task.doc_to_target(doc)}"
-        lines, answer = [(str(choice), behind) for choice in choices], task.doc_to_text(doc)
+        lines, answer = [(read, behind) for read in context], task.doc_to_text(doc)
     else:
-        context = task.doc_to_text(doc)
         lines, answer = [(context, f"{space}{choice}") for choice in choices], task.doc_to_target(doc)
     if isinstance(answer, str):
         answer = choices.index(answer) if answer in choices else int(answer) if answer.isdigit() else -1
