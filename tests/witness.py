@@ -13,7 +13,7 @@ from ffprune_env.lm import phases
 
 
 class Witness:
-    """Tokens of windows of one length that pass the last layer; a few tokens that are tried out have another.
+    """Tokens of windows of one length, and of openings, that pass the last layer; what is tried out has another.
 
     Args:
         model: of the Llama kind.
@@ -53,7 +53,7 @@ class Witness:
 
     def _forward(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         where = phases._open[0].name if phases._open else ""
-        if output.shape[-2] == self.seq_len and (not self.deaf or where in self.heard):
+        if output.shape[-2] in (self.seq_len, 1) and (not self.deaf or where in self.heard):
             self.by_phase[where] += output.shape[:-1].numel()
 
     def _back(self, module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:

@@ -112,12 +112,15 @@ def count_forward(windows: torch.Tensor, part: float = 1.0) -> None:
     count(Cost(forward_passes=len(windows) * part, forward_tokens=round(windows.numel() * part)))
 
 
-def count_openings(openings: torch.Tensor, part: float = 1.0) -> None:
-    """Tells whoever counts that windows of one token, int64 [m, 1], went through a part of the layers together.
+def count_openings(openings: torch.Tensor, seq_len: int, part: float = 1.0) -> None:
+    """Tells whoever counts that windows of one token went through a model, so many of them for one pass.
 
-    They are a single pass: what a pass costs goes by its tokens.
+    Args:
+        openings: int64 [m, 1].
+        seq_len: tokens of the windows that they are seen beside; as many openings are a pass.
+        part: of its layers.
     """
-    count_forward(openings.T, part)
+    count(Cost(forward_passes=len(openings) / seq_len * part, forward_tokens=round(len(openings) * part)))
 
 
 def count_backward(windows: torch.Tensor) -> None:

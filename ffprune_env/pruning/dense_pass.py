@@ -105,7 +105,7 @@ class DensePass:
         """Tells whoever counts that all of the text went through a part of the layers of a model."""
         count_forward(self.windows, part)
         if self._openings is not None:
-            count_openings(self._openings, part)
+            count_openings(self._openings, self.windows.shape[1], part)
 
     def _run(self, number: int, units: Sequence[UnitLayout], before: list[torch.Tensor]) -> list[Behind]:
         return [call.passage(number, units, h).after for call, h in zip(self.calls, before, strict=True)]

@@ -215,7 +215,7 @@ def _moments(
             if gram and openings is not None:
                 for batch in torch.split(openings, size * windows.shape[1]):
                     decoder_outputs(prunable.model, batch)
-                count_openings(openings)
+                count_openings(openings, windows.shape[1])
 
         in_fitting_batches(prunable.model, windows, batch_size, run)
     for place, i in enumerate(indices):

@@ -225,7 +225,8 @@ def test_dense_and_pruned_are_timed_where_they_are_served(runs, tiny_folder, mon
     assert found["ideal"] == dense.num_parameters() / pruned.num_parameters() > 1
     (served,) = found["served"]
     assert served["weights"] == pytest.approx(1 / found["ideal"])
-    assert served["cache"] == 1  # keys and values are shared, and stay
+    keys = pruned.config.num_key_value_heads_per_layer  # those that a query head reads stay
+    assert served["cache"] == pytest.approx(sum(keys) / (len(keys) * dense.config.num_key_value_heads))
     assert [(x["what"], x["batch"]) for x in served["speeds"]] == [("prefill", 2), ("decode", 2)]
     assert all(x["low"] <= x["ratio"] <= x["high"] for x in served["speeds"])
     tiny_model("opt").save_pretrained(runs / "other")

@@ -26,7 +26,7 @@ from ffprune_env.methods.warm_start import SHARE, warm_name
 
 SETTINGS = EvaluatorSettings(
     seq_len=2048, search_windows=4, final_windows=4, calibration_windows=32, criterion="wanda", calibration="ridge",
-    reward_model="cut", fresh_windows=False,
+    openings=0, reward_model="cut", fresh_windows=False,
 )  # fmt: skip
 PROTOCOL = Protocol(SETTINGS, 1000, 1, 10, 2048, 100)
 
@@ -58,6 +58,9 @@ def test_a_table_takes_the_sum_of_its_cells():
     assert lines["dense"].passes == Passes(test=test)
     assert lines["ranking, calibration"].passes == Passes(calibration=32 * window)
     assert lines["uniform at 20 %"].passes == Passes(test=2 * test + 4 * window)
+    opened = replace(PROTOCOL, settings=replace(SETTINGS, openings=64))
+    (ranking,) = [x for x in planned(TABLES[3], opened) if x.label == "ranking, calibration"]
+    assert ranking.passes == Passes(calibration=32 * window + 32 * window // 64)
     twice = planned(TABLES[3], replace(PROTOCOL, seeds=2))
     assert [line.cells for line in twice] == [1, 1, 1, 2]
     assert twice[-1].passes.total == 2 * lines[f"{OURS} at 20 %"].passes.total

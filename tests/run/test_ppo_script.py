@@ -200,6 +200,7 @@ def test_the_reward_is_that_of_the_calibrated_model_if_asked_for(ppo, monkeypatc
     # This start looks at no curves, so nobody has windows for them.
     sizes = {"seq_len": 64, "search_windows": 2, "final_windows": 2, "curve_windows": 0, "calibration_windows": 2}
     asked = {"ridge": 0.01, "criterion": "surgeon", "calibration": "sequential", "fresh_windows": False}
+    asked |= {"batch_size": None}  # as the run has it
     evaluator = ff.load_evaluator(str(flags["--model"]), str(flags["--text"]), **plainly(**sizes, **asked))
     for flag, calibration in (("calibrated", evaluator.calibration.approximate()), ("cut", None)):
         with evaluator.prunable.pruned(np.array(first["kept"]), calibration) as model:

@@ -74,7 +74,7 @@ def test_the_cost_of_a_run_is_what_went_through_its_model(ppo_script, tiny_folde
     in_sequence = changes.get("calibration", "sequential") == "sequential"
     assert (cost["calibration"]["forward_tokens"] > 0) is in_sequence
     for name in COUNTED:
-        assert cost["total"][name] == pytest.approx(sum(cost[part][name] for part in cost if part != "total"))
+        assert cost["total"][name] == pytest.approx(sum(cost[x][name] for x in cost if x != "total"), abs=0.01)
     for part in cost.values():
         assert part["forward_passes"] * 64 == pytest.approx(part["forward_tokens"], abs=1)
         assert part["backward_passes"] * 64 == part["backward_tokens"]
