@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,10 +12,10 @@ import torch
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.devices import pick_dtype
 from ffprune_env.recovery.chunks import Losses
-from ffprune_env.recovery.passages import Passage, PassageData, collate
+from ffprune_env.recovery.passages import Passage, PassageData, collate, openings_of_batch
 from ffprune_env.recovery.settings import Precision, RecoverySettings
 from ffprune_env.recovery.student import Forward, batch_losses, batch_losses_with_layers
-from ffprune_env.recovery.teacher import Lesson, Teacher
+from ffprune_env.recovery.teacher import DenseTeacher, Lesson, Teacher
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,9 +47,15 @@ class Lessons:
         model: the pruned model.
         teacher: who says what is to be predicted.
         settings: what the loss is, and in which precision.
+        openings: whether every 24th token is also seen as the first of a window
+            (:mod:`ffprune_env.texts.openings`): training that sees few first tokens can lose the attention sink behind
+            others. What was written to disk says nothing of them.
     """
 
-    def __init__(self, model: PreTrainedModel, teacher: Teacher, settings: RecoverySettings) -> None:
+    def __init__(
+        self, model: PreTrainedModel, teacher: Teacher, settings: RecoverySettings, openings: bool = False
+    ) -> None:
+        self._openings = openings and isinstance(teacher, DenseTeacher)
         self.model, self.teacher, self.settings = model, teacher, settings
         device = model.get_input_embeddings().weight.device
         self._device = device
@@ -74,8 +80,14 @@ class Lessons:
                 return batch_losses(self.model, batch, None, share, forward)
             lesson = self._lesson(batch, look)
             if not weight:
-                return batch_losses(self.model, batch, lesson, share, forward)
-            return batch_losses_with_layers(self.model, batch, lesson, share, weight, forward)[0]
+                losses = batch_losses(self.model, batch, lesson, share, forward)
+            else:
+                losses = batch_losses_with_layers(self.model, batch, lesson, share, weight, forward)[0]
+            if look or not self._openings:
+                return losses
+            pairs = openings_of_batch(batch)
+            beside = batch_losses(self.model, pairs, self.teacher.teach(pairs), share, forward)
+            return replace(losses, loss=losses.loss + beside.loss)
 
     @torch.no_grad()
     def held_out(self, passages: Sequence[Passage], first: int, forward: Forward | None = None) -> HeldOut:

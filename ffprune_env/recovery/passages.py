@@ -11,6 +11,7 @@ import torch
 
 from ffprune_env.lm.identity import identity_of_texts
 from ffprune_env.texts.chat import read_chat
+from ffprune_env.texts.openings import EVERY
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -127,6 +128,25 @@ def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         "labels": stacked("labels", UNSCORED),
         "index": torch.tensor([item["index"] for item in items]),
     }
+
+
+def begin_alike(passages: Sequence[Passage]) -> bool:
+    """Whether all passages begin with the same token: that of a chat template, or BOS."""
+    return len({int(passage.tokens[0]) for passage in passages}) == 1
+
+
+def openings_of_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every 24th pair of tokens in a row of a batch, as passages of their own: how text begins is trained, too.
+
+    Args:
+        batch: of :func:`collate`.
+
+    Returns:
+        ``input_ids`` and ``labels``, int64 [m, 2]: the second token is to be predicted behind the first alone.
+    """
+    pairs, rows = batch["input_ids"].unfold(1, 2, 1), scored_rows(batch["labels"])
+    found = pairs[rows][::EVERY]
+    return {"input_ids": found, "labels": found}
 
 
 def scored_rows(labels: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,7 @@ from ffprune_env.lm.phases import phase
 from ffprune_env.lm.quiet import quiet_transformers
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.recovery.lessons import HeldOut, Lessons
-from ffprune_env.recovery.passages import Passage, digest_of
+from ffprune_env.recovery.passages import Passage, begin_alike, digest_of
 from ffprune_env.recovery.progress import Progress
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.stored_teacher import FOLDER as TEACHER
@@ -92,7 +92,7 @@ class Session:
         self.model, self.teacher, self.settings = model, teacher, settings
         self.train, self.held_out, self.folder, self.tensorboard = train, held_out, folder, tensorboard
         self.checkpoints = folder / _CHECKPOINTS
-        self.lessons = Lessons(model, teacher, settings)
+        self.lessons = Lessons(model, teacher, settings, openings=not begin_alike(train))
         self.progress = progress
 
     def run(self) -> Recovery:
