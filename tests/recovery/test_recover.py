@@ -147,7 +147,7 @@ def test_a_loss_that_is_no_number_leaves_the_model_from_before(dense, pruned, mo
 def test_a_recovery_that_makes_it_worse_leaves_the_model_from_before_and_ends_early(dense, pruned):
     model = copy.deepcopy(pruned).to(torch.bfloat16)
     before = copy.deepcopy(model)
-    settings = dataclasses.replace(QUICK, learning_rate=0.5, looks=6, tokens=6 * 80, patience=1)
+    settings = dataclasses.replace(QUICK, learning_rate=0.5, looks=6, tokens=6 * 80, patience=1, seed=1)
     result = ff.recover(model, dense, TEXT, settings)
     assert not result.kept
     assert result.steps < 18
@@ -201,7 +201,9 @@ def test_time_ends_it(dense, pruned):
 def test_a_teacher_of_all_probabilities_on_disk_teaches_what_the_model_does(whole, dense, pruned, tmp_path):
     model = copy.deepcopy(pruned)
     result = ff.recover(model, dense, TEXT, dataclasses.replace(QUICK, teacher_topk=256))
-    assert result.after.kl == pytest.approx(whole[0].after.kl, rel=1e-3)
+    # But for openings, which are trained where the dense model can be asked.
+    assert result.after.kl == pytest.approx(whole[0].after.kl, rel=1e-2)
+    assert result.after.kl != whole[0].after.kl
     passages = passages_of(TEXT)
     stored = store_teacher(dense, passages, 4, tmp_path / "teacher")
     times = [file.stat().st_mtime_ns for file in sorted((tmp_path / "teacher").iterdir())]

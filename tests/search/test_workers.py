@@ -266,7 +266,7 @@ def test_what_workers_read_is_counted_with_what_each_of_them_read_to_be_ready(
         assert run_main(ppo_script, [*asked, *flags]) == 0
         costs[n] = json.loads((run / "best.json").read_text())["cost"]
         assert costs[n]["finalists"]["device_hours"] == pytest.approx(costs[n]["finalists"]["seconds"] / 3600)
-    ready = _Worker(arguments | {"fresh_windows": False}).untold.forward_tokens
+    ready = _Worker(arguments | {"fresh_windows": False, "calibration": "ridge"}).untold.forward_tokens
     search = {n: cost["search"]["forward_tokens"] for n, cost in costs.items()}
     assert ready > 0
     assert search[2] - search[1] == ready
