@@ -89,19 +89,22 @@ def load_configured(name: str) -> dict[str, Any]:
         name: see :func:`config_file`.
 
     Raises:
-        ValueError: the file is no config of tasks, or its data cannot be read.
-        OSError: there is no such file, or the hub is needed and out of reach.
+        ValueError: the file is no config of tasks, or its data cannot be read, here or from the hub.
+        OSError: there is no such file.
     """
     path = config_file(name)
-    with quiet_lm_eval():
-        try:
-            loaded: dict[str, Any] = TaskManager(include_defaults=False).load([str(path)])["tasks"]
-        except Exception as error:  # configs can be wrong in as many ways as there are libraries that read them
-            if isinstance(error, OSError | ConnectionError) and not is_offline():
-                require_hub(f"the data of {name}", "a config whose data are here")
-            reason = " ".join(str(error.__cause__ or error).split())
-            raise ValueError(f"{path} cannot be loaded as a task of lm-eval: {reason}") from error
+    with quiet_lm_eval(), _in_one_line(f"{path} cannot be loaded as a task of lm-eval"):
+        loaded: dict[str, Any] = TaskManager(include_defaults=False).load([str(path)])["tasks"]
     return loaded
+
+
+@contextmanager
+def _in_one_line(what: str) -> Iterator[None]:
+    """Raises ValueError, which says ``what`` and why in one line, for anything that goes wrong inside."""
+    try:
+        yield
+    except Exception as error:  # configs and data can be wrong in as many ways as there are libraries that read them
+        raise ValueError(f"{what}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
 def digest_of_files(folder: Path, tasks: Sequence[str] = TASKS) -> str:
@@ -140,16 +143,13 @@ def _local_task(manager: Any, name: str, folder: Path, scratch: Path) -> Any:
     }
     path = scratch / f"{name}.yaml"
     path.write_text(yaml.safe_dump(config), encoding="utf-8")
-    try:
+    with _in_one_line(f"{file} cannot be read as {name}"):
         with file.open(encoding="utf-8") as lines:
             row = json.loads(lines.readline())
         missing = [column for column in _SOURCES[name][1] if column not in row]
         if missing:  # lm-eval would take the name of a column that is not there for an answer
             raise ValueError(f"its first line has no {', '.join(missing)}")
         return manager.load([str(path)])["tasks"][name]
-    except Exception as error:  # later lines can be wrong in as many ways as there are libraries that read them
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{file} cannot be read as {name}: {reason}") from error
 
 
 def _hub_task(manager: Any, name: str) -> Any:
