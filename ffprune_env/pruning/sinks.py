@@ -71,13 +71,18 @@ def find_sinks(model: PreTrainedModel, windows: torch.Tensor, bos: BosProtocol =
     return Sinks(openings[marked.to(openings.device)], layers[marked], there[marked], at_once)
 
 
-def lost_sinks(sinks: Sinks, model: PreTrainedModel) -> float:
-    """The share of marks, from 0 to 1, that a pruned model no longer makes: windows that begin so are lost as a whole.
+def lost_sinks(sinks: Sinks | None, model: PreTrainedModel) -> float | None:
+    """The share of marks that a pruned model no longer makes: windows that begin so are lost as a whole.
 
     Args:
         sinks: of the dense model.
         model: the pruned one. What is not finite there is no mark.
+
+    Returns:
+        From 0 to 1; None where the dense model has none to lose.
     """
+    if sinks is None:
+        return None
     left = _sizes(model, sinks.openings, sinks.at_once).gather(0, sinks.layers[None])[0]
     return float((~left.isfinite() | (left < _GONE * sinks.sizes)).float().mean())
 

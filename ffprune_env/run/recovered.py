@@ -150,10 +150,9 @@ def recover_run(
         with phase("reading back", str(target), len(test_windows)) as advance:
             read = load_pruned(target, device=device)
             test_ppl = perplexity_in_steps(read, test_windows, batch_size, advance)
-        lost = None
-        if isinstance(teacher, torch.nn.Module):
-            sinks = find_sinks(teacher, test_windows, best.get("bos", "never"))
-            lost = None if sinks is None else lost_sinks(sinks, read)
+        is_there = isinstance(teacher, torch.nn.Module)
+        sinks = find_sinks(teacher, test_windows, best.get("bos", "never")) if is_there else None
+        lost = lost_sinks(sinks, read)
         measured = {"test_ppl": test_ppl, "search_ppl": None, "lost_sinks": lost}
         best["recovered"] = best["saved"] | measured | {"recovery": facts}
         run.write_json("best.json", best)

@@ -115,7 +115,7 @@ def measure_policy(
         search_ppl = perplexity_in_steps(model, evaluator.chosen_on, batch_size, advance)
         test_ppl = perplexity_in_steps(model, test_windows, batch_size, advance)
         held_out = None if reported is None else reported(model)
-        lost = None if sinks is None else lost_sinks(sinks, model)
+        lost = lost_sinks(sinks, model)
     return PolicyResult(
         kept=kept,
         sparsity=prunable.sparsity(kept),

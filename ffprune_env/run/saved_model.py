@@ -67,8 +67,7 @@ def write_and_measure(
         with phase("reading back", str(folder), sum(map(len, texts))) as advance:
             model = load_pruned(folder, device=device)
             search_ppl, test_ppl = (perplexity_in_steps(model, x, batch_size, advance) for x in texts)
-        sinks = find_sinks(evaluator.prunable.model, test_windows, evaluator.bos)
-        lost = None if sinks is None else lost_sinks(sinks, model)
+        lost = lost_sinks(find_sinks(evaluator.prunable.model, test_windows, evaluator.bos), model)
     except (ValueError, OSError, RuntimeError) as error:  # a full disk, or no memory for a second model
         return SavedModel(None, f"the model could not be written and read back: {error}")
     result = replace(measured, search_ppl=search_ppl, test_ppl=test_ppl, held_out=None, lost_sinks=lost)
