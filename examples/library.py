@@ -17,9 +17,10 @@ test = ff.load_windows("python-docs", tokenizer, split="test", seq_len=128, n_wi
 print(f"dense: {ff.perplexity(model, test):.2f}")
 
 prunable = ff.PrunableModel(model)  # wraps the model in place
-stats = ff.collect_statistics(prunable, calibration, openings=ff.openings_of(calibration))
+stats = ff.collect_statistics(prunable, calibration)
 prunable.rank(ff.wanda_scores(prunable, stats))  # puts heads and channels in order, once
-ridge = ff.RidgeCalibration(prunable, stats)
+opened = ff.collect_statistics(prunable, ff.openings_of(calibration), batch_size=None)  # how windows begin
+ridge = ff.RidgeCalibration(prunable, stats, openings=opened)
 
 # The decision, as one score per unit: here attention is worth more than FFNs, and the middle of the model less.
 last = prunable.units[-1].layer

@@ -109,7 +109,7 @@ def build_evaluator(
         with phase("trying the model", "a window, and what pruning relies on"):
             before = perplexity(model, first)
             prunable = PrunableModel(model, settings.channels_per_group, settings.heads)
-        stats = rank(prunable, texts["calibration"], settings, order, openings)
+        stats = rank(prunable, texts["calibration"], settings, order)
         require_same_perplexity(model, first, before)
     with ledger.part("calibration", devices):
         calibration, stats = fit(prunable, stats, texts["calibration"], settings, openings)

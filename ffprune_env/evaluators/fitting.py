@@ -33,7 +33,7 @@ def fit(
         stats: of the calibration text; a Gram matrix in it goes when the factors of its unit are made.
         calibration_windows: int64 [n, seq_len], calibration text.
         settings: whether, how strongly held back, and where factors are kept.
-        openings: int64 [m, 1], for Gram matrices that are not there yet (:mod:`ffprune_env.texts.openings`).
+        openings: int64 [m, 1], what is calibrated on beside (:mod:`ffprune_env.texts.openings`).
 
     Returns:
         The calibration, None without one; and the statistics without Gram matrices.
@@ -52,7 +52,7 @@ def fit(
     matrices = list(stats.grams or ())
     del stats
     room = room_for_grams(prunable)
-    streamed = stream_grams(prunable, calibration_windows, room, settings.batch_size, openings)
-    grams = drain(matrices) if matrices else streamed
-    made = RidgeCalibration(prunable, grams, settings.ridge, settings.factor_storage, settings.ridge_scale)
+    grams = drain(matrices) if matrices else stream_grams(prunable, calibration_windows, room, settings.batch_size)
+    opened = None if openings is None else stream_grams(prunable, openings, room, None, calibration_windows.shape[1])
+    made = RidgeCalibration(prunable, grams, settings.ridge, settings.factor_storage, settings.ridge_scale, opened)
     return made, bare

@@ -32,7 +32,6 @@ def rank(
     calibration_windows: torch.Tensor,
     settings: EvaluatorSettings,
     order: Sequence[npt.ArrayLike] | None = None,
-    openings: torch.Tensor | None = None,
 ) -> Statistics:
     """Puts heads and channels in the order that the criterion gives them.
 
@@ -41,7 +40,6 @@ def rank(
         calibration_windows: int64 [n, seq_len], calibration text.
         settings: which criterion, and which calibration is to follow.
         order: see :func:`~ffprune_env.evaluators.build.build_evaluator`; the criterion is not asked then.
-        openings: int64 [m, 1], for Gram matrices (:mod:`ffprune_env.texts.openings`).
 
     Returns:
         Statistics of the calibration text, with Gram matrices if a calibration is to follow and there is room.
@@ -53,14 +51,14 @@ def rank(
         gradients = collect_gradients(prunable, looked_at, criterion.outputs, criterion.carried)
     room = room_for_grams(prunable)
     at_once = settings.calibration != "none" and gram_bytes(prunable) <= room
-    stats = collect_statistics(prunable, calibration_windows, at_once, settings.batch_size, openings)
+    stats = collect_statistics(prunable, calibration_windows, gram=at_once, batch_size=settings.batch_size)
     if order is not None:
         prunable.rank_as(order)
         return stats
     evidence = Evidence(
         stats,
         gradients,
-        grams=lambda: stats.grams or stream_grams(prunable, calibration_windows, room, settings.batch_size, openings),
+        grams=lambda: stats.grams or stream_grams(prunable, calibration_windows, room, settings.batch_size),
         ridge=settings.ridge,
         ridge_scale=settings.ridge_scale,
     )

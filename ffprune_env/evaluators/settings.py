@@ -52,8 +52,8 @@ class CalibrationSettings:
     """what λ is: relative (a fraction of the mean diagonal of G, however many tokens) or absolute (as the paper has it:
     added itself to the diagonal of G = XᵀX, summed over all tokens)"""
     openings: int = EVERY
-    """one token out of so many of the calibration text is also calibrated on, and ranked on by surgeon, as the first
-    of a window, where models keep an attention sink; 0: none. Windows that begin with the BOS token need none"""
+    """one token out of so many of the calibration text is also calibrated on as the first of a window, where models
+    keep an attention sink; 0: none. Windows that begin with the BOS token need none"""
     factor_storage: Storage = "device"
     """where the calibration keeps its factors: device, or cpu where they do not fit beside the model"""
 

@@ -50,6 +50,9 @@ class RidgeCalibration:
             use copies what it needs. They are float32 [columns, columns] and [C, columns] per unit.
         scale: ``"relative"``: λ is a fraction of the mean diagonal of G. ``"absolute"``: λ is added as it stands to
             the diagonal of G = XᵀX, summed over all tokens, as Eq. 6 is printed; 0.01 is then next to nothing.
+        openings: the same as ``stats``, of openings (:mod:`ffprune_env.texts.openings`): G is the sum of both. The
+            mean diagonal that λ is a fraction of stays that of ``stats``: in a few units first tokens outweigh all
+            others.
 
     Attributes:
         ridge: float64 [N], what was used for every unit: ``ridge``, or more where it had to be raised.
@@ -71,15 +74,15 @@ class RidgeCalibration:
         ridge: float = DEFAULT_RIDGE,
         storage: Storage = "device",
         scale: RidgeScale = "relative",
+        openings: Statistics | Iterable[torch.Tensor] | None = None,
     ) -> None:
         check_ridge(ridge, scale)
         check_storage(storage)
         prunable.require_dense("calibrate")
         prunable.require_ranked("calibrate")
         require_resident(prunable.model, "calibration")
-        grams = stats.grams if isinstance(stats, Statistics) else stats
-        if grams is None:
-            raise ValueError("the statistics hold no Gram matrices: collect them with gram=True")
+        grams = _grams_of(stats)
+        opened = [None] * len(prunable.units) if openings is None else _grams_of(openings)
         self.prunable, self.scale = prunable, scale
         self._rankings = prunable.rankings
         self._asked = ridge
@@ -89,16 +92,17 @@ class RidgeCalibration:
         ridges = []
         n = len(prunable.units)
         with phase("factors of the calibration", f"{n} units", n) as advance:
-            for i, (layout, gram) in enumerate(zip(prunable.layouts, grams, strict=True)):
+            for i, (layout, gram, beside) in enumerate(zip(prunable.layouts, grams, opened, strict=True)):
                 weight = layout.output.weight.detach()
                 if gram.shape != (weight.shape[1], weight.shape[1]):
                     wanted = f"({weight.shape[1]}, {weight.shape[1]})"
                     raise ValueError(
                         f"{layout.unit.name}: got a Gram matrix of shape {tuple(gram.shape)}, wanted {wanted}"
                     )
-                columns = member_columns(layout, prunable.order[i])
-                ranked = gram.to(weight.device)[columns][:, columns]
-                product, inverse, used = _factors(ranked, weight, ridge, scale, layout.unit.name)
+                columns, mean = member_columns(layout, prunable.order[i]), float(gram.diagonal().double().mean())
+                whole = gram if beside is None else gram + beside.to(gram.device)
+                ranked = whole.to(weight.device)[columns][:, columns]
+                product, inverse, used = _factors(ranked, weight, ridge, mean, scale, layout.unit.name)
                 where = torch.device("cpu") if storage == "cpu" else weight.device
                 self._products.append(product.to(where))
                 self._inverses.append(inverse.to(where))
@@ -180,8 +184,15 @@ def check_storage(storage: str) -> None:
         raise ValueError(f"unknown storage {storage!r} of calibration factors; allowed are device, cpu")
 
 
+def _grams_of(stats: Statistics | Iterable[torch.Tensor]) -> Iterable[torch.Tensor]:
+    grams = stats.grams if isinstance(stats, Statistics) else stats
+    if grams is None:
+        raise ValueError("the statistics hold no Gram matrices: collect them with gram=True")
+    return grams
+
+
 def _factors(
-    gram: torch.Tensor, weight: torch.Tensor, ridge: float, scale: RidgeScale, name: str
+    gram: torch.Tensor, weight: torch.Tensor, ridge: float, mean: float, scale: RidgeScale, name: str
 ) -> tuple[torch.Tensor, torch.Tensor, float]:
     """W L and L⁻¹ of G + λI = L Lᵀ in float32, and λ in the unit of its scale.
 
@@ -189,6 +200,7 @@ def _factors(
         gram: [columns, columns], in order of rank.
         weight: [C, columns].
         ridge: λ to begin with.
+        mean: the diagonal that it is a fraction of.
         scale: its unit.
         name: of the unit, for the log.
     """
@@ -197,7 +209,6 @@ def _factors(
     matrix = gram.double()
     diagonal = matrix.diagonal()
     without_ridge = diagonal.clone()
-    mean = float(diagonal.mean())
     mean = mean if mean > 0 else 1.0  # a unit that never fires has nothing to stand in for
     one = ridge_unit(scale, mean)
     used = ridge

@@ -11,7 +11,7 @@ from torch import nn
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.batches import in_fitting_batches
-from ffprune_env.lm.cost import count_forward, count_openings
+from ffprune_env.lm.cost import Cost, count
 from ffprune_env.lm.head import decoder_outputs
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.gram import add_products
@@ -29,9 +29,8 @@ class Statistics:
     Attributes:
         square_norms: per unit, float32 [columns], ‖X_j‖₂² summed over tokens, in original column order.
         means: per unit, float32 [columns], mean of X_j over tokens, in original column order.
-        grams: per unit, float32 [columns, columns], G = XᵀX in original column order, over openings, too; None if not
-            asked for.
-        n_tokens: tokens that the others are of.
+        grams: per unit, float32 [columns, columns], G = XᵀX in original column order; None if not asked for.
+        n_tokens: tokens the sums run over.
     """
 
     square_norms: tuple[torch.Tensor, ...]
@@ -41,11 +40,7 @@ class Statistics:
 
 
 def collect_statistics(
-    prunable: PrunableModel,
-    windows: torch.Tensor,
-    gram: bool = True,
-    batch_size: int | None = 1,
-    openings: torch.Tensor | None = None,
+    prunable: PrunableModel, windows: torch.Tensor, gram: bool = True, batch_size: int | None = 1
 ) -> Statistics:
     """Runs the dense model over calibration text and accumulates G = XᵀX, or its diagonal, for every unit.
 
@@ -56,14 +51,14 @@ def collect_statistics(
         windows: int64 [n, seq_len], calibration text.
         gram: False keeps column norms only, for models whose G would not fit.
         batch_size: windows per forward pass, fewer where memory runs out; None chooses.
-        openings: int64 [m, 1], windows of one token that G is summed over, too (:mod:`ffprune_env.texts.openings`).
 
     Raises:
         RuntimeError: the model is pruned.
         ValueError: there are no windows, or an activation is not finite.
     """
-    sums, norms, means = _moments(prunable, windows, openings, range(len(prunable.units)), gram, batch_size)
-    return Statistics(tuple(norms), tuple(means), tuple(sums) if gram else None, windows.numel())
+    sums, means = _moments(prunable, windows, range(len(prunable.units)), gram, batch_size)
+    norms = tuple(total.diagonal().clone() if gram else total for total in sums)
+    return Statistics(norms, tuple(means), tuple(sums) if gram else None, windows.numel())
 
 
 def gram_bytes(prunable: PrunableModel) -> int:
@@ -76,7 +71,7 @@ def stream_grams(
     windows: torch.Tensor,
     max_bytes: int,
     batch_size: int | None = 1,
-    openings: torch.Tensor | None = None,
+    pass_tokens: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yields G of every unit in turn, running the model as often as it takes for the matrices to fit.
 
@@ -85,7 +80,7 @@ def stream_grams(
         windows: int64 [n, seq_len], calibration text.
         max_bytes: memory for Gram matrices; one unit's are made whatever they take.
         batch_size: windows per forward pass, fewer where memory runs out; None chooses.
-        openings: as for :func:`collect_statistics`.
+        pass_tokens: tokens that count as a pass; None: those of a window.
 
     Yields:
         float32 [columns, columns] in original column order, on the unit's device.
@@ -102,7 +97,7 @@ def stream_grams(
             if taken > max_bytes and end > start:
                 break
             end += 1
-        yield from drain(_moments(prunable, windows, openings, range(start, end), True, batch_size)[0])
+        yield from drain(_moments(prunable, windows, range(start, end), True, batch_size, pass_tokens)[0])
         start = end
 
 
@@ -175,22 +170,17 @@ def fluctuations(prunable: PrunableModel, stats: Statistics) -> list[torch.Tenso
 def _moments(
     prunable: PrunableModel,
     windows: torch.Tensor,
-    openings: torch.Tensor | None,
     indices: Sequence[int],
     gram: bool,
     batch_size: int | None,
-) -> tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]:
-    """G = XᵀX or its diagonal, ‖X_j‖₂² and the means of some units in original column order, from one run of text.
-
-    Openings are in G alone.
-    """
+    pass_tokens: int | None = None,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """G = XᵀX, or its diagonal, and the means of some units in original column order, from one run over the windows."""
     if windows.ndim != 2 or not windows.numel():
         raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
     prunable.require_dense("collect statistics of")
-    sums: list[torch.Tensor] = []
-    so_far: list[torch.Tensor] = []
-    norms: list[torch.Tensor] = []
-    means: list[torch.Tensor] = []
+    pass_tokens = pass_tokens or windows.shape[1]
+    sums, means = [], []
     size = f"{len(indices)} units, {windows_size(tuple(windows.shape))}"
     with phase("statistics", size, len(windows)) as advance, ExitStack() as hooks, torch.inference_mode():
         for i in indices:
@@ -201,32 +191,26 @@ def _moments(
             mean = torch.zeros(output.in_features, dtype=torch.float32, device=device)
             hooks.callback(output.register_forward_pre_hook(_accumulate(total, mean, windows.numel())).remove)
             sums.append(total)
-            so_far.append(mean)
+            means.append(mean)
 
         def run(size: int) -> None:
-            for moment in (*sums, *so_far):  # a pass that memory cut short has left its part in them
+            for moment in (*sums, *means):  # a pass that memory cut short has left its part in them
                 moment.zero_()
             for batch in torch.split(windows, size):
                 decoder_outputs(prunable.model, batch)
-                count_forward(batch)
+                count(Cost(forward_passes=batch.numel() / pass_tokens, forward_tokens=batch.numel()))
                 advance(len(batch))
-            norms[:] = [(total.diagonal() if gram else total).clone() for total in sums]
-            means[:] = [mean.clone() for mean in so_far]
-            if gram and openings is not None:
-                for batch in torch.split(openings, size * windows.shape[1]):
-                    decoder_outputs(prunable.model, batch)
-                count_openings(openings, windows.shape[1])
 
         in_fitting_batches(prunable.model, windows, batch_size, run)
     for place, i in enumerate(indices):
-        if not bool(torch.isfinite(sums[place].diagonal() if gram else sums[place]).all()):
+        norms = sums[place].diagonal() if gram else sums[place]
+        if not bool(torch.isfinite(norms).all()):
             name = prunable.units[i].name
             raise ValueError(f"{name}: its activations are not finite on the calibration text: check weights and dtype")
         # One at a time: a second copy of all may not fit.
         sums[place] = to_original_order(prunable, i, sums[place], both=gram)
-        norms[place] = to_original_order(prunable, i, norms[place])
         means[place] = to_original_order(prunable, i, means[place])
-    return sums, norms, means
+    return sums, means
 
 
 def _accumulate(

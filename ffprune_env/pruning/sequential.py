@@ -172,20 +172,25 @@ class _Regression:
 
     def __init__(self) -> None:
         self.gram, self.cross, self.tokens = torch.empty(0), torch.empty(0), 0
+        self._scale = torch.zeros(())
 
     def add(self, x: torch.Tensor, error: torch.Tensor) -> None:
-        """Adds a batch: X̃, [B * T, columns], and E, [B, T, C]."""
+        """Adds a batch: X̃, [B * T, columns], and E, [B, T, C]; windows come before openings, of one token each."""
         if not self.tokens:
             self.gram = torch.zeros(x.shape[1], x.shape[1], device=x.device)
             self.cross = torch.zeros(x.shape[1], error.shape[-1], device=x.device)
         add_products(self.gram, x, x)
+        if error.shape[1] > 1:  # in a few units first tokens outweigh all others
+            self.tokens += len(x)
+            self._scale = self.gram.diagonal().double().mean() / self.tokens
         add_products(self.cross, x, error.to(x.device).flatten(0, -2))
-        self.tokens += len(x)
 
     def solve(self, prior_tokens: float, name: str) -> torch.Tensor:
-        """EᵀX̃ (X̃ᵀX̃ + λI)⁻¹, float32 [C, columns], with λ so many times the mean diagonal of X̃ᵀX̃ per token."""
-        matrix = self.gram.double()
-        scale = float(matrix.diagonal().mean()) / self.tokens
+        """EᵀX̃ (X̃ᵀX̃ + λI)⁻¹, float32 [C, columns], with λ so many times the mean diagonal of X̃ᵀX̃ per token.
+
+        That mean is of windows alone, λ in the scale of what the unit mostly sees.
+        """
+        matrix, scale = self.gram.double(), float(self._scale)
         if not math.isfinite(scale) or not bool(torch.isfinite(self.cross).all()):
             raise CollapsedError(f"{name}: activations of the pruned model are not finite on the calibration text")
         # A unit that never fires has nothing to correct.

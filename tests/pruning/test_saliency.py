@@ -8,8 +8,7 @@ import torch
 from conftest import tiny_model
 
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import collect_statistics, stream_grams, wanda_scores, wifv_scores
-from ffprune_env.texts.openings import openings_of
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores, wifv_scores
 
 
 def recorded_inputs(prunable, windows):
@@ -35,25 +34,6 @@ def test_statistics_are_second_moments(family, windows):
         torch.testing.assert_close(stats.grams[i], (x.T @ x).float(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(stats.square_norms[i], x.square().sum(0).float(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(norms_only.square_norms[i], stats.square_norms[i], rtol=1e-4, atol=1e-4)
-
-
-def test_openings_are_in_gram_matrices_alone_each_as_a_window_of_one_token(family, windows):
-    prunable = PrunableModel(tiny_model(family))
-    openings = openings_of(windows, 7, "never")
-    inputs = recorded_inputs(prunable, windows)
-    for token in openings:
-        for i, x in enumerate(recorded_inputs(prunable, token[None])):
-            inputs[i] = torch.cat([inputs[i], x])
-    without = collect_statistics(prunable, windows, batch_size=2)
-    stats = collect_statistics(prunable, windows, batch_size=2, openings=openings)
-    streamed = list(stream_grams(prunable, windows, max_bytes=1, batch_size=2, openings=openings))
-    assert stats.n_tokens == windows.numel()
-    for i, x in enumerate(inputs):
-        torch.testing.assert_close(stats.grams[i], (x.T @ x).float(), rtol=1e-4, atol=1e-4)
-        assert not torch.allclose(stats.grams[i], without.grams[i], rtol=1e-3)
-        assert torch.equal(streamed[i], stats.grams[i])
-        assert torch.equal(stats.square_norms[i], without.square_norms[i])
-        assert torch.equal(stats.means[i], without.means[i])
 
 
 def test_wanda_is_the_norm_of_the_input_times_that_of_the_column(family, windows):

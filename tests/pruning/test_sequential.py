@@ -79,16 +79,17 @@ def seen_in(prunable, windows, openings):
 def test_every_weight_is_the_direct_solution_in_whole_runs_of_both_models(family, opened):
     prunable, first, windows, kept = pruned_three_quarters(family)
     openings = openings_of(windows, 5, "never") if opened else None
-    tokens = windows.numel() + (len(openings) if opened else 0)
-    got = SequentialCalibration(first, kept, windows, prior_tokens=0.1 * tokens, batch_size=3, openings=openings)
+    prior = 0.1 * windows.numel()
+    got = SequentialCalibration(first, kept, windows, prior_tokens=prior, batch_size=3, openings=openings)
     _, wanted = seen_in(prunable, windows, openings)
     weights = [first.weight(i, int(k)) for i, k in enumerate(kept)]
     for i, k in enumerate(kept):
         with prunable.pruned(kept, Given(prunable, weights)):
             inputs, after = seen_in(prunable, windows, openings)
         x, error = inputs[i].double(), (wanted[i] - after[i]).double()
-        gram = x.T @ x
-        gram += 0.1 * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+        seen_most = x[: windows.numel()]  # λ is in the scale of windows alone
+        scale = (seen_most.T @ seen_most).diagonal().mean()
+        gram = x.T @ x + 0.1 * scale * torch.eye(x.shape[1], dtype=torch.float64)
         weights[i] = weights[i] + torch.linalg.solve(gram, x.T @ error).T
         assert torch.allclose(got.weight(i, int(k)), weights[i], atol=1e-4 * float(weights[i].abs().max()))
 
