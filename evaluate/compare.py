@@ -55,7 +55,9 @@ class Args(
     ablation: bool = False
     """compare ppo with itself instead, one part changed at a time; its reports are called ablation"""
     zero_shot: bool = False
-    """ask the final models of every method, with its first seed, the seven zero-shot tasks"""
+    """ask the final models of every method the seven zero-shot tasks"""
+    zero_shot_seeds: int = 1
+    """with --zero-shot, of how many seeds of every search the final model is asked"""
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""
@@ -76,6 +78,7 @@ class Args(
             raise ValueError("no search of a comparison is shown in TensorBoard: leave out --eval-every")
         for flag, value in (
             ("--seeds", self.seeds),
+            ("--zero-shot-seeds", self.zero_shot_seeds),
             ("--evaluations", self.budget),
             ("--final-windows", self.final_windows),
             ("--curve-windows", self.curve_windows),
@@ -92,7 +95,7 @@ class Args(
 
     def shared(self) -> dict[str, Any]:
         """What all cells of a folder have in common."""
-        own = (*NOT_SHARED, "ablation", "zero_shot")
+        own = (*NOT_SHARED, "ablation", "zero_shot", "zero_shot_seeds")
         return {name: value for name, value in asdict(self).items() if name not in own}
 
 
@@ -129,6 +132,9 @@ def main() -> int:
 
 def filling(args: Args, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
     """What the folder is to hold, in the words of the library."""
+    questions = None
+    if tasks is not None:
+        questions = Questions(tasks, args.limit, args.data_dir, score_tasks, apart, args.zero_shot_seeds)
     return Filling(
         args.cells(),
         args.model,
@@ -140,7 +146,7 @@ def filling(args: Args, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
         args.start,
         args.load,
         lambda model, tokenizer: args.load_texts(model, tokenizer, args),
-        None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart),
+        questions,
     )
 
 

@@ -70,6 +70,7 @@ class Questions:
         data_dir: folder that they were read from; None where they came from the hub.
         score: asks them.
         apart: a digest of what was taken out, since searches see it; empty if that is nothing.
+        seeds: of how many seeds of every search the final model is asked.
     """
 
     tasks: Mapping[str, Any]
@@ -77,6 +78,7 @@ class Questions:
     data_dir: Path | None
     score: Score
     apart: str = ""
+    seeds: int = 1
 
     def facts(self) -> dict[str, Any]:
         """What accuracies depend on."""
@@ -102,7 +104,7 @@ class Filling:
         start: where searches start.
         load_model: loads the model and its tokenizer.
         load_texts: of both, the windows by purpose and those of test text, int64 [n, seq_len].
-        questions: what the final models of every method, with its first seed, are asked; None asks nothing.
+        questions: what the final models of every method, with its first seeds, are asked; None asks nothing.
     """
 
     keys: Sequence[Key]
@@ -118,8 +120,10 @@ class Filling:
     questions: Questions | None = None
 
     def unasked(self, key: Key, cell: Cell | None) -> bool:
-        """Whether the final model of a cell is still to be asked; of every method one seed is."""
-        return self.questions is not None and key.seed in (None, 0) and (cell is None or cell.zero_shot is None)
+        """Whether the final model of a cell is still to be asked; of every method the first seeds are."""
+        if self.questions is None or (key.seed or 0) >= self.questions.seeds:
+            return False
+        return cell is None or cell.zero_shot is None
 
     def wanted(self, folder: ComparisonFolder) -> list[Key]:
         """The cells that the folder is to hold, without `ffn-only` where no attention can be cut: it is `uniform`."""

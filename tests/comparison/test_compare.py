@@ -146,6 +146,9 @@ def test_zero_shot_is_added_to_what_is_finished(compare, monkeypatch, tmp_path):
     code, _, err = compare(*flags, "--zero-shot", "--limit", "8")
     assert code == 2
     assert "was made with limit 7, not 8" in err
+    assert compare(*flags, "--zero-shot", "--zero-shot-seeds", "2", "--limit", "7")[0] == 0
+    assert len(asked) == 5  # the second seed of evolution, and nothing anew
+    assert json.loads((compare.out / "cells" / "evolution-s20-seed1.json").read_text())["zero_shot"]
 
 
 def test_the_ablation_shares_its_cells_with_the_comparison(compare):
