@@ -18,7 +18,7 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.unit_layout import units_of_layers
 
 #: How many tokens of calibration text weigh as much as λ.
-PRIOR_TOKENS = 32_768
+PRIOR_TOKENS = 8_192
 
 
 class CollapsedError(ValueError):
@@ -33,7 +33,11 @@ class SequentialCalibration:
     projection and W that; h̃, x̃ and W₀ the same in the model that is pruned, calibrated by Eqs. 6-7 and corrected up to
     there. The correction minimizes, over the tokens of calibration text,
 
-        ‖(h + W x) - (h̃ + W' x̃)‖² + λ‖W' - W₀‖², so W' = W₀ + EᵀX̃ (X̃ᵀX̃ + λI)⁻¹ with E = (h + W x) - (h̃ + W₀ x̃).
+        ‖(h + W x) - (h̃ + W' x̃)‖² / ‖h + W x‖² + λ‖W' - W₀‖²,
+
+    so W' = W₀ + EᵀX̃ (X̃ᵀX̃ + λI)⁻¹ with E = (h + W x) - (h̃ + W₀ x̃), the rows of E and X̃ divided by ‖h + W x‖. An error
+    counts by what it is a part of, because whatever reads the hidden state reads it through a norm. Otherwise the few
+    tokens with massive activations, a hundred times as long as others, would outweigh all of them.
 
     That takes one pass through the dense model and one through the pruned one, layer by layer, and serves one
     allocation, where :class:`RidgeCalibration` serves all: it is for the model that is kept, not for the search. The
@@ -74,7 +78,7 @@ class SequentialCalibration:
         openings: torch.Tensor | None = None,
     ) -> None:
         if not 0 < prior_tokens < math.inf:
-            raise ValueError(f"prior_tokens must be a finite number above 0, got {prior_tokens}; 32768 is usual")
+            raise ValueError(f"prior_tokens must be a finite number above 0, got {prior_tokens}; 8192 is usual")
         self.prunable: PrunableModel = first.prunable
         self.prunable.require_dense("calibrate")
         self.first = first
@@ -138,7 +142,7 @@ class SequentialCalibration:
                 regression = _Regression()
                 for call, h, goal in zip(calls, hidden, wanted, strict=True):
                     passages.append(call.passage(number, units[:1], h))
-                    regression.add(passages[-1].inputs[0], goal[0] - passages[-1].after[0])
+                    regression.add(passages[-1].inputs[0], goal[0], passages[-1].after[0])
             self._correct(i, regression)
         behind: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         ffn = left[-1] if left[len(attention) :] else None
@@ -148,7 +152,7 @@ class SequentialCalibration:
             for call, h, goal in zip(calls, hidden, wanted, strict=True):
                 got = call.passage(number, units, h, attended=passages.pop() if attention else None)
                 if ffn is not None:
-                    regression.add(got.inputs[-1], goal[-1] - got.after[-1])
+                    regression.add(got.inputs[-1], goal[-1], got.after[-1])
                 behind.append((got.after[-1], None if ffn is None else got.inputs[-1]))
         if ffn is None:
             return [h for h, _ in behind]
@@ -172,25 +176,30 @@ class _Regression:
 
     def __init__(self) -> None:
         self.gram, self.cross, self.tokens = torch.empty(0), torch.empty(0), 0
-        self._scale = torch.zeros(())
 
-    def add(self, x: torch.Tensor, error: torch.Tensor) -> None:
-        """Adds a batch: X̃, [B * T, columns], and E, [B, T, C]; windows come before openings, of one token each."""
+    def add(self, x: torch.Tensor, goal: torch.Tensor, got: torch.Tensor) -> None:
+        """Adds a batch.
+
+        Args:
+            x: X̃, [B * T, columns], what flows into the output projection.
+            goal: h + W x, [B, T, C], the hidden state of the dense model behind the unit.
+            got: h̃ + W₀ x̃, [B, T, C], that of the pruned model.
+        """
         if not self.tokens:
             self.gram = torch.zeros(x.shape[1], x.shape[1], device=x.device)
-            self.cross = torch.zeros(x.shape[1], error.shape[-1], device=x.device)
+            self.cross = torch.zeros(x.shape[1], goal.shape[-1], device=x.device)
+        self.tokens += len(x)
+        length = goal.flatten(0, -2).float().square().mean(-1, keepdim=True).sqrt()
+        length = torch.where(length > 0, length, 1.0)
+        error = ((goal - got).flatten(0, -2) / length).to(goal.dtype)
+        x = (x / length.to(x.device)).to(x.dtype)
         add_products(self.gram, x, x)
-        if error.shape[1] > 1:  # in a few units first tokens outweigh all others
-            self.tokens += len(x)
-            self._scale = self.gram.diagonal().double().mean() / self.tokens
-        add_products(self.cross, x, error.to(x.device).flatten(0, -2))
+        add_products(self.cross, x, error.to(x.device))
 
     def solve(self, prior_tokens: float, name: str) -> torch.Tensor:
-        """EᵀX̃ (X̃ᵀX̃ + λI)⁻¹, float32 [C, columns], with λ so many times the mean diagonal of X̃ᵀX̃ per token.
-
-        That mean is of windows alone, λ in the scale of what the unit mostly sees.
-        """
-        matrix, scale = self.gram.double(), float(self._scale)
+        """EᵀX̃ (X̃ᵀX̃ + λI)⁻¹, float32 [C, columns], with λ so many times the mean diagonal of X̃ᵀX̃ per token."""
+        matrix = self.gram.double()
+        scale = float(matrix.diagonal().mean()) / self.tokens
         if not math.isfinite(scale) or not bool(torch.isfinite(self.cross).all()):
             raise CollapsedError(f"{name}: activations of the pruned model are not finite on the calibration text")
         # A unit that never fires has nothing to correct.

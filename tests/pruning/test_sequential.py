@@ -86,10 +86,10 @@ def test_every_weight_is_the_direct_solution_in_whole_runs_of_both_models(family
     for i, k in enumerate(kept):
         with prunable.pruned(kept, Given(prunable, weights)):
             inputs, after = seen_in(prunable, windows, openings)
-        x, error = inputs[i].double(), (wanted[i] - after[i]).double()
-        seen_most = x[: windows.numel()]  # λ is in the scale of windows alone
-        scale = (seen_most.T @ seen_most).diagonal().mean()
-        gram = x.T @ x + 0.1 * scale * torch.eye(x.shape[1], dtype=torch.float64)
+        length = wanted[i].double().square().mean(-1, keepdim=True).sqrt()  # an error counts by what it is a part of
+        x, error = inputs[i].double() / length, (wanted[i] - after[i]).double() / length
+        share = prior / len(x)
+        gram = x.T @ x + share * (x.T @ x).diagonal().mean() * torch.eye(x.shape[1], dtype=torch.float64)
         weights[i] = weights[i] + torch.linalg.solve(gram, x.T @ error).T
         assert torch.allclose(got.weight(i, int(k)), weights[i], atol=1e-4 * float(weights[i].abs().max()))
 
@@ -192,7 +192,7 @@ def test_the_evaluator_makes_one_for_every_policy_and_remembers_the_last(tokeniz
         evaluator.final_calibration(kept + 1)
     alone = build_evaluator(tiny_model("llama"), tokenizer, str(text_file), plain(calibration="ridge", **settings))
     assert alone.final_calibration(kept) is alone.calibration
-    assert "then in sequence, λ = 32768 tokens" in model_card(evaluator.prunable, kept, made, CardFacts())
+    assert "then in sequence, λ = 8192 tokens" in model_card(evaluator.prunable, kept, made, CardFacts())
 
 
 @pytest.fixture
