@@ -33,7 +33,7 @@ from ffprune_env.comparison.filling import NOT_SHARED, Filling, Questions, fill
 from ffprune_env.comparison.plan import Key, named_methods, plan, read_cell
 from ffprune_env.comparison.report.ablation import ablation_table
 from ffprune_env.comparison.report.files import write_reports
-from ffprune_env.comparison.report.tables import comparison_table, overview_table
+from ffprune_env.comparison.report.tables import comparison_table, overview_table, rewarded_table
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.evaluators.zero_shot import score_tasks
@@ -168,6 +168,8 @@ def report(args: Args, folder: ComparisonFolder) -> None:
     for sparsity in args.targets:
         if any(cell.target_sparsity == sparsity for cell in cells):
             console.print(comparison_table(comparison, sparsity))
+            if (rewarded := rewarded_table(comparison, sparsity)) is not None:
+                console.print(rewarded)
     if (overview := overview_table(comparison)) is not None:
         console.print(overview)
     if args.ablation:

@@ -61,6 +61,8 @@ class Cell:
             several sparsities by one search, ``targets``: all of them.
         identity: what the figures depend on, see :mod:`ffprune_env.lm.identity`.
         tokens_seen: tokens of search text that the model read, each time that it did; None in cells of before.
+        held_out: what the reward measures of the final model on data that no search saw, ``loss`` and what that is made
+            of, by name; None where text alone is rewarded, and in cells of before.
         lacks_update: matrices that go without SVD-LLM's update of their factors, for want of calibration text; 0 in
             cells of before, and of all other methods.
     """
@@ -100,6 +102,7 @@ class Cell:
 
     tokens_seen: int | None = None
     lacks_update: int = 0
+    held_out: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ class Comparison:
         cells: what was measured.
         dense_zero_shot: accuracies of the dense model.
         dense_zero_shot_stderr: standard errors of these.
+        dense_held_out: what the reward measures of it on data that no search saw, as of a cell.
     """
 
     settings: dict[str, object]
@@ -125,6 +129,7 @@ class Comparison:
     cells: list[Cell]
     dense_zero_shot: dict[str, float] | None = None
     dense_zero_shot_stderr: dict[str, float] | None = None
+    dense_held_out: dict[str, float] | None = None
 
 
 class ComparisonFolder:

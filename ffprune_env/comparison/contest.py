@@ -83,6 +83,7 @@ class Subject:
         batch_size: windows per forward pass, fewer where memory runs out; None chooses. Methods that rebuild weights
             take it as it is, and one window where it is None.
         zero_shot: what to ask the final models, if anything.
+        held_out: measures what is rewarded on data that no search saw; None where that is text alone.
         targets: all sparsities that are compared at, for methods that answer them by one search.
         start: where searches start.
         policies: where searches leave what they have learnt, and others take it from; None keeps nothing.
@@ -95,6 +96,7 @@ class Subject:
     test_windows: torch.Tensor
     batch_size: int | None = None
     zero_shot: ZeroShotTest | None = None
+    held_out: Callable[[PreTrainedModel], dict[str, float]] | None = None
     targets: tuple[float, ...] = ()
     start: StartName = "own"
     policies: KeptPolicies | None = None
@@ -108,6 +110,10 @@ class Subject:
         """Perplexity of a model on test text, with its interval if there is one."""
         losses = window_losses(model, self.test_windows, self.batch_size)
         return perplexity_of(losses), perplexity_interval(losses)
+
+    def rewarded(self, model: PreTrainedModel) -> dict[str, float] | None:
+        """What the reward measures of a final model on data that no search saw; None where text alone is rewarded."""
+        return None if self.held_out is None else self.held_out(model)
 
     def ask(self, model: PreTrainedModel) -> tuple[dict[str, float] | None, dict[str, float] | None]:
         """Accuracies of a model on the zero-shot tasks and of their average, and standard errors; None if not asked."""
@@ -156,6 +162,8 @@ def search_and_measure(
             with prunable.pruned(kept, calibration) as model:
                 params = parameters_of(model)  # FLAP's compensation adds biases
                 calibrated_ppl, calibrated_interval = subject.test(model)
+        with prunable.pruned(kept, calibration) as model:
+            held_out = subject.rewarded(model)
     n_windows, tokens_per_window = subject.evaluator.max_samples, subject.evaluator.windows.shape[1]
     return Cell(
         method=name,
@@ -178,6 +186,7 @@ def search_and_measure(
         calibration=calibration_kind(calibration),
         calibration_asked="flap-bias" if method.flap_bias else subject.evaluator.calibration_asked,
         settings=settings_of(method, subject.all_targets(sparsity)),
+        held_out=held_out,
     )
 
 
@@ -349,5 +358,6 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
         seconds=seconds,
         trace=[],
         lacks_update=lacking_update(model),
+        held_out=subject.rewarded(model),
     )
     return cell, model

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -16,6 +15,7 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.even import BASELINES
 from ffprune_env.budget.units import PruneUnit, attention_can_be_cut
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.objectives.mix import reward_of
 from ffprune_env.evaluators.rewarded import RewardedEvaluator
 from ffprune_env.lm.cost import Cost, counting
 from ffprune_env.lm.loss import perplexity_in_steps
@@ -309,9 +309,7 @@ def held_out_cells(result: PolicyResult, dense: PolicyResult | None, measures: S
         return []
     if result.held_out is None or dense is None or dense.held_out is None:
         return [""] * (1 + len(measures))
-    # Of a function alone, what it says is the reward.
-    lost = result.held_out["loss"] - (0 if measures == ["value"] else dense.held_out["loss"])
-    reward = -lost if measures == ["value"] else math.exp(-lost)
+    reward = reward_of(result.held_out, dense.held_out)
     return [f"{reward + 0.0:.3f}", *(f"{result.held_out[name]:.3f}" for name in measures)]
 
 

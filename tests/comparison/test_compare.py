@@ -224,3 +224,23 @@ def test_a_cell_says_how_it_was_calibrated_and_is_marked_where_that_is_not_as_as
     (uniform,) = (row for row in rows if row[:2] == ["uniform", "‡"])
     assert not any(word[0] in "+-" for word in uniform)  # no change in %
     assert "‡ With one seed at least calibrated by Eqs. 6-7 alone" in (compare.out / "comparison.md").read_text()
+
+
+def test_what_is_rewarded_is_reported_on_what_no_search_saw(compare, monkeypatch, tmp_path):
+    """Also of methods that rebuild the weights, and of the model that is calibrated, not of the one that is cut."""
+    (tmp_path / "holding.py").write_text(
+        "def share(model, tokenizer, held_out=False):\n"
+        "    return sum(p.numel() for p in model.parameters()) / 1e5 + 10 * held_out\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    flags = ("--methods", "uniform", "flap-bias", "ppo", "svd-llm", "--seeds", "2", "--reward", "holding:share")
+    code, out, err = compare(*flags)
+    assert code == 0, err
+    content = json.loads((compare.out / "comparison.json").read_text())
+    for cell in content["cells"]:
+        assert cell["held_out"]["value"] == pytest.approx(cell["params"] / 1e5 + 10)
+        assert cell["held_out"]["loss"] == -cell["held_out"]["value"]
+    assert content["dense_held_out"]["value"] == pytest.approx(content["n_params"] / 1e5 + 10)
+    assert "rewarded, held out" in out
+    for suffix in ("md", "html"):
+        assert "value: what the function says." in (compare.out / f"comparison.{suffix}").read_text()

@@ -22,6 +22,7 @@ from rich.console import Console
 
 from ffprune_env.comparison.report.ablation import ablation_markdown
 from ffprune_env.comparison.report.page import comparison_page
+from ffprune_env.comparison.report.rewarded import rewarded_grid
 from ffprune_env.comparison.report.rows import findings, rows_at
 from ffprune_env.comparison.report.tables import comparison_markdown, comparison_table, overview_table
 
@@ -318,3 +319,19 @@ def test_one_search_for_several_sparsities_is_said_to_be_one(comparison):
     text = comparison_markdown(replace(comparison, cells=cells))
     assert text.count("- `ppo`: one search for all σ of the comparison") == 3
     assert "one search for all σ" not in comparison_markdown(comparison)
+
+
+def test_the_held_out_reward_of_a_comparison_is_that_of_its_losses():
+    cells = [
+        replace(make_cell("ppo", 0.2, seed, 2, zero_shot=False), held_out={"loss": loss, "margin": -loss})
+        for seed, loss in enumerate((0.5, 0.7))
+    ]
+    cells.append(replace(make_cell("uniform", 0.2, None, 2, zero_shot=False), held_out={"loss": 0.4, "margin": -0.4}))
+    comparison = replace(small({"ppo": [20.0]}), cells=cells, dense_held_out={"loss": 0.3, "margin": -0.3})
+    grid = rewarded_grid(comparison, 0.2)
+    assert [row[0].text for row in grid.rows] == ["dense", "uniform", "ppo"]
+    assert grid.rows[0][2].text == "1.000"
+    assert grid.rows[2][2].value == pytest.approx((math.exp(-0.2) + math.exp(-0.4)) / 2)
+    assert grid.rows[2][2].detail == f"{math.exp(-0.4):.3f}–{math.exp(-0.2):.3f}"
+    assert grid.rows[2][3].text == "-0.600"
+    assert rewarded_grid(replace(comparison, dense_held_out=None), 0.2) is None

@@ -13,6 +13,7 @@ from ffprune_env.comparison.report.drawing import LOOK
 from ffprune_env.comparison.report.figures import perplexity_figure, retention_figure, search_figure
 from ffprune_env.comparison.report.grids import Grid, command_line, perplexity_grid, settings_items, zero_shot_grid
 from ffprune_env.comparison.report.overview import overview_grid
+from ffprune_env.comparison.report.rewarded import rewarded_grid
 from ffprune_env.comparison.report.rows import findings, target_sparsities
 from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK
 
@@ -116,10 +117,12 @@ def _perplexity_sections(comparison: Comparison) -> list[str]:
     figure = _figure(perplexity_figure(comparison), "perplexity", caption)
     sections = [f"<section><h2>Test perplexity</h2>{figure}</section>"]
     for sparsity in target_sparsities(comparison):
-        zero_shot = zero_shot_grid(comparison, sparsity)
-        tables = html_table(perplexity_grid(comparison, sparsity)) + (
-            "" if zero_shot is None else html_table(zero_shot)
+        grids = (
+            perplexity_grid(comparison, sparsity),
+            rewarded_grid(comparison, sparsity),
+            zero_shot_grid(comparison, sparsity),
         )
+        tables = "".join(html_table(grid) for grid in grids if grid is not None)
         sections.append(f"<section><h2>Results at σ = {sparsity:g}</h2>{tables}</section>")
     overview = overview_grid(comparison)
     sections += [] if overview is None else [f"<section><h2>Results at all σ</h2>{html_table(overview)}</section>"]

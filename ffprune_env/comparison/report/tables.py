@@ -11,6 +11,7 @@ from rich.text import Text
 from ffprune_env.comparison.cells import Comparison
 from ffprune_env.comparison.report.grids import Grid, command_line, perplexity_grid, settings_items, zero_shot_grid
 from ffprune_env.comparison.report.overview import overview_grid
+from ffprune_env.comparison.report.rewarded import rewarded_grid
 from ffprune_env.comparison.report.rows import findings, target_sparsities
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&])")
@@ -29,8 +30,8 @@ def comparison_markdown(comparison: Comparison) -> str:
     parts += findings(comparison)
     for sparsity in target_sparsities(comparison):
         parts += [f"## σ = {sparsity:g}", markdown_table(perplexity_grid(comparison, sparsity))]
-        zero_shot = zero_shot_grid(comparison, sparsity)
-        parts += [] if zero_shot is None else [markdown_table(zero_shot)]
+        further = (rewarded_grid(comparison, sparsity), zero_shot_grid(comparison, sparsity))
+        parts += [markdown_table(grid) for grid in further if grid is not None]
     overview = overview_grid(comparison)
     parts += [] if overview is None else ["## All σ", markdown_table(overview)]
     return "\n\n".join(parts) + "\n"
@@ -44,6 +45,17 @@ def comparison_table(comparison: Comparison, sparsity: float) -> Table:
         sparsity: σ that was asked for, one of the comparison's.
     """
     return terminal_table(perplexity_grid(comparison, sparsity), f"σ = {sparsity:g}")
+
+
+def rewarded_table(comparison: Comparison, sparsity: float) -> Table | None:
+    """What searches were rewarded for, on data that none of them saw, for the terminal; None if that is text alone.
+
+    Args:
+        comparison: what was measured.
+        sparsity: σ that was asked for, one of the comparison's.
+    """
+    rewarded = rewarded_grid(comparison, sparsity)
+    return None if rewarded is None else terminal_table(rewarded, f"rewarded, held out, σ = {sparsity:g}")
 
 
 def overview_table(comparison: Comparison) -> Table | None:

@@ -73,3 +73,15 @@ class Objectives:
 
     def _weighted(self) -> Iterator[tuple[Term, Objective]]:
         return zip(self.reward.terms, self.terms, strict=True)
+
+
+def reward_of(held_out: Mapping[str, float], dense: Mapping[str, float]) -> float:
+    """The reward that :meth:`Objectives.reported` amounts to.
+
+    Args:
+        held_out: what it says of a model.
+        dense: what it says of the dense one.
+    """
+    if held_out.keys() == {"loss", "value"}:  # of a function alone, what it says is the reward
+        return held_out["value"]
+    return math.exp(min(dense["loss"] - held_out["loss"], _LARGEST))
