@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 MANY_LOST = 0.01
 # Tokens of text that are tried as the first of a window.
 _TRIED = 1024
-# A mark is so many times larger than what is usual in a window, and is gone when less than this part of it is left.
-_MARKED, _GONE = 10.0, 0.5
+# A mark is so many times larger than what is usual in a window: smaller, and it is none. Marks are hundreds of times
+# larger, and what reads them reads them through a norm, so that one of half the size does the same.
+_MARKED = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,13 +34,13 @@ class Sinks:
     Attributes:
         openings: int64 [m, 1], these tokens.
         layers: int64 [m], behind which layer a mark stands out most.
-        sizes: float32 [m], the norm of the hidden state there.
+        least: float32 [m], the norm that the hidden state needs there to be one.
         at_once: how many of them go through a model at one time.
     """
 
     openings: torch.Tensor
     layers: torch.Tensor
-    sizes: torch.Tensor
+    least: torch.Tensor
     at_once: int
 
 
@@ -67,8 +68,8 @@ def find_sinks(model: PreTrainedModel, windows: torch.Tensor, bos: BosProtocol =
     marked = standing_out > _MARKED
     if not bool(marked.any()):
         return None
-    there = sizes.gather(0, layers[None])[0]
-    return Sinks(openings[marked.to(openings.device)], layers[marked], there[marked], at_once)
+    least = _MARKED * usual[layers, 0]
+    return Sinks(openings[marked.to(openings.device)], layers[marked], least[marked], at_once)
 
 
 def lost_sinks(sinks: Sinks | None, model: PreTrainedModel) -> float | None:
@@ -84,7 +85,7 @@ def lost_sinks(sinks: Sinks | None, model: PreTrainedModel) -> float | None:
     if sinks is None:
         return None
     left = _sizes(model, sinks.openings, sinks.at_once).gather(0, sinks.layers[None])[0]
-    return float((~left.isfinite() | (left < _GONE * sinks.sizes)).float().mean())
+    return float((~left.isfinite() | (left < sinks.least)).float().mean())
 
 
 @torch.no_grad()

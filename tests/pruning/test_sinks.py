@@ -46,6 +46,15 @@ def test_what_the_only_channel_that_makes_it_takes_with_it_is_lost(marking, last
         assert lost_sinks(sinks, model) == lost
 
 
+@pytest.mark.parametrize(("part", "lost"), [(0.4, 0.0), (0.01, 1.0)])
+def test_a_smaller_mark_is_one_as_long_as_it_stands_out(marking, part, lost):
+    prunable, windows = marking
+    sinks = find_sinks(prunable.model, windows)
+    with torch.no_grad():
+        prunable.model.model.layers[0].mlp.down_proj.weight[:, 3] *= part
+    assert lost_sinks(sinks, prunable.model) == lost
+
+
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
 def test_what_is_no_number_is_no_mark(marking, broken):
     prunable, windows = marking
