@@ -140,7 +140,7 @@ def main() -> int:
             args, begun = job.args, True
             outcome = search(args, job)
             reports = report(args, job, outcome)
-            limited = meet_limit(args, job, outcome, reports)
+            limited = meet_limit(args, job, outcome)
             recovered = recover(args, job, reports)
         console.print(phases.table())
         console.print(cost_table(run.costs.parts))
@@ -242,12 +242,15 @@ def search(args: Args, job: Job) -> Outcome:
 
 
 def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
-    """Of every sparsity measures and writes what was chosen, then measures what it is compared with."""
+    """Of every sparsity measures and writes what was chosen, then measures what it is compared with.
+
+    With a limit nobody asked for a sparsity: that which meets it is the only one (:func:`meet_limit`).
+    """
     about, facts = told_beside(args, job)
     reports: list[Report] = []
     spent = job.run.costs.parts
     with job.evaluator.sharing_dense_pass():
-        for target in args.targets:
+        for target in args.targets if args.limit is None else ():
             run = job.run.folder if len(args.targets) == 1 else job.run.folder.part(target)
             settings, dense = replace(args, sparsity=target), reports[0].dense if reports else None
             result = Report(run, job.evaluator, job.test_windows, outcome, settings, about, spent, dense, job.budget)
@@ -279,7 +282,7 @@ def told_beside(args: Args, job: Job) -> tuple[dict[str, object], CardFacts]:
     return about, facts
 
 
-def meet_limit(args: Args, job: Job, outcome: Outcome, reports: Sequence[Report]) -> list[LimitedModel]:
+def meet_limit(args: Args, job: Job, outcome: Outcome) -> list[LimitedModel]:
     """Looks for the smallest model that loses no more than was allowed, if that was asked for, and writes it."""
     if args.limit is None or job.limit_windows is None:
         return []
@@ -287,7 +290,7 @@ def meet_limit(args: Args, job: Job, outcome: Outcome, reports: Sequence[Report]
     with job.evaluator.sharing_dense_pass():
         made = LimitedModel.of(
             job.run.folder, job.evaluator, outcome.learned, args.limit, job.limit_windows, job.test_windows, about,
-            job.run.costs.parts, reports[0].dense,
+            job.run.costs.parts,
         )  # fmt: skip
         if made.report is not None and args.save_model:
             made.report.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None, gguf=args.gguf)

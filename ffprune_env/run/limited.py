@@ -18,7 +18,6 @@ from ffprune_env.limits.told import limit_content, limit_lines, limit_table
 from ffprune_env.lm.cost import Cost
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.folder import RunFolder, part_of
-from ffprune_env.run.results import PolicyResult
 from ffprune_env.search.finalists import Answer
 from ffprune_env.search.saved_policy import Policy
 
@@ -48,7 +47,6 @@ class LimitedModel:
         test_windows: torch.Tensor,
         about: Mapping[str, Any],
         spent: Mapping[Part, Cost],
-        dense: PolicyResult,
     ) -> LimitedModel:
         """Looks for it, measures it on test text and leaves ``best.json`` and its plot; no model is written yet.
 
@@ -61,7 +59,6 @@ class LimitedModel:
             test_windows: int64 [n, seq_len].
             about: what ``best.json`` tells beside the figures.
             spent: what the search cost.
-            dense: the dense model, as it was measured.
         """
         try:
             found = smallest_model(policy, evaluator, limit, windows)
@@ -71,7 +68,7 @@ class LimitedModel:
         folder = RunFolder(limit_part_of(run.path, at, policy.targets))
         (folder.path / "plots").mkdir(parents=True, exist_ok=True)
         answer, told = Answer("the policy", policy.scores(at), allocation), {**about, "limit": limit_content(found)}
-        report = AnswerReport(folder, evaluator, test_windows, at, answer, told, spent, dense)
+        report = AnswerReport(folder, evaluator, test_windows, at, answer, told, spent)
         report.measure_chosen()
         report.draw_retention()
         return cls(found, report)
