@@ -15,6 +15,7 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.comparison.cells import Cell
 from ffprune_env.comparison.policies import KeptPolicies
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.rewarded import RewardedEvaluator
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.intervals import perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
@@ -83,7 +84,6 @@ class Subject:
         batch_size: windows per forward pass, fewer where memory runs out; None chooses. Methods that rebuild weights
             take it as it is, and one window where it is None.
         zero_shot: what to ask the final models, if anything.
-        held_out: measures what is rewarded on data that no search saw; None where that is text alone.
         targets: all sparsities that are compared at, for methods that answer them by one search.
         start: where searches start.
         policies: where searches leave what they have learnt, and others take it from; None keeps nothing.
@@ -96,7 +96,6 @@ class Subject:
     test_windows: torch.Tensor
     batch_size: int | None = None
     zero_shot: ZeroShotTest | None = None
-    held_out: Callable[[PreTrainedModel], dict[str, float]] | None = None
     targets: tuple[float, ...] = ()
     start: StartName = "own"
     policies: KeptPolicies | None = None
@@ -111,9 +110,14 @@ class Subject:
         losses = window_losses(model, self.test_windows, self.batch_size)
         return perplexity_of(losses), perplexity_interval(losses)
 
-    def rewarded(self, model: PreTrainedModel) -> dict[str, float] | None:
-        """What the reward measures of a final model on data that no search saw; None where text alone is rewarded."""
-        return None if self.held_out is None else self.held_out(model)
+    def held_out(self) -> Callable[[PreTrainedModel], dict[str, float] | None]:
+        """What measures a final model by the reward on data that no search saw; it says None where text is rewarded.
+
+        The model is dense when this is called, and nothing else is measured in between.
+        """
+        if isinstance(self.evaluator, RewardedEvaluator):
+            return self.evaluator.held_out(self.test_windows)
+        return lambda model: None
 
     def ask(self, model: PreTrainedModel) -> tuple[dict[str, float] | None, dict[str, float] | None]:
         """Accuracies of a model on the zero-shot tasks and of their average, and standard errors; None if not asked."""
@@ -162,8 +166,9 @@ def search_and_measure(
             with prunable.pruned(kept, calibration) as model:
                 params = parameters_of(model)  # FLAP's compensation adds biases
                 calibrated_ppl, calibrated_interval = subject.test(model)
+        rewarded = subject.held_out()
         with prunable.pruned(kept, calibration) as model:
-            held_out = subject.rewarded(model)
+            held_out = rewarded(model)
     n_windows, tokens_per_window = subject.evaluator.max_samples, subject.evaluator.windows.shape[1]
     return Cell(
         method=name,
@@ -358,6 +363,6 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
         seconds=seconds,
         trace=[],
         lacks_update=lacking_update(model),
-        held_out=subject.rewarded(model),
+        held_out=subject.held_out()(model),
     )
     return cell, model

@@ -271,7 +271,6 @@ def prepare(filling: Filling, folder: ComparisonFolder, loaded: Loaded) -> Subje
         None
         if questions is None
         else lambda asked: questions.score(asked, tokenizer, questions.tasks, questions.limit),
-        evaluator.held_out(texts["test"]) if isinstance(evaluator, RewardedEvaluator) else None,
         targets=filling.targets,
         start=filling.start,
         policies=folder.policies,
@@ -298,7 +297,7 @@ def measure_dense(folder: ComparisonFolder, subject: Subject, questions: Questio
         ppl, interval = subject.test(model)
         units = [asdict(unit) for unit in prunable.units]
         dense = {"units": units, "n_params": prunable.n_params, "dense_test_ppl": ppl, "dense_interval": interval}
-        dense["dense_held_out"] = subject.rewarded(model)
+        dense["dense_held_out"] = subject.held_out()(model)
         folder.dense = dense
     if questions is not None and dense.get("dense_zero_shot") is None:
         dense["dense_zero_shot"], dense["dense_zero_shot_stderr"] = subject.ask(model)

@@ -146,12 +146,13 @@ def test_workers_measure_the_same(run_of):
 @pytest.mark.parametrize("reward", ["kl", "tasks:q.jsonl", "judging:zeros"])
 def test_methods_of_a_comparison_minimize_what_is_rewarded(compare, place, monkeypatch, reward):
     monkeypatch.chdir(place)
-    code, out, _ = compare("--methods", "uniform", "evolution", "ppo", "--reward", reward, "--final-windows", "2")
-    assert code == 0
+    code, out, err = compare("--methods", "uniform", "evolution", "ppo", "--reward", reward, "--final-windows", "2")
+    assert code == 0, err
     assert "evolution" in out
     cells = json.loads((compare.out / "comparison.json").read_text())["cells"]
     assert {cell["method"] for cell in cells} == {"uniform", "evolution", "ppo"}
     assert all(cell["search_ppl"] > 50 for cell in cells)  # of text, whatever was rewarded
+    assert all(cell["held_out"]["loss"] != 0 for cell in cells)
     code, _, err = compare("--methods", "uniform", "--final-windows", "2")
     assert code == 2
     assert "was made with reward" in err

@@ -79,8 +79,13 @@ class TextDivergence:
             self._dense = place, final_hidden_states(model, _windows(self.texts, place), self.batch_size)
 
     def measured(self, model: PreTrainedModel, place: Place) -> tuple[float, dict[str, float]]:
-        """Mean KL(dense ‖ pruned)."""
-        assert self._dense is not None
+        """Mean KL(dense ‖ pruned).
+
+        Raises:
+            RuntimeError: the dense model was last looked at on other windows.
+        """
+        if self._dense is None or self._dense[0] != place:
+            raise RuntimeError(f"the dense model was not looked at on {place[0]} windows: prepare for them first")
         kl = compare_with_dense(model, _windows(self.texts, place), self._dense[1], self.batch_size)[1]
         return kl, {"kl": kl}
 
