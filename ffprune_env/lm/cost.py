@@ -102,25 +102,17 @@ def count(cost: Cost) -> None:
         tally.add(cost)
 
 
-def count_forward(windows: torch.Tensor, part: float = 1.0) -> None:
+def count_forward(windows: torch.Tensor, part: float = 1.0, pass_tokens: int | None = None) -> None:
     """Tells whoever counts that windows went through a model.
 
     Args:
         windows: int64 [n, seq_len].
         part: of its layers.
+        pass_tokens: tokens that count as a pass: of openings, those of a window that they are seen beside. None: those
+            of a window.
     """
-    count(Cost(forward_passes=len(windows) * part, forward_tokens=round(windows.numel() * part)))
-
-
-def count_openings(openings: torch.Tensor, seq_len: int, part: float = 1.0) -> None:
-    """Tells whoever counts that windows of one token went through a model, so many of them for one pass.
-
-    Args:
-        openings: int64 [m, 1].
-        seq_len: tokens of the windows that they are seen beside; as many openings are a pass.
-        part: of its layers.
-    """
-    count(Cost(forward_passes=len(openings) / seq_len * part, forward_tokens=round(len(openings) * part)))
+    tokens = windows.numel() * part
+    count(Cost(forward_passes=tokens / (pass_tokens or windows.shape[1]), forward_tokens=round(tokens)))
 
 
 def count_backward(windows: torch.Tensor) -> None:

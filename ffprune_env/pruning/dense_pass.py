@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from ffprune_env.lm.batches import evaluating, fitting_size
-from ffprune_env.lm.cost import count_forward, count_openings
+from ffprune_env.lm.cost import count_forward
 from ffprune_env.pruning.layer_calls import LayerCalls, layer_calls, require_residual_layers
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.unit_layout import UnitLayout, units_of_layers
@@ -105,7 +105,7 @@ class DensePass:
         """Tells whoever counts that all of the text went through a part of the layers of a model."""
         count_forward(self.windows, part)
         if self._openings is not None:
-            count_openings(self._openings, self.windows.shape[1], part)
+            count_forward(self._openings, part, self.windows.shape[1])
 
     def _run(self, number: int, units: Sequence[UnitLayout], before: list[torch.Tensor]) -> list[Behind]:
         return [call.passage(number, units, h).after for call, h in zip(self.calls, before, strict=True)]

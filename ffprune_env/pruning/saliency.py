@@ -11,7 +11,7 @@ from torch import nn
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.batches import in_fitting_batches
-from ffprune_env.lm.cost import Cost, count
+from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.head import decoder_outputs
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.pruning.gram import add_products
@@ -179,7 +179,6 @@ def _moments(
     if windows.ndim != 2 or not windows.numel():
         raise ValueError(f"calibration windows must be [n, seq_len] with n ≥ 1, got shape {tuple(windows.shape)}")
     prunable.require_dense("collect statistics of")
-    pass_tokens = pass_tokens or windows.shape[1]
     sums, means = [], []
     size = f"{len(indices)} units, {windows_size(tuple(windows.shape))}"
     with phase("statistics", size, len(windows)) as advance, ExitStack() as hooks, torch.inference_mode():
@@ -198,7 +197,7 @@ def _moments(
                 moment.zero_()
             for batch in torch.split(windows, size):
                 decoder_outputs(prunable.model, batch)
-                count(Cost(forward_passes=batch.numel() / pass_tokens, forward_tokens=batch.numel()))
+                count_forward(batch, pass_tokens=pass_tokens)
                 advance(len(batch))
 
         in_fitting_batches(prunable.model, windows, batch_size, run)

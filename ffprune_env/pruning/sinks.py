@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MANY_LOST = 0.01
 # Tokens of text that are tried as the first of a window.
 _TRIED = 1024
-# A mark is so many times larger than what is usual in a window: smaller, and it is none. Marks are hundreds of times
-# larger, and what reads them reads them through a norm, so that one of half the size does the same.
+# A mark is so many times larger than what is usual in a window: smaller, and it is none. Those that we saw are 170
+# times larger, and what reads them reads them through a norm, so that one of half the size does the same.
 _MARKED = 10.0
 
 

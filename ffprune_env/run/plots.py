@@ -79,8 +79,9 @@ def retention_plot(units: Sequence[PruneUnit], policies: Mapping[str, npt.ArrayL
         axes.set(title="attention heads kept" if kind == "attention" else "FFN channels kept", ylabel="retention rate")
         axes.set_ylim(0, 1.05)
         axes.grid(alpha=0.3)
-        axes.legend(loc="lower right", fontsize="small")
     axes.set_xlabel("decoder layer")
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", fontsize="small", ncols=len(names))  # hides no point
     return figure
 
 
