@@ -28,8 +28,8 @@ from ffprune_env.cli.flag_groups import CellsFlags, ContestFlags, QuestionFlags,
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import ModelFlags
 from ffprune_env.cli.text_flags import TextFlags
-from ffprune_env.comparison.cells import ComparisonFolder
 from ffprune_env.comparison.filling import NOT_SHARED, Filling, Questions, fill
+from ffprune_env.comparison.folder import ComparisonFolder
 from ffprune_env.comparison.plan import Key, named_methods, plan, read_cell
 from ffprune_env.comparison.report.ablation import ablation_table
 from ffprune_env.comparison.report.files import write_reports

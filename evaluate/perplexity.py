@@ -172,8 +172,7 @@ def removed(model: PreTrainedModel) -> tuple[float, float]:
     left = [kept[unit.kind][unit.layer] for unit in units]
     gone = sum(unit.group_params * (unit.n_groups - k) for unit, k in zip(units, left, strict=True))
     gone += sum(unit.rest_params for unit, k in zip(units, left, strict=True) if not k)
-    total = sum(x.numel() for x in dense.parameters())
-    return gone / sum(unit.n_params for unit in units), 1 - sum(x.numel() for x in model.parameters()) / total
+    return gone / sum(unit.n_params for unit in units), 1 - model.num_parameters() / dense.num_parameters()
 
 
 def table(result: Result) -> Table:

@@ -30,8 +30,9 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import DeviceFlags, TrustFlags
 from ffprune_env.cli.past_run import RunSettings
 from ffprune_env.cli.recovery_flags import RecoveryFlags
-from ffprune_env.comparison.cells import BEFORE, Cell, ComparisonFolder
+from ffprune_env.comparison.cell import Cell
 from ffprune_env.comparison.filling import Filling, Questions, load, prepare
+from ffprune_env.comparison.folder import BEFORE, ComparisonFolder
 from ffprune_env.comparison.recovered import RecoveredCell, recover_cell, recovered_markdown
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.zero_shot import score_tasks

@@ -29,8 +29,9 @@ from ffprune_env.cli.flag_groups import CellsFlags, HardwareFlags, QuestionFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import PlaceFlags
 from ffprune_env.cli.text_flags import TextFlags
-from ffprune_env.comparison.cells import Comparison, ComparisonFolder
+from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.filling import NOT_SHARED, Filling, Questions, fill
+from ffprune_env.comparison.folder import ComparisonFolder
 from ffprune_env.comparison.paper_tables.contents import OTHER_TEXT, TABLES, PaperTable
 from ffprune_env.comparison.paper_tables.dry_run import assumptions, needs_table, passes_table
 from ffprune_env.comparison.paper_tables.estimate import Protocol

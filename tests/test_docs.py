@@ -18,7 +18,7 @@ from conftest import load_script
 
 from ffprune_env.cli.commands import COMMANDS
 from ffprune_env.cli.flags import read_flags
-from ffprune_env.comparison.contest import REBUILDERS
+from ffprune_env.comparison.rebuilt import REBUILDERS
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.build import load_evaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings

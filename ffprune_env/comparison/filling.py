@@ -13,17 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ffprune_env.comparison.cells import Cell, ComparisonFolder
-from ffprune_env.comparison.contest import (
-    REBUILDERS,
-    Subject,
-    ask,
-    ask_final,
-    rebuild_and_measure,
-    search_and_measure,
-    with_room,
-)
+from ffprune_env.comparison.cell import Cell
+from ffprune_env.comparison.contest import ask, ask_final, search_and_measure, with_room
+from ffprune_env.comparison.folder import ComparisonFolder
 from ffprune_env.comparison.plan import ANSWERING, Key, read_cell
+from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
+from ffprune_env.comparison.subject import Subject
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.rewarded import RewardedEvaluator, identity_of_reward

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from ffprune_env.comparison.cells import Cell, ComparisonFolder
-from ffprune_env.comparison.contest import REBUILDERS
+from ffprune_env.comparison.cell import Cell
+from ffprune_env.comparison.folder import ComparisonFolder
+from ffprune_env.comparison.rebuilt import REBUILDERS
 from ffprune_env.methods.ablations import ABLATIONS, PAPER_ABLATIONS
 from ffprune_env.methods.registry import METHODS, Method, settings_of
 from ffprune_env.methods.warm_start import WARM_STARTED

@@ -8,9 +8,11 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from ffprune_env.comparison.cells import Cell
-from ffprune_env.comparison.contest import REBUILDERS, Subject, calibration_of, ranking_of, rebuild_and_measure
+from ffprune_env.comparison.cell import Cell
+from ffprune_env.comparison.contest import calibration_of, ranking_of
 from ffprune_env.comparison.plan import ANSWERING
+from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
+from ffprune_env.comparison.subject import Subject
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings

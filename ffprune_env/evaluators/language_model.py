@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +12,17 @@ import torch
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
+from ffprune_env.evaluators.final_calibration import FinalCalibration
 from ffprune_env.evaluators.objectives.shares import Place
 from ffprune_env.evaluators.protocol import Windows
-from ffprune_env.lm.batches import is_out_of_memory, release_memory
 from ffprune_env.lm.devices import devices_held
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.calibration_kind import CalibrationKind
-from ffprune_env.pruning.dense_pass import DensePass
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics
-from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
+from ffprune_env.pruning.sequential import WeightCalibration
 from ffprune_env.texts.bos import BosProtocol
 
 if TYPE_CHECKING:
@@ -33,8 +31,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from ffprune_env.evaluators.objectives.reward import RewardMix
-
-logger = logging.getLogger(__name__)
 
 
 def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None) -> float:
@@ -66,6 +62,7 @@ class LMEvaluator:
     Attributes:
         texts: these, and the windows that are measured on, as ``search``.
         further: int64 [n, seq_len], the windows of the pool, then those to watch on.
+        in_sequence: what calibrates the model that the user will get in sequence; None where that is not asked for.
         rewarded: what it measures, where it is not the perplexity of text: see :meth:`rewarding`.
 
     Raises:
@@ -102,14 +99,9 @@ class LMEvaluator:
         self.tokenizer, self.data_dir = tokenizer, data_dir
         self.rewarded: RewardMix | None = None
         self.openings = openings
-        self._sequential = sequential
-        # The last that was asked for, with the ranking and the groups kept that it is for.
-        self._final: tuple[tuple[int, bytes], WeightCalibration] | None = None
-        # While calibrations share it, with the ranking that it is of.
-        self._shares = False
-        self._dense_pass: tuple[int, DensePass] | None = None
-        # What could not be calibrated in sequence once is not tried again: what is written is what was reported.
-        self._fell_back: set[tuple[int, bytes]] = set()
+        self.in_sequence: FinalCalibration | None = None
+        if calibration is not None and sequential:
+            self.in_sequence = FinalCalibration(calibration, self.texts["calibration"], batch_size, openings)
         self.further = torch.cat([self.texts.get(purpose, windows[:0]) for purpose in ("pool", "watch")])
         self._measured: dict[tuple[int, Windows, bytes], float] = {}
         self._dense: dict[tuple[int, Windows], float] = {}
@@ -189,32 +181,15 @@ class LMEvaluator:
         one is remembered. Where memory does not do for that, or the pruned model collapses, which is logged, it is
         Eqs. 6-7 alone, for this allocation and from then on; the next one is tried again.
         """
-        if self.calibration is None or not self._sequential:
-            return self.calibration
-        key = (self.prunable.rankings, self.prunable.check_kept(kept).tobytes())
-        if key in self._fell_back:
-            return self.calibration
-        if self._final is None or self._final[0] != key:
-            self._final = None  # there may be no room for two
-            made = self._calibrate_in_sequence(self.calibration, self.texts["calibration"], kept)
-            if made is None:
-                self._fell_back.add(key)
-                return self.calibration
-            self._final = key, made
-        return self._final[1]
+        return self.calibration if self.in_sequence is None else self.in_sequence.of(kept)
 
-    @contextmanager
-    def sharing_dense_pass(self) -> Iterator[None]:
+    def sharing_dense_pass(self) -> AbstractContextManager[None]:
         """Inside, calibrations in sequence share the dense model's pass, if there is room for its hidden states.
 
         It is 40 % of one calibration: several of them cost little more than half as much each. Afterwards the memory
         is free again.
         """
-        self._shares = True
-        try:
-            yield
-        finally:
-            self._shares, self._dense_pass = False, None
+        return nullcontext() if self.in_sequence is None else self.in_sequence.sharing_dense_pass()
 
     def give_up_dense_pass(self) -> bool:
         """Frees what calibrations share by now, for who needs the memory; the next of them makes it anew.
@@ -222,47 +197,14 @@ class LMEvaluator:
         Returns:
             Whether there was anything.
         """
-        shared, self._dense_pass = self._dense_pass is not None, None
-        return shared
-
-    def _dense_pass_over(self, windows: torch.Tensor) -> DensePass | None:
-        if not self._shares:
-            return None
-        rankings = self.prunable.rankings
-        if self._dense_pass is None or self._dense_pass[0] != rankings:
-            self._dense_pass = rankings, DensePass(self.prunable, windows, self.batch_size, openings=self.openings)
-        return self._dense_pass[1]
+        return self.in_sequence is not None and self.in_sequence.give_up_dense_pass()
 
     @property
     def calibration_asked(self) -> CalibrationKind:
         """How :meth:`final_calibration` calibrates where nothing comes in between."""
         if self.calibration is None:
             return "none"
-        return "sequential" if self._sequential else "ridge"
-
-    def _calibrate_in_sequence(
-        self, calibration: RidgeCalibration, windows: torch.Tensor, kept: IntArray
-    ) -> SequentialCalibration | None:
-        try:
-            dense = self._dense_pass_over(windows)
-            return SequentialCalibration(
-                calibration, kept, dense or windows, batch_size=self.batch_size, openings=self.openings
-            )
-        except CollapsedError as error:
-            logger.warning("%s: calibrated by Eqs. 6-7 alone", error)
-            return None
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        # Out of the handler, so that nothing holds on to what was made.
-        shared = self.give_up_dense_pass()
-        self._shares = False
-        release_memory()
-        if shared:
-            logger.warning("out of memory: calibrations in sequence no longer share the dense model's pass")
-            return self._calibrate_in_sequence(calibration, windows, kept)
-        logger.warning("out of memory: this model is calibrated by Eqs. 6-7 alone, not in sequence")
-        return None
+        return "ridge" if self.in_sequence is None else "sequential"
 
     def measure_final(self, kept: IntArray, n_samples: int) -> float:
         """Perplexity on the first windows for finalists; calibrated, if :meth:`measure` is, but in float32."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from ffprune_env.budget.units import UnitKind
 from ffprune_env.modeling.absent import norms_of, put, stand_ins
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,20 @@ class UnitBlock:
     places: tuple[str, ...]
     width: int
     config: Any
+
+    @classmethod
+    def of(
+        cls,
+        model: PreTrainedModel,
+        layer: nn.Module,
+        name: str,
+        number: int,
+        kind: UnitKind,
+        places: tuple[str, ...],
+        output: nn.Linear,
+    ) -> UnitBlock:
+        """The place of a unit of a model, whose output projection gives as many features as a hidden state has."""
+        return cls(kind, layer, name, number, places, output.out_features, model.config.get_text_config())
 
     @property
     def gone(self) -> tuple[str, ...]:
@@ -68,3 +85,8 @@ class UnitBlock:
             yield
         finally:
             put(self.layer, before)
+
+
+def path_inside(layer: str, path: str) -> str:
+    """The path of a module inside its layer, of both their paths in the model."""
+    return path.removeprefix(layer).removeprefix(".")

@@ -92,7 +92,7 @@ class PrunableModel:
                 parts = find_parts(model, channels_per_group, heads, parts.whole | found.reasons)
         self.whole: dict[int, str] = parts.whole
         self._stays: dict[UnitKind, str] = {}
-        self.n_params: int = sum(parameter.numel() for parameter in model.parameters())
+        self.n_params: int = model.num_parameters()
         setattr(model, _WRAPPED, True)
         if self.whole:
             _say_what_stays_whole(self)

@@ -129,3 +129,9 @@ def member_columns(layout: UnitLayout, members: torch.Tensor) -> torch.Tensor:
 def spelled_out(members: torch.Tensor, width: int) -> torch.Tensor:
     """Spells heads or channels out as indices of rows or columns, of which each has ``width``: [m] to [m * width]."""
     return (members[:, None] * width + torch.arange(width, device=members.device)).flatten()
+
+
+def cut_params(inputs: Sequence[nn.Linear], output: nn.Linear) -> int:
+    """Counts w_i: all of the input projections with biases, and the output weight without its bias."""
+    rows = sum(module.weight.numel() + (0 if module.bias is None else module.bias.numel()) for module in inputs)
+    return rows + output.weight.numel()

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 
-from ffprune_env.comparison.cells import Cell, Comparison
+from ffprune_env.comparison.cell import Cell, Comparison
 
 # e(method) / e(uniform) with calibration, and how much a seed moves it.
 METHODS = {

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from ffprune_env.comparison.cells import Cell, ComparisonFolder, cell_name
+from ffprune_env.comparison.cell import Cell, cell_name
+from ffprune_env.comparison.folder import ComparisonFolder
 
 CELL = Cell(
     "evolution", 0.25, 1, [3, 4], 0.251, 0.1, 900, 20.0, math.inf, (math.inf, math.inf), 30.0, (29.0, 31.0), 8.0, 1024,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ffprune_env.comparison import filling
-from ffprune_env.comparison.contest import REBUILDERS
+from ffprune_env.comparison.rebuilt import REBUILDERS
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.zero_shot import TaskResult, ZeroShot
 from ffprune_env.methods.registry import METHODS

@@ -15,7 +15,7 @@ from plain import plain
 from safetensors.torch import load_file, save_file
 
 from ffprune_env.comparison import filling
-from ffprune_env.comparison.cells import ComparisonFolder
+from ffprune_env.comparison.folder import ComparisonFolder
 from ffprune_env.comparison.plan import ANSWERING
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS

@@ -12,7 +12,9 @@ from conftest import tiny_model
 from tiny_subject import subject_of
 
 import ffprune_env as ff
-from ffprune_env.comparison.contest import REBUILDERS, ask_final, rebuild_and_measure, search_and_measure
+from ffprune_env.comparison.contest import ask_final, search_and_measure
+from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
+from ffprune_env.evaluators.final_calibration import FinalCalibration
 from ffprune_env.evaluators.zero_shot import TaskResult, ZeroShot
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.methods.ablations import ABLATIONS
@@ -174,7 +176,7 @@ def test_zero_shot_asks_the_model_whose_perplexity_stands_beside(windows, monkey
     """What was calibrated by Eqs. 6-7 alone stays so, though memory would do now; and what was not is not asked so."""
     subject = subject_of(tiny_model("llama-gqa"), windows)
     evaluator = subject.evaluator
-    evaluator._sequential = True
+    evaluator.in_sequence = FinalCalibration(evaluator.calibration, evaluator.texts["calibration"])
     asked = []
 
     def ask(model):
@@ -186,14 +188,14 @@ def test_zero_shot_asks_the_model_whose_perplexity_stands_beside(windows, monkey
     with monkeypatch.context() as patch:
         patch.setattr(SequentialCalibration, "_fit", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
         ridge = search_and_measure(subject, "uniform", uniform, 0.3, None, 0)
-    evaluator._fell_back.clear()
+    evaluator.in_sequence._fell_back.clear()
     sequential = search_and_measure(subject, "uniform", uniform, 0.3, None, 0)
     assert (ridge.calibration, sequential.calibration) == ("ridge", "sequential")
     for cell in (ridge, sequential):
         ask_final(subject, cell, uniform)
         assert asked[-1] == cell.calibrated_test_ppl
     assert asked[0] != asked[1]
-    evaluator._fell_back.add((evaluator.prunable.rankings, np.array(sequential.kept).tobytes()))
+    evaluator.in_sequence._fell_back.add((evaluator.prunable.rankings, np.array(sequential.kept).tobytes()))
     with pytest.raises(RuntimeError, match="of a model calibrated as sequential, and that fails now"):
         ask_final(subject, sequential, uniform)
 

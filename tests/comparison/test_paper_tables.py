@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 from made_comparison import DENSE, Page, make_cell, make_comparison, markdown_tables
 
-from ffprune_env.comparison.contest import REBUILDERS
 from ffprune_env.comparison.paper_tables.contents import EVOLUTION, OURS, TABLES
 from ffprune_env.comparison.paper_tables.files import write_table
 from ffprune_env.comparison.paper_tables.grids import TASKS as COLUMNS
@@ -15,6 +14,7 @@ from ffprune_env.comparison.paper_tables.grids import grids_of
 from ffprune_env.comparison.paper_tables.measured import Measured
 from ffprune_env.comparison.paper_tables.printed import PAPER_MODELS, PRINTED, printed
 from ffprune_env.comparison.plan import ANSWERING
+from ffprune_env.comparison.rebuilt import REBUILDERS
 from ffprune_env.evaluators.zero_shot_tasks import TASKS
 from ffprune_env.lm.model_names import HUB_MODELS
 from ffprune_env.lm.shapes import SHAPES

@@ -10,7 +10,9 @@ import torch
 from conftest import tiny_model
 from tiny_subject import subject_of
 
-from ffprune_env.comparison.contest import rebuild_and_measure, with_room
+from ffprune_env.comparison.contest import with_room
+from ffprune_env.comparison.rebuilt import rebuild_and_measure
+from ffprune_env.evaluators.final_calibration import FinalCalibration
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.pruning.dense_pass import DensePass
 
@@ -53,23 +55,24 @@ def test_cells_share_a_pass_and_are_the_same_to_the_last_bit(compare, passes, mo
 def shared(windows):
     """A subject that is calibrated in sequence, with a pass that is shared."""
     subject = subject_of(tiny_model("llama-gqa"), windows)
-    subject.evaluator._sequential = True
+    evaluator = subject.evaluator
+    evaluator.in_sequence = FinalCalibration(evaluator.calibration, evaluator.texts["calibration"])
     with subject.evaluator.sharing_dense_pass():
         subject.evaluator.final_calibration([unit.n_groups - 1 for unit in subject.evaluator.units])
-        assert subject.evaluator._dense_pass is not None
+        assert subject.evaluator.in_sequence.dense_pass is not None
         yield subject
 
 
 def test_who_rebuilds_a_copy_has_the_memory_that_was_shared(shared):
     rebuild_and_measure(shared, "slicegpt", 0.3)
-    assert shared.evaluator._dense_pass is None
+    assert shared.evaluator.in_sequence.dense_pass is None
 
 
 def test_where_memory_runs_out_beside_the_pass_it_is_given_up_and_the_work_done_once_more(shared, caplog):
     calls = []
 
     def work():
-        calls.append(shared.evaluator._dense_pass)
+        calls.append(shared.evaluator.in_sequence.dense_pass)
         if calls[-1] is not None:
             raise torch.OutOfMemoryError
         return "done"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 import ffprune_env as ff
-from ffprune_env.comparison.contest import Subject
+from ffprune_env.comparison.subject import Subject
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores

@@ -11,7 +11,7 @@ import torch
 from accelerate import cpu_offload, disk_offload
 from conftest import tiny_model
 
-from ffprune_env.comparison.cells import BEFORE
+from ffprune_env.comparison.folder import BEFORE
 from ffprune_env.lm.identity import (
     _BEFORE,
     ChangedError,

@@ -113,7 +113,7 @@ def test_an_evaluator_shares_the_pass_inside_the_context_and_keeps_nothing_of_it
             super().__init__(*args, **kwargs)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr("ffprune_env.evaluators.language_model.DensePass", Counted)
+    monkeypatch.setattr("ffprune_env.evaluators.final_calibration.DensePass", Counted)
     fractions = (0.75, 0.5, 0.9)
     alone = [evaluator.final_calibration(thinned(evaluator.units, fraction=x)) for x in fractions]
     assert made == []
@@ -138,11 +138,11 @@ def test_where_memory_runs_out_the_pass_is_given_up_before_the_calibration_is(ev
 
     kept = thinned(evaluator.units, fraction=0.5)
     alone = evaluator.final_calibration(kept)
-    evaluator._final = None
+    evaluator.in_sequence._last = None
     monkeypatch.setattr(SequentialCalibration, "_fit", fail_beside_a_pass)
     with evaluator.sharing_dense_pass():
         assert_same(evaluator.final_calibration(kept), alone)
-        assert evaluator._dense_pass is None
+        assert evaluator.in_sequence.dense_pass is None
     assert caplog.messages == ["out of memory: calibrations in sequence no longer share the dense model's pass"]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ffprune_env.comparison.contest import REBUILDERS
 from ffprune_env.comparison.plan import Key, plan
+from ffprune_env.comparison.rebuilt import REBUILDERS
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.methods.warm_start import warm_name
 

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from dataclasses import astuple, dataclass, replace
 
 from ffprune_env.budget.mapping import says_rates
-from ffprune_env.comparison.contest import MARKS, REBUILDERS
+from ffprune_env.comparison.answers import MARKS
 from ffprune_env.comparison.paper_tables.contents import PaperTable
 from ffprune_env.comparison.plan import ANSWERING, Key
+from ffprune_env.comparison.rebuilt import REBUILDERS
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.shapes import GIB, Shape, gpus_for
 from ffprune_env.methods.registry import Method

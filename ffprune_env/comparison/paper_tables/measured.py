@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ffprune_env.comparison.cells import Cell, Comparison
+from ffprune_env.comparison.cell import Cell, Comparison
 from ffprune_env.comparison.paper_tables.contents import OTHER_TEXT, Line
 from ffprune_env.comparison.paper_tables.printed import PAPER_MODELS, printed
 from ffprune_env.comparison.report.grids import NONE, Entry, name_entry, perplexity_entry

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from ffprune_env.comparison.cells import Comparison
+from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.rows import find, ppl_text, rows_at, target_sparsities
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ffprune_env.comparison.cells import Comparison
+from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.rows import Row, Spread, methods
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ffprune_env.budget.arrays import FloatArray
-from ffprune_env.comparison.cells import Comparison
+from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.drawing import (
     DENSE_DASH,
     LOOK,

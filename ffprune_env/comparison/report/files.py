@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from ffprune_env.comparison.cells import Comparison
+from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.ablation import ablation_markdown
 from ffprune_env.comparison.report.page import comparison_page
 from ffprune_env.comparison.report.tables import comparison_markdown

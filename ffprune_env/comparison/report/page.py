@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import TYPE_CHECKING
 
-from ffprune_env.comparison.cells import Comparison
+from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.drawing import LOOK
 from ffprune_env.comparison.report.figures import perplexity_figure, retention_figure, search_figure
 from ffprune_env.comparison.report.grids import Grid, command_line, perplexity_grid, settings_items, zero_shot_grid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from statistics import fmean
 
-from ffprune_env.comparison.cells import Comparison
+from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.grids import NONE, Column, Entry, Grid, name_entry
 from ffprune_env.comparison.report.rows import left_out, rows_at
 from ffprune_env.evaluators.objectives.mix import reward_of

@@ -9,7 +9,7 @@ from statistics import fmean
 
 import numpy as np
 
-from ffprune_env.comparison.cells import Cell, Comparison
+from ffprune_env.comparison.cell import Cell, Comparison
 
 #: Heuristics by name; so is every other method that removes groups and does not search, whatever text it looks at.
 HEURISTICS = ("uniform", "ffn-only", "flap")

@@ -64,9 +64,9 @@ def slicegpt(model: PreTrainedModel, windows: torch.Tensor, removed: int, batch_
         docs/methods.md.
     """
     sliced, parts = _copy_in_parts(model, windows)
-    kept = width_for(ParameterCount.of(sliced, parts), _count(sliced), parts.width, removed)
+    kept = width_for(ParameterCount.of(sliced, parts), sliced.num_parameters(), parts.width, removed)
     _slice(sliced, parts, windows, kept, batch_size)
-    before, after = _count(model), _count(sliced)
+    before, after = model.num_parameters(), sliced.num_parameters()
     logger.info(
         "SliceGPT: %d of %d dimensions kept (%.1f %% sliced) removes %d of %d parameters (asked: %d)",
         kept,
@@ -102,10 +102,6 @@ def slice_to(model: PreTrainedModel, windows: torch.Tensor, kept: int, batch_siz
 def _copy_in_parts(model: PreTrainedModel, windows: torch.Tensor) -> tuple[PreTrainedModel, ResidualModel]:
     sliced = copy.deepcopy(model).eval()
     return sliced, find_residual_model(sliced, windows)
-
-
-def _count(model: PreTrainedModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 @dataclass(frozen=True)

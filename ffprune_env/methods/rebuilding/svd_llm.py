@@ -67,7 +67,7 @@ def svd_llm(
                     group.layer.set_submodule(name, factored(linear, root, rank))
         if update:
             update_second_factors(model, compressed, inputs, windows, batch_size)
-    before, after = (sum(p.numel() for p in x.parameters()) for x in (model, compressed))
+    before, after = model.num_parameters(), compressed.num_parameters()
     logger.info("SVD-LLM: ratio %.4f removes %d of %d parameters (asked: %d)", ratio, before - after, before, removed)
     return compressed
 
