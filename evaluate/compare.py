@@ -72,6 +72,8 @@ class Args(
             raise ValueError(f"--ablation names the starts itself: leave out --start {self.start}")
         if self.ablation and self.reward != "ppl":
             raise ValueError(f"--ablation compares rewards itself: leave out --reward {self.reward}")
+        if self.zero_shot_seeds != 1 and not self.zero_shot:
+            raise ValueError(f"--zero-shot-seeds {self.zero_shot_seeds} asks nothing without --zero-shot: add it")
         if self.patience is not None:
             raise ValueError("every search of a comparison has the same budget: leave out --patience")
         if self.eval_every != 0:

@@ -131,6 +131,10 @@ def phase(name: str, size: str, total: int = 0) -> Iterator[Advance]:
 
 
 def windows_size(shape: tuple[int, ...]) -> str:
-    """How a phase calls its text: ``windows_size((4, 1024))`` is ``"4 windows of 1024 tokens"``."""
+    """How a phase calls its text: ``windows_size((4, 1024))`` is ``"4 windows of 1024 tokens"``.
+
+    Of one token each they are openings (:mod:`ffprune_env.texts.openings`), and called so.
+    """
     n, seq_len = shape
-    return f"{n} window{'' if n == 1 else 's'} of {seq_len} tokens"
+    what, length = ("opening", "") if seq_len == 1 else ("window", f" of {seq_len} tokens")
+    return f"{n} {what}{'' if n == 1 else 's'}{length}"

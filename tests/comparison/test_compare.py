@@ -179,6 +179,7 @@ def test_the_ablation_shares_its_cells_with_the_comparison(compare):
         ({"model": "nowhere/at-all"}, "nowhere/at-all"),
         ({"criterion": "luck"}, "unknown criterion 'luck'; allowed are wanda, wifv"),
         ({"text": "nothing.txt"}, "no such file"),
+        ({"zero_shot_seeds": 2}, "--zero-shot-seeds 2 asks nothing without --zero-shot: add it"),
         ({"patience": 2}, "every search of a comparison has the same budget: leave out --patience"),
         ({"eval_every": 2}, "no search of a comparison is shown in TensorBoard: leave out --eval-every"),
     ],

@@ -153,3 +153,16 @@ def test_bars_are_drawn_on_a_terminal():
         advance(4, "reward 0.5")
     assert "search: 4 evaluations, 0.0 s" in screen.getvalue()
     assert "inside: of it" not in screen.getvalue()  # a part is no line of its own
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((4, 1024), "4 windows of 1024 tokens"),
+        ((1, 2), "1 window of 2 tokens"),
+        ((9, 1), "9 openings"),
+        ((1, 1), "1 opening"),
+    ],
+)
+def test_text_is_called_what_it_is(shape, size):
+    assert windows_size(shape) == size
