@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -112,7 +113,8 @@ def build_evaluator(
         stats = rank(prunable, texts["calibration"], settings, order)
         require_same_perplexity(model, first, before)
     with ledger.part("calibration", devices):
-        calibration, stats = fit(prunable, stats, texts["calibration"], settings, openings)
+        grams, stats = list(stats.grams or ()), replace(stats, grams=None)
+        calibration = fit(prunable, grams, texts["calibration"], settings, openings)
     with ledger.part("ranking", devices):  # it measures the dense model
         evaluator = LMEvaluator(
             prunable,

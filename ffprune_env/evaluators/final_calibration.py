@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.lm.batches import is_out_of_memory, release_memory
+from ffprune_env.lm.batches import fitting_size, is_out_of_memory, release_memory
 from ffprune_env.pruning.dense_pass import DensePass
 from ffprune_env.pruning.sequential import CollapsedError, SequentialCalibration, WeightCalibration
 
@@ -83,28 +83,45 @@ class FinalCalibration:
         return shared
 
     def _in_sequence(self, kept: IntArray) -> SequentialCalibration | None:
+        """None where memory does not do even for one window at a time, or the pruned model collapses."""
+        size = fitting_size(self.by_ridge.prunable.model, self.windows, self.batch_size)
         try:
-            dense = self._dense_pass() if self._shares else self.windows
-            return SequentialCalibration(self.by_ridge, kept, dense, batch_size=self.batch_size, openings=self.openings)
+            while size:
+                made = self._tried(kept, size)
+                if made is not None:
+                    return made
+                size = self._with_less(size)
         except CollapsedError as error:
             logger.warning("%s: calibrated by Eqs. 6-7 alone", error)
             return None
+        logger.warning("out of memory: this model is calibrated by Eqs. 6-7 alone, not in sequence")
+        return None
+
+    def _tried(self, kept: IntArray, size: int) -> SequentialCalibration | None:
+        """None where memory runs out; nothing holds on then to what was made."""
+        try:
+            dense = self._dense_pass(size) if self._shares else self.windows
+            return SequentialCalibration(self.by_ridge, kept, dense, batch_size=size, openings=self.openings)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
-        # Out of the handler, so that nothing holds on to what was made.
+            return None
+
+    def _with_less(self, size: int) -> int:
+        """Frees what can be, and says how many windows at once to go on with; 0 gives up."""
         shared = self.give_up_dense_pass()
         self._shares = False
         release_memory()
         if shared:
             logger.warning("out of memory: calibrations in sequence no longer share the dense model's pass")
-            return self._in_sequence(kept)
-        logger.warning("out of memory: this model is calibrated by Eqs. 6-7 alone, not in sequence")
-        return None
+            return size
+        if size > 1:
+            logger.warning("out of memory with %d windows at once: calibrating in sequence with %d", size, size // 2)
+        return size // 2
 
-    def _dense_pass(self) -> DensePass:
+    def _dense_pass(self, size: int) -> DensePass:
         prunable = self.by_ridge.prunable
         if self.dense_pass is None or self._pass_ranking != prunable.rankings:
-            self.dense_pass = DensePass(prunable, self.windows, self.batch_size, openings=self.openings)
+            self.dense_pass = DensePass(prunable, self.windows, size, openings=self.openings)
             self._pass_ranking = prunable.rankings
         return self.dense_pass

@@ -21,6 +21,7 @@ T = TypeVar("T")
 _TOKENS = {"cpu": 2048}
 _TOKENS_ELSEWHERE = 16384
 
+# Tokens per forward pass that fitted where more did not: a limit for windows of any length.
 _limits: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
 
 
@@ -48,7 +49,7 @@ def in_fitting_batches(model: nn.Module, windows: torch.Tensor, batch_size: int 
             if size == 1 or not is_out_of_memory(error):
                 raise
         # Out of the handler, so that nothing holds on to what the failed pass had made.
-        _limits[model] = size // 2
+        _limits[model] = size // 2 * windows.shape[1]
         release_memory()
         logger.warning("out of memory with %d windows at once: going on with %d", size, size // 2)
 
@@ -74,7 +75,8 @@ def fitting_size(model: nn.Module, windows: torch.Tensor, batch_size: int | None
     if batch_size is None:
         device = next(model.parameters()).device.type
         batch_size = max(1, _TOKENS.get(device, _TOKENS_ELSEWHERE) // windows.shape[1])
-    return min(batch_size, len(windows), _limits.get(model, batch_size))
+    fitted = _limits.get(model)
+    return min(batch_size, len(windows), batch_size if fitted is None else max(1, fitted // windows.shape[1]))
 
 
 def release_memory() -> None:

@@ -108,6 +108,7 @@ class PrunableModel:
         self.rankings = 0
         self._most_rankings = 0
         self._is_pruned = False
+        self._is_in_order = True
         as_it_was = AsItWas(self.model, self.layouts)
         try:
             self._wrap()
@@ -292,7 +293,12 @@ class PrunableModel:
         return found
 
     def require_dense(self, verb: str) -> None:
-        """Raises RuntimeError inside :meth:`pruned`; ``verb`` says what the caller wanted to do to the model."""
+        """Raises RuntimeError inside :meth:`pruned`; ``verb`` says what the caller wanted to do to the model.
+
+        It does so for good, too, after a ranking that was interrupted half-way through the matrices.
+        """
+        if not self._is_in_order:
+            raise RuntimeError(f"cannot {verb} a model whose ranking was interrupted: load it again")
         if self._is_pruned:
             raise RuntimeError(f"cannot {verb} a model that is pruned: leave the pruned(...) context first")
 
@@ -348,6 +354,7 @@ class PrunableModel:
     def _put(self, orders: Sequence[IntArray]) -> None:
         """Puts heads and channels where an order per unit, of original indices, wants them."""
         new = []
+        self._is_in_order = False
         for layout, order, wanted in zip(self.layouts, self.order, orders, strict=True):
             members = torch.from_numpy(wanted).to(order.device)
             place = torch.empty_like(order)
@@ -359,6 +366,7 @@ class PrunableModel:
         self._restore_keys()
         self._most_rankings += 1
         self.rankings = self._most_rankings
+        self._is_in_order = True
 
     def _restore_keys(self) -> None:
         for layout, keys in zip(self.layouts, self._keys, strict=True):

@@ -169,7 +169,9 @@ class CheckpointCallback(BaseCallback):
 
 
 class InterruptCallback(BaseCallback):
-    """Ctrl-C ends the search after the evaluation under way; a second Ctrl-C interrupts at once.
+    """Ctrl-C ends a training after the evaluation under way; a second Ctrl-C interrupts at once.
+
+    As a context it gives Ctrl-C back whatever happens. Where nothing is trained it never takes it.
 
     Attributes:
         interrupted: whether Ctrl-C was pressed.
@@ -181,20 +183,27 @@ class InterruptCallback(BaseCallback):
         self._previous: Any = None
 
     def __enter__(self) -> InterruptCallback:
-        """Takes over Ctrl-C."""
-        self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
+        """Nothing is trained yet."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Gives it back."""
-        signal.signal(signal.SIGINT, self._previous)
+        """Gives Ctrl-C back."""
+        self._give_back()
+
+    def _on_training_start(self) -> None:
+        self._previous = signal.signal(signal.SIGINT, self._on_interrupt)
 
     def _on_interrupt(self, signum: int, frame: FrameType | None) -> None:
         self.interrupted = True
-        signal.signal(signal.SIGINT, self._previous)
+        self._give_back()
 
     def _on_training_end(self) -> None:
-        signal.signal(signal.SIGINT, self._previous)  # what follows ends as any program does
+        self._give_back()  # what follows ends as any program does
+
+    def _give_back(self) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGINT, self._previous)
+            self._previous = None
 
     def _on_step(self) -> bool:
         return not self.interrupted

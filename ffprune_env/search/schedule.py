@@ -30,8 +30,8 @@ class ProgressiveSchedule:
         targets: final sparsities of a search for several, taken in turns, none above ``final_sparsity``; empty stands
             for that one alone.
         span: lowest and highest of all sparsities that are searched; every turn is of another of them, spread evenly.
-        turn: steps that a target and a number of windows are kept for: whole rollouts, so that the rewards that one
-            update compares are of the same windows.
+        turn: steps that a target, σ_t and a number of windows are kept for: whole rollouts, so that the rewards that
+            one update compares are of the same task.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -76,11 +76,11 @@ class ProgressiveSchedule:
         return self.alpha_start + (1 - self.alpha_start) / (1 + math.exp(exponent))
 
     def sparsity(self, t: float) -> float:
-        """σ_t = S_final · α(t) (Eq. 4), not below ``min_sparsity``."""
+        """σ_t = S_final · α(t) (Eq. 4) at the step that the turn begins with, not below ``min_sparsity``."""
         final = self.target(t)
         if not self.ramp_sparsity:
             return final
-        return max(final * self.alpha(t), min(self.min_sparsity, final))
+        return max(final * self.alpha(self._begun(t)), min(self.min_sparsity, final))
 
     def target(self, t: float) -> float:
         """The sparsity that σ_t is on its way to."""
@@ -96,5 +96,8 @@ class ProgressiveSchedule:
 
     def samples(self, t: float) -> int:
         """n_t = max(1, round(N_max · α(t))) windows (Eq. 5), at the step t that the turn begins with."""
-        begun = t - t % self.turn if self.turn > 1 else t
-        return max(1, round(self.max_samples * self.alpha(begun))) if self.ramp_samples else self.max_samples
+        return max(1, round(self.max_samples * self.alpha(self._begun(t)))) if self.ramp_samples else self.max_samples
+
+    def _begun(self, t: float) -> float:
+        """The step that the turn of step t began with; of turns of one step, t itself."""
+        return t - t % self.turn if self.turn > 1 else t

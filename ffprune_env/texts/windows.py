@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["search", "calibration", "test", "all"]
+Split = Literal["search", "calibration", "test", "train", "all"]
 
 DEFAULT_TEXT = "python-docs"
 #: Texts that have a name, with where they come from.
@@ -33,12 +33,14 @@ NAMED_TEXTS = (DEFAULT_TEXT, "wikitext2", "c4")
 # Where one text serves all three purposes it is cut at these fractions of its characters. A search measures on few
 # windows many times; the ridge fit gets better with every window it sees.
 _CUTS: dict[Split, tuple[float, float]] = {
-    "search": (0.0, 0.25), "calibration": (0.25, 0.7), "test": (0.7, 1.0), "all": (0.0, 1.0)
+    "search": (0.0, 0.25), "calibration": (0.25, 0.7), "test": (0.7, 1.0), "train": (0.25, 1.0), "all": (0.0, 1.0)
 }  # fmt: skip
 # Hub data sets have a test split of their own, so the rest is shared by search and calibration.
-_TRAIN_CUTS: dict[Split, tuple[float, float]] = {"search": (0.0, 0.5), "calibration": (0.5, 1.0), "all": (0.0, 1.0)}
+_TRAIN_CUTS: dict[Split, tuple[float, float]] = {
+    "search": (0.0, 0.5), "calibration": (0.5, 1.0), "train": (0.5, 1.0), "all": (0.0, 1.0)
+}  # fmt: skip
 # Of these a few windows are taken at equal distances; of the others, from the beginning.
-_SPREAD = ("search", "calibration")
+_SPREAD = ("search", "calibration", "train")
 _SEPARATOR = "\n\n"
 # What WikiText's tokenized variant has in place of rare words. No other text has it: models must not be fitted to it.
 _UNKNOWN = " <unk>"
@@ -71,7 +73,8 @@ def load_windows(
             calibration text lose the ``<unk>``; all but .parquet may be packed, such as ``x.jsonl.gz``.
         tokenizer: the model's; special tokens are what it adds, but where windows begin with its BOS token: then they
             hold no others, and all that is predicted is text.
-        split: ``search``, ``calibration`` and ``test`` never share text; ``all`` is the whole of a file.
+        split: ``search``, ``calibration`` and ``test`` never share text; ``train`` is the two of them that are not
+            ``search``, for who tests on another text; ``all`` is the whole of a file.
         seq_len: tokens per window, at least 2.
         n_windows: how many windows; None takes all, from the beginning.
         or_fewer: take all windows of a text that has fewer than asked for, instead of refusing it.
@@ -133,6 +136,7 @@ def _windows(
             found = []
             for piece in pieces(text, n_windows):
                 found.append(_first(piece, encode, seq_len, 1))
+                encode = replace(encode, special=False)  # a text begins once, wherever windows of it are taken from
                 advance()
             windows = torch.cat(found)
         else:
@@ -163,10 +167,13 @@ def load_test_windows(
         model: what the windows are for.
         bos: whether they begin with the BOS token.
     """
-    if test_text is None or same_text(text, test_text):
-        return load_windows(text, tokenizer, "test", seq_len, n_windows, model=model, bos=bos)
-    split: Split = "test" if test_text in NAMED_TEXTS else "all"
-    return load_windows(test_text, tokenizer, split, seq_len, n_windows, model=model, bos=bos)
+    named, split = text if test_text is None else test_text, split_tested(text, test_text)
+    return load_windows(named, tokenizer, split, seq_len, n_windows, model=model, bos=bos)
+
+
+def split_tested(text: str, test_text: str | None) -> Split:
+    """The part of a test text that a search on ``text`` is tested on: all of a file that it does not see otherwise."""
+    return "test" if same_text(text, test_text) or test_text in NAMED_TEXTS else "all"
 
 
 def same_text(text: str, other: str | None) -> bool:

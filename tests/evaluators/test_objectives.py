@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 
 import gymnasium as gym
 import lm_eval.evaluator
@@ -243,6 +244,23 @@ def test_a_function_is_taken_as_it_is_and_asked_once(evaluator):
         assert info["collapsed"] is False
     assert len(asked) == 2
     assert env.evaluator.rewarding(share_of_zeros) is env.evaluator
+
+
+def test_a_function_may_seed_and_draw_and_the_search_draws_on_as_if_it_had_not(evaluator):
+    """A policy's actions come from the same generators: all candidates but the first would be one."""
+
+    def draws(model, tokenizer):
+        torch.manual_seed(0)
+        np.random.seed(0)
+        random.seed(0)
+        return float(torch.rand(()))
+
+    rewarded = evaluator.rewarding(draws)
+    kept = np.array([unit.n_groups for unit in rewarded.units])
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    rewarded.measure(kept - 1, 1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
 
 
 def test_a_function_may_be_negative_and_is_told_what_is_reported(evaluator):

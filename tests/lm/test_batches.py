@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from ffprune_env.lm.batches import in_fitting_batches
+from ffprune_env.lm.batches import fitting_size, in_fitting_batches
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.pruning.prunable import PrunableModel
@@ -81,3 +81,13 @@ def test_a_processor_is_given_what_keeps_it_busy():
     for length in (64, 1024, 2048):
         in_fitting_batches(model, torch.ones(100, length), None, sizes.append)
     assert sizes == [32, 2, 1]
+
+
+def test_what_fitted_is_a_number_of_tokens_and_holds_for_windows_of_any_length(eight):
+    model = tiny_model("llama")
+    Small(model, 2)
+    window_losses(model, eight, 8)
+    openings = eight.reshape(-1, 1)
+    assert fitting_size(model, eight, 8) == 2
+    assert fitting_size(model, openings, None) == 2 * eight.shape[1]
+    assert fitting_size(model, torch.cat([eight] * 3, dim=1), 8) == 1

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 import numpy as np
 import pytest
 import torch
 from conftest import tiny_model
-from plain import plainly
+from plain import plain, plainly
 
 import ffprune_env as ff
-from ffprune_env.evaluators.build import load_evaluator
+from ffprune_env.evaluators import fitting
+from ffprune_env.evaluators.build import build_evaluator, load_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
@@ -309,3 +311,45 @@ def test_cuda_calibrates_as_the_cpu_does(storage, tmp_path):
         loaded = ff.load_pruned(tmp_path / "out", device=device)
         assert loaded.device.type == device
         assert ff.perplexity(loaded, windows) == pytest.approx(expected, rel=1e-5)
+
+
+def test_matrices_of_both_texts_share_the_memory_that_there_is(monkeypatch):
+    """They are made at the same time, and drained together."""
+    prunable, _, windows = ranked()
+    room, asked = 10_000, []
+
+    def made(*given):
+        asked.append(given[2])
+        return stream_grams(*given)
+
+    monkeypatch.setattr(fitting, "room_for_grams", lambda prunable: room)
+    monkeypatch.setattr(fitting, "stream_grams", made)
+    openings = windows.reshape(-1, 1)
+    fitting.fit(prunable, [], windows, plain(calibration="ridge"), openings)
+    assert asked == [room // 2] * 2
+    asked.clear()
+    fitting.fit(prunable, [], windows, plain(calibration="ridge"))
+    assert asked == [room]
+
+
+def test_nobody_holds_on_to_a_matrix_whose_factors_are_made(tokenizer, text_file, monkeypatch):
+    """Neither who fits nor who asked for it."""
+    alive = []
+
+    class Counting(RidgeCalibration):
+        def __init__(self, prunable, grams, *given):
+            def counted():
+                seen = []
+                for gram in grams:
+                    seen.append(weakref.ref(gram))
+                    yield gram
+                    del gram
+                    alive.append(sum(x() is not None for x in seen[:-1]))
+
+            super().__init__(prunable, counted(), *given)
+
+    monkeypatch.setattr(fitting, "RidgeCalibration", Counting)
+    sizes = {"seq_len": 32, "search_windows": 2, "calibration_windows": 4}
+    build_evaluator(tiny_model("llama"), tokenizer, str(text_file), plain(calibration="ridge", **sizes))
+    assert len(alive) == 6
+    assert max(alive) <= 1  # the one before, until the next is taken

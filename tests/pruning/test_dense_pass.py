@@ -129,12 +129,14 @@ def test_an_evaluator_shares_the_pass_inside_the_context_and_keeps_nothing_of_it
 
 
 def test_where_memory_runs_out_the_pass_is_given_up_before_the_calibration_is(evaluator, monkeypatch, caplog):
-    fit = SequentialCalibration._fit
+    fit, passes = SequentialCalibration._fit, []
 
     def fail_beside_a_pass(self, dense, advance):
         fit(self, dense, advance)
         if dense.remembered:
+            passes.append(weakref.ref(dense))
             raise torch.OutOfMemoryError
+        assert [one() for one in passes] == [None], "the pass takes the room that this needs"
 
     kept = thinned(evaluator.units, fraction=0.5)
     alone = evaluator.final_calibration(kept)

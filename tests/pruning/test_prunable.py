@@ -11,6 +11,7 @@ import torch
 from conftest import tiny_model
 from torch.profiler import ProfilerActivity, profile
 
+import ffprune_env.pruning.prunable as prunable_module
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.prunable import PrunableModel
@@ -280,3 +281,27 @@ def test_what_is_no_order_is_refused(wrong):
     ):
         prunable.rank_as(asked)
     assert all(np.array_equal(x, y.numpy()) for x, y in zip(order, prunable.order, strict=True))
+
+
+def test_a_model_whose_ranking_was_interrupted_is_used_no_more(monkeypatch):
+    """Some of its matrices are in another order than the others."""
+    prunable = PrunableModel(tiny_model("llama"))
+    scores = [np.arange(layout.n_members) for layout in prunable.layouts]
+    prunable.rank(scores)
+    real, calls = prunable_module.permute, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        real(*given)
+
+    monkeypatch.setattr(prunable_module, "permute", interrupted)
+    with pytest.raises(KeyboardInterrupt), prunable.ranked([-score for score in scores]):
+        pass
+    monkeypatch.undo()
+    kept = [unit.n_groups for unit in prunable.units]
+    with pytest.raises(RuntimeError, match="cannot prune a model whose ranking was interrupted: load it again"):
+        prunable.pruned(kept).__enter__()
+    with pytest.raises(RuntimeError, match="cannot rank a model whose ranking was interrupted"):
+        prunable.rank(scores)

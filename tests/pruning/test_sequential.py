@@ -331,3 +331,26 @@ def test_it_serves_text_that_it_has_not_seen(capsys):
     with capsys.disabled():
         print(f"\nuniform, σ = 0.3, e(x): {excess[0]:.4f} by Eqs. 6-7, {excess[1]:.4f} with a correction in sequence")
     assert excess[1] < 0.95 * excess[0]
+
+
+def test_where_memory_runs_out_fewer_windows_at_once_are_tried_before_it_is_given_up(in_sequence, monkeypatch, caplog):
+    evaluator, kept = in_sequence
+    evaluator.in_sequence.batch_size = None
+    alone = evaluator.final_calibration(kept)
+    evaluator.final_calibration(kept + 1)  # it is forgotten
+    fit = SequentialCalibration._fit
+
+    def fits_one(self, dense, advance):
+        if len(dense.calls[0].hidden) > 1:
+            raise torch.OutOfMemoryError
+        fit(self, dense, advance)
+
+    monkeypatch.setattr(SequentialCalibration, "_fit", fits_one)
+    made = evaluator.final_calibration(kept)
+    assert isinstance(made, SequentialCalibration)
+    assert caplog.messages[-2:] == [
+        "out of memory with 4 windows at once: calibrating in sequence with 2",
+        "out of memory with 2 windows at once: calibrating in sequence with 1",
+    ]
+    for i, k in enumerate(kept):
+        torch.testing.assert_close(made.weight(i, int(k)), alone.weight(i, int(k)), rtol=1e-3, atol=1e-4)

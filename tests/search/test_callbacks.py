@@ -189,3 +189,12 @@ def test_a_checkpoint_is_the_policy_at_the_start_of_the_last_rollout(tmp_path):
     policy.learn(24, CheckpointCallback(path))
     assert PPO.load(path, device="cpu").num_timesteps == 16
     assert [file.name for file in tmp_path.iterdir()] == ["policy.zip"]
+
+
+def test_where_nothing_is_trained_ctrl_c_does_what_it_always_does():
+    before = signal.getsignal(signal.SIGINT)
+    with InterruptCallback() as interrupt:
+        assert signal.getsignal(signal.SIGINT) is before
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert not interrupt.interrupted

@@ -80,9 +80,18 @@ def test_either_ramp_can_be_switched_off():
 def test_several_targets_take_turns():
     schedule = ProgressiveSchedule(0.4, 8, 100, targets=(0.1, 0.4), turn=4)
     assert [schedule.target(t) for t in range(10)] == [0.1] * 4 + [0.4] * 4 + [0.1] * 2
-    assert schedule.sparsity(5) == pytest.approx(0.4 * schedule.alpha(5))
+    assert schedule.sparsity(5) == pytest.approx(0.4 * schedule.alpha(4))
     with pytest.raises(ValueError, match="targets must be up to final_sparsity"):
         ProgressiveSchedule(0.3, 8, 100, targets=(0.1, 0.4))
+
+
+@pytest.mark.parametrize("targets", [(), (0.1, 0.4)])
+def test_what_one_update_compares_was_asked_for_the_same_sparsity(targets):
+    schedule = ProgressiveSchedule(0.4, 8, 96, targets=targets, turn=16)
+    asked = [schedule.sparsity(t) for t in range(96)]
+    rollouts = [set(asked[t : t + 16]) for t in range(0, 96, 16)]
+    assert [len(one) for one in rollouts] == [1] * 6
+    assert len(set.union(*rollouts)) == 6  # and the curve goes on between them
 
 
 @given(st.integers(2, 200), st.integers(2, 64), st.integers(2, 16))

@@ -102,3 +102,12 @@ def test_what_was_made_before_there_was_a_choice_had_none():
     require_same({}, identity_of_settings({"bos": "never"}), "x", "y")
     with pytest.raises(ValueError, match="--bos"):
         require_same({}, identity_of_settings({"bos": "always"}), "x", "y")
+
+
+@pytest.mark.parametrize("split", ["search", "calibration"])
+def test_a_text_begins_once_wherever_windows_are_taken_from_it(text_file, split):
+    """As in test text, only the first window begins with what the tokenizer puts before a text."""
+    few = load_windows(str(text_file), with_bos(), split, 64, 6)
+    every = load_windows(str(text_file), with_bos(), split, 64)
+    for windows in (few, every):
+        assert (windows == BOS).nonzero().tolist() == [[0, 0]]

@@ -8,16 +8,17 @@ import inspect
 import math
 import numbers
 import os
+import random
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
+import numpy as np
 
 from ffprune_env.evaluators.objectives.shares import HELD_OUT, Place
-from ffprune_env.lm.batches import evaluating
+from ffprune_env.lm.head import calm
 from ffprune_env.lm.identity import tensors_digest
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ class FunctionValue:
         """
         told = {"held_out": place[0] == HELD_OUT} if self._asks_which else {}
         before = tensors_digest(model)
-        with evaluating(model), torch.no_grad():
+        with calm(model), _drawing_apart():
             try:
                 value = self.function(model, self.tokenizer, **told)
             except Exception as error:
@@ -146,6 +147,17 @@ def _working_directory() -> Iterator[None]:
     finally:
         if here in sys.path:
             sys.path.remove(here)
+
+
+@contextmanager
+def _drawing_apart() -> Iterator[None]:
+    """Inside, generators may be drawn from and seeded; afterwards those of Python and NumPy are as if nobody had."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
 
 
 def _told(error: Exception) -> str:
