@@ -184,7 +184,7 @@ def report(
     settings = job.settings
     calibrated_on = settings.calibration_text or settings.text
     about = {
-        "text": settings.text, "calibration_text": calibrated_on,
+        "model": settings.model, "text": settings.text, "calibration_text": calibrated_on,
         "test_text": settings.tested_on, "ridge": settings.ridge, "ridge_scale": settings.ridge_scale,
         "calibration_asked": settings.calibration, "allocated_by": str(job.run.path),
         **({} if job.found is None else {"limit": limit_content(job.found)}),

@@ -27,7 +27,9 @@ from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import CellsFlags, ContestFlags, QuestionFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import ModelFlags
+from ffprune_env.cli.settings import asked_for
 from ffprune_env.cli.text_flags import TextFlags
+from ffprune_env.cli.used_flags import by_questions, require_used
 from ffprune_env.comparison.filling import NOT_SHARED, Filling, Questions, fill
 from ffprune_env.comparison.folder import ComparisonFolder
 from ffprune_env.comparison.plan import Key, named_methods, plan, read_cell
@@ -72,8 +74,6 @@ class Args(
             raise ValueError(f"--ablation names the starts itself: leave out --start {self.start}")
         if self.ablation and self.reward != "ppl":
             raise ValueError(f"--ablation compares rewards itself: leave out --reward {self.reward}")
-        if self.zero_shot_seeds != 1 and not self.zero_shot:
-            raise ValueError(f"--zero-shot-seeds {self.zero_shot_seeds} asks nothing without --zero-shot: add it")
         if self.patience is not None:
             raise ValueError("every search of a comparison has the same budget: leave out --patience")
         if self.eval_every != 0:
@@ -112,6 +112,7 @@ def main() -> int:
     code = 0
     try:
         args.require_allowed()
+        require_used(asked_for(sys.argv[1:], Args), by_questions(args.zero_shot, args.rewarded))
         args.require_texts()
         folder = ComparisonFolder(args.out, args.shared())
         try:

@@ -50,7 +50,7 @@ from ffprune_env.run.results import PolicyResult, measure_policy, reference_poli
 from ffprune_env.texts.bos import bos_protocol
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
-from ffprune_env.texts.windows import NAMED_TEXTS
+from ffprune_env.texts.windows import NAMED_TEXTS, require_text
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
@@ -92,6 +92,8 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]
         raise ValueError("which runs? give the folders that train/ppo.py left")
     args.require_folder()
     args.require_windows()
+    if args.test_text is not None:
+        require_text(args.test_text)
     configs = {path: read_config(path / "config.yaml") for path in args.runs}
     parts = [part for path, config in configs.items() for part in parts_of(path, config).items()]
     first = configs[args.runs[0]]

@@ -63,6 +63,8 @@ def main() -> int:
         for flag, given in (("--windows", args.windows != 0), ("--ask", args.ask is not None)):
             if given:
                 require_llama_cpp(flag)
+        if args.file.is_dir():
+            raise ValueError(f"{args.file} is a folder: name a file in it, such as {args.file / 'model.gguf'}")
         report = export_gguf(args.pruned, args.file, args.kind)
         for line in report.told(args.kind):
             console.print(f"{escape(str(args.file))}: {line}", soft_wrap=True)

@@ -44,6 +44,8 @@ from ffprune_env.run.results import label
 
 console = wide_console()
 
+PICTURES = (".png", ".svg", ".pdf")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Args(SearchedFlags, RoundFlags, TrustFlags):
@@ -73,6 +75,7 @@ def main() -> int:
         require_in_range("--file-windows", args.file_windows, 1)
         for flag, file in (("--image", args.image), ("--html", args.html)):
             require_folder_of(flag, file)
+        require_picture(args.image)
         if not args.types:
             raise ValueError("--types takes at least one type of file, such as f16")
         points = frontier(args.of, args.beside)
@@ -84,6 +87,12 @@ def main() -> int:
     except (ValueError, OSError, RuntimeError) as error:
         return fail(error, 2)
     return 0
+
+
+def require_picture(file: Path | None) -> None:
+    """Raises ValueError for a kind of picture that cannot be drawn."""
+    if file is not None and file.suffix not in PICTURES:
+        raise ValueError(f"--image {file} ends in {file.suffix or 'nothing'}; allowed are {', '.join(PICTURES)}")
 
 
 def measured_files(args: Args) -> list[FilePoint]:

@@ -33,7 +33,7 @@ from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_
 from ffprune_env.modeling.layer_sizes import dense_key_heads, query_heads_per_key_head
 from ffprune_env.pruning.units import find_units
 from ffprune_env.texts.bos import BosProtocol, bos_protocol, stated
-from ffprune_env.texts.windows import NAMED_TEXTS, load_windows
+from ffprune_env.texts.windows import NAMED_TEXTS, load_windows, require_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -60,6 +60,7 @@ class Args(NamedFlags, PlaceFlags, WindowsFlags, BatchSettings, JsonFlags):
         if self.split == "all" and self.text in NAMED_TEXTS:
             raise ValueError(f"--split all is for files: of {self.text} only the test part is never searched on")
         self.require_folder()
+        require_text(self.text)
 
 
 # The protocol of the paper's tables.

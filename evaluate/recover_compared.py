@@ -64,6 +64,7 @@ class Job:
     folder: ComparisonFolder
     settings: RunSettings
     recovery: RecoverySettings
+    recovery_text: str | None
     cells: list[Cell]
 
 
@@ -102,7 +103,7 @@ def plan(args: Args) -> Job:
     settings = replace(settings, bos=manifest.get("made", {}).get("bos", "never"))
     settings.require_texts()
     folder = ComparisonFolder(args.compared, said)
-    return Job(folder, settings, recovery, list(cells_of(folder, args.only)))
+    return Job(folder, settings, recovery, args.recovery_text, list(cells_of(folder, args.only)))
 
 
 def cells_of(folder: ComparisonFolder, only: tuple[str, ...]) -> list[Cell]:
@@ -135,12 +136,14 @@ def fill(args: Args, job: Job) -> None:
         loaded = load(filling, job.folder)
         require_resident(loaded.model, "a recovery")
         settings = job.settings
-        text = args.load_recovery_text(loaded.model, loaded.tokenizer, settings.text, settings, loaded.texts)
+        text = args.load_recovery_text(
+            loaded.model, loaded.tokenizer, settings.text, settings, loaded.texts, settings.test_text
+        )
         subject = prepare(filling, job.folder, loaded)
         dense = float((job.folder.dense or {})["dense_test_ppl"])
         for cell in missing:
             logger.info("%s ...", cell.file)
-            found = recover_cell(subject, cell, text, job.recovery, dense)
+            found = replace(recover_cell(subject, cell, text, job.recovery, dense), recovery_text=job.recovery_text)
             keep(job, cell, found)
             logger.info("%s: test PPL %.2f, recovered %.2f", cell.file, found.before_ppl, found.after_ppl)
 
@@ -165,15 +168,16 @@ def filling_of(args: Args, job: Job, tasks: Mapping[str, Any] | None, apart: str
 
 
 def file_of(job: Job, cell: Cell, seed: int) -> Path:
-    """Where a cell is kept once it is recovered; it must have been so with the same settings.
+    """Where a cell is kept once it is recovered; it must have been so on the same text, with the same settings.
 
     Raises:
         ValueError: it was with others.
     """
     file = job.folder.path / "recovered" / f"{Path(cell.file).stem}-recovery{seed}.json"
     if file.is_file():
-        there, asked = json.loads(file.read_text(encoding="utf-8"))["settings"], asdict(job.recovery)
-        for name, value in asked.items():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        there = {**content["settings"], "recovery_text": content.get("recovery_text")}
+        for name, value in {**asdict(job.recovery), "recovery_text": job.recovery_text}.items():
             if there.get(name) != value:
                 raise ValueError(f"{file} was recovered with {name} {there.get(name)!r}, not {value!r}: remove it")
     return file
@@ -189,7 +193,7 @@ def keep(job: Job, cell: Cell, found: RecoveredCell) -> None:
 
 def as_cell(content: dict[str, Any]) -> RecoveredCell:
     """A cell as it was written: strict JSON has no number that is infinite."""
-    known = {name: content[name] for name in RecoveredCell.__dataclass_fields__}
+    known = {name: content[name] for name in RecoveredCell.__dataclass_fields__ if name in content}
     lost = {name: math.inf for name in ("before_ppl", "after_ppl") if known[name] is None}
     return RecoveredCell(**{**known, **lost})
 

@@ -41,6 +41,15 @@ console = wide_console()
 #: Shares of cross-entropy, by the name of the objective.
 OBJECTIVES = {"kl": 0.0, "both": 0.5, "ce": 1.0}
 _LORA = "lora-"
+# Settings that the study varies, with the flags that say them elsewhere and those that do here.
+_VARIED = {
+    "learning_rate": ("--recover-rate", "--rates"),
+    "trained": ("--recover-weights", "--weights"),
+    "lora": ("--lora", "--weights"),
+    "cross_entropy": ("--recover-cross-entropy", "--objectives"),
+    "windows_per_step": ("--recover-batch", "--batches"),
+    "tokens": ("--recover-tokens", "--token-budgets"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +115,7 @@ class Job:
     part: RunFolder
     settings: RunSettings
     cells: dict[Cell, RecoverySettings]
+    begun: dict[str, Any]
 
 
 DEFAULTS = {"out": Path("runs/recovery-study")}
@@ -137,8 +147,14 @@ def plan(args: Args) -> Job:
     args.require_recovery_text()
     run, part = folders_of(args.of)
     written_before(part)
+    for name, (flag, here) in _VARIED.items():
+        if getattr(base, name) != getattr(RecoverySettings(), name):
+            raise ValueError(f"{flag} is what the study varies: say it by {here}")
     cells = {cell: cell.settings(base) for cell in cells_of(args)}
-    return Job(run, part, read_run_settings(run, args.trust_remote_code), cells)
+    others = {name: value for name, value in asdict(base).items() if name not in _VARIED}
+    begun = {"run": str(part.path.resolve()), "recovery_text": args.recovery_text, "settings": others}
+    require_begun(args.out, begun)
+    return Job(run, part, read_run_settings(run, args.trust_remote_code), cells, begun)
 
 
 def cells_of(args: Args) -> list[Cell]:
@@ -161,15 +177,15 @@ def study(args: Args, job: Job) -> None:
     if not missing:
         return
     past, settings = load_past_run(job.run, job.settings), job.settings
-    text = args.load_recovery_text(past.model, past.tokenizer, settings.text, settings, past.texts)
-    begun: dict[str, Any] = {"run": str(job.part.path), "text": text.name, "before": measured(job, past)}
-    require_begun(args.out, begun)
+    text = args.load_recovery_text(past.model, past.tokenizer, settings.text, settings, past.texts, settings.test_text)
+    before = measured(job, past)
+    begin(args.out, {**job.begun, "before": before})
     for cell in missing:
         logger.info("%s ...", cell.name)
         model = load_pruned(job.part.path / "model", device=str(past.model.device))
         result = recover(model, past.model, text.train, job.cells[cell], held_out=text.held_out)
         ppl = perplexity(model, past.texts["test"], settings.batch_size)
-        content = {"cell": asdict(cell), **begun["before"], "test_ppl": ppl, **asdict(result)}
+        content = {"cell": asdict(cell), **before, "test_ppl": ppl, **asdict(result)}
         with replacing(file_of(args, cell)) as scratch:
             scratch.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
         logger.info("%s: test PPL %.2f", cell.name, ppl)
@@ -183,14 +199,23 @@ def measured(job: Job, past: PastRun) -> dict[str, float]:
 
 
 def require_begun(out: Path, begun: dict[str, Any]) -> None:
-    """Says what a study is of, in its folder; ValueError if that was something else."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Raises ValueError if the folder holds a study of something else."""
     file = out / "study.json"
-    if file.is_file():
-        there = json.loads(file.read_text(encoding="utf-8"))
-        if any(there.get(name) != begun[name] for name in ("run", "text")):
-            raise ValueError(f"{out} is a study of {there.get('run')} on {there.get('text')}: give another --out")
-    with replacing(file) as scratch:
+    if not file.is_file():
+        return
+    there, now = json.loads(file.read_text(encoding="utf-8")), json.loads(strict_json(begun))
+    for name, value in now.items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"{out} is a study with another {name}, {there.get(name)!r} and not {value!r}: give another --out"
+            )
+
+
+def begin(out: Path, begun: dict[str, Any]) -> None:
+    """Says what a study is of, in its folder; ValueError if that was something else."""
+    require_begun(out, begun)
+    out.mkdir(parents=True, exist_ok=True)
+    with replacing(out / "study.json") as scratch:
         scratch.write_text(strict_json(begun, indent=1) + "\n", encoding="utf-8")
 
 

@@ -61,6 +61,7 @@ def plan(args: Args) -> list[PlanRow]:
         require_in_range(flag, value, 1)
     require_in_range("--seq-len", args.seq_len, 2)
     args.require_windows()
+    args.require_texts()
     model, tokenizer = load_model(args.model, device="cpu", trust_remote_code=args.trust_remote_code)
     planned = load_planned_windows(model, tokenizer, args.text, args)
     test = args.load_test(model, tokenizer, args.bos)

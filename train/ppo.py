@@ -31,6 +31,7 @@ from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.cli.settings import asked_for, parse_settings
 from ffprune_env.cli.text_flags import TextFlags
+from ffprune_env.cli.used_flags import by_limit, by_recovery, by_search, by_timing, require_used
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.rewarded import identity_of_reward
@@ -129,6 +130,7 @@ def main() -> int:
         args.require_texts()
         args.require_allowed()
         require_heeded(args, asked)
+        require_used(asked, (*by_search(args, args), by_recovery(args), by_limit(args), by_timing(args)))
         run = open_run(args)
     except (ValueError, OSError) as error:
         return fail(error, 2)
@@ -191,7 +193,9 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         args = replace(args, sparsity=budget.measure.sparsity(args.budget, args.a_min, args.a_max))
         SearchSettings.require_allowed(args)
         logger.info("%s, σ = %.4g", budget.asked(), args.sparsity)
-    recovery_text = args.load_recovery_text(model, tokenizer, args.text, args, every) if args.recover else None
+    recovery_text = None
+    if args.recover:
+        recovery_text = args.load_recovery_text(model, tokenizer, args.text, args, every, args.test_text)
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
     scores = run.scores(args.targets, len(evaluator.units))
     if scores is None:
@@ -258,7 +262,7 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
             job.run.costs.add("calibration", result.calibrating)
             if args.save_model and not isinstance(args.sparsity, SparsityRange):
                 result.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None, gguf=args.gguf)
-            if args.baselines and args.preset != "quick":
+            if args.baselines:
                 result.measure_baselines()
             result.draw(asdict(settings))
             reports.append(result)
@@ -272,7 +276,7 @@ def told_beside(args: Args, job: Job) -> tuple[dict[str, object], CardFacts]:
     """What ``best.json`` and the model card tell beside the figures of a report."""
     calibrated_on = args.calibration_text or args.text
     about: dict[str, object] = {
-        "text": args.text, "calibration_text": calibrated_on, "test_text": args.tested_on,
+        "model": args.model, "text": args.text, "calibration_text": calibrated_on, "test_text": args.tested_on,
         "ridge": args.ridge, "ridge_scale": args.ridge_scale, "calibration_asked": args.calibration,
     }  # fmt: skip
     calibration_windows = job.evaluator.texts["calibration"]
@@ -317,9 +321,9 @@ def conclude(args: Args, run: RunSession, reports: Sequence[Report]) -> int:
     if len(reports) > 1:
         console.print(sparsities_table({result.target: result.results for result in reports}))
     if of_range and args.limit is None:
-        path = run.folder.path
+        path, outcome = run.folder.path, reports[0].outcome
         tell(
-            reports[0].summary(),
+            f"{len(outcome.samples)} evaluations in {outcome.seconds:.0f} s; files in {path}",
             f"of a range no model is written; there is one for any sparsity in {args.sparsity}:",
             f"write it:    ffprune allocate {path} --sparsity {args.targets[len(args.targets) // 2]:g}",
         )
@@ -330,7 +334,7 @@ def show(args: Args, result: Report) -> int:
     """Prints what a person reads of one sparsity; returns 1 if its model is not there, or not the one measured."""
     console.print(result.table())
     if args.preset == "quick":
-        console.print("A quick look: little text, few evaluations and no baselines. For figures leave out --quick.")
+        console.print("A quick look: little text, and a start of two steps. For figures leave out --quick.")
     tell(*result.met(), result.summary(), *result.next_steps())
     return 0 if result.failure is None else fail(result.failure, 1)
 

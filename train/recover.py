@@ -84,7 +84,7 @@ def recover(args: Args, job: Job) -> RecoveredModel:
     past, settings = load_past_run(job.run, job.settings), job.settings
     require_resident(past.model, "a recovery")
     device = str(past.model.get_input_embeddings().weight.device)
-    text = args.load_recovery_text(past.model, past.tokenizer, settings.text, settings, past.texts)
+    text = args.load_recovery_text(past.model, past.tokenizer, settings.text, settings, past.texts, settings.test_text)
     test, teacher = past.texts["test"], past.model
     if job.recovery.teacher_topk is not None:
         work = job.part.path / WORK / FOLDER

@@ -23,7 +23,8 @@ class RecoveryFlags:
 
     recovery_text: str | None = None
     """text to recover on: a name or a file as --text has it, or conversations (.jsonl with messages), of which the
-    answers are learned; None takes all of the calibration part of the text that the model was calibrated on"""
+    answers are learned; None takes all of the calibration part of the text that the model was calibrated on and, with
+    --test-text, its test part"""
     recover_minutes: float | None = None
     """minutes that a recovery may take; None: no limit"""
     recover_tokens: int | None = None
@@ -101,10 +102,11 @@ class RecoveryFlags:
         text: str,
         asked: WindowSettings,
         others: Mapping[str, torch.Tensor],
+        test_text: str | None,
     ) -> RecoveryText:
         """The text to recover on; see :func:`~ffprune_env.recovery.text.load_recovery_text`."""
         settings = self.recovery_settings()
-        return load_recovery_text(model, tokenizer, self.recovery_text, text, asked, settings, others)
+        return load_recovery_text(model, tokenizer, self.recovery_text, text, asked, settings, others, test_text)
 
 
 @dataclass(frozen=True)

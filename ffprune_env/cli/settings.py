@@ -45,6 +45,11 @@ def parse_settings(
         saved = _replayed(config, argv, settings) | {"run": first.resume}
     elif first.config is not None:
         saved = _replayed(Path(first.config), argv, settings)
+        if first.preset not in (None, saved.get("preset", first.preset)):
+            raise ValueError(
+                f"--config {first.config} is of a run with --preset {saved['preset']}, and has a value for all that "
+                f"--preset {first.preset} would set: leave that out"
+            )
     preset = first.preset or saved.get("preset", "default")
     saved |= {"preset": preset} if preset in presets else {}
     default = checked(settings, {**presets.get(preset, {}), **saved}, f"--config {first.resume or first.config}")
@@ -76,13 +81,17 @@ def _first_look(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for flag in ("--resume", "--config", "--preset"):
         parser.add_argument(flag)
-    parser.add_argument("--quick", dest="preset", action="store_const", const="quick")
+    parser.add_argument("--quick", action="store_true")
     try:
-        return parser.parse_known_args(argv)[0]
+        found = parser.parse_known_args(argv)[0]
     except argparse.ArgumentError as error:
         needed = {"--resume": "the folder of a run", "--config": "the config.yaml of a run"}
         flag = str(error.argument_name)
         raise ValueError(f"{flag} needs {needed.get(flag, 'a name')}") from error
+    if found.quick and found.preset not in (None, "quick"):
+        raise ValueError(f"--quick is --preset quick: leave out that or --preset {found.preset}")
+    found.preset = "quick" if found.quick else found.preset
+    return found
 
 
 def _replayed(config: Path, argv: list[str], settings: type) -> dict[str, Any]:

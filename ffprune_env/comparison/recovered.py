@@ -35,6 +35,7 @@ class RecoveredCell:
         zero_shot_before, zero_shot_after: accuracies by task, and their ``average``; None if nothing was asked.
         recovery: what training did, by the names of :class:`~ffprune_env.recovery.session.Recovery`.
         settings: of the training.
+        recovery_text: what was trained on; None is the calibration text of the comparison.
     """
 
     method: str
@@ -48,6 +49,7 @@ class RecoveredCell:
     zero_shot_after: dict[str, float] | None
     recovery: dict[str, Any]
     settings: dict[str, Any]
+    recovery_text: str | None = None
 
 
 def final_copy(subject: Subject, cell: Cell) -> PreTrainedModel:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from ffprune_env.lm.hub import is_cached, require_hub
-from ffprune_env.lm.pruned_folder import check_pruned, is_pruned
+from ffprune_env.lm.pruned_folder import check_pruned, is_pruned, model_inside
 from ffprune_env.lm.stored_tensors import WEIGHT_FILES, weight_file
 
 DEFAULT_MODEL = "smollm2-135m"
@@ -72,7 +72,7 @@ def _folders(parent: Path) -> list[str]:
 
 def _checked_folder(folder: Path) -> Path:
     if not (folder / "config.json").is_file():
-        raise OSError(f"{folder} is not a model: it holds no config.json")
+        raise OSError(f"{folder} is not a model: it holds no config.json{model_inside(folder)}")
     if (folder / "adapter_config.json").is_file():
         raise OSError(
             f"{folder} holds an adapter (adapter_config.json) beside a model; merge it into the weights first"

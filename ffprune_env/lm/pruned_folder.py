@@ -55,6 +55,12 @@ def is_pruned(folder: Path) -> bool:
         return False
 
 
+def model_inside(folder: Path) -> str:
+    """A hint, to end a message by, that a folder is that of a run, which holds a model; else nothing."""
+    inside = folder / "model"
+    return f"; did you mean {inside}?" if (inside / "config.json").is_file() else ""
+
+
 def check_pruned(folder: Path) -> Any:
     """Checks that a folder holds a whole pruned model: its config, its shards, and that they agree.
 
@@ -69,7 +75,7 @@ def check_pruned(folder: Path) -> Any:
         OSError: a file is missing or damaged.
     """
     if not (folder / "config.json").is_file():
-        raise OSError(f"{folder} is not a pruned model: it holds no config.json")
+        raise OSError(f"{folder} is not a pruned model: it holds no config.json{model_inside(folder)}")
     settings = _settings(folder)
     family = str(settings.get("model_type", "nothing")).removeprefix(PREFIX)
     if family not in FAMILIES or family == settings["model_type"]:

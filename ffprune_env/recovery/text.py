@@ -70,6 +70,7 @@ def load_recovery_text(
     asked: WindowSettings,
     settings: RecoverySettings,
     others: Mapping[str, torch.Tensor],
+    test_text: str | None = None,
 ) -> RecoveryText:
     """Loads text to train on, and to stop by.
 
@@ -80,11 +81,12 @@ def load_recovery_text(
         model: whose context windows must fit in.
         tokenizer: its tokenizer.
         name: see :func:`ffprune_env.load_windows`, or a file of conversations; None takes the calibration part of the
-            text that the model is calibrated on, all of it.
+            text that the model is calibrated on, all of it, and its test part where that is not what is tested on.
         text: what is searched on.
         asked: tokens per window, whether windows begin with BOS, and the text of the calibration if it is another.
         settings: how many tokens are needed, and how many windows are held out.
         others: int64 [n, seq_len] by purpose, what is searched and tested on; ``calibration`` among them may be seen.
+        test_text: what is tested on; None is the test part of ``text``.
 
     Raises:
         ValueError: an unknown name, a text too short, or one that holds what is searched or tested on.
@@ -97,14 +99,19 @@ def load_recovery_text(
         cut = [x for x in (text, asked.calibration_text) if x is not None]  # of these the other parts serve others
         own = taken in NAMED_TEXTS or any(same_text(taken, x) for x in cut)
         calibrated = same_text(taken, asked.calibration_text or text)
-        split: Split = "calibration" if own else "all"
         enough = None
         if settings.tokens is not None and taken in NAMED_TEXTS:
             enough = math.ceil(settings.tokens / asked.seq_len) + settings.held_out
-        windows = load_windows(
-            taken, tokenizer, split, asked.seq_len, enough, or_fewer=True, model=model, bos=asked.bos
-        )
-        passages = passages_of(windows)
+        splits: list[Split] = ["calibration"] if own else ["all"]
+        if own and not same_text(taken, text if test_text is None else test_text):
+            splits.insert(0, "train")  # nobody is tested on the rest, unless it is what another file holds
+        for split in splits:
+            windows = load_windows(
+                taken, tokenizer, split, asked.seq_len, enough, or_fewer=True, model=model, bos=asked.bos
+            )
+            if split == splits[-1] or share_in(others["test"], windows) <= _MOST:
+                passages = passages_of(windows)
+                break
     require_not_seen(others, passages, taken)
     stopping = next((others[x] for x in _STOPPING if len(others.get(x, ()))), None) if calibrated else None
     if stopping is None:

@@ -19,6 +19,7 @@ from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.lm.cost import Cost
+from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.phases import phase
 from ffprune_env.run.budget_report import BudgetReport
 from ffprune_env.run.cost_report import cost_content
@@ -35,6 +36,7 @@ from ffprune_env.run.results import (
 )
 from ffprune_env.run.saved_model import write_and_measure
 from ffprune_env.search.finalists import Answer
+from ffprune_env.texts.windows import DEFAULT_TEXT, split_tested
 
 logger = logging.getLogger(__name__)
 
@@ -178,13 +180,16 @@ class AnswerReport:
         """What can be done with the model, as commands and a line of Python; nothing if none was written."""
         if self.results.saved is None or self.failure is not None:
             return []
-        model, text = self.run.path / "model", self.about.get("test_text", "python-docs")
+        model, dense = self.run.path / "model", self.about.get("model", DEFAULT_MODEL)
+        text = self.about.get("test_text", DEFAULT_TEXT)
+        split = split_tested(self.about.get("text", DEFAULT_TEXT), text)
+        beside = "" if dense == DEFAULT_MODEL else f" --dense {dense}"
         served = f"ffprune export-gguf {model} {self.gguf}"
         if self.gguf.is_file():
             served = f"llama-server -m {self.gguf}"
         return [
-            f"measure it:  ffprune perplexity {model} --text {text} --split test",
-            f"time it:     ffprune bench-serving {model}",
+            f"measure it:  ffprune perplexity {model} --text {text} --split {split}",
+            f"time it:     ffprune bench-serving {model}{beside}",
             f"serve it:    {served}",
             f'load it:     model = ffprune_env.load_pruned("{model}")',
         ]

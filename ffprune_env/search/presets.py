@@ -53,8 +53,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
-#: The same for a run, whose TensorBoard shows what the policy's mean is worth while it is trained.
+#: The same for a run: TensorBoard shows what the policy's mean is worth while it is trained, and a quick look is
+#: compared with nothing.
 RUN_PRESETS: dict[str, dict[str, Any]] = {name: {**settings, "eval_every": None} for name, settings in PRESETS.items()}
+RUN_PRESETS["quick"] |= {"baselines": False}
 
 
 def search_settings(preset: Preset) -> SearchSettings:

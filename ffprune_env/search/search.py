@@ -107,7 +107,7 @@ def search(
         test_text: test text; None takes the test part of ``text``.
         test_seq_len: tokens per window of test text.
         test_windows: windows of test text; None takes all.
-        preset: which defaults the settings have: ``"default"`` or ``"paper"``.
+        preset: which defaults the settings have: ``"default"``, ``"quick"`` or ``"paper"``.
         listeners: called with every sample: a progress bar, a log.
         **settings: fields of :class:`~ffprune_env.search.settings.SearchSettings` and
             :class:`~ffprune_env.evaluators.settings.EvaluatorSettings`, such as ``evaluations=96`` or ``seed=1``.

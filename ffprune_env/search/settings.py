@@ -24,6 +24,7 @@ _EVALUATIONS = 96  # for every sparsity
 # Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
 _FROM_CURVES = ("fisher", "fisher-iterated")
 _NO_CURVES = ("none", "ffn-only")
+_ROUNDING = 1e-9
 _LEAST_ROOM = 0.02  # of rates, between what is kept in the mean and the lowest
 _LAST_LOOK = 1 / 6  # of a budget: what is left of a short one is for the search
 
@@ -96,7 +97,6 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
             ("--finalists", self.finalists, 0, math.inf),
             ("--final-windows", self.final_windows, 1, math.inf),
             ("--seed", self.seed, 0, 2**32 - 1),
-            *(("--sparsity", target, 0, 1) for target in self.targets or (math.nan,)),
             *(("--learning-rate", rate, 1e-12, 1e3) for rate in (self.learning_rate,) if rate is not None),
             ("--clip-range", self.clip_range, 1e-6, 1e3),
             ("--log-std-init", self.log_std_init, -20, 5),
@@ -108,7 +108,8 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
             raise ValueError(
                 f"--network mlp starts from nothing or a run: --init must be none or runs/<other>, got {self.init!r}"
             )
-        if 0 <= 1 - self.target - self.a_min < _LEAST_ROOM:
+        self._require_sparsities()
+        if 1 - self.target - self.a_min < _LEAST_ROOM:
             raise ValueError(
                 f"--a-min {self.a_min:g} leaves a search nothing to choose at --sparsity {self.target:g}, where every "
                 f"unit ends at it: give one of {max(0.0, 0.8 - self.target):.2g} or less"
@@ -122,6 +123,24 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
                 "--ramp-sparsity changes: add --no-fresh-windows, or leave that out"
             )
         self.schedule()
+
+    def _require_sparsities(self) -> None:
+        """Raises ValueError for sparsities that no allocation meets; whole groups may allow a little less still."""
+        if not 0 <= self.a_min < self.a_max <= 1:
+            raise ValueError(
+                f"--a-min and --a-max are the least and the most that may stay of a unit, 0 ≤ a_min < a_max ≤ 1: got "
+                f"{self.a_min:g} and {self.a_max:g}"
+            )
+        if not self.targets or not all(0 < target < 1 for target in self.targets):
+            got = " ".join(f"{target:g}" for target in self.targets) or "none"
+            raise ValueError(f"--sparsity takes numbers between 0 and 1, got {got}; 0.2 removes 20 %")
+        lowest, highest = self.targets[0], self.targets[-1]
+        if highest > 1 - self.a_min + _ROUNDING:
+            needed = f"--sparsity {highest:g} needs an --a-min of {1 - highest:.2g} or less"
+            raise ValueError(f"{needed}, got {self.a_min:g}")
+        if lowest < 1 - self.a_max - _ROUNDING:
+            needed = f"--sparsity {lowest:g} needs an --a-max of {1 - lowest:.2g} or more"
+            raise ValueError(f"{needed}, got {self.a_max:g}")
 
     @property
     def starts_equal(self) -> bool:

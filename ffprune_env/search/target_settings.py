@@ -34,8 +34,9 @@ class BudgetSettings:
 
     evaluations: int | None = None
     """candidates that a search measures, rounded up to whole rollouts, or 0 to take the start as it is; None takes 96
-    for every sparsity, and none where damage curves are the start, to which a search adds little (docs/search.md). In a
-    comparison, the budget of every search, in measurements on all --search-windows: who measures on fewer makes more"""
+    for every sparsity, and none where damage curves are the start, to which a search adds nothing (docs/search.md).
+    In a comparison, the budget of every search, in measurements on all --search-windows: who measures on fewer makes
+    more"""
 
     @property
     def budget(self) -> int:

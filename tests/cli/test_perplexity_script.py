@@ -128,6 +128,8 @@ def test_one_window_has_no_interval(run, tiny_folder, text_file):
 
 
 def test_bad_input_gets_one_line(run, tiny_folder, text_file, tmp_path):
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "config.json").write_text("{}")
     for arguments, message in (
         ((tiny_folder, "--text", text_file, "--batch-size", 0), "--batch-size must be at least 1, got 0"),
         ((tiny_folder, "--text", text_file, "--seq-len", 1), "--seq-len must be at least 2, got 1"),
@@ -137,6 +139,7 @@ def test_bad_input_gets_one_line(run, tiny_folder, text_file, tmp_path):
         ((tiny_folder, "--text", "absent.txt"), "no such file"),
         ((tiny_folder, "--text", "c4"), "comes from the Hugging Face hub"),
         ((tmp_path, "--text", text_file), "holds no config.json"),
+        ((tmp_path / "run", "--text", text_file), f"no config.json; did you mean {tmp_path / 'run' / 'model'}?"),
         (("absent", "--text", text_file), "unknown model 'absent'"),
     ):
         code, _, err, result = run(*arguments)

@@ -37,6 +37,18 @@ def test_a_study_measures_what_is_missing_and_writes_a_table(whole, run_script, 
     assert len(times) == 2
     assert run_script("evaluate/recovery_study.py", *words, "--token-budgets", 250, "--recover-held-out", 1)[1] == shown
     assert times == {file.name: file.stat().st_mtime_ns for file in out.glob("cell-*")}
+    for more, says in (
+        (("--recover-seed", 7), "with another settings"),
+        (("--recovery-text", "python-docs"), "with another recovery_text, None and not 'python-docs'"),
+    ):
+        code, _, err = run_script("evaluate/recovery_study.py", *words, "--token-budgets", 250, *more)
+        assert (code, f"{out} is a study {says}" in err) == (2, True)
+    code, _, err = run_script("evaluate/recovery_study.py", *words, "--lora", 4)
+    assert (code, "--lora is what the study varies: say it by --weights" in err) == (2, True)
+    begun = json.loads((out / "study.json").read_text())
+    (out / "study.json").write_text(json.dumps(begun | {"run": "another"}))
+    code, _, err = run_script("evaluate/recovery_study.py", *words, "--token-budgets", 250, "--recover-held-out", 1)
+    assert (code, f"{out} is a study with another run, 'another' and not" in err) == (2, True)
     code, _, err = run_script("evaluate/recovery_study.py", whole, "--out", out, "--weights", "some")
     assert (code, "unknown weights 'some'; allowed are all, outputs and lora-RANK" in err) == (2, True)
 
@@ -76,5 +88,7 @@ def test_methods_are_compared_after_recovery(compare, run_script):
     assert times == [file.stat().st_mtime_ns for file in files]
     code, _, err = run_script("evaluate/recover_compared.py", compare.out, *QUICK, "--recover-batch", 2)
     assert (code, "was recovered with windows_per_step 1, not 2: remove it" in err) == (2, True)
+    code, _, err = run_script("evaluate/recover_compared.py", compare.out, *QUICK, "--recovery-text", "python-docs")
+    assert (code, "was recovered with recovery_text None, not 'python-docs': remove it" in err) == (2, True)
     code, _, err = run_script("evaluate/recover_compared.py", compare.out / "cells", *QUICK)
     assert (code, "is no comparison: evaluate/compare.py makes one" in err) == (2, True)

@@ -95,6 +95,28 @@ def test_a_run_leaves_the_files_of_the_design(ppo, monkeypatch, flags, capsys):
     assert all(word in table for word in ("dense", "uniform", "ffn-only", "searched", "8 evaluations"))
 
 
+@pytest.mark.parametrize("apart", [True, False])
+def test_what_is_told_to_measure_the_model_gives_the_figure_of_the_run(
+    ppo, monkeypatch, flags, capsys, text_file, apart
+):
+    """Of a test text of its own all of it is tested on, of the text that was searched a part."""
+    if apart:
+        other = flags["--run"].with_name("test.txt")
+        other.write_text("\n".join(f"case {i} has {i * 7} and {i * 11}" for i in range(400)), encoding="utf-8")
+        flags["--test-text"] = other
+    assert run_main(ppo, monkeypatch, argv(flags | {"--test-windows": 1000})) == 0
+    shown = re.sub(r" +", " ", capsys.readouterr().out)
+    (command,) = re.findall(r"measure it: ffprune perplexity (.*)", shown)
+    measure = load_script("evaluate/perplexity.py")
+    result = flags["--run"] / "result.json"
+    words = [*command.split(), "--seq-len", "64", "--json", str(result)]
+    monkeypatch.setattr(sys, "argv", ["evaluate/perplexity.py", *words])
+    assert measure.main() == 0
+    best = json.loads((flags["--run"] / "best.json").read_text())
+    assert json.loads(result.read_text())["ppl"] == pytest.approx(best["saved"]["test_ppl"], rel=1e-4)
+    assert f"time it: ffprune bench-serving {flags['--run'] / 'model'} --dense {flags['--model']}" in shown
+
+
 def test_best_json_holds_what_can_be_measured_again(ppo, monkeypatch, flags, evaluator):
     more = ["--batch-size", "1", "--no-fresh-windows", "--finalists", "2"]
     assert run_main(ppo, monkeypatch, [*argv(flags), *more]) == 0

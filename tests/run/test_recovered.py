@@ -21,6 +21,8 @@ from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.rewritten import card_with, save_rewritten
 from ffprune_env.lm import identity
 from ffprune_env.recovery.text import load_recovery_text
+from ffprune_env.texts.window_settings import WindowSettings
+from ffprune_env.texts.windows import load_test_windows
 
 QUICK = ["--recover-rate", "1e-4", "--recover-tokens", "2000", "--recover-held-out", "2"]
 
@@ -145,8 +147,6 @@ def test_what_is_read_back_is_what_was_in_memory(whole, tmp_path):
 
 def test_without_a_text_of_its_own_it_is_the_calibration_part(tiny_folder, text_file):
     model, tokenizer = ff.load_model(str(tiny_folder))
-    from ffprune_env.texts.window_settings import WindowSettings
-
     asked, told = WindowSettings(seq_len=64), ff.RecoverySettings(held_out=3)
     found = load_recovery_text(model, tokenizer, None, str(text_file), asked, told, {})
     every = torch.stack([passage.tokens for passage in found.every])
@@ -158,8 +158,6 @@ def test_without_a_text_of_its_own_it_is_the_calibration_part(tiny_folder, text_
 def test_what_the_calibration_saw_is_trained_on_and_never_stopped_by(tiny_folder, text_file, tmp_path):
     """There a calibrated model is better than it is, and any training looks like a loss."""
     model, tokenizer = ff.load_model(str(tiny_folder))
-    from ffprune_env.texts.window_settings import WindowSettings
-
     asked, told = WindowSettings(seq_len=64), ff.RecoverySettings(held_out=3)
     part = ff.load_windows(str(text_file), tokenizer, "calibration", 64)
     searched = ff.load_windows(str(text_file), tokenizer, "search", 64)
@@ -174,3 +172,25 @@ def test_what_the_calibration_saw_is_trained_on_and_never_stopped_by(tiny_folder
     found = load_recovery_text(model, tokenizer, str(other), str(text_file), asked, told, others)
     assert len(found.held_out) == 3
     assert not any(passage.tokens.tolist() in searched.tolist() for passage in found.every)
+
+
+def test_where_another_text_is_tested_on_the_rest_of_this_one_is_trained_on(tiny_folder, text_file, tmp_path):
+    model, tokenizer = ff.load_model(str(tiny_folder))
+    asked, told = WindowSettings(seq_len=64), ff.RecoverySettings(held_out=1)
+
+    def trained_on(test_file):
+        named = None if test_file is None else str(test_file)
+        test = load_test_windows(str(text_file), named, tokenizer, 64, None)
+        given = (None, str(text_file), asked, told, {"test": test}, named)
+        return sum(len(passage.tokens) for passage in load_recovery_text(model, tokenizer, *given).every)
+
+    sizes = {split: ff.load_windows(str(text_file), tokenizer, split, 64).numel() for split in ("calibration", "train")}
+    assert sizes["train"] > 1.6 * sizes["calibration"]
+    assert trained_on(None) == sizes["calibration"]
+    assert trained_on(text_file) == sizes["calibration"]
+    other = tmp_path / "other.txt"
+    other.write_text(" ".join(f"{i} {i % 7}" for i in range(2000)))
+    assert trained_on(other) == sizes["train"]
+    held_back = tmp_path / "held_back.txt"  # what the user cut off the same text
+    held_back.write_text(text_file.read_text()[-4000:])
+    assert trained_on(held_back) == sizes["calibration"]
