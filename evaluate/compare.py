@@ -30,9 +30,11 @@ from ffprune_env.cli.model_flags import ModelFlags
 from ffprune_env.cli.settings import asked_for
 from ffprune_env.cli.text_flags import TextFlags
 from ffprune_env.cli.used_flags import by_questions, require_used
-from ffprune_env.comparison.filling import NOT_SHARED, Filling, Questions, fill
+from ffprune_env.comparison.filling import NOT_SHARED, Filling, fill
 from ffprune_env.comparison.folder import ComparisonFolder
+from ffprune_env.comparison.measuring import Measuring
 from ffprune_env.comparison.plan import Key, named_methods, plan, read_cell
+from ffprune_env.comparison.questions import Questions
 from ffprune_env.comparison.report.ablation import ablation_table
 from ffprune_env.comparison.report.files import write_reports
 from ffprune_env.comparison.report.tables import comparison_table, overview_table, rewarded_table
@@ -138,19 +140,18 @@ def filling(args: Args, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
     questions = None
     if tasks is not None:
         questions = Questions(tasks, args.limit, args.data_dir, score_tasks, apart, args.zero_shot_seeds)
-    return Filling(
-        args.cells(),
+    measuring = Measuring(
         args.model,
         args.text,
         args.test_text,
         args,
-        args.budget,
-        args.targets,
-        args.start,
         args.load,
         lambda model, tokenizer: args.load_texts(model, tokenizer, args),
+        args.targets,
+        args.start,
         questions,
     )
+    return Filling(measuring, args.cells(), args.budget)
 
 
 def report(args: Args, folder: ComparisonFolder) -> None:

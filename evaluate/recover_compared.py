@@ -31,8 +31,9 @@ from ffprune_env.cli.model_flags import DeviceFlags, TrustFlags
 from ffprune_env.cli.past_run import RunSettings
 from ffprune_env.cli.recovery_flags import RecoveryFlags
 from ffprune_env.comparison.cell import Cell
-from ffprune_env.comparison.filling import Filling, Questions, load, prepare
 from ffprune_env.comparison.folder import BEFORE, ComparisonFolder
+from ffprune_env.comparison.measuring import Measuring, load, prepare
+from ffprune_env.comparison.questions import Questions
 from ffprune_env.comparison.recovered import RecoveredCell, recover_cell, recovered_markdown
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.zero_shot import score_tasks
@@ -130,16 +131,16 @@ def fill(args: Args, job: Job) -> None:
     with ExitStack() as stack:
         tasks = None if args.data_dir is None else stack.enter_context(open_tasks(data_dir=args.data_dir))
         apart = unseen_alone(tasks or {}, job.settings.reward, args.data_dir, args.held_out)
-        filling = filling_of(args, job, tasks, apart)
-        if filling.questions is not None:
-            job.folder.require_same("zero_shot.json", filling.questions.facts())
-        loaded = load(filling, job.folder)
+        measuring = measuring_of(args, job, tasks, apart)
+        if measuring.questions is not None:
+            job.folder.require_same("zero_shot.json", measuring.questions.facts())
+        loaded = load(measuring, job.folder)
         require_resident(loaded.model, "a recovery")
         settings = job.settings
         text = args.load_recovery_text(
             loaded.model, loaded.tokenizer, settings.text, settings, loaded.texts, settings.test_text
         )
-        subject = prepare(filling, job.folder, loaded)
+        subject = prepare(measuring, job.folder, loaded)
         dense = float((job.folder.dense or {})["dense_test_ppl"])
         for cell in missing:
             logger.info("%s ...", cell.file)
@@ -148,22 +149,18 @@ def fill(args: Args, job: Job) -> None:
             logger.info("%s: test PPL %.2f, recovered %.2f", cell.file, found.before_ppl, found.after_ppl)
 
 
-def filling_of(args: Args, job: Job, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
+def measuring_of(args: Args, job: Job, tasks: Mapping[str, Any] | None, apart: str) -> Measuring:
     """The model and texts of the comparison, in the words of the library."""
     settings = job.settings
     questions = None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart)
-    return Filling(
-        [],
+    return Measuring(
         settings.model,
         settings.text,
         settings.test_text,
         settings,
-        0,
-        (),
-        "own",
         settings.load,
         lambda model, tokenizer: settings.load_texts(model, tokenizer, settings),
-        questions,
+        questions=questions,
     )
 
 

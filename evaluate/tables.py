@@ -30,8 +30,9 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import PlaceFlags
 from ffprune_env.cli.text_flags import TextFlags
 from ffprune_env.comparison.cell import Comparison
-from ffprune_env.comparison.filling import NOT_SHARED, Filling, Questions, fill
+from ffprune_env.comparison.filling import NOT_SHARED, Filling, fill
 from ffprune_env.comparison.folder import ComparisonFolder
+from ffprune_env.comparison.measuring import Measuring
 from ffprune_env.comparison.paper_tables.contents import OTHER_TEXT, TABLES, PaperTable
 from ffprune_env.comparison.paper_tables.dry_run import assumptions, needs_table, passes_table
 from ffprune_env.comparison.paper_tables.estimate import Protocol
@@ -39,6 +40,7 @@ from ffprune_env.comparison.paper_tables.files import write_table
 from ffprune_env.comparison.paper_tables.grids import grids_of
 from ffprune_env.comparison.paper_tables.measured import Measured
 from ffprune_env.comparison.plan import Key, read_cell
+from ffprune_env.comparison.questions import Questions
 from ffprune_env.comparison.report.tables import terminal_table
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.settings import EvaluatorSettings
@@ -214,19 +216,17 @@ def folder_name(model: str) -> str:
 def filling(part: Part, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
     """What a folder is to hold, in the words of the library."""
     args = part.args
-    return Filling(
-        part.keys,
+    measuring = Measuring(
         part.model,
         args.text,
         args.test_text,
         args,
-        args.budget,
-        part.targets,
-        "own",
         partial(args.load_named, part.model),
         lambda model, tokenizer: args.load_texts(model, tokenizer, args),
-        None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart),
+        part.targets,
+        questions=None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart),
     )
+    return Filling(measuring, part.keys, args.budget)
 
 
 def report(args: Args, table: PaperTable) -> None:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, usual_error
+from ffprune_env.lm.head import own_logits
+from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, usual_error
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.quiet import quiet_transformers
 from ffprune_env.lm.replacing import replacing

@@ -13,7 +13,8 @@ from torch import nn
 
 from ffprune_env.export.writable import dense_family
 from ffprune_env.lm.context import context_length
-from ffprune_env.lm.head import ROUNDING, calm, own_logits, probe_tokens, usual_error
+from ffprune_env.lm.head import own_logits
+from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, usual_error
 from ffprune_env.modeling.absent import absent_blocks
 from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY

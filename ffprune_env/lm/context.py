@@ -14,7 +14,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from ffprune_env.lm.batches import is_out_of_memory
-from ffprune_env.lm.head import calm, own_logits
+from ffprune_env.lm.head import own_logits
+from ffprune_env.lm.probing import calm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -16,8 +14,9 @@ import torch
 from torch import nn
 
 from ffprune_env.lm.around_layers import state_around_layers
-from ffprune_env.lm.batches import evaluating, is_out_of_memory
+from ffprune_env.lm.batches import is_out_of_memory
 from ffprune_env.lm.devices import running_device
+from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, relative_error
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,9 +29,6 @@ _SPLIT = 7  # rows of the first of two chunks: neither a window nor a half of on
 _MAGNIFIED = 64.0
 # A model's own code sees the rows of a chunk as one window, whose mask may take their square.
 _MOST_ROWS = 2048
-#: Relative error of logits that rounding explains; what is wrong is off by more.
-ROUNDING = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 1e-3, torch.float64: 1e-9}
-
 Route = Literal["projection", "own head", "whole"]
 
 
@@ -177,20 +173,6 @@ def own_logits(model: PreTrainedModel, batch: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def probe_tokens(model: PreTrainedModel, shape: tuple[int, int]) -> torch.Tensor:
-    """Random tokens, the same at every call, on the CPU: int64 of the given shape."""
-    known = model.get_input_embeddings().num_embeddings
-    return torch.randint(min(3, known - 1), known, shape, generator=torch.Generator().manual_seed(0))
-
-
-@contextmanager
-def calm(model: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; afterwards modules train that did, and random numbers go on as they would."""
-    devices = sorted({parameter.device.index or 0 for parameter in model.parameters() if parameter.is_cuda})
-    with torch.random.fork_rng(devices), torch.no_grad(), evaluating(model):
-        yield
-
-
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Lets a module do something else."""
@@ -202,24 +184,6 @@ def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator
         del module.forward
         if before is not None:
             module.forward = before
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """‖got - expected‖ / ‖expected‖ over what is finite in ``expected``: a model may forbid tokens by -inf."""
-    finite = torch.isfinite(expected)
-    wanted = expected[finite].double()
-    return float((got.to(expected.device)[finite].double() - wanted).norm() / wanted.norm().clamp(min=1e-300))
-
-
-def usual_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """The median of the relative errors of windows, [n, T, vocabulary] each.
-
-    A pruned model can be at the edge of another course behind a token or two (an attention sink, or none), and there
-    the rounding of narrow numbers decides. A model that is another one is so in every window.
-    NaN in any of them is NaN.
-    """
-    errors = [relative_error(a, b) for a, b in zip(got, expected, strict=True)]
-    return median(errors) if not any(map(math.isnan, errors)) else math.nan
 
 
 def _remember(model: PreTrainedModel, head: Head) -> Head:

@@ -11,7 +11,8 @@ from torch import nn
 from ffprune_env.budget.units import UnitKind
 from ffprune_env.lm.batches import is_out_of_memory
 from ffprune_env.lm.context import context_length
-from ffprune_env.lm.head import ROUNDING, calm, decoder_outputs, probe_tokens, relative_error
+from ffprune_env.lm.head import decoder_outputs
+from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, relative_error
 
 if TYPE_CHECKING:
     from ffprune_env.pruning.prunable import PrunableModel

@@ -14,16 +14,8 @@ from torch import nn
 
 from ffprune_env.lm.batches import is_out_of_memory
 from ffprune_env.lm.context import context_length
-from ffprune_env.lm.head import (
-    ROUNDING,
-    calm,
-    decoder_outputs,
-    head_of,
-    look_again,
-    own_logits,
-    probe_tokens,
-    relative_error,
-)
+from ffprune_env.lm.head import decoder_outputs, head_of, look_again, own_logits
+from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, relative_error
 from ffprune_env.pruning.unit_flow import UnitFlow, off_in_order, off_in_views
 from ffprune_env.pruning.units import WholeAttentionError
 

@@ -16,7 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from ffprune_env.comparison import filling
 from ffprune_env.comparison.folder import ComparisonFolder
+from ffprune_env.comparison.measuring import load
 from ffprune_env.comparison.plan import ANSWERING
+from ffprune_env.comparison.questions import Questions
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS
 from ffprune_env.lm.identity import ChangedError
@@ -167,7 +169,7 @@ def test_two_comparisons_that_begin_at_once_with_other_settings_do_not_share_a_f
 
 
 def test_questions_are_told_apart_by_what_they_are(tmp_path):
-    questions = filling.Questions({}, 7, tmp_path, score_tasks)
+    questions = Questions({}, 7, tmp_path, score_tasks)
     digests = []
     for answer in ("yes", "no"):
         for task in TASKS:
@@ -195,4 +197,4 @@ def test_a_folder_of_windows_that_begin_otherwise_is_refused(made, there):
         model="m", settings=plain(bos=asked), load_model=lambda: (tiny_model("llama"), tokenizer), load_texts=None
     )
     with pytest.raises(ChangedError, match=f"out was made with bos '{there}', not '{asked}': .* --bos {there}$"):
-        filling.load(asking, folder)
+        load(asking, folder)

@@ -18,8 +18,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ffprune_env.lm import head, loss
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
-from ffprune_env.lm.head import head_of, usual_error
+from ffprune_env.lm.head import head_of
 from ffprune_env.lm.loss import perplexity, window_losses
+from ffprune_env.lm.probing import usual_error
 from ffprune_env.pruning.backward import back_propagate, frozen
 from ffprune_env.pruning.prunable import PrunableModel
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ffprune_env.evaluators.objectives.shares import HELD_OUT, Place
-from ffprune_env.lm.head import calm
 from ffprune_env.lm.identity import tensors_digest
+from ffprune_env.lm.probing import calm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
