@@ -42,6 +42,7 @@ from ffprune_env.cli.flag_groups import VllmFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.export.trial import Fault, Outcome, examine
+from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.serving.backends import backend_of
 from ffprune_env.serving.trial import TYPES, VLLM_TOLERANCE, InLlamaCpp, InVllm, by_llama_cpp, by_vllm, write_tiny
@@ -88,7 +89,8 @@ def main() -> int:
     args = read_flags(Args, __doc__)
     try:
         require_folder_of("--markdown", args.markdown)
-    except OSError as error:
+        require_in_range("--timeout", args.timeout, 1)
+    except (ValueError, OSError) as error:
         return fail(error, 2)
     unknown = [name for name in args.families if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES]
     if unknown:

@@ -82,6 +82,7 @@ def main() -> int:
     start_logging(console, logging.ERROR)
     try:
         require_in_range("--seeds", args.seeds, 1)
+        require_in_range("--noise", args.noise, 0)
         args.require_allowed()
         if len(args.targets) != 1:
             raise ValueError(f"--sparsity takes one number here, got {len(args.targets)}")

@@ -56,6 +56,7 @@ class Args(SparsitySettings, RepeatFlags, ContestFlags, NoiseFlags, JsonFlags):
                 raise ValueError(f"--methods takes searches, {', '.join(searches)}, got {name!r}")
         for flag, value in (("--seeds", self.seeds), ("--layers", self.layers), ("--each-on", self.n_windows)):
             require_in_range(flag, value, 1)
+        require_in_range("--noise", self.noise, 0)
         for budget in self.budgets:
             require_in_range("--budgets", budget, 1)
         if not self.targets or not all(0 < x < 0.8 for x in self.targets):

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
-from ffprune_env.lm.head import look_again
 from ffprune_env.lm.identity import identity_of_model
 from ffprune_env.lm.phases import phase
 from ffprune_env.lm.quiet import quiet_transformers
@@ -22,10 +21,10 @@ from ffprune_env.lm.replacing import replacing
 from ffprune_env.recovery.lessons import HeldOut, Lessons
 from ffprune_env.recovery.passages import Passage, begin_alike, digest_of
 from ffprune_env.recovery.progress import Progress
+from ffprune_env.recovery.ready import put_back, ready
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.stored_teacher import FOLDER as TEACHER
 from ffprune_env.recovery.teacher import Teacher
-from ffprune_env.recovery.trained import frozen, trained_parameters, widened, with_adapters
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +98,7 @@ class Session:
         """Looks, trains, looks again; a model that is no better is put back."""
         before = self._begin()
         why, state, better = "", None, False
-        with self._student() as (student, start):
+        with ready(self.model, self.settings) as (student, start):
             n_trained = sum(x.numel() for x in start.values())
             try:
                 state, why = self._train(student, start)
@@ -111,8 +110,9 @@ class Session:
                 why, state = str(failure), failure.state
             finally:
                 if not better:
-                    _put_back(student, start)
-            self._merge(student, better)
+                    put_back(student, start)
+            if self.settings.lora is not None:
+                (student.merge_and_unload if better else student.unload)()
         if not better:
             logger.warning("%s: the model from before is kept", why)
         after = self.lessons.held_out(self.held_out, len(self.train)) if better else before
@@ -152,36 +152,6 @@ class Session:
             scratch.write_text(json.dumps({**now, "before": asdict(before)}), encoding="utf-8")
         return before
 
-    @contextmanager
-    def _student(self) -> Iterator[tuple[Any, dict[str, torch.Tensor]]]:
-        """The model made ready, and the values of what is trained; outside it is as it was, but for its weights."""
-        model, adapted = self.model, self.settings.lora is not None
-        cache, training, dtype = model.config.use_cache, model.training, model.dtype
-        with frozen(model):
-            student = with_adapters(model, self.settings) if adapted else widened(model)
-            trained = dict(student.named_parameters())
-            if adapted:
-                trained = {name: x for name, x in trained.items() if x.requires_grad}
-            else:
-                trained = trained_parameters(model, self.settings.trained)
-            for x in trained.values():
-                x.requires_grad_(True)
-            look_again(model)
-            try:
-                yield student, {name: x.detach().cpu().clone() for name, x in trained.items()}
-            finally:
-                if adapted and _has_adapters(model):  # an error, or Ctrl-C
-                    student.unload()
-                model.config.use_cache = cache
-                model.train(training)
-                if self.settings.save_memory:
-                    model.gradient_checkpointing_disable()
-                model.to(dtype)
-
-    def _merge(self, student: Any, better: bool) -> None:
-        if self.settings.lora is not None:
-            (student.merge_and_unload if better else student.unload)()
-
     def _train(self, student: Any, start: dict[str, torch.Tensor]) -> tuple[Any, str]:
         """Trains with as large a batch as fits; the state that Trainer ends in, and why it ended."""
         from ffprune_env.recovery.trainer import NotFiniteError, RecoveryTrainer
@@ -217,7 +187,7 @@ class Session:
             student.zero_grad(set_to_none=True)
             release_memory()
             if last_of(self.checkpoints) is None:
-                _put_back(student, start)
+                put_back(student, start)
 
     def _trainer(self, kind: Any, student: Any, batch: int, on_cpu: bool, advance: Any) -> Any:
         from ffprune_env.recovery.trainer import training_arguments
@@ -274,17 +244,6 @@ def last_of(folder: Path) -> tuple[Path, float] | None:
     from ffprune_env.recovery.trainer import last_checkpoint
 
     return last_checkpoint(folder)
-
-
-def _put_back(student: Any, start: dict[str, torch.Tensor]) -> None:
-    with torch.no_grad():
-        for name, x in student.named_parameters():
-            if name in start:
-                x.copy_(start[name])
-
-
-def _has_adapters(model: PreTrainedModel) -> bool:
-    return any("lora_" in name for name, _ in model.named_parameters())
 
 
 def _read(file: Path) -> dict[str, Any] | None:
