@@ -46,7 +46,8 @@ from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
 from ffprune_env.run.config import evaluator_settings, read_config, targets_of, warn_of_trust
 from ffprune_env.run.folder import RunFolder, part_of
-from ffprune_env.run.results import PolicyResult, measure_policy, reference_policies
+from ffprune_env.run.measuring import measure_policy, reference_policies
+from ffprune_env.run.results import PolicyResult
 from ffprune_env.texts.bos import bos_protocol
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows

@@ -38,7 +38,7 @@ from ffprune_env.lm.loss import perplexity, window_losses
 from ffprune_env.lm.models import load_model
 from ffprune_env.run.config import evaluator_settings, warn_of_trust
 from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.results import reference_policies
+from ffprune_env.run.measuring import reference_policies
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 

@@ -24,16 +24,10 @@ from ffprune_env.lm.phases import phase
 from ffprune_env.run.budget_report import BudgetReport
 from ffprune_env.run.cost_report import cost_content
 from ffprune_env.run.folder import RunFolder
+from ffprune_env.run.measuring import baselines, measure_policies
 from ffprune_env.run.plots import retention_plot
-from ffprune_env.run.results import (
-    Measured,
-    PolicyResult,
-    baselines,
-    best_policy,
-    label,
-    measure_policies,
-    results_table,
-)
+from ffprune_env.run.results import Measured, PolicyResult, best_policy, label
+from ffprune_env.run.results_table import results_table
 from ffprune_env.run.saved_model import write_and_measure
 from ffprune_env.search.finalists import Answer
 from ffprune_env.texts.windows import DEFAULT_TEXT, split_tested

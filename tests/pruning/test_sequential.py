@@ -23,7 +23,9 @@ from ffprune_env.lm.head import decoder_outputs
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.sequential import SequentialCalibration
-from ffprune_env.run.results import best_policy, measure_policies, results_table
+from ffprune_env.run.measuring import measure_policies
+from ffprune_env.run.results import best_policy
+from ffprune_env.run.results_table import results_table
 from ffprune_env.texts.openings import openings_of
 
 # Gemma 2 has norms behind its units.

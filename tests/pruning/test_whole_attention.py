@@ -22,8 +22,8 @@ from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.pruning.stored_order import order_as_json, order_from_json
 from ffprune_env.pruning.units import find_units
+from ffprune_env.run.measuring import baselines
 from ffprune_env.run.plots import retention_plot
-from ffprune_env.run.results import baselines
 
 
 def with_sinks(*layers, seed=0):
