@@ -34,6 +34,7 @@ from ffprune_env.cli.progress import showing_phases
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Ledger
+from ffprune_env.evaluators.rewarded import identity_of_reward
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.export.gguf.families import require_gguf
 from ffprune_env.export.model_card import CardFacts
@@ -154,6 +155,7 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
     planned = {purpose: windows for purpose, windows in past.texts.items() if purpose != "test"}
     order = run.require_order(model)
     evaluator = build_evaluator(model, tokenizer, settings.text, settings, order, planned, job.ledger)
+    run.require_same(identity_of_reward(evaluator), advice=_ADVICE)
     evaluator.prunable.count(job.policy.units)  # a budget may be in another measure
     return evaluator, tokenizer, past.texts["test"]
 
@@ -167,7 +169,8 @@ def meet_limit(
     model, settings = evaluator.prunable.model, job.settings
     seen = {**evaluator.texts, "test": test_windows}
     windows = args.load_limit_windows(model, tokenizer, settings.text, seen, settings.bos)
-    found = smallest_model(job.policy, evaluator, job.limit, windows)
+    with job.ledger.part("limit", evaluator.devices):
+        found = smallest_model(job.policy, evaluator, job.limit, windows)
     at = found.answer.sparsity
     folder = args.to or limit_part_of(job.run.path, at, job.policy.targets)
     return replace(job, found=found, allocations={at: found.answer.allocation}, folders={at: folder})

@@ -130,12 +130,13 @@ def require_same_model(args: Args, dense: PreTrainedModel, pruned: PreTrainedMod
 def settings(args: Args, device: str) -> dict[str, object]:
     """How it was measured."""
     words = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(args).items()}
-    return {**words, "device": device, "cores": os.cpu_count()}
+    return {**words, "device": device, "device of llama.cpp": "cpu", "cores": os.cpu_count()}
 
 
 def table(args: Args, found: list[Served], ideal: float, device: str) -> Table:
     """Both models on all servers."""
-    title = f"{args.pruned} beside {args.dense} on {device}: tokens per second ({args.clock}), medians of {args.rounds}"
+    on = "cpu" if device == "cpu" else f"{device}, llama.cpp on cpu"
+    title = f"{args.pruned} beside {args.dense} on {on}: tokens per second ({args.clock}), medians of {args.rounds}"
     report = Table(title=title)
     for column in ("served by", "threads", "", "dense", "pruned", "ratio", "quartiles", "of ideal"):
         report.add_column(column, justify="left" if column in ("served by", "") else "right", no_wrap=True)

@@ -178,7 +178,12 @@ def warn_of_versions(paths: Sequence[Path]) -> None:
 
 
 def parts_of(path: Path, config: Mapping[str, Any]) -> dict[float, Path]:
-    """The folders that hold what a run chose, by sparsity; ValueError for what no run has as its sparsity."""
+    """The folders that hold what a run chose, by sparsity; ValueError for what no run has as its sparsity.
+
+    A run with a budget in the place of a sparsity counts units in another measure than all others.
+    """
+    if config.get("budget") is not None:
+        raise ValueError(f"{path} was asked for a budget, {config['budget']}, and runs are compared by sparsity")
     targets = targets_of(config, path).targets
     return {target: path if len(targets) == 1 else part_of(path, target) for target in targets}
 

@@ -31,13 +31,12 @@ from ffprune_env.cli.past_run import load_past_run, read_run_settings
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.export.gguf.kinds import GgufType
-from ffprune_env.export.gguf.llama_cpp import require_llama_cpp
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.frontier import Point, frontier, frontier_plot
 from ffprune_env.run.frontier_drawing import files_plot
-from ffprune_env.run.frontier_files import FilePoint, KeptFiles, measure_files, measured_on, sources_of
+from ffprune_env.run.frontier_files import FilePoint, KeptFiles, made_by, measure_files, measured_on, sources_of
 from ffprune_env.run.frontier_page import frontier_page
 from ffprune_env.run.frontier_rows import COLUMNS, NOTES, rows_of
 from ffprune_env.run.results import label
@@ -99,16 +98,19 @@ def measured_files(args: Args) -> list[FilePoint]:
     """The files of the run: measured now, or kept from before; none where llama.cpp cannot measure them."""
     run = RunFolder(args.of)
     sources = sources_of(run)
-    kept = KeptFiles(run, measured_on(run.identity()["test text"], args.file_windows, args.rounds))
-    if args.files and not all(kept.has(source, kind) for source in sources for kind in args.types):
-        try:
-            require_llama_cpp("measuring files")
+    asked = measured_on(run.identity()["test text"], args.file_windows, args.rounds)
+    kept = KeptFiles(run, asked, None)
+    if not args.files:
+        return kept.of(sources, args.types)
+    try:
+        kept = KeptFiles(run, asked, made_by())
+        if not all(kept.has(source, kind) for source in sources for kind in args.types):
             with showing_phases(console):
                 past = load_past_run(run, read_run_settings(run, args.trust_remote_code))
                 test = past.texts["test"][: args.file_windows]
                 measure_files(sources, args.types, past.model, past.tokenizer, test, args.rounds, kept)
-        except ValueError as error:
-            say(f"not all files are measured: {error}")
+    except ValueError as error:
+        say(f"not all files are measured: {error}")
     return kept.of(sources, args.types)
 
 

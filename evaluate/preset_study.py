@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import statistics
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from ffprune_env.lm.replacing import replacing
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
+from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.fisher import CURVE_TOKENS, least_damage
@@ -137,6 +138,9 @@ def total(surrogate: SurrogateEvaluator, kept: IntArray) -> float:
 
 def read_curves(args: Args, seed: int = 0) -> SurrogateEvaluator:
     """The model's damage curves, calibrated, from the file or measured and kept there; ``seed`` is of the noise."""
+    about = strict_json(
+        {"model": args.model, "text": args.text, **{x.name: getattr(args, x.name) for x in fields(EvaluatorSettings)}}
+    )
     if not args.curves.exists():
         evaluator = build_evaluator(*args.load(), args.text, args)
         text = spread_windows(evaluator.texts["curves"], CURVE_TOKENS)
@@ -145,8 +149,10 @@ def read_curves(args: Args, seed: int = 0) -> SurrogateEvaluator:
         arrays: dict[str, Any] = {f"curve_{i}": curve for i, curve in enumerate(found)}
         names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in evaluator.units]
         with replacing(args.curves) as scratch, scratch.open("wb") as file:
-            np.savez(file, units=np.array(names), **arrays)
+            np.savez(file, units=np.array(names), about=np.array(about), **arrays)
     with np.load(args.curves, allow_pickle=False) as saved:
+        if "about" not in saved or str(saved["about"]) != about:
+            raise ValueError(f"{args.curves} holds curves of another model, text or setting: give another --curves")
         units = []
         for words in (line.split() for line in saved["units"].tolist()):
             units.append(PruneUnit(words[0], words[1], int(words[2]), int(words[3]), int(words[4])))

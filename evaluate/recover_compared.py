@@ -39,7 +39,9 @@ from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import open_tasks
 from ffprune_env.lm.devices import require_resident
+from ffprune_env.lm.identity import identity_of_versions, require_same
 from ffprune_env.lm.replacing import replacing
+from ffprune_env.recovery.passages import digest_of
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.run.config import checked
 from ffprune_env.run.strict_json import strict_json
@@ -104,7 +106,9 @@ def plan(args: Args) -> Job:
     settings = replace(settings, bos=manifest.get("made", {}).get("bos", "never"))
     settings.require_texts()
     folder = ComparisonFolder(args.compared, said)
-    return Job(folder, settings, recovery, args.recovery_text, list(cells_of(folder, args.only)))
+    job = Job(folder, settings, recovery, args.recovery_text, list(cells_of(folder, args.only)))
+    require_alike(job)
+    return job
 
 
 def cells_of(folder: ComparisonFolder, only: tuple[str, ...]) -> list[Cell]:
@@ -125,7 +129,7 @@ def cells_of(folder: ComparisonFolder, only: tuple[str, ...]) -> list[Cell]:
 
 def fill(args: Args, job: Job) -> None:
     """Recovers cell after cell what was not yet; the model is loaded if there is one."""
-    missing = [cell for cell in job.cells if not file_of(job, cell, job.recovery.seed).is_file()]
+    missing = [cell for cell in job.cells if not is_recovered(job, cell, args.data_dir is not None)]
     if not missing:
         return
     with ExitStack() as stack:
@@ -140,11 +144,17 @@ def fill(args: Args, job: Job) -> None:
         text = args.load_recovery_text(
             loaded.model, loaded.tokenizer, settings.text, settings, loaded.texts, settings.test_text
         )
+        about: dict[str, Any] = {
+            "recovery_text": job.recovery_text,
+            "text_digest": digest_of(text.every),
+            "versions": identity_of_versions(),
+        }
+        require_alike(job, about["text_digest"])
         subject = prepare(measuring, job.folder, loaded)
         dense = float((job.folder.dense or {})["dense_test_ppl"])
         for cell in missing:
             logger.info("%s ...", cell.file)
-            found = replace(recover_cell(subject, cell, text, job.recovery, dense), recovery_text=job.recovery_text)
+            found = replace(recover_cell(subject, cell, text, job.recovery, dense), **about)
             keep(job, cell, found)
             logger.info("%s: test PPL %.2f, recovered %.2f", cell.file, found.before_ppl, found.after_ppl)
 
@@ -165,19 +175,39 @@ def measuring_of(args: Args, job: Job, tasks: Mapping[str, Any] | None, apart: s
 
 
 def file_of(job: Job, cell: Cell, seed: int) -> Path:
-    """Where a cell is kept once it is recovered; it must have been so on the same text, with the same settings.
+    """Where a cell is kept once it is recovered."""
+    return job.folder.path / "recovered" / f"{Path(cell.file).stem}-recovery{seed}.json"
 
-    Raises:
-        ValueError: it was with others.
+
+def there(folder: ComparisonFolder) -> dict[Path, RecoveredCell]:
+    """All that was recovered, by file."""
+    files = sorted((folder.path / "recovered").glob("*.json"))
+    return {file: as_cell(json.loads(file.read_text(encoding="utf-8"))) for file in files}
+
+
+def require_alike(job: Job, text_digest: str | None = None) -> None:
+    """Raises ValueError if anything was recovered on another text, with other settings, or by another version.
+
+    Args:
+        job: what is asked.
+        text_digest: of the text, once it is loaded; None does not compare it.
     """
-    file = job.folder.path / "recovered" / f"{Path(cell.file).stem}-recovery{seed}.json"
-    if file.is_file():
-        content = json.loads(file.read_text(encoding="utf-8"))
-        there = {**content["settings"], "recovery_text": content.get("recovery_text")}
-        for name, value in {**asdict(job.recovery), "recovery_text": job.recovery_text}.items():
-            if there.get(name) != value:
-                raise ValueError(f"{file} was recovered with {name} {there.get(name)!r}, not {value!r}: remove it")
-    return file
+    asked = {name: value for name, value in asdict(job.recovery).items() if name != "seed"}
+    asked |= {"recovery_text": job.recovery_text}
+    for file, cell in there(job.folder).items():
+        found = {**cell.settings, "recovery_text": cell.recovery_text}
+        for name, value in asked.items():
+            if found.get(name) != value:
+                raise ValueError(f"{file} was recovered with {name} {found.get(name)!r}, not {value!r}: remove it")
+        require_same(cell.versions, identity_of_versions(), f"{file} was recovered", "remove it")
+        if text_digest not in (None, cell.text_digest):
+            raise ValueError(f"{file} was recovered on text that has changed since: remove it")
+
+
+def is_recovered(job: Job, cell: Cell, asks: bool) -> bool:
+    """Whether nothing is left to do for a cell; where questions are asked it must have answered some."""
+    found = there(job.folder).get(file_of(job, cell, job.recovery.seed))
+    return found is not None and (found.zero_shot_after is not None or not asks)
 
 
 def keep(job: Job, cell: Cell, found: RecoveredCell) -> None:
@@ -197,8 +227,7 @@ def as_cell(content: dict[str, Any]) -> RecoveredCell:
 
 def report(job: Job) -> None:
     """Prints the table of all that was recovered, and writes it."""
-    files = sorted((job.folder.path / "recovered").glob("*.json"))
-    cells = [as_cell(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    cells = list(there(job.folder).values())
     if not cells:
         console.print("nothing was recovered")
         return

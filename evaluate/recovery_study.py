@@ -26,13 +26,14 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
 from ffprune_env.cli.past_run import PastRun, RunSettings, folders_of, load_past_run, read_run_settings
 from ffprune_env.cli.recovery_flags import RecoveryFlags
+from ffprune_env.lm.excess import share_removed, share_text
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.recovered import excess, written_before
+from ffprune_env.run.recovered import written_before
 from ffprune_env.run.strict_json import strict_json
 
 logger = logging.getLogger("ffprune")
@@ -227,7 +228,7 @@ def file_of(args: Args, cell: Cell) -> Path:
 def report(args: Args) -> None:
     """Prints the table of all cells that there are, and writes it."""
     found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(args.out.glob("cell-*.json"))]
-    found = [x | {"test_ppl": math.inf if x["test_ppl"] is None else x["test_ppl"]} for x in found]
+    found = [x | {name: math.inf for name in ("dense_ppl", "pruned_ppl", "test_ppl") if x[name] is None} for x in found]
     if not found:
         console.print("nothing was measured")
         return
@@ -248,11 +249,11 @@ def study_markdown(found: list[dict[str, Any]]) -> str:
     ]
     for x in sorted(found, key=lambda x: float(x["test_ppl"])):
         cell = x["cell"]
-        before, after = (excess(x[name], x["dense_ppl"]) for name in ("pruned_ppl", "test_ppl"))
+        gone = share_text(share_removed(x["test_ppl"], x["pruned_ppl"], x["dense_ppl"]))
         lines.append(
             f"| {cell['weights']} | {cell['objective']} | {cell['rate']:g} | {cell['batch']} | {x['tokens']:,} "
             f"| {x['steps']} | {x['seconds']:.0f} | {x['before']['kl']:.4f} → {x['after']['kl']:.4f} "
-            f"| {x['test_ppl']:.2f} | {1 - after / before:.1%} | {x['stopped']} |"
+            f"| {x['test_ppl']:.2f} | {gone} | {x['stopped']} |"
         )
     return "\n".join(lines) + "\n"
 

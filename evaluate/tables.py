@@ -246,7 +246,8 @@ def measured(model: str, parts: Sequence[Part]) -> Measured:
     first, *others = (part for part in parts if part.model == model)
     made = first.folder().manifest or {}
     other = others[0].comparison() if others else None
-    return Measured(model, first.comparison(), other, made.get("seconds_prepared"), first.args.other_text)
+    prepared, devices = made.get("seconds_prepared"), made.get("devices", 1)
+    return Measured(model, first.comparison(), other, prepared, first.args.other_text, devices)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from ffprune_env.evaluators.settings import BatchSettings
 from ffprune_env.evaluators.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS, open_tasks
 from ffprune_env.run.config import read_config
+from ffprune_env.run.folder import RunFolder
 
 console = wide_console()
 
@@ -65,9 +66,16 @@ def main() -> int:
 
 
 def reward_of_run(model: str) -> str:
-    """What the search that a model comes from was rewarded with; ``ppl`` of all others."""
-    config = Path(model).parent / "config.yaml"
-    return str(read_config(config).get("reward", "ppl")) if config.is_file() else "ppl"
+    """What the search that a model comes from was rewarded with; ``ppl`` of all others.
+
+    Args:
+        model: a name, or a folder; that of a run, of a part of one, or of what was allocated elsewhere.
+    """
+    part = Path(model).parent
+    allocated_by = (RunFolder(part).read_json("best.json") or {}).get("allocated_by")
+    runs = [part, part.parent, *([] if allocated_by is None else [Path(allocated_by)])]
+    configs = [run / "config.yaml" for run in runs if (run / "config.yaml").is_file()]
+    return str(read_config(configs[0]).get("reward", "ppl")) if configs else "ppl"
 
 
 @contextmanager

@@ -294,7 +294,7 @@ def meet_limit(args: Args, job: Job, outcome: Outcome) -> list[LimitedModel]:
     with job.evaluator.sharing_dense_pass():
         made = LimitedModel.of(
             job.run.folder, job.evaluator, outcome.learned, args.limit, job.limit_windows, job.test_windows, about,
-            job.run.costs.parts,
+            job.run.costs,
         )  # fmt: skip
         if made.report is not None and args.save_model:
             made.report.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None, gguf=args.gguf)

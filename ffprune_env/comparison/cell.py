@@ -137,6 +137,9 @@ def restore_inf(content: dict[str, Any]) -> None:
     """Undoes what strict JSON does to infinite numbers: they were written as null, and named."""
     for name in content.pop("non_finite", []):
         content[name] = _with_inf(content[name])
+    for value in content.values():
+        if isinstance(value, dict):
+            restore_inf(value)
 
 
 def _with_inf(value: Any) -> Any:

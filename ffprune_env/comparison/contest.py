@@ -56,12 +56,13 @@ def search_and_measure(
     with ranking_of(subject, method):
         with prunable.pruned(kept) as model:
             test_ppl, interval = subject.test(model)
-            params = model.num_parameters()
+            cut = model.num_parameters()
+        params = prunable.params(kept)  # as many as are written: keys that no query reads are not
         calibration = calibration_of(subject, method, kept)
         calibrated_ppl = calibrated_interval = None
         if calibration is not None:
             with prunable.pruned(kept, calibration) as model:
-                params = model.num_parameters()  # FLAP's compensation adds biases
+                params += model.num_parameters() - cut  # FLAP's compensation adds biases
                 calibrated_ppl, calibrated_interval = subject.test(model)
         rewarded = subject.held_out()
         with prunable.pruned(kept, calibration) as model:

@@ -203,7 +203,8 @@ class ComparisonFolder:
         where: dict[str, object] = {name: manifest[name] for name in known if name in manifest}
         where |= manifest.get("made", {})  # what was asked for is in the command
         asked = self._read("zero_shot.json")
-        where |= {} if asked is None else {"zero_shot_limit": asked["limit"]}
+        if asked is not None:
+            where |= {"zero_shot_limit": asked["limit"], **({"zero_shot_unseen": True} if asked.get("apart") else {})}
         return Comparison(settings={**self.settings, **where, **settings}, cells=cells, **dense)
 
     def write(self, name: str, content: Mapping[str, Any]) -> None:

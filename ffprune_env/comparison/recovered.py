@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,11 @@ from ffprune_env.comparison.contest import calibration_of, ranking_of
 from ffprune_env.comparison.plan import ANSWERING
 from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
 from ffprune_env.comparison.subject import Subject
+from ffprune_env.lm.excess import share_removed, share_text
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.text import RecoveryText
-from ffprune_env.run.recovered import excess
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,7 +35,9 @@ class RecoveredCell:
         zero_shot_before, zero_shot_after: accuracies by task, and their ``average``; None if nothing was asked.
         recovery: what training did, by the names of :class:`~ffprune_env.recovery.session.Recovery`.
         settings: of the training.
-        recovery_text: what was trained on; None is the calibration text of the comparison.
+        recovery_text: what was trained on; None is the text of the comparison.
+        text_digest: of all that was trained on and stopped by.
+        versions: of what trained and measured, as :func:`~ffprune_env.lm.identity.identity_of_versions` has them.
     """
 
     method: str
@@ -50,6 +52,8 @@ class RecoveredCell:
     recovery: dict[str, Any]
     settings: dict[str, Any]
     recovery_text: str | None = None
+    text_digest: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
 
 
 def final_copy(subject: Subject, cell: Cell) -> PreTrainedModel:
@@ -126,8 +130,9 @@ def recovered_markdown(cells: Sequence[RecoveredCell]) -> str:
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for name, n, before, after, low, high, removed, asked in sorted(rows, key=lambda row: row[3]):
+            gone = share_text(removed)
             lines.append(
-                f"| `{name}` | {before:.2f} | {after:.2f} | {low:.2f} to {high:.2f} | {removed:.1%} | {order[name]} "
+                f"| `{name}` | {before:.2f} | {after:.2f} | {low:.2f} to {high:.2f} | {gone} | {order[name]} "
                 f"| {asked[0]} | {asked[1]} | {n} |"
             )
         parts.append("\n".join(lines))
@@ -136,7 +141,7 @@ def recovered_markdown(cells: Sequence[RecoveredCell]) -> str:
 
 def _row(cells: Sequence[RecoveredCell]) -> tuple[str, int, float, float, float, float, float, tuple[str, str]]:
     after = [cell.after_ppl for cell in cells]
-    removed = fmean(1 - excess(x.after_ppl, x.dense_ppl) / excess(x.before_ppl, x.dense_ppl) for x in cells)
+    removed = fmean(share_removed(x.after_ppl, x.before_ppl, x.dense_ppl) for x in cells)
     asked = [[x["average"] for x in found if x is not None] for found in zip(*map(_asked, cells), strict=True)]
     shown = [f"{fmean(found):.3f}" if found else "" for found in asked]
     before = fmean(cell.before_ppl for cell in cells)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -72,11 +73,15 @@ class Subject:
         return lambda model: None
 
     def ask(self, model: PreTrainedModel) -> tuple[dict[str, float] | None, dict[str, float] | None]:
-        """Accuracies of a model on the zero-shot tasks and of their average, and standard errors; None if not asked."""
+        """Accuracies of a model on the zero-shot tasks and of their average, and standard errors; None if not asked.
+
+        A task that the model has no finite likelihoods on is left out, and with it the average.
+        """
         if self.zero_shot is None:
             return None, None
         asked = self.zero_shot(model)
         scores = {name: result.score for name, result in asked.tasks.items()} | {"average": asked.average}
+        scores = {name: score for name, score in scores.items() if not math.isnan(score)}
         stderrs = {name: result.score_stderr for name, result in asked.tasks.items()}
         known = {name: x for name, x in (stderrs | {"average": asked.average_stderr}).items() if x is not None}
         return scores, known

@@ -9,8 +9,9 @@ from typing import Literal, get_args
 from ffprune_env.lm.cost import Cost, Tally, counting
 
 #: What a search is made of: putting heads and channels in order and trying the model, where the policy starts, the
-#: evaluations and the training, the last look at a few candidates, and the re-fitting of what was chosen.
-Part = Literal["ranking", "start", "search", "finalists", "calibration"]
+#: evaluations and the training, the last look at a few candidates, the re-fitting of what was chosen, and the models
+#: that were made to meet a limit.
+Part = Literal["ranking", "start", "search", "finalists", "calibration", "limit"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 

@@ -41,7 +41,8 @@ class TaskResult:
         acc_stderr: its standard error; None of a single question.
         acc_norm: the same by likelihood per character of the answer; None where the task has no such metric.
         acc_norm_stderr: its standard error.
-        n: questions asked.
+        n: questions asked. Where an answer had no finite likelihood, which the right one may then be taken for, all of
+            the above are NaN.
         averaged: the metric that the average over tasks takes.
     """
 
@@ -129,7 +130,7 @@ def score_tasks(
         for name, task in tasks.items():
             scorer.task_name = name
             report = evaluate(lm=scorer, task_dict={"tasks": {name: task}}, limit=limit, log_samples=False)
-            results[name] = result = _result(name, report)
+            results[name] = result = _result(name, report, scorer.broken > 0)
             logger.info("%s: %s %.4f on %d questions", name, result.averaged, result.score, result.n)
     scored = ZeroShot(results)
     logger.info("average of %d tasks: %.4f, in %.0f s", len(results), scored.average, time.perf_counter() - started)
@@ -152,6 +153,8 @@ class _Scorer(HFLM):  # type: ignore[misc]
         # A copy, because lm-eval gives tokenizers a padding token.
         super().__init__(model, "causal", tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
         self.task_name = ""
+        #: Questions with an answer that has no finite likelihood, of the last task.
+        self.broken = 0
         self._show = show
         self._read = self._to_read = 0
 
@@ -163,10 +166,10 @@ class _Scorer(HFLM):  # type: ignore[misc]
         self._read, self._to_read = 0, len({(*context, *answer[:-1]) for _, context, answer in requests})
         scores = super()._loglikelihood_tokens(requests, *args, **kwargs)
         too_long = sum(len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests)
-        broken = sum(not math.isfinite(score) for score, _ in scores)
+        self.broken = sum(not math.isfinite(score) for score, _ in scores)
         for count, what in (
             (too_long, f"were cut from the left, to the {self.max_length} tokens that the model takes"),
-            (broken, "have no finite likelihood: the accuracies mean nothing"),
+            (self.broken, "have no finite likelihood: there is no accuracy"),
         ):
             if count:
                 logger.warning("%s: %d of %d questions with an answer %s", self.task_name, count, len(scores), what)
@@ -180,7 +183,7 @@ class _Scorer(HFLM):  # type: ignore[misc]
         return logits
 
 
-def _result(name: str, report: Mapping[str, Any]) -> TaskResult:
+def _result(name: str, report: Mapping[str, Any], broken: bool) -> TaskResult:
     values = {key.removesuffix(",none"): value for key, value in report["results"][name].items()}
     acc_stderr, acc_norm, acc_norm_stderr = (
         value if isinstance(value := values.get(key), float) else None  # lm-eval writes "N/A" for no standard error
@@ -188,4 +191,6 @@ def _result(name: str, report: Mapping[str, Any]) -> TaskResult:
     )
     averaged: Metric = "acc" if name in _BY_ACC else "acc_norm"
     n = report["n-samples"][name]["effective"]
+    if broken:
+        return TaskResult(math.nan, None, None if acc_norm is None else math.nan, None, n, averaged)
     return TaskResult(float(values["acc"]), acc_stderr, acc_norm, acc_norm_stderr, n, averaged)

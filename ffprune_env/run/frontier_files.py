@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,13 @@ import torch
 from ffprune_env.export.gguf.families import why_no_gguf
 from ffprune_env.export.gguf.file import write_gguf
 from ffprune_env.export.gguf.kinds import GgufType, kind_of
-from ffprune_env.export.gguf.llama_cpp import LlamaCpp
+from ffprune_env.export.gguf.llama_cpp import LlamaCpp, require_llama_cpp
 from ffprune_env.lm.loss import perplexity_of
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.serving.comparison import compared
+from ffprune_env.serving.latency import machine
 from ffprune_env.serving.served import in_turns
 from ffprune_env.serving.worker import Job
 
@@ -104,13 +106,15 @@ class KeptFiles:
 
     Args:
         run: its folder.
-        measured_on: what figures depend on beside the files; those of anything else are dropped.
+        measured_on: what figures are asked to be; others are dropped.
+        by: who measures now; what anybody else measured is dropped. None takes everybody's, for who only looks.
     """
 
-    def __init__(self, run: RunFolder, measured_on: Mapping[str, Any]) -> None:
-        self._run, self._measured_on = run, dict(measured_on)
+    def __init__(self, run: RunFolder, measured_on: Mapping[str, Any], by: Mapping[str, Any] | None) -> None:
+        self._run, self._about = run, {"measured_on": dict(measured_on), "made_by": by}
         found = run.read_json(_KEPT) or {}
-        every = found.get("files", []) if found.get("measured_on") == self._measured_on else []
+        same = all(found.get(name) == value for name, value in self._about.items() if value is not None)
+        every = found.get("files", []) if same else []
         self._points = {(point.model, point.kind): point for point in map(_read, every)}
 
     def of(self, sources: Sequence[Source], kinds: Sequence[GgufType]) -> list[FilePoint]:
@@ -127,7 +131,7 @@ class KeptFiles:
         """Keeps one more."""
         self._points[point.model, point.kind] = point
         files = [asdict(x) for x in self._points.values()]
-        self._run.write_json(_KEPT, {"measured_on": self._measured_on, "files": files})
+        self._run.write_json(_KEPT, {**self._about, "files": files})
 
 
 def _read(content: Mapping[str, Any]) -> FilePoint:
@@ -163,7 +167,7 @@ def made_of(folder: Path) -> str:
 
 
 def measured_on(text: str, windows: int | None, rounds: int) -> dict[str, Any]:
-    """What the figures of files depend on, to be kept beside them.
+    """What the figures of files are asked to be, to be kept beside them.
 
     Args:
         text: digest of all windows of test text.
@@ -171,6 +175,17 @@ def measured_on(text: str, windows: int | None, rounds: int) -> dict[str, Any]:
         rounds: how often speed is timed.
     """
     return {"text": text, "windows": windows, "rounds": rounds, "clock": "cpu", **asdict(JOB)}
+
+
+def made_by() -> dict[str, Any]:
+    """Who writes and times files here: versions and the machine, which the figures depend on as well.
+
+    Raises:
+        ValueError: nobody, since llama.cpp is missing.
+    """
+    require_llama_cpp("measuring files")
+    versions = {name: metadata.version(name) for name in ("ffprune", "gguf", "cyllama")}
+    return {"versions": versions, "machine": machine()}
 
 
 def measure_files(

@@ -11,11 +11,10 @@ import torch
 from rich.table import Table
 
 from ffprune_env.evaluators.language_model import LMEvaluator
-from ffprune_env.evaluators.ledger import Part
+from ffprune_env.evaluators.ledger import Ledger
 from ffprune_env.limits.limit import Limit
 from ffprune_env.limits.smallest import LimitMissedError, Smallest, smallest_model
 from ffprune_env.limits.told import limit_content, limit_lines, limit_table
-from ffprune_env.lm.cost import Cost
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.search.finalists import Answer
@@ -46,7 +45,7 @@ class LimitedModel:
         windows: torch.Tensor,
         test_windows: torch.Tensor,
         about: Mapping[str, Any],
-        spent: Mapping[Part, Cost],
+        ledger: Ledger,
     ) -> LimitedModel:
         """Looks for it, measures it on test text and leaves ``best.json`` and its plot; no model is written yet.
 
@@ -58,17 +57,18 @@ class LimitedModel:
             windows: int64 [n, seq_len], to check the limit on; nobody else sees them.
             test_windows: int64 [n, seq_len].
             about: what ``best.json`` tells beside the figures.
-            spent: what the search cost.
+            ledger: what the search cost, to which the models are added that are made here.
         """
         try:
-            found = smallest_model(policy, evaluator, limit, windows)
+            with ledger.part("limit", evaluator.devices):
+                found = smallest_model(policy, evaluator, limit, windows)
         except LimitMissedError as error:
             return cls(None, None, str(error))
         at, allocation = found.answer.sparsity, found.answer.allocation
         folder = RunFolder(limit_part_of(run.path, at, policy.targets))
         (folder.path / "plots").mkdir(parents=True, exist_ok=True)
         answer, told = Answer("the policy", policy.scores(at), allocation), {**about, "limit": limit_content(found)}
-        report = AnswerReport(folder, evaluator, test_windows, at, answer, told, spent)
+        report = AnswerReport(folder, evaluator, test_windows, at, answer, told, ledger.parts)
         report.measure_chosen()
         report.draw_retention()
         return cls(found, report)

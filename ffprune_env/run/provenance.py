@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ffprune_env.lm.devices import devices_held
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -56,6 +58,7 @@ def machine_facts(model: PreTrainedModel) -> dict[str, Any]:
     device = model.device
     return {
         "device": str(device),
+        "devices": devices_held(model),
         "dtype": str(model.dtype),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),  # its language reference is a text

@@ -13,6 +13,7 @@ import torch
 from rich.table import Table
 
 from ffprune_env.export.rewritten import save_rewritten
+from ffprune_env.lm.excess import excess, share_removed, share_text
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import phase
 from ffprune_env.lm.pruned_folder import load_pruned
@@ -67,7 +68,8 @@ class RecoveredModel:
         table.add_row("searched, from disk", f"{self.pruned_ppl:.2f}", f"{before:.3f}", "")
         if self.test_ppl is not None:
             after = excess(self.test_ppl, self.dense_ppl)
-            table.add_row("recovered, from disk", f"{self.test_ppl:.2f}", f"{after:.3f}", f"{1 - after / before:.1%}")
+            gone = share_text(share_removed(self.test_ppl, self.pruned_ppl, self.dense_ppl))
+            table.add_row("recovered, from disk", f"{self.test_ppl:.2f}", f"{after:.3f}", gone)
         return table
 
     def summary(self) -> list[str]:
@@ -85,11 +87,6 @@ class RecoveredModel:
             f"serve it:    ffprune export-gguf {model} {model}.gguf",
             f'load it:     model = ffprune_env.load_pruned("{model}")',
         ]
-
-
-def excess(ppl: float, dense: float) -> float:
-    """What pruning costs in nats per token, e = ln PPL / PPL_dense."""
-    return math.log(ppl / dense) if math.isfinite(ppl) else math.inf
 
 
 def written_before(run: RunFolder) -> dict[str, Any]:
@@ -154,7 +151,8 @@ def recover_run(
         sinks = find_sinks(teacher, test_windows, best.get("bos", "never")) if is_there else None
         lost = lost_sinks(sinks, read)
         measured = {"test_ppl": test_ppl, "search_ppl": None, "lost_sinks": lost}
-        best["recovered"] = best["saved"] | measured | {"recovery": facts}
+        saved = {name: value for name, value in best["saved"].items() if name != "non_finite"}
+        best["recovered"] = saved | measured | {"recovery": facts}
         run.write_json("best.json", best)
     run.write_json(FACTS, {**facts, "test_ppl": test_ppl})
     shutil.rmtree(run.path / WORK, ignore_errors=True)

@@ -88,7 +88,7 @@ def provenance_of(prunable: PrunableModel, server: Server) -> dict[str, Any]:
         "job": asdict(server.job),
         "rounds": server.rounds,
         "clock": server.clock,
-        "machine": [platform.node(), platform.machine(), _processor(), os.cpu_count()],
+        "machine": machine(),
     }
 
 
@@ -133,6 +133,11 @@ def _read(content: Mapping[str, Any]) -> UnitTimes:
         for x in content["shapes"]
     ]
     return UnitTimes(content["dense"], shapes)
+
+
+def machine() -> list[Any]:
+    """What tells this machine from others that are slower or faster."""
+    return [platform.node(), platform.machine(), _processor(), os.cpu_count()]
 
 
 def _processor() -> str:

@@ -14,14 +14,16 @@ from tiny_subject import subject_of
 import ffprune_env as ff
 from ffprune_env.comparison.contest import ask_final, search_and_measure
 from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
+from ffprune_env.comparison.subject import Subject
 from ffprune_env.evaluators.final_calibration import FinalCalibration
+from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.zero_shot import TaskResult, ZeroShot
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS, settings_of
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import PrunableModel
-from ffprune_env.pruning.saliency import collect_statistics, wifv_scores
+from ffprune_env.pruning.saliency import collect_statistics, wanda_scores, wifv_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.search.settings import SearchSettings
 
@@ -205,3 +207,17 @@ def test_every_setting_of_a_method_is_known():
     assert settings_of(METHODS["fisher-iterated"])["steps"] == 8
     assert settings_of(METHODS["flap-bias"]) == {"plain_reward": False, "flap_bias": True}
     assert settings_of(ABLATIONS["ppo-greedy"])["mapping"] == "greedy"
+
+
+@pytest.mark.parametrize("heads", ["single", "balanced"])
+def test_parameters_are_those_of_the_model_that_would_be_written(windows, tmp_path, heads):
+    """Keys and values that no query head reads any more are in memory, and not in a file."""
+    prunable = PrunableModel(tiny_model("llama-gqa"), heads=heads)
+    stats = collect_statistics(prunable, windows)
+    prunable.rank(wanda_scores(prunable, stats))
+    texts = {"finalists": windows.flip(1), "curves": windows, "calibration": windows}
+    evaluator = LMEvaluator(prunable, windows, 1, ff.RidgeCalibration(prunable, stats), True, stats, texts=texts)
+    subject = Subject(evaluator, evaluator, windows, windows)
+    cell = search_and_measure(subject, "uniform", METHODS["uniform"], 0.7, None, 0)
+    ff.save_pruned(prunable, cell.kept, tmp_path / "model", calibration=evaluator.calibration)
+    assert cell.params == ff.load_pruned(tmp_path / "model", device="cpu").num_parameters()

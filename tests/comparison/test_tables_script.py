@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 from conftest import load_script
 
-from ffprune_env.comparison import filling
+from ffprune_env.comparison import measuring
 from ffprune_env.comparison.paper_tables.contents import OURS
 from ffprune_env.evaluators.zero_shot import TaskResult, ZeroShot
 from ffprune_env.evaluators.zero_shot_tasks import TASKS
@@ -75,7 +75,7 @@ def test_the_fourth_table_warm_starts_goes_on_and_measures_nothing_twice(tables,
         raise AssertionError("nothing is missing, so nothing is ranked")
 
     with monkeypatch.context() as patch:
-        patch.setattr(filling, "build_evaluator", no_ranking)
+        patch.setattr(measuring, "build_evaluator", no_ranking)
         assert tables("--table", 4)[0] == 0
     assert stat(tables.out) == before
     (folder / "cells" / warm).unlink()

@@ -76,6 +76,9 @@ def test_the_model_on_disk_meets_the_limit_and_a_smaller_one_does_not(limited, t
     assert limit["asked"] == f"--max-loss {LOSS}"
     assert limit["dense_ppl"] == pytest.approx(dense_losses.double().mean().exp().item(), rel=1e-5)
     assert best["chosen"]["kept"] == ff.Policy.load(limited[0]).allocate(limit["sparsity"]).kept.tolist()
+    made = sum(trial["calibration"] == "sequential" for trial in limit["tried"])
+    calibrated_on = 2 * made  # windows through the dense model and the pruned one, for each
+    assert best["cost"]["limit"]["forward_passes"] >= calibrated_on + len(limit["tried"]) * len(windows)
     assert limit["calibration"] == best["calibration"]["chosen"]["calibration"] == "sequential"
     for worse in ("missed", "smaller"):
         assert limit[worse]["bound"] > limit["max_loss"]

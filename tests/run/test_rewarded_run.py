@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
+from conftest import load_script
 from tiny_runs import assert_same, best_of, cut_off, run_main, samples_of, settings
 
 PLAIN = ("--init", "ffn-only", "--no-save-model")
@@ -156,3 +157,17 @@ def test_methods_of_a_comparison_minimize_what_is_rewarded(compare, place, monke
     code, _, err = compare("--methods", "uniform", "--final-windows", "2")
     assert code == 2
     assert "was made with reward" in err
+
+
+def test_the_reward_of_a_run_is_known_of_every_model_in_it(tmp_path):
+    """Also of one sparsity of several, of what was allocated later, and of what was recovered."""
+    script = load_script("evaluate/zero_shot.py")
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    for folder in (run / "model", run / "s30" / "model", run / "s30" / "recovered", elsewhere / "model"):
+        folder.mkdir(parents=True)
+    (run / "config.yaml").write_text("reward: tasks:piqa\nsparsity: 0.3\n")
+    (elsewhere / "best.json").write_text(json.dumps({"allocated_by": str(run)}))
+    for model in (run / "model", run / "s30" / "model", run / "s30" / "recovered", elsewhere / "model"):
+        assert script.reward_of_run(str(model)) == "tasks:piqa"
+    for model in ("smollm2-135m", str(tmp_path / "other" / "model")):
+        assert script.reward_of_run(model) == "ppl"

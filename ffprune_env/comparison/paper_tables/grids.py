@@ -72,6 +72,8 @@ def _zero_shot(table: PaperTable, one: Measured) -> Grid:
     limit = None if one.comparison is None else one.comparison.settings.get("zero_shot_limit", "none yet")
     if limit is not None:
         notes.append(f"Questions of every task that were asked, from the first: {limit}.")
+    if one.comparison is not None and one.comparison.settings.get("zero_shot_unseen"):
+        notes.append("They are of the half of every task that no search with it as a reward sees.")
     return Grid(columns, rows, [*notes, *_notes(table, [one])])
 
 

@@ -25,6 +25,7 @@ class Measured:
         other: the same, calibrated on the other text.
         prepared: seconds that ranking and calibration took; None if that was not recorded.
         other_text: name of that text.
+        devices: that the model was spread over.
     """
 
     model: str
@@ -32,6 +33,7 @@ class Measured:
     other: Comparison | None = None
     prepared: float | None = None
     other_text: str = OTHER_TEXT
+    devices: int = 1
 
     def label(self, line: Line) -> str:
         """What a row is called: one that is calibrated on another text than the paper's by that text."""
@@ -98,9 +100,14 @@ class Measured:
         shared = 0.0 if row.rebuilds else self.prepared
         if before is None or shared is None:
             return Entry(NONE), Entry(NONE)
-        added = f"{_hours(own)} more" if row.cells[0].settings.get("warm") else ""
-        search = Entry(_hours(before + own), added) if row.search else Entry(NONE)
-        return search, Entry(_hours(before + own + shared), added)
+        added = f"{self._hours(own)} more" if row.cells[0].settings.get("warm") else ""
+        search = Entry(self._hours(before + own), added) if row.search else Entry(NONE)
+        return search, Entry(self._hours(before + own + shared), added)
+
+    def _hours(self, seconds: float) -> str:
+        """Device-hours of a wall time."""
+        hours = self.devices * seconds / _SECONDS
+        return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"
 
     def _seconds_before(self, cell: Cell) -> float | None:
         """What the search cost that this one starts from, in the mean over seeds; None if it is not there."""
@@ -115,8 +122,3 @@ def label_entry(label: str, rows: Sequence[Row]) -> Entry:
     """The label of a row, with the marks that any of its cells have."""
     marks = dict.fromkeys(mark for row in rows for mark in name_entry(row).text.removeprefix(row.method).split())
     return Entry(" ".join([label, *marks]))
-
-
-def _hours(seconds: float) -> str:
-    hours = seconds / _SECONDS
-    return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"

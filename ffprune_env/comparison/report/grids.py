@@ -17,8 +17,8 @@ from ffprune_env.comparison.report.rows import (
     left_out,
     ppl_text,
     rows_at,
-    share_removed,
 )
+from ffprune_env.lm.excess import share_removed
 from ffprune_env.lm.intervals import LEAST_WINDOWS, neighbours_note
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 
@@ -157,7 +157,8 @@ def zero_shot_grid(comparison: Comparison, sparsity: float) -> Grid | None:
     if "zero_shot_limit" in comparison.settings:
         limit = comparison.settings["zero_shot_limit"]
         which = "All questions" if limit is None else f"The first {limit} questions"
-        notes.append(f"{which} of every task were asked.")
+        unseen = " that no search with it as a reward sees" if comparison.settings.get("zero_shot_unseen") else ""
+        notes.append(f"{which} of every task{unseen} were asked.")
     marks = [*rebuild_note(tested), *lacks_update_note(tested), *fell_back_note(tested)]
     return Grid(columns, entries, [*notes, *marks])
 

@@ -26,9 +26,9 @@ from ffprune_env.comparison.report.rows import (
     methods,
     ppl_text,
     rows_at,
-    share_removed,
     target_sparsities,
 )
+from ffprune_env.lm.excess import share_removed
 
 
 def overview_grid(comparison: Comparison) -> Grid | None:

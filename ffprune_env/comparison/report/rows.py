@@ -183,17 +183,6 @@ def change(ppl: float, base: float) -> float:
     return ppl / base - 1 if math.isfinite(base) else math.nan
 
 
-def share_removed(ppl: float, base: float, dense: float) -> float:
-    """Share of the excess e(base) that is gone, with e(x) = ln PPL(x) − ln PPL(dense).
-
-    Returns:
-        1 − e(ppl) / e(base): 0 for the base, 1 for the dense model, below 0 for what is worse than the base. NaN where
-        e(base) is infinite, or where the base is no worse than the dense model.
-    """
-    excess = math.log(base) - math.log(dense)
-    return 1 - (math.log(ppl) - math.log(dense)) / excess if 0 < excess < math.inf else math.nan
-
-
 def findings(comparison: Comparison) -> list[str]:
     """What the numbers say, one paragraph per sparsity, with names of methods in backticks."""
     return [_finding(comparison, sparsity) for sparsity in target_sparsities(comparison)]
