@@ -322,8 +322,11 @@ def conclude(args: Args, run: RunSession, reports: Sequence[Report]) -> int:
         console.print(sparsities_table({result.target: result.results for result in reports}))
     if of_range and args.limit is None:
         path, outcome = run.folder.path, reports[0].outcome
+        made = f"no search, {reports[0].answer.name} as it is"
+        if outcome.samples:
+            made = f"{len(outcome.samples)} evaluations in {outcome.seconds:.0f} s"
         tell(
-            f"{len(outcome.samples)} evaluations in {outcome.seconds:.0f} s; files in {path}",
+            f"{made}; files in {path}",
             f"of a range no model is written; there is one for any sparsity in {args.sparsity}:",
             f"write it:    ffprune allocate {path} --sparsity {args.targets[len(args.targets) // 2]:g}",
         )

@@ -24,8 +24,10 @@ CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
 
 def flags_without_evaluations(*where, **changes):
     flags = settings(*where, **changes)
-    at = flags.index("--evaluations")
-    return flags[:at] + flags[at + 2 :]
+    for name in ("--evaluations", "--rollout"):
+        at = flags.index(name)
+        flags = flags[:at] + flags[at + 2 :]
+    return flags
 
 
 @pytest.mark.parametrize(
