@@ -90,7 +90,7 @@ def main() -> int:
         results = study(args)
     except (ValueError, OSError) as error:
         return fail(error, 2)
-    asked = f"σ = {args.target:g}, {args.budget} evaluations, {args.seeds} seeds, noise {args.noise:g}"
+    asked = f"{args.model}, σ = {args.target:g}, {args.budget} evaluations, {args.seeds} seeds, noise {args.noise:g}"
     table = Table(title=f"damage removed, {asked}")
     table.add_column("changed")
     for init in args.inits:
@@ -136,11 +136,15 @@ def total(surrogate: SurrogateEvaluator, kept: IntArray) -> float:
     return surrogate.damage(kept)
 
 
+def described(args: Args) -> str:
+    """What curves depend on, as it is kept beside them."""
+    settings = {x.name: getattr(args, x.name) for x in fields(EvaluatorSettings)}
+    return strict_json({"model": args.model, "text": args.text, **settings})
+
+
 def read_curves(args: Args, seed: int = 0) -> SurrogateEvaluator:
     """The model's damage curves, calibrated, from the file or measured and kept there; ``seed`` is of the noise."""
-    about = strict_json(
-        {"model": args.model, "text": args.text, **{x.name: getattr(args, x.name) for x in fields(EvaluatorSettings)}}
-    )
+    about = described(args)
     if not args.curves.exists():
         evaluator = build_evaluator(*args.load(), args.text, args)
         text = spread_windows(evaluator.texts["curves"], CURVE_TOKENS)

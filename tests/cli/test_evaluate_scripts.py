@@ -385,7 +385,8 @@ def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
     surrogate = ff.SurrogateEvaluator.synthetic(n_layers=3)
     arrays = {f"curve_{i}": curve for i, curve in enumerate(surrogate.curves)}
     names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in surrogate.units]
-    np.savez(tmp_path / "curves.npz", units=np.array(names), **arrays)
+    about = study.described(study.Args(text="python-docs"))
+    np.savez(tmp_path / "curves.npz", units=np.array(names), about=np.array(about), **arrays)
     monkeypatch.setattr(study, "CHANGES", ({}, {"log_std_init": -9.0}))
     arguments = ("--curves", tmp_path / "curves.npz", "--seeds", 2, "--inits", "ffn-only")
     code, out, _ = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments)
@@ -393,6 +394,8 @@ def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
     default, still = (float(line.split("│")[2].split()[0]) for line in out.splitlines() if "(" in line and "│" in line)
     assert default > 20  # percent of the damage that could be removed
     assert abs(still) < default / 2  # a policy that hardly explores stays where it starts
+    code, _, err = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments, "--criterion", "wanda")
+    assert (code, "holds curves of another model, text or setting: give another --curves" in err) == (2, True)
 
 
 def test_scale_knows_how_large_models_are(monkeypatch, capsys):

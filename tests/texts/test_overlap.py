@@ -9,7 +9,7 @@ import torch
 from conftest import load_script
 from tiny_runs import run_main, settings
 
-from ffprune_env.comparison import filling
+from ffprune_env.comparison import measuring
 from ffprune_env.texts.overlap import require_unseen, share_in
 
 
@@ -66,7 +66,7 @@ def test_every_script_that_takes_a_test_text_looks_at_it_before_it_ranks(
 ):
     module = load_script(f"evaluate/{script}.py")
     if script != "windows":  # which measures nothing
-        ranks = filling if script in ("compare", "tables") else module
+        ranks = measuring if script in ("compare", "tables") else module
         monkeypatch.setattr(ranks, "build_evaluator", no_ranking)
     of_runs = script in ("compare_runs", "reward_study")
     model = ("--table", 2, "--models", tiny_folder) if script == "tables" else ("--model", tiny_folder)

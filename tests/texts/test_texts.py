@@ -124,8 +124,8 @@ def test_all_of_a_text_too_short_is_taken_where_fewer_windows_do(text_file, toke
 
 
 def test_arguments_out_of_range(tokenizer):
-    with pytest.raises(ValueError, match="allowed are search, calibration, test, all"):
-        load_windows("python-docs", tokenizer, split="train")
+    with pytest.raises(ValueError, match="allowed are search, calibration, test, train, all"):
+        load_windows("python-docs", tokenizer, split="middle")
     with pytest.raises(ValueError, match="seq_len ≥ 2"):
         load_windows("python-docs", tokenizer, seq_len=1)
 
