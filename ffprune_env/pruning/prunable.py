@@ -17,10 +17,12 @@ from ffprune_env.budget.units import PruneUnit, UnitKind
 from ffprune_env.lm.devices import running_device
 from ffprune_env.modeling.attention import index_keys, require_indexable, use_indexed_attention
 from ffprune_env.pruning.as_it_was import AsItWas
-from ffprune_env.pruning.cutting import Dense, permute, shrink
+from ffprune_env.pruning.cutting import Dense, shrink
+from ffprune_env.pruning.group_order import checked_scores, put_in_order, scores_of_order
 from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.leaving_out import why_none_can_go
 from ffprune_env.pruning.probe import logits_before, probe
+from ffprune_env.pruning.sizes import removed_params, unread_params
 from ffprune_env.pruning.streaming import stream, streamed
 from ffprune_env.pruning.tiled_attention import use_tiled_attention
 from ffprune_env.pruning.unit_layout import UnitLayout
@@ -147,15 +149,7 @@ class PrunableModel:
             RuntimeError: called inside :meth:`pruned`.
         """
         self.require_dense("rank")
-        arrays = [np.asarray(score, dtype=np.float64) for score in scores]
-        if len(arrays) != len(self.units):
-            raise ValueError(f"got scores for {len(arrays)} units, expected one array for each of {len(self.units)}")
-        for layout, array in zip(self.layouts, arrays, strict=True):
-            name = layout.unit.name
-            if array.shape != (layout.n_members,):
-                raise ValueError(f"{name}: got scores of shape {array.shape}, expected ({layout.n_members},)")
-            if not np.isfinite(array).all():
-                raise ValueError(f"{name}: {int((~np.isfinite(array)).sum())} of its scores are not finite")
+        arrays = checked_scores(self.layouts, scores)
         self._put([layout.best_first(array) for layout, array in zip(self.layouts, arrays, strict=True)])
 
     def rank_as(self, order: Sequence[npt.ArrayLike]) -> None:
@@ -171,14 +165,7 @@ class PrunableModel:
             ValueError: it is not an order of the members of every unit; the model is unchanged.
             RuntimeError: called inside :meth:`pruned`.
         """
-        arrays = [np.asarray(members) for members in order]
-        for layout, members in zip(self.layouts, arrays, strict=False):
-            if not np.array_equal(np.sort(members), np.arange(layout.n_members)):
-                raise ValueError(f"{layout.unit.name}: an order holds each of 0 to {layout.n_members - 1} once")
-            # The place of each is its score.
-            if not np.array_equal(layout.best_first(-np.argsort(members).astype(np.float64)), members):
-                raise ValueError(f"{layout.unit.name}: its order is not one of {self.heads} heads")
-        self.rank([-np.argsort(members) for members in arrays])
+        self.rank(scores_of_order(self.layouts, order, self.heads))
 
     @contextmanager
     def ranked(self, scores: Sequence[npt.ArrayLike]) -> Iterator[None]:
@@ -270,7 +257,7 @@ class PrunableModel:
 
     def sparsity(self, kept: npt.ArrayLike) -> float:
         """What goes away as a fraction of Σ w_i; the rest of a unit that goes entirely counts."""
-        return self._removed(kept) / sum(unit.n_params for unit in self.units)
+        return removed_params(self.units, self.check_kept(kept)) / sum(unit.n_params for unit in self.units)
 
     def total_sparsity(self, kept: npt.ArrayLike) -> float:
         """Fraction of all parameters of the model that goes away."""
@@ -278,19 +265,8 @@ class PrunableModel:
 
     def params(self, kept: npt.ArrayLike) -> int:
         """Parameters of the whole model that stay: as many as are written."""
-        return self.n_params - self._removed(kept) - self._unread(kept)
-
-    def _unread(self, kept: npt.ArrayLike) -> int:
-        """Parameters of keys and values that no query head reads any more: they are free, and not in Σ w."""
-        found = 0
-        for layout, order, k in zip(self.layouts, self.order, self.check_kept(kept), strict=True):
-            if layout.key_heads is None or not k:
-                continue
-            read = len(layout.read_keys(order[: layout.members(int(k))]))
-            for linear in layout.keys_and_values:
-                rows = linear.out_features - read * layout.head_dim
-                found += rows * (linear.in_features + (linear.bias is not None))
-        return found
+        counts = self.check_kept(kept)
+        return self.n_params - removed_params(self.units, counts) - unread_params(self.layouts, self.order, counts)
 
     def require_dense(self, verb: str) -> None:
         """Raises RuntimeError inside :meth:`pruned`; ``verb`` says what the caller wanted to do to the model.
@@ -353,15 +329,8 @@ class PrunableModel:
 
     def _put(self, orders: Sequence[IntArray]) -> None:
         """Puts heads and channels where an order per unit, of original indices, wants them."""
-        new = []
         self._is_in_order = False
-        for layout, order, wanted in zip(self.layouts, self.order, orders, strict=True):
-            members = torch.from_numpy(wanted).to(order.device)
-            place = torch.empty_like(order)
-            place[order] = torch.arange(len(order), device=order.device)
-            permute(layout, place[members])
-            new.append(members)
-        self.order = tuple(new)
+        self.order = put_in_order(self.layouts, self.order, orders)
         self._keys = tuple(_keys_of(x, order) for x, order in zip(self.layouts, self.order, strict=True))
         self._restore_keys()
         self._most_rankings += 1
@@ -372,12 +341,6 @@ class PrunableModel:
         for layout, keys in zip(self.layouts, self._keys, strict=True):
             if keys is not None:
                 index_keys(layout.owner, keys)
-
-    def _removed(self, kept: npt.ArrayLike) -> int:
-        counts = self.check_kept(kept)
-        pairs = list(zip(self.units, counts, strict=True))
-        whole = sum(unit.rest_params for unit, k in pairs if not k)
-        return whole + sum(unit.group_params * (unit.n_groups - int(k)) for unit, k in pairs)
 
 
 def _say_what_stays_whole(prunable: PrunableModel) -> None:

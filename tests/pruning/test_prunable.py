@@ -11,7 +11,7 @@ import torch
 from conftest import tiny_model
 from torch.profiler import ProfilerActivity, profile
 
-import ffprune_env.pruning.prunable as prunable_module
+from ffprune_env.pruning import group_order
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.prunable import PrunableModel
@@ -288,7 +288,7 @@ def test_a_model_whose_ranking_was_interrupted_is_used_no_more(monkeypatch):
     prunable = PrunableModel(tiny_model("llama"))
     scores = [np.arange(layout.n_members) for layout in prunable.layouts]
     prunable.rank(scores)
-    real, calls = prunable_module.permute, []
+    real, calls = group_order.permute, []
 
     def interrupted(*given):
         calls.append(given)
@@ -296,7 +296,7 @@ def test_a_model_whose_ranking_was_interrupted_is_used_no_more(monkeypatch):
             raise KeyboardInterrupt
         real(*given)
 
-    monkeypatch.setattr(prunable_module, "permute", interrupted)
+    monkeypatch.setattr(group_order, "permute", interrupted)
     with pytest.raises(KeyboardInterrupt), prunable.ranked([-score for score in scores]):
         pass
     monkeypatch.undo()
