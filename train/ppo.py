@@ -1,12 +1,13 @@
-"""Searches how much of each layer of a language model to keep, with PPO: FastForward Pruning, arXiv 2511.18977.
+"""Finds how much of each layer of a language model to keep: FastForward Pruning, arXiv 2511.18977.
 
-    python train/ppo.py                                   # smollm2-135m on python-docs at σ = 0.2
+    python train/ppo.py                                   # smollm2-135m on python-docs at σ = 0.2, by damage curves
+    python train/ppo.py --init none                       # the same by PPO, from nothing
     python train/ppo.py --model opt-1.3b --text wikitext2 --sparsity 0.3
     python train/ppo.py --config runs/<name>/config.yaml  # the same run again
     python train/ppo.py --resume runs/<name>              # go on with a run that was cut off
 
-One environment step prunes the model by one allocation and measures its perplexity; what it leaves in runs/<name>/ is
-described in docs/usage.md.
+By default damage curves decide, and PPO makes no step after them unless --evaluations asks for some. One environment step
+prunes the model by one allocation and measures its perplexity; what is left in runs/<name>/ is described in docs/usage.md.
 """
 
 from __future__ import annotations
