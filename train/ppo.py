@@ -6,8 +6,9 @@
     python train/ppo.py --config runs/<name>/config.yaml  # the same run again
     python train/ppo.py --resume runs/<name>              # go on with a run that was cut off
 
-By default damage curves decide, and PPO makes no step after them unless --evaluations asks for some. One environment step
-prunes the model by one allocation and measures its perplexity; what is left in runs/<name>/ is described in docs/usage.md.
+By default damage curves decide, and PPO makes no step after them unless --evaluations asks for some. One step of the
+environment prunes the model by one allocation and measures its perplexity. What is left in runs/<name>/ is described in
+docs/usage.md.
 """
 
 from __future__ import annotations
