@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "train" / "ppo.py"
-CHANGES = ("seconds", "cost")  # all that may differ
+CHANGES = ("seconds", "cost", "model")  # all that may differ: the last is where it was loaded from
 
 
 def settings(tiny_folder, text_file, run, **changes):

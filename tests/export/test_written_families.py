@@ -17,6 +17,7 @@ from ffprune_env.export import trial
 from ffprune_env.modeling import modeling_ffprune
 from ffprune_env.modeling.families import FAMILIES
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.sizes import removed_params
 
 # Those that tests/export/test_export.py does not write.
 MORE = ("qwen3", "gemma", "gemma2", "gemma3", "smollm3", "granite", "cohere", "cohere2", "olmo2", "phi3")
@@ -108,7 +109,7 @@ def test_keys_that_no_query_head_reads_any_more_are_not_written(tmp_path):
     assert model.config.num_key_value_heads_per_layer == [1, 1, 2]
     assert model.config.kv_index_per_layer == [None, None, [0, 1, 1]]
     assert sum(p.numel() for p in model.parameters()) == prunable.params(kept)
-    assert prunable.params(kept) == prunable.n_params - prunable._removed(kept) - 2 * 2 * (32 + 1) * 8
+    assert prunable.params(kept) == prunable.n_params - removed_params(prunable.units, kept) - 2 * 2 * (32 + 1) * 8
     with prunable.pruned(kept) as pruned:
         torch.testing.assert_close(logits(model), logits(pruned), rtol=0, atol=1e-9)
     again = PrunableModel(model)

@@ -51,7 +51,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
     for wrong, error, says in (
         ({"evaluatons": 8}, TypeError, "there is no setting 'evaluatons'"),
         ({"preset": "papers"}, ValueError, "unknown preset 'papers'; allowed are default, quick, paper"),
-        ({"sparsity": 1.5}, ValueError, "--sparsity must be between 0 and 1, got 1.5"),
+        ({"sparsity": 1.5}, ValueError, "--sparsity takes numbers between 0 and 1, got 1.5"),
         ({"criterion": "magic"}, ValueError, "unknown criterion 'magic'"),
         ({"init": "fishr"}, ValueError, "--init must be none, ffn-only"),
         ({"text": "absent.txt"}, OSError, "no such file"),
