@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -29,9 +29,6 @@ from ffprune_env.search.presets import Preset
 from ffprune_env.search.problem import StartName
 from ffprune_env.serving.backends import VLLM_PYTHON
 from ffprune_env.serving.unit_times import Clock
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
