@@ -8,9 +8,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
-from ffprune_env.budget.arrays import IntArray
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.final_calibration import FinalCalibration
 from ffprune_env.evaluators.objectives.shares import Place
@@ -206,14 +207,14 @@ class LMEvaluator:
             return "none"
         return "ridge" if self.in_sequence is None else "sequential"
 
-    def measure_final(self, kept: IntArray, n_samples: int) -> float:
-        """Perplexity on the first windows for finalists; calibrated, if :meth:`measure` is, but in float32."""
+    def final_losses(self, kept: IntArray, n_samples: int) -> FloatArray:
+        """Losses in the first windows for finalists; calibrated, if :meth:`measure` is, but in float32."""
         if not 1 <= n_samples <= self.max_final_samples:
             raise ValueError(f"n_samples must be between 1 and {self.max_final_samples}, got {n_samples}")
         place: Place = ("finalists", tuple(range(n_samples)))
         self._prepare(place)
         with self.prunable.pruned(kept, self.calibration if self.calibrated else None) as model:
-            return self._cost(model, place)
+            return self._losses(model, place)
 
     def dense(self, n_samples: Windows) -> float:
         """Measured once per number of windows, and of further windows once for each of them, however they are drawn."""
@@ -277,10 +278,18 @@ class LMEvaluator:
 
     def _cost(self, model: PreTrainedModel, place: Place) -> float:
         """Perplexity, or what takes its place; the model may be dense or pruned."""
+        return perplexity(model, self._windows(place), self.batch_size)
+
+    def _losses(self, model: PreTrainedModel, place: Place) -> FloatArray:
+        """What the logarithm of that is the mean of."""
+        losses = window_losses(model, self._windows(place), self.batch_size).double().numpy()
+        return np.where(np.isfinite(losses), losses, np.inf)
+
+    def _windows(self, place: Place) -> torch.Tensor:
         purpose, indices = place
         windows = {"search": self.windows, "further": self.further}.get(purpose)
         windows = self.texts[purpose] if windows is None else windows
-        return perplexity(model, windows[list(indices)], self.batch_size)
+        return windows[list(indices)]
 
     def _prepare(self, place: Place) -> None:
         """Is called before a cost is asked for, while the model is dense."""

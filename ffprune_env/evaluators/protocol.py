@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ffprune_env.budget.arrays import IntArray
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.units import PruneUnit
 
 #: What is measured on: the first so many windows of search text, or further windows by their indices.
@@ -71,8 +71,11 @@ class SearchEvaluator(DivergenceEvaluator, Protocol):
         """How many there are."""
         ...
 
-    def measure_final(self, kept: IntArray, n_samples: int) -> float:
-        """Perplexity with ``kept[i]`` groups of unit i, on the first ``n_samples`` of these windows."""
+    def final_losses(self, kept: IntArray, n_samples: int) -> FloatArray:
+        """Loss with ``kept[i]`` groups of unit i in each of the first ``n_samples`` of these windows, float64 [n].
+
+        Its mean is ln PPL; inf where it is not finite. One number for all where what is rewarded is not of windows.
+        """
         ...
 
     def remembers(self, kept: IntArray, n_samples: Windows, kl: bool = False) -> bool:

@@ -6,7 +6,9 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from ffprune_env.budget.arrays import IntArray
+import numpy as np
+
+from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.objectives.build import build_objectives
 from ffprune_env.evaluators.objectives.mix import REPORTED, Objectives
@@ -86,6 +88,9 @@ class RewardedEvaluator(LMEvaluator):
 
     def _cost(self, model: PreTrainedModel, place: Place) -> float:
         return self.objectives.cost(model, place) if self.stands_in else super()._cost(model, place)
+
+    def _losses(self, model: PreTrainedModel, place: Place) -> FloatArray:
+        return np.log([self.objectives.cost(model, place)]) if self.stands_in else super()._losses(model, place)
 
     def _prepare(self, place: Place) -> None:
         if self.stands_in:

@@ -98,9 +98,10 @@ class SurrogateEvaluator:
         """Σ damage_i(kept_i) in nats, as it is."""
         return sum(float(curve[k]) for curve, k in zip(self.curves, kept, strict=True))
 
-    def measure_final(self, kept: IntArray, n_samples: int) -> float:
-        """The same as :meth:`measure`, with other noise: curves know no windows."""
-        return self.measure(kept, n_samples)
+    def final_losses(self, kept: IntArray, n_samples: int) -> FloatArray:
+        """What :meth:`measure` gives the exponential of, each window with its noise: float64 [n]."""
+        loss = math.log(self._dense_ppl) + min(self.damage(kept), 700.0)
+        return loss + self._rng.normal(0, self.noise, n_samples) if self.noise else np.full(n_samples, loss)
 
     def remembers(self, kept: IntArray, n_samples: Windows, kl: bool = False) -> bool:
         """Nothing: every answer is made anew."""

@@ -79,7 +79,8 @@ class LogLines:
         """Logs how far the phase is, now and then."""
         if time.perf_counter() - self._told >= _PAUSE_S:
             self._told = time.perf_counter()
-            logger.info("%s: %d of %d  %s", phase.name, phase.done, phase.total, phase.note)
+            of = f" of {phase.total}" if phase.total else ""  # how many there will be is not always known
+            logger.info("%s: %d%s  %s", phase.name, phase.done, of, phase.note)
 
     def end(self, phase: Phase) -> None:
         """Logs the time."""

@@ -177,7 +177,8 @@ class _Looks(TrainerCallback):
             control.should_evaluate = control.should_save = True
             self._made = due
         control.should_training_stop = control.should_training_stop or done >= 1
-        self._advance(1, self._note)
+        clock = "" if self.progress.steps else f"{done:.0%} of the time  "
+        self._advance(1, clock + self._note)
 
     def on_evaluate(
         self, args: Any, state: TrainerState, control: TrainerControl, metrics: dict[str, float], **kwargs: Any

@@ -24,7 +24,7 @@ class Added:
         nats: mean loss per token of the start minus that of the answer; 0 if that is the start.
         windows: how many windows that is of: the first of those for finalists.
         next_best: name of the second best, measured on as many windows as the best; None if there was no other.
-        next_nats: its mean loss per token minus that of the answer.
+        next_nats: its mean loss per token minus that of the answer; below 0 where its lead is no more than chance.
     """
 
     chosen: str
@@ -49,17 +49,17 @@ class Added:
         """
         unit = "nats per token" if of_text else "of the rewarded loss"
         on = f"on {self.windows} window{'s' if self.windows > 1 else ''}"
+        rival = ""
+        if self.next_best is not None and self.next_nats is not None:
+            chance = ", no more than chance," if self.next_nats < 0 else ""
+            rival = f"{self.next_best} comes next, {self.next_nats:+.4f} {unit}{chance} {on}"
         if seconds is None:
             answer = f"the start ({start})" if self.chosen == START else f"{self.chosen}, not the start ({start}),"
-            rival = f"; {self.next_best} comes next, {self.next_nats:+.4f} {unit} {on}" if self.next_best else ""
-            return f"no search was made (--evaluations makes one): {answer} is the answer{rival}"
+            return f"no search was made (--evaluations makes one): {answer} is the answer{rival and '; ' + rival}"
         cost = f"it cost {search_windows} windows in {seconds:.0f} s"
         size = f"{self.nats:.4f} {unit}" + (f" ({self.percent:.2f} % of PPL)" if of_text else "")
         if self.chosen == START:
-            rival = ""
-            if self.next_best is not None and self.next_nats is not None:
-                rival = f": {self.next_best} comes next, {self.next_nats:+.4f} {unit} {on}"
-            return f"PPO added nothing to its start ({start}){rival}; {cost}"
+            return f"PPO added nothing to its start ({start}){rival and ': ' + rival}; {cost}"
         if self.chosen in FREE:
             return f"PPO added nothing: {self.chosen} is better than its start ({start}) by {size} {on}; {cost}"
         return f"PPO added to its start ({start}): {self.chosen} is better by {size} {on}; {cost}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,6 +20,9 @@ from ffprune_env.search.samples import Archive
 from ffprune_env.search.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
+
+#: The candidate that no search and no curves speak for.
+SAFETY_NET = "ffn-only"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def candidates(
     if simple and says_rates(settings.mapping):
         # The best of the simple answers, and often hard to beat: a search should never end behind it.
         with suppress(ValueError):  # that attention stays whole is not always possible
-            scores["ffn-only"] = scores_of(ffn_only(settings.target, units), **settings.bounds)
+            scores[SAFETY_NET] = scores_of(ffn_only(settings.target, units), **settings.bounds)
     return scores | {f"archived sample {i}": sample.scores for i, sample in enumerate(archive.best(), 1)}
 
 
@@ -72,20 +74,20 @@ def choose(
     settings: SearchSettings,
     units: Sequence[PruneUnit],
     scores: Mapping[str, FloatArray],
-    measure: Callable[[IntArray, int], float],
+    measure: Callable[[IntArray, int], FloatArray],
     unseen: str = "neither start nor search saw",
 ) -> Answer:
     """The best of some candidates at S_final, by successive halving.
 
     All are measured on twice N_max windows, the better half on twice as many, and so on. Samples that were the best of
     many are lucky on the windows that they were found on, and so is the start on those of its curves: what they are
-    ranked by is text that neither saw.
+    ranked by is text that neither saw. `ffn-only` has to lead by more than chance: see :func:`settled`.
 
     Args:
         settings: of the search; its target is the sparsity.
         units: the N units.
         scores: [N] scores by name; the start is among them.
-        measure: perplexity with ``kept[i]`` groups of unit i, on so many windows for finalists.
+        measure: loss with ``kept[i]`` groups of unit i in each of so many windows for finalists, float64 [n].
         unseen: who did not see these windows, in words.
     """
     bounds = settings.bounds
@@ -95,29 +97,55 @@ def choose(
     ]
     # What comes first wins ties; candidates that keep the same are one.
     ranked = list({x.allocation.kept.tobytes(): x for x in reversed(answers)}.values())[::-1]
-    losses: dict[str, dict[int, float]] = {x.name: {} for x in ranked}
+    losses: dict[str, dict[int, FloatArray]] = {x.name: {} for x in ranked}
     for rivals, n_samples in settings.rounds(len(ranked)):
         text = f"{n_samples} window{'s' if n_samples > 1 else ''} that {unseen}"
         logger.info("measuring %d finalists at sparsity %g on %s", rivals, settings.target, text)
-        ppls = {x.name: measure(x.allocation.kept, n_samples) for x in ranked[:rivals]}
-        ranked = sorted(ranked[:rivals], key=lambda x: ppls[x.name])
-        for name, ppl in ppls.items():
-            losses[name][n_samples] = math.log(ppl)
-    logger.info("the best is %s", ranked[0].name)
-    spent = sum(n_samples for measured in losses.values() for n_samples in measured)
-    return replace(ranked[0], added=compare([x.name for x in ranked], losses), spent=spent)
+        found = {x.name: measure(x.allocation.kept, n_samples) for x in ranked[:rivals]}
+        ranked = sorted(ranked[:rivals], key=lambda x: float(found[x.name].mean()))
+        for name, measured in found.items():
+            losses[name][n_samples] = measured
+    order = settled([x.name for x in ranked], {x.name: losses[x.name][n_samples] for x in ranked})
+    logger.info("the best is %s", order[0])
+    spent = sum(n_samples for by_windows in losses.values() for n_samples in by_windows)
+    means = {name: {n: float(x.mean()) for n, x in by_windows.items()} for name, by_windows in losses.items()}
+    return replace(next(x for x in ranked if x.name == order[0]), added=compare(order, means), spent=spent)
+
+
+def settled(order: Sequence[str], losses: Mapping[str, FloatArray]) -> list[str]:
+    """Names with the answer first: the best, but `ffn-only` only where its lead is more than chance.
+
+    Damage curves speak for a start and the rewards of a search for its mean, both on other text than this. Nothing else
+    speaks for `ffn-only`, and of a few windows one that is hard decides. So it leads by more than the standard error of
+    the difference, window by window, or the next best is the answer.
+
+    Args:
+        order: of the candidates, the best first.
+        losses: float64 [n] by name, of the same windows. Of one number no error can be told, and the lead counts.
+    """
+    if order[0] != SAFETY_NET or len(order) < 2:
+        return list(order)
+    leads = losses[order[1]] - losses[SAFETY_NET]
+    if len(leads) < 2 or not np.isfinite(leads).all():  # the latter of the other's model, which is broken
+        return list(order)
+    lead, error = float(leads.mean()), float(leads.std(ddof=1)) / len(leads) ** 0.5
+    if lead > error:
+        return list(order)
+    logger.info("%s leads by %.4f, with a standard error of %.4f: no more than chance", SAFETY_NET, lead, error)
+    return [order[1], SAFETY_NET, *order[2:]]
 
 
 def choose_everywhere(
     settings: SearchSettings,
     units: Sequence[PruneUnit],
     functions: Mapping[str, Mapping[float, FloatArray]],
-    measure: Callable[[IntArray, int], float],
+    measure: Callable[[IntArray, int], FloatArray],
     unseen: str = "neither start nor search saw",
 ) -> dict[float, Answer]:
     """The best of some functions of σ, by the mean of ln PPL over the targets.
 
-    One function is chosen for all σ, since what is asked for later lies between the targets.
+    One function is chosen for all σ, since what is asked for later lies between the targets. `ffn-only` has to lead by
+    more than chance here, too.
 
     Args:
         settings: of the search; the sparsities that are measured are its targets.
@@ -139,11 +167,12 @@ def choose_everywhere(
         }
         for name, scores in functions.items()
     }
-    losses = {
-        name: float(np.mean([np.log(measure(answer.allocation.kept, n_samples)) for answer in by_target.values()]))
+    by_window = {
+        name: np.mean([measure(answer.allocation.kept, n_samples) for answer in by_target.values()], axis=0)
         for name, by_target in answers.items()
     }
-    order = sorted(losses, key=lambda name: losses[name])
+    losses = {name: float(x.mean()) for name, x in by_window.items()}
+    order = settled(sorted(losses, key=lambda name: losses[name]), by_window)
     best = order[0]
     others = ", ".join(f"{name} {losses[name] - losses[best]:+.3f}" for name in losses if name != best)
     logger.info("the best is %s; nats per token more, on the average: %s", best, others)
@@ -170,5 +199,5 @@ def functions_of(
     functions = {START: dict(starts), "the policy's mean": dict(means)}
     if simple and says_rates(settings.mapping):
         with suppress(ValueError):
-            functions["ffn-only"] = {at: scores_of(ffn_only(at, units), **settings.bounds) for at in starts}
+            functions[SAFETY_NET] = {at: scores_of(ffn_only(at, units), **settings.bounds) for at in starts}
     return functions

@@ -82,10 +82,10 @@ class Meter:
         self.spend(number_of(n_samples), seen=not self.evaluator.remembers(kept, n_samples, kl=True))
         return self.evaluator.compare(kept, n_samples)
 
-    def measure_final(self, kept: IntArray, n_samples: int) -> float:
-        """Perplexity on windows for finalists, counted."""
+    def final_losses(self, kept: IntArray, n_samples: int) -> FloatArray:
+        """Losses in windows for finalists, counted."""
         self.spend(n_samples)
-        return self.evaluator.measure_final(kept, n_samples)
+        return self.evaluator.final_losses(kept, n_samples)
 
     def remembers(self, kept: IntArray, n_samples: Windows, kl: bool = False) -> bool:
         """Whether the evaluator would answer without reading text."""

@@ -199,12 +199,12 @@ def last_look(
     if len(settings.targets) > 1:
         with phase("finalists", f"functions of sparsity at {len(settings.targets)} sparsities"):
             at_targets = {name: {at: x[at] for at in settings.targets} for name, x in functions.items()}
-            chosen = choose_everywhere(settings, units, at_targets, evaluator.measure_final, start.unseen)
+            chosen = choose_everywhere(settings, units, at_targets, evaluator.final_losses, start.unseen)
         return chosen, functions[chosen[settings.target].name]
     target = settings.target
     with phase("finalists", f"sparsity {target:g}, {archive.seen or 'no'} samples to choose from"):
         final = candidates(settings, units, scores.targets[target], means[target], archive, simple)
-        answer = choose(settings, units, final, evaluator.measure_final, start.unseen)
+        answer = choose(settings, units, final, evaluator.final_losses, start.unseen)
     # Of a sample, or of `ffn-only` where it does not reach all sparsities around, nothing is known but at its own.
     return {target: answer}, {**functions.get(answer.name, means), target: answer.scores}
 

@@ -105,6 +105,9 @@ def test_of_a_run_of_several_sparsities_all_are_compared(runs, other_text, monke
 def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monkeypatch, capsys, tmp_path):
     config = yaml.safe_load((runs / "one" / "config.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "seq_len": 32}))
+    budget = tmp_path / "budget"
+    budget.mkdir()
+    (budget / "config.yaml").write_text(yaml.safe_dump({**config, "budget": "parameters 20%"}))
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.yaml").write_text(yaml.safe_dump({**config, "sparsity": "some"}))
@@ -117,6 +120,7 @@ def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monk
         ((runs / "one", tmp_path, "--test-text", other_text), "has seq_len 32,"),
         ((runs / "one", earlier, "--test-text", other_text), "has calibration 'ridge', the first run has 'sequential'"),
         ((damaged, "--test-text", other_text), "its sparsity is 'some', not one number or several"),
+        ((budget, "--test-text", other_text), "was asked for a budget, parameters 20%, and runs are compared by"),
         ((runs / "one", "--test-text", text_file), "is what the runs were searched on"),
         ((runs / "absent", "--test-text", other_text), "No such file"),
         ((runs / "one", "--test-text", "absent.txt"), "no such file"),

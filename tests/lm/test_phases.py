@@ -76,6 +76,10 @@ def test_a_phase_that_takes_long_tells_how_far_it_is(caplog, monkeypatch):
         advance()
     assert caplog.messages[1:3] == ["search: 1 of 2  reward 0.5", "search: 2 of 2  "]
     caplog.clear()
+    with caplog.at_level(logging.INFO), phase("recovery", "by the clock") as advance:
+        advance(note="half of the time")
+    assert caplog.messages[1] == "recovery: 1  half of the time"
+    caplog.clear()
     monkeypatch.setattr(phases, "_PAUSE_S", 60.0)
     with caplog.at_level(logging.INFO), phase("search", "2 evaluations", 2) as advance:
         advance(2)

@@ -48,13 +48,13 @@ def test_its_answers_are_those_of_a_search_with_the_same_settings():
 
 @pytest.mark.parametrize("evaluations", [6, 12, 21, 90])
 def test_one_budget_covers_the_search_and_the_finalists_of_every_target(evaluations, monkeypatch):
-    final, measure_final = [], Meter.measure_final
+    final, final_losses = [], Meter.final_losses
 
     def count(self, kept, n_samples):
         final.append(n_samples)
-        return measure_final(self, kept, n_samples)
+        return final_losses(self, kept, n_samples)
 
-    monkeypatch.setattr(Meter, "measure_final", count)
+    monkeypatch.setattr(Meter, "final_losses", count)
     problem = of_all(evaluations, init="none")
     found = answer_all(problem)
     # Finalists that keep the same are measured once, and `ffn-only` is not: some is left.
@@ -133,13 +133,13 @@ def test_the_policy_starts_where_a_problem_says(name, init):
 @pytest.mark.parametrize("method", [ppo, policy])
 def test_who_begins_from_nothing_is_not_given_ffn_only_in_the_end(method, monkeypatch):
     """Their last candidates are what was found; of who begins there by its own settings it is one."""
-    simple, final, measure_final = ffn_only(0.3, CURVES.units).kept, [], Meter.measure_final
+    simple, final, final_losses = ffn_only(0.3, CURVES.units).kept, [], Meter.final_losses
 
     def record(self, kept, n_samples):
         final.append(int(np.abs(kept - simple).max()))
-        return measure_final(self, kept, n_samples)
+        return final_losses(self, kept, n_samples)
 
-    monkeypatch.setattr(Meter, "measure_final", record)
+    monkeypatch.setattr(Meter, "final_losses", record)
     method(Problem.of(CURVES, 0.3, evaluations=12, init="none"))
     assert min(final) > 1
     final.clear()

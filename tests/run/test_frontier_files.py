@@ -13,9 +13,10 @@ import tiny_runs
 from conftest import byte_tokenizer, load_script
 from matplotlib.image import imread
 
+from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.frontier import ALONE, Point
 from ffprune_env.run.frontier_drawing import files_plot
-from ffprune_env.run.frontier_files import FilePoint, Pace, best_of
+from ffprune_env.run.frontier_files import FilePoint, KeptFiles, Pace, Source, best_of
 from ffprune_env.run.frontier_rows import COLUMNS, rows_of
 
 SCRIPT = "evaluate/frontier.py"
@@ -184,6 +185,26 @@ POINTS = [
     point("dense", "f16", 400, 10.0), point("dense", "q8_0", 200, 10.1, 1.4), point("s20", "f16", 300, 11.0, 1.3, 0.2),
     point("s20", "q8_0", 150, 11.1, 1.8, 0.2), point("s40", "f16", 220, 14.0, 1.6, 0.4),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("measured_on", "by", "there"),
+    [
+        ({"text": "a"}, {"machine": "one"}, 5),
+        ({"text": "a"}, None, 5),  # who only looks
+        ({"text": "b"}, {"machine": "one"}, 0),
+        ({"text": "a"}, {"machine": "another"}, 0),
+    ],
+)
+def test_figures_of_other_text_or_another_machine_are_dropped(measured_on, by, there, tmp_path):
+    """Sizes are the same everywhere, speeds and perplexities of llama.cpp are not."""
+    kept = KeptFiles(RunFolder(tmp_path), {"text": "a"}, {"machine": "one"})
+    for one in POINTS:
+        kept.add(one)
+    again = KeptFiles(RunFolder(tmp_path), measured_on, by)
+    names = {(one.model, one.sparsity) for one in POINTS}
+    sources = [Source(model, sparsity, "") for model, sparsity in sorted(names)]
+    assert len(again.of(sources, ["f16", "q8_0"])) == there
 
 
 def test_the_best_are_those_that_nothing_beats_in_both():

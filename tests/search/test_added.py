@@ -57,7 +57,7 @@ def test_the_choice_says_by_how_much_and_what_it_cost():
     scores = {"the start": np.zeros(n), "first": np.linspace(-1, 1, n), "second": np.linspace(1, -1, n)}
     kept = {allocate(x, 0.3, CURVES.units).kept.tobytes(): name for name, x in scores.items()}
     losses = {"the start": 3.3, "first": 3.2, "second": 3.1}
-    answer = choose(settings, CURVES.units, scores, lambda some, on: math.exp(losses[kept[some.tobytes()]]))
+    answer = choose(settings, CURVES.units, scores, lambda some, on: np.full(on, losses[kept[some.tobytes()]]))
     assert answer.name == answer.added.chosen == "second"
     assert answer.added.nats == pytest.approx(0.2)
     assert answer.added.windows == 4

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.search.added import START
-from ffprune_env.search.finalists import candidates, choose
+from ffprune_env.search.finalists import candidates, choose, choose_everywhere, settled
 from ffprune_env.search.run_search import last_look
 from ffprune_env.search.samples import Archive, Sample
 from ffprune_env.search.settings import SearchSettings, affordable
@@ -46,14 +44,14 @@ def test_luck_on_the_windows_of_the_search_does_not_count():
     kept, uniform_kept = (allocate(x, 0.3, CURVES.units).kept for x in (lucky, start))
     known, asked = {kept.tobytes(): 3.1, uniform_kept.tobytes(): 3.0}, []
 
-    def measure_final(some, n):
+    def losses(some, n):
         asked.append(n)
-        return math.exp(known.get(some.tobytes(), 4.0))
+        return np.full(n, known.get(some.tobytes(), 4.0))
 
     archive = Archive(0.3)
     archive(Sample(0, 0.3, 2, lucky, kept, kept / 1.0, 0.3, 2.7, 2.0, 0.9, False, 0.1))
     rivals = candidates(settings, CURVES.units, start, start, archive)
-    chosen = choose(settings, CURVES.units, rivals, measure_final)
+    chosen = choose(settings, CURVES.units, rivals, losses)
     assert chosen.name == "the start"  # and not the policy's mean, which is the same and comes second
     np.testing.assert_array_equal(chosen.allocation.kept, uniform_kept)
     assert asked == [4, 4, 4, 8, 8]  # the start, which is the policy's mean, ffn-only, the sample; then the best two
@@ -70,7 +68,7 @@ def test_what_is_left_for_other_sparsities_is_what_was_chosen(sparsity, better, 
     scores = StartScores(dict.fromkeys(settings.targets, known[START]), {0.35: known[START]})
     best = {allocate(known[better], at, units).kept.tobytes() for at in settings.targets}
     evaluator = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
-    monkeypatch.setattr(evaluator, "measure_final", lambda kept, n: 2.0 if kept.tobytes() in best else 3.0)
+    monkeypatch.setattr(evaluator, "final_losses", lambda kept, n: np.full(n, 2.0 if kept.tobytes() in best else 3.0))
     answers, table = last_look(
         settings, evaluator, Equal(), scores, functions["the policy's mean"], Archive(0.3), simple=False
     )
@@ -87,9 +85,61 @@ def test_a_sample_that_was_chosen_is_what_is_left_at_its_own_sparsity():
     archive = Archive(0.3)
     archive(Sample(0, 0.3, 2, lucky, kept, kept / 1.0, 0.3, 2.7, 2.0, 0.9, False, 0.1))
     evaluator = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
-    evaluator.measure_final = lambda some, n: 2.0 if (some == kept).all() else 3.0
+    evaluator.final_losses = lambda some, n: np.full(n, 2.0 if (some == kept).all() else 3.0)
     scores = StartScores({0.3: start}, {0.4: start})
     answers, table = last_look(settings, evaluator, Equal(), scores, {0.3: mean, 0.4: mean}, archive, simple=False)
     assert answers[0.3].name == "archived sample 1"
     np.testing.assert_array_equal(table[0.3], lucky)
     np.testing.assert_array_equal(table[0.4], mean)
+
+
+HARD = np.array([3.0, 3.0, 3.0, 4.0])  # one window decides the mean
+EASY = np.array([3.1, 3.1, 3.1, 3.1])
+
+
+@pytest.mark.parametrize(
+    ("ffn_only", "answer"),
+    [
+        (EASY, "the start"),  # it leads by 0.15 nats, with a standard error of 0.25
+        (HARD - [0.01, 0.02, 0.03, 0.02], "ffn-only"),
+        (np.full(4, 3.0), "the start"),  # by 0.25 with as much
+        (HARD[:1] - 0.1, "ffn-only"),  # of one number no error can be told
+    ],
+)
+def test_the_safety_net_has_to_lead_by_more_than_chance(ffn_only, answer):
+    losses = {"the start": HARD[: len(ffn_only)], "ffn-only": ffn_only}
+    assert settled(["ffn-only", "the start"], losses)[0] == answer
+
+
+def test_what_was_searched_for_need_not():
+    """A search was rewarded for it on other text."""
+    losses = {"the start": HARD, "the policy's mean": EASY}
+    assert settled(["the policy's mean", "the start"], losses)[0] == "the policy's mean"
+
+
+def test_a_broken_model_is_never_what_chance_saves():
+    losses = {"the start": np.array([3.0, np.inf]), "ffn-only": np.array([3.0, 9.0])}
+    assert settled(["ffn-only", "the start"], losses)[0] == "ffn-only"
+
+
+@pytest.mark.parametrize("targets", [(0.3,), (0.2, 0.3)])
+def test_the_last_look_asks_the_safety_net_for_more_than_chance(targets):
+    """At one sparsity and over several."""
+    settings = SearchSettings(sparsity=targets, search_windows=2, final_windows=4 * len(targets))
+    start = np.linspace(-1, 1, len(CURVES.units))
+    known = {at: allocate(start, at, CURVES.units).kept.tobytes() for at in targets}
+
+    def losses(kept, n):
+        assert n == 4
+        return HARD if kept.tobytes() in known.values() else EASY
+
+    functions = {"the start": dict.fromkeys(targets, start), "ffn-only": {at: np.zeros(len(start)) for at in targets}}
+    if len(targets) == 1:
+        at_target = {name: scores[0.3] for name, scores in functions.items()}
+        answer = choose(settings, CURVES.units, at_target, losses)
+    else:
+        answer = choose_everywhere(settings, CURVES.units, functions, losses)[0.3]
+    assert answer.name == answer.added.chosen == "the start"
+    assert (answer.added.next_best, round(answer.added.next_nats, 9)) == ("ffn-only", -0.15)
+    told = answer.added.told("fisher", 9, 1)
+    assert "ffn-only comes next, -0.1500 nats per token, no more than chance, on 4 windows" in told
