@@ -5,8 +5,8 @@
 
 Both models live in processes of their own and take turns, so that a machine whose speed drifts slows both alike.
 Medians are printed, with the median and the quartiles of the ratios taken round by round, and the ratio of their
-parameters: what a server gains that spends its time on weights alone. A server that is not installed is named with what
-installs it.
+parameters: what a server gains that spends its time on weights alone. A server that is not installed, or that refuses a
+model, is named with what installs it or why, and the others are measured.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import logging
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,12 +27,12 @@ import ffprune_env as ff
 from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import ClockFlags, GgufFlags, JsonFlags, RoundFlags, VllmFlags
 from ffprune_env.cli.flags import read_flags
-from ffprune_env.cli.model_flags import DeviceFlags, PrunedFlags
+from ffprune_env.cli.model_flags import DeviceFlags, PrunedFlags, TrustFlags
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.devices import pick_device
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.modeling.config_names import PREFIX
-from ffprune_env.serving.backends import BackendName, backend_of, source_of
+from ffprune_env.serving.backends import Backend, BackendName, backend_of, source_of
 from ffprune_env.serving.comparison import Served, as_json, compared
 from ffprune_env.serving.served import in_turns
 from ffprune_env.serving.worker import Job
@@ -44,7 +46,7 @@ console = wide_console()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(PrunedFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags, VllmFlags, ClockFlags):
+class Args(PrunedFlags, TrustFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlags, VllmFlags, ClockFlags):
     """Settings of the comparison; every field is a flag."""
 
     dense: str = "smollm2-135m"
@@ -92,27 +94,54 @@ def measure(args: Args, device: str, scratch: Path) -> tuple[list[Served], float
     """What both models took on every server that is there, and the ratio of their parameters."""
     pruned = ff.load_pruned(args.pruned, device="cpu")
     dtype = str(pruned.dtype).removeprefix("torch.")
-    dense, tokenizer = ff.load_model(args.dense, dtype, "cpu")
+    dense, tokenizer = ff.load_model(args.dense, dtype, "cpu", args.trust_remote_code)
     require_same_model(args, dense, pruned)
     folders = {"dense": scratch / "dense", "pruned": args.pruned}
     dense.save_pretrained(folders["dense"])
     tokenizer.save_pretrained(folders["dense"])
     models = {"dense": dense, "pruned": pruned}
     ideal = dense.num_parameters() / pruned.num_parameters()
-    found = []
+    # What cannot be written for a server is known before anything is timed on another.
+    sources: dict[Backend, dict[str, Path]] = {}
     for name in args.backend:
         backend = backend_of(name, Path(args.vllm_python))
         if backend.missing is not None:
             say(f"left out: {backend.missing}")
             continue
-        sources = {
-            which: source_of(backend, models[which], folder, scratch, args.kind) for which, folder in folders.items()
-        }
-        for threads in args.threads:
-            job = Job(args.prompt, args.new_tokens, sorted(set(args.batch)), threads, device)
-            measured = in_turns(backend.python, name, sources, job, args.rounds, args.clock)
-            found.append(compared(f"{name} {args.kind if name == 'llama.cpp' else dtype}", job, measured))
+        with leaving_out(name, args):
+            sources[backend] = {
+                which: source_of(backend, models[which], folder, scratch, args.kind)
+                for which, folder in folders.items()
+            }
+    found: list[Served] = []
+    for backend, of_backend in sources.items():
+        stored = args.kind if backend.name == "llama.cpp" else dtype
+        with leaving_out(backend.name, args):
+            for threads in args.threads:
+                batches = sorted(set(args.batch))
+                job = Job(args.prompt, args.new_tokens, batches, threads, device, args.trust_remote_code)
+                measured = in_turns(backend.python, backend.name, of_backend, job, args.rounds, args.clock)
+                found.append(compared(f"{backend.name} {stored}", job, measured))
     return found, ideal
+
+
+@contextmanager
+def leaving_out(name: BackendName, args: Args) -> Iterator[None]:
+    """Says in one line that a server refuses, and why, so that the others go on; of one alone it is an error.
+
+    Args:
+        name: of the server.
+        args: the settings, which say whether it was asked for alone.
+
+    Raises:
+        ValueError, OSError: what the only server said.
+    """
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if set(args.backend) == {name}:
+            raise
+        say(f"left out: {name}: {' '.join(str(error).split())}")
 
 
 def require_same_model(args: Args, dense: PreTrainedModel, pruned: PreTrainedModel) -> None:
@@ -154,7 +183,8 @@ def table(args: Args, found: list[Served], ideal: float, device: str) -> Table:
                 f"{speed.ratio / ideal:.2f}",
             )
         report.add_row("", "", "memory of weights", "", "", f"{served.weights:.2f}")
-        report.add_row("", "", "cache per token", "", "", f"{served.cache:.2f}", end_section=True)
+        cache = "–" if served.cache is None else f"{served.cache:.2f}"
+        report.add_row("", "", "cache per token", "", "", cache, end_section=True)
     report.caption = f"ideal ratio {ideal:.2f}: parameters of the dense model by those of the pruned one"
     return report
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from ffprune_env.limits.limit import LimitName
 from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
+from ffprune_env.run.frontier_json import as_measured
 from ffprune_env.run.results import label
 
 if TYPE_CHECKING:
@@ -35,7 +37,7 @@ class Point:
         policy: ``dense``, ``uniform``, ``ffn-only``, ``chosen``, or of another run ``one σ alone``.
         sparsity: σ that was asked for; 0 for the dense model.
         size: of its weights, in MiB.
-        test_ppl: of the model that is written: calibrated, if the run calibrates.
+        test_ppl: of the model that is written: calibrated, if the run calibrates; infinite of one that collapsed.
         later: whether its sparsity is none that the run measured, but was asked for when it had ended.
     """
 
@@ -57,13 +59,9 @@ def frontier(run: Path, beside: Sequence[Path] = ()) -> list[Point]:
         ValueError: a run is not one, or has not ended; or one beside it is of more sparsities, or of something else.
     """
     folder = RunFolder(run)
-    targets = targets_of(folder.read_config(), run).targets
-    files = {target: (run if len(targets) == 1 else part_of(run, target)) / "best.json" for target in targets}
-    parts = dict.fromkeys(files.values(), False)
-    parts |= {file: True for file in sorted(run.glob("s*/best.json")) if file not in parts}
     points: dict[tuple[str, float], Point] = {}
-    for file, later in parts.items():
-        for point in _points(file, folder, later):
+    for part, later in _parts(folder).items():
+        for point in _points(part, folder, later):
             points.setdefault((point.policy, point.sparsity), point)
     for other in beside:
         searched = RunFolder(other)
@@ -73,19 +71,40 @@ def frontier(run: Path, beside: Sequence[Path] = ()) -> list[Point]:
         changed = [name for name, value in same.items() if folder.identity().get(name) != value]
         if changed:
             raise ValueError(f"{other} has another {changed[0]} than {run}: put runs beside it that have the same")
-        chosen = next(point for point in _points(other / "best.json", searched) if point.policy == "chosen")
+        chosen = next(point for point in _points(searched, searched) if point.policy == "chosen")
         points[str(other), chosen.sparsity] = replace(chosen, policy=ALONE)
     return list(points.values())
 
 
-def _points(file: Path, run: RunFolder, later: bool = False) -> list[Point]:
-    """The models that a ``best.json`` is about."""
-    if not file.is_file():
-        raise ValueError(f"{run.path} has not ended: there is no {file}; go on with it by --resume {run.path}")
-    best = json.loads(file.read_text(encoding="utf-8"))
+def _parts(run: RunFolder) -> dict[RunFolder, bool]:
+    """The folders with the models of a run, and whether each was asked for when the search had ended."""
+    config, path = run.read_config(), run.path
+    targets = targets_of(config, path).targets
+    there = [file.parent for file in sorted(path.glob("s*/best.json"))]
+    if any(config.get(name) is not None for name in get_args(LimitName)):
+        # Its sparsities are those that it may look in, and none of them is reported.
+        if not there:
+            raise ValueError(
+                f"{path} holds no s*/best.json: it has not ended, go on with it by --resume {path}; or no model meets "
+                f"its limit, write one by ffprune allocate {path} --sparsity"
+            )
+        every = [RunFolder(part) for part in there]
+        return {part: "limit" not in (part.read_json("best.json") or {}) for part in every}
+    own = [path] if len(targets) == 1 else [part_of(path, target) for target in targets]
+    parts = dict.fromkeys(own, False) | {part: True for part in there if part not in own}
+    return {RunFolder(part): later for part, later in parts.items()}
+
+
+def _points(part: RunFolder, run: RunFolder, later: bool = False) -> list[Point]:
+    """The models that the ``best.json`` of a part of a run is about."""
+    best = as_measured(part.read_json("best.json") or {})
+    final: Mapping[str, Any] = best.get("calibration", best)
+    if "chosen" not in final:
+        file = part.path / "best.json"
+        what = f"{file} does not say what it chose" if file.is_file() else f"there is no {file}"
+        raise ValueError(f"{run.path} has not ended: {what}; go on with it by --resume {run.path}")
     manifest = run.read_json("manifest.json") or {}
     each = _BYTES.get(str(manifest.get("dtype")), 2)
-    final: Mapping[str, Any] = best.get("calibration", best)
     found = {policy: final[policy] for policy in ("dense", *_LINES) if policy in final}
     return [
         Point(policy, float(best["target_sparsity"]), x["params"] * each / 2**20, x["test_ppl"], later)
@@ -99,7 +118,7 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
     """Draws the models of a run; every line is named where it ends.
 
     Args:
-        points: what there is.
+        points: what there is; what has no finite perplexity is left out.
         model: name of the dense model, for the title.
         text: what perplexity was measured on, for the axis.
     """
@@ -108,8 +127,9 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
 
     figure = Figure(figsize=(8, 6), layout="constrained", facecolor="white")
     axes = figure.subplots()
-    dense = next(point for point in points if point.policy == "dense")
-    if max(point.test_ppl for point in points) > _STEEP * dense.test_ppl:
+    points = [point for point in points if math.isfinite(point.test_ppl)]
+    dense = [point for point in points if point.policy == "dense"]
+    if any(point.test_ppl > _STEEP * dense[0].test_ppl for point in points if dense):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
         axes.yaxis.set_major_formatter(ScalarFormatter())
@@ -119,7 +139,7 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
         own = sorted((point for point in points if point.policy == policy), key=lambda point: point.sparsity)
         if not own:
             continue
-        line = [dense, *own]
+        line = [*dense, *own]
         axes.plot([x.size for x in line], [x.test_ppl for x in line], color=colour, linewidth=3)
         for later in (False, True):
             these = [point for point in own if point.later == later]
@@ -137,11 +157,12 @@ def frontier_plot(points: Sequence[Point], model: str, text: str) -> Figure:
         )  # fmt: skip
     if not all(str(line.get_label()).startswith("_") for line in axes.get_lines()):
         axes.legend(loc="upper right", fontsize=_SMALLEST_TYPE, frameon=False)
-    axes.plot(dense.size, dense.test_ppl, marker="D", ms=12, color="black")
-    axes.annotate(
-        "dense", (dense.size, dense.test_ppl), fontsize=_SMALLEST_TYPE + 2, weight="bold",
-        xytext=(-14, -14), textcoords="offset points", ha="right", va="center",
-    )  # fmt: skip
+    for x in dense:
+        axes.plot(x.size, x.test_ppl, marker="D", ms=12, color="black")
+        axes.annotate(
+            "dense", (x.size, x.test_ppl), fontsize=_SMALLEST_TYPE + 2, weight="bold", xytext=(-14, -14),
+            textcoords="offset points", ha="right", va="center",
+        )  # fmt: skip
     axes.margins(y=0.1)
     axes.autoscale_view()
     to_part = axes.transData + axes.transAxes.inverted()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from ffprune_env.run.frontier import ALONE, Point
@@ -12,21 +14,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# From the largest type to the smallest; colours that the colour-blind can tell apart.
+# From the largest type to the smallest; colours that the colour-blind can tell apart. There are twice as many types, so
+# each colour comes back with another marker.
 _COLOURS = ("#0072B2", "#009E73", "#D55E00", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKERS = ("o", "s", "^", "v", "P", "X")
+_MARKERS = ("o", "s", "^", "v", "P", "X", "D", "<", ">", "p", "h", "d")
 # Perplexities of so many times the lowest leave nothing to see of the others, unless they are on a log scale.
 _STEEP = 2.5
 # Where so many files are drawn, not every σ can be written beside its mark.
 _MANY = 6
 _TYPE = 14
+_IN_A_ROW = 7  # of the legend: more names than that are wider than the picture
 
 
 def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Sequence[Point] = ()) -> Figure:
     """Draws files, a line for each type from the dense model on.
 
     Args:
-        points: what was measured; the dense model in some types among it.
+        points: what was measured; the dense model in some types among it. What has no finite perplexity is left out.
         model: name of the dense model, for the title.
         text: what perplexity was measured on, for the axis.
         beside: models of the run that were measured and not written, drawn against the size of their weights.
@@ -35,9 +39,10 @@ def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Seque
 
     figure = Figure(figsize=(13, 6.6), layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharey=True)
+    points = [point for point in points if math.isfinite(point.ppl)]
     kinds = list(dict.fromkeys(point.kind for point in points))
     for axes, along in ((left, _mebibytes), (right, _speed)):
-        for kind, colour, marker in zip(kinds, _COLOURS, _MARKERS, strict=False):
+        for kind, colour, marker in zip(kinds, cycle(_COLOURS), cycle(_MARKERS), strict=False):
             own = sorted((x for x in points if x.kind == kind), key=lambda x: x.sparsity)
             _draw_line(axes, own, along, colour, marker, kind.upper())
         axes.tick_params(labelsize=_TYPE - 1)
@@ -50,7 +55,9 @@ def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Seque
     right.set_xlabel(f"tokens per second in a decode, dense {BASE.upper()} = 1: more is better", fontsize=_TYPE)
     left.set_ylabel(f"perplexity ({text}): lower is better", fontsize=_TYPE)
     handles = [line for line in left.get_lines() if not str(line.get_label()).startswith("_")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=_TYPE, frameon=False)
+    if handles:
+        columns = min(len(handles), _IN_A_ROW)
+        figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=_TYPE, frameon=False)
     figure.suptitle(f"{model} in llama.cpp: dense (large marks), and pruned (numbers: σ)", fontsize=_TYPE + 3)
     return figure
 
@@ -76,6 +83,7 @@ def _draw_line(
 
 def _draw_beside(axes: Axes, beside: Sequence[Point]) -> None:
     """What the run measured itself, in transformers: models that nobody has written, and searches for one σ alone."""
+    beside = [x for x in beside if math.isfinite(x.test_ppl)]
     chosen = sorted((x for x in beside if x.policy in ("chosen", "dense")), key=lambda x: x.sparsity)
     if len(chosen) > 1:
         axes.plot(
@@ -93,7 +101,7 @@ def _draw_beside(axes: Axes, beside: Sequence[Point]) -> None:
 def _scale(axes: Axes, ppls: Sequence[float]) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
-    if max(ppls) <= _STEEP * min(ppls):
+    if not ppls or max(ppls) <= _STEEP * min(ppls):
         return
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))

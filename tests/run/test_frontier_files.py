@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
+import re
 import shutil
 import sys
 from html.parser import HTMLParser
+from typing import get_args
 
 import pytest
 import tiny_runs
 from conftest import byte_tokenizer, load_script
 from matplotlib.image import imread
 
+from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.frontier import ALONE, Point
+from ffprune_env.run.frontier import ALONE, Point, frontier, frontier_plot
 from ffprune_env.run.frontier_drawing import files_plot
 from ffprune_env.run.frontier_files import FilePoint, KeptFiles, Pace, Source, best_of
+from ffprune_env.run.frontier_json import as_measured
 from ffprune_env.run.frontier_rows import COLUMNS, rows_of
+from ffprune_env.run.strict_json import strict_json
 
 SCRIPT = "evaluate/frontier.py"
 MERGES = [("e", "n"), ("1", "2")]  # llama.cpp refuses a tokenizer without any
@@ -168,7 +174,7 @@ def test_bad_input_gets_one_line(own, run_frontier, tmp_path):
         ((own, "--file-windows", 0), "--file-windows must be at least 1, got 0"),
         ((own, "--image", tmp_path / "nowhere" / "x.png"), "there is no folder"),
         ((own, "--html", tmp_path / "nowhere" / "x.html"), "there is no folder"),
-        ((tmp_path,), "config.yaml cannot be read"),
+        ((tmp_path,), "is not a run, it has no config.yaml"),
     ):
         code, _, err = run_frontier(*words)
         assert code == 2
@@ -237,3 +243,107 @@ def test_what_the_run_measured_itself_is_drawn_beside():
     figure = files_plot(POINTS, "tiny", "words", measured)
     named = [text.get_text() for text in figure.legends[0].get_texts()]
     assert named == ["F16", "Q8_0", "as the run measured them", "a search for one σ alone"]
+
+
+def test_every_type_of_file_has_a_line_that_looks_like_no_other():
+    points = [point("dense", kind, 400 - i, 10.0 + i) for i, kind in enumerate(get_args(GgufType))]
+    figure = files_plot(points, "tiny", "words")
+    looks = {str(x.get_label()): (x.get_color(), x.get_marker()) for x in figure.axes[1].get_lines()}
+    named = {name: look for name, look in looks.items() if not name.startswith("_")}
+    assert list(named) == [kind.upper() for kind in get_args(GgufType)]
+    assert len(set(named.values())) == len(named)
+    figure.canvas.draw()
+    legend = figure.legends[0].get_window_extent()
+    assert 0 <= legend.x0 < legend.x1 <= figure.bbox.width
+
+
+COLLAPSED = [*POINTS, point("s50", "q8_0", 100, math.inf, 2.0, 0.5)]
+
+
+@pytest.mark.parametrize("content", [{"a": 1.0, "b": None}, {"a": math.inf, "b": [{"c": None, "d": [1.0, math.inf]}]}])
+def test_figures_are_read_as_they_were_written(content):
+    assert as_measured(json.loads(strict_json(content))) == content
+
+
+def test_a_file_that_collapsed_is_kept_and_told_and_not_drawn(tmp_path):
+    kept = KeptFiles(RunFolder(tmp_path), {}, {})
+    for one in COLLAPSED:
+        kept.add(one)
+    found = KeptFiles(RunFolder(tmp_path), {}, {}).of([Source("dense", 0.0, ""), Source("s50", 0.5, "")], ["q8_0"])
+    assert found == [COLLAPSED[1], COLLAPSED[-1]]
+    row = dict(zip(COLUMNS, rows_of(COLLAPSED)[-1], strict=True))
+    assert (row["PPL"], row["loss"], row["the best of"]) == ("inf", "+inf%", "")
+    assert {x[COLUMNS.index("loss")] for x in rows_of([point("dense", "f16", 400, math.inf), *POINTS[1:]])} == {""}
+    beside = [Point("dense", 0.0, 380.0, 10.0), Point("chosen", 0.2, 290.0, 11.0), Point("chosen", 0.5, 90.0, math.inf)]
+    left, _ = files_plot(COLLAPSED, "tiny", "words", beside).axes
+    lines = {str(line.get_label()): list(line.get_ydata()) for line in left.get_lines()}
+    assert lines["Q8_0"] == [10.1, 11.1]
+    assert lines["as the run measured them"] == [10.0, 11.0]
+    assert left.get_yscale() == "linear"
+    assert files_plot(COLLAPSED[-1:], "tiny", "words").legends == []
+
+
+def best_json(folder, **chosen):
+    """A best.json as a search leaves it, of a dense and a chosen model."""
+    sparsity = float(folder.name[1:]) / 100
+    policies = {"dense": {"params": 2**20, "test_ppl": 10.0}, "chosen": {"params": 2**19, "test_ppl": 11.0} | chosen}
+    RunFolder(folder).write_json("best.json", {"target_sparsity": sparsity, **policies})
+
+
+@pytest.fixture
+def ended(tmp_path):
+    """A run over two sparsities that ended; the second model collapsed."""
+    (tmp_path / "config.yaml").write_text("sparsity: [0.2, 0.5]\n")
+    for part, chosen in (("s20", {}), ("s50", {"params": 2**18, "test_ppl": math.inf})):
+        (tmp_path / part).mkdir()
+        best_json(tmp_path / part, **chosen)
+    return tmp_path
+
+
+def test_a_model_that_collapsed_is_told_and_not_drawn(ended):
+    points = frontier(ended)
+    assert [(x.policy, x.sparsity, x.test_ppl) for x in points] == [
+        ("dense", 0.0, 10.0), ("chosen", 0.2, 11.0), ("chosen", 0.5, math.inf),
+    ]  # fmt: skip
+    (axes,) = frontier_plot(points, "tiny", "words").axes
+    assert axes.get_yscale() == "linear"
+    drawn = {float(y) for line in axes.get_lines() for y in line.get_ydata()}
+    assert drawn == {10.0, 11.0}
+    assert load_script(SCRIPT).measured_rows(points)[-1] == ("searched", "0.5", "0.5", "inf")
+    (axes,) = frontier_plot(points[-1:], "tiny", "words").axes  # nothing is left
+    assert not any(line.get_ydata().size for line in axes.get_lines())
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "has not ended: there is no .*s20/best.json; go on with it by --resume"),
+        ("{}", "has not ended: .*s20/best.json does not say what it chose; go on with it by --resume"),
+        ('{"target_sparsity": 0.2, "calibration": {"dense": {}}}', "s20/best.json does not say what it chose"),
+        ("", "s20/best.json is damaged: Expecting value"),
+        ("[]", "s20/best.json is damaged: an object is needed"),
+    ],
+)
+def test_a_run_that_has_not_ended_is_named(ended, run_frontier, content, message):
+    file = ended / "s20" / "best.json"
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    code, _, err = run_frontier(ended)
+    (line,) = err.splitlines()
+    assert code == 2
+    assert re.search(message, line)
+
+
+@pytest.mark.parametrize("limit", ["max_loss: 5%", "max_ppl: 12.5", "min_reward: 0.9"])
+def test_a_search_with_a_limit_has_the_models_that_it_left(ended, limit):
+    """None of the sparsities of its range is reported: those are where it may look."""
+    (ended / "config.yaml").write_text(f"sparsity: {{low: 0.1, high: 0.5}}\n{limit}\n")
+    best = json.loads((ended / "s20" / "best.json").read_text())
+    RunFolder(ended / "s20").write_json("best.json", {**best, "limit": {"asked": "--max-loss 5%"}})
+    found = {(x.policy, x.sparsity): x.later for x in frontier(ended)}
+    assert found == {("dense", 0.0): False, ("chosen", 0.2): False, ("chosen", 0.5): True}
+    for part in ("s20", "s50"):
+        (ended / part / "best.json").unlink()
+    with pytest.raises(ValueError, match=r"holds no s\*/best\.json: it has not ended, .*; or no model meets its limit"):
+        frontier(ended)

@@ -99,6 +99,25 @@ def test_units_of_one_shape_share_what_is_saved(monkeypatch, tmp_path):
     assert len(list((tmp_path / "unit-times").glob("*.json"))) == 2
 
 
+def test_times_of_other_versions_and_of_another_gpu_are_others(monkeypatch):
+    prunable = ranked(tiny_model("llama").float())
+    here = {"versions": {"transformers": "5"}, "gpu": "H200"}
+    monkeypatch.setattr(latency, "versions_of", lambda backend: here["versions"])
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: here["gpu"])
+
+    def found(device, name="transformers"):
+        about = latency.provenance_of(prunable, replace(server(name), job=replace(JOB, device=device)))
+        return json.dumps({x: about[x] for x in about if x != "job"}, sort_keys=True)
+
+    places = [("cpu", "transformers"), ("cuda:0", "transformers"), ("cuda:0", "llama.cpp")]
+    before = [found(*place) for place in places]
+    assert "H200" in before[1]
+    here["gpu"] = "T4"
+    assert [found(*place) == x for place, x in zip(places, before, strict=True)] == [True, False, True]
+    here["versions"] = {"transformers": "6"}
+    assert [found(*place) == x for place, x in zip(places, before, strict=True)] == [False] * 3
+
+
 def test_a_unit_of_one_group_costs_nothing():
     units = ranked(tiny_model("llama-gqa"), heads="groups").units
     one = [replace(unit, n_groups=1) for unit in units]
