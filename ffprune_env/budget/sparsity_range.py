@@ -65,5 +65,6 @@ def parse_sparsity(words: Sequence[str]) -> Sparsity:
     try:
         found = tuple(float(word) for word in words)
     except ValueError as error:
-        raise ValueError(f"a number, several, or low:high, got {' '.join(words)!r}") from error
+        hint = "; 30 % is 0.3" if any("%" in word for word in words) else ""
+        raise ValueError(f"a number, several, or low:high, got {' '.join(words)!r}{hint}") from error
     return found[0] if len(found) == 1 else found

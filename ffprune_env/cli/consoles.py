@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+
+from ffprune_env.cli.commands import as_called
 
 # The widest table of figures needs so many columns; a terminal that has fewer wraps its lines.
 _LEAST = 80
@@ -36,19 +39,19 @@ def start_logging(console: Console, level: int = logging.INFO) -> None:
 
 def say(message: str) -> None:
     """Prints one line on stderr."""
-    errors().print(escape(message))
+    errors().print(escape(as_called(message, sys.argv[0])))
 
 
 def fail(error: Exception | str, code: int, hint: str = "") -> int:
-    """Says in one line on stderr what went wrong, and returns the exit code.
+    """Says in one line on stderr what went wrong, with scripts as they are called here, and returns the exit code.
 
     Args:
         error: what went wrong.
         code: the exit code.
         hint: what can be done, put in brackets behind it.
     """
-    line = escape(" ".join(str(error).split()))
-    errors().print("[bold red]error:[/]", line, *([f"({escape(hint)})"] if hint else []))
+    line, hint = (escape(as_called(" ".join(words.split()), sys.argv[0])) for words in (str(error), hint))
+    errors().print("[bold red]error:[/]", line, *([f"({hint})"] if hint else []))
     return code
 
 

@@ -61,7 +61,7 @@ class AnswerFlags:
 
     save_model: bool = True
     """write the pruned model to model/ in the folder of the run, and measure it as read back from there; of a range of
-    sparsities train/ppo.py writes none, and evaluate/allocate.py that of any of them"""
+    sparsities a search writes none, and ffprune allocate that of any of them"""
     baselines: bool = True
     """measure uniform and ffn-only beside the chosen model, once that is written"""
     gguf: GgufType | None = None

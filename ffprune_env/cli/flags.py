@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import shlex
 import sys
@@ -104,6 +105,9 @@ def read_flags(
     try:
         with contextlib.redirect_stderr(said):
             found = cast("T", tyro.cli(flags, args=argv, default=default, description=about, registry=_REGISTRY))
+    except BrokenPipeError:  # ``--help | head``: who reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except SystemExit as stop:
         if stop.code:
             fail(f"{one_line(said.getvalue())}; {sys.argv[0]} --help lists all flags", 2)

@@ -27,7 +27,7 @@ class NamedFlags:
     """A model by name, which is not a flag but the first word."""
 
     measured: tyro.conf.Positional[str]
-    """the model: a name as --model of train/ppo.py has it, or model/ of a run"""
+    """the model: a name as --model of a search has it, or model/ of a run"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class SearchedFlags:
     """A search that has ended, as the first word."""
 
     of: tyro.conf.Positional[Path]
-    """folder that train/ppo.py left"""
+    """folder that a search left"""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from ffprune_env.lm.identity import (
     identity_of_versions,
     text_names,
 )
-from ffprune_env.run.config import checked, evaluator_settings, warn_of_trust
+from ffprune_env.run.config import checked, evaluator_settings, not_a_run, warn_of_trust
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
@@ -55,11 +55,13 @@ def folders_of(path: Path) -> tuple[RunFolder, RunFolder]:
     """The folder of a run, and that of one of its sparsities, where its model is; they may be the same.
 
     Args:
-        path: either of them.
+        path: either of them, or the model in one.
 
     Raises:
         ValueError: neither is there, or the run has several sparsities.
     """
+    if path.name == "model" and (path.parent / "best.json").is_file():
+        path = path.parent
     if (path / "config.yaml").is_file():
         parts = sorted(x.parent for x in path.glob("s*/model"))
         if parts and not (path / "model").is_dir():
@@ -67,7 +69,7 @@ def folders_of(path: Path) -> tuple[RunFolder, RunFolder]:
         return RunFolder(path), RunFolder(path)
     if (path.parent / "config.yaml").is_file():
         return RunFolder(path.parent), RunFolder(path)
-    raise ValueError(f"{path} is not a run: it has no config.yaml; give the folder that train/ppo.py left")
+    raise ValueError(not_a_run(path))
 
 
 def read_run_settings(run: RunFolder, trust_remote_code: bool) -> RunSettings:

@@ -46,8 +46,9 @@ class RecoveryFlags:
     text many small steps are worth more than a few large ones"""
     recover_held_out: int = 4
     """windows that are not trained on: the state with the lowest loss on them is kept"""
-    recover_patience: int = 2
-    """looks at the held-out loss, of 5 in all, without a better one after which a recovery ends; 0: never early"""
+    recover_patience: int = 0
+    """looks at the held-out loss, of 5 in all, without a better one after which a recovery ends; 0: never early. The
+    loss falls most at the end, where the rate does"""
     recover_seed: int = 0
     """of the order in which a recovery reads its windows, and of adapters"""
     teacher_topk: int | None = None

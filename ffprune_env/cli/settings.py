@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from ffprune_env.cli.flags import read_flags, settled
-from ffprune_env.run.config import NOT_REPLAYED, SAID_EVERY_TIME, TRUST, checked, read_config, warn_of_trust
+from ffprune_env.run.config import (
+    NOT_REPLAYED,
+    SAID_EVERY_TIME,
+    TRUST,
+    checked,
+    not_a_run,
+    read_config,
+    warn_of_trust,
+)
 
 T = TypeVar("T")
 
@@ -41,7 +49,7 @@ def parse_settings(
     if first.resume is not None:
         config = Path(first.resume) / "config.yaml"
         if not config.is_file():
-            raise ValueError(f"--resume: there is no run to go on with in {first.resume}: it has no config.yaml")
+            raise ValueError(f"--resume: {not_a_run(Path(first.resume))}")
         saved = _replayed(config, argv, settings) | {"run": first.resume}
     elif first.config is not None:
         saved = _replayed(Path(first.config), argv, settings)
@@ -67,7 +75,8 @@ def asked_for(argv: Sequence[str], settings: type) -> set[str]:
         settings: the dataclass whose fields are the flags.
     """
     flags = {word.partition("=")[0].removeprefix("--").replace("-", "_") for word in argv if word.startswith("--")}
-    return flags & {field.name for field in fields(settings)}
+    names = {field.name for field in fields(settings)}
+    return {flag if flag in names else flag.removeprefix("no_") for flag in flags} & names
 
 
 def require_folder_of(flag: str, file: Path | None) -> None:

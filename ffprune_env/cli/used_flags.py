@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from ffprune_env.budget.budget import TIMES
+from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.budget_flags import BudgetFlags
 from ffprune_env.cli.limit_flags import LimitFlags
 from ffprune_env.cli.recovery_flags import RecoverFlags, RecoveryFlags
@@ -19,6 +20,8 @@ _TRAINING = (
     "normalize_advantage", "log_std_init", "finalists", "fresh_windows", "pool_windows", "patience", "watch_windows",
     "eval_every", "workers", "ray_address",
 )  # fmt: skip
+# Of the schedule that raises something.
+_RAMPS = ("alpha_start", "k", "t0")
 _RE_FITTING = ("ridge", "ridge_scale", "factor_storage", "openings")
 
 
@@ -60,6 +63,13 @@ def by_search(search: SearchSettings, calibration: CalibrationSettings) -> Itera
     # Who asks for no evaluations knows that there is no search.
     searched = search.total > 0 or search.evaluations is not None
     yield UsedBy(_TRAINING, searched, f"from --init {search.init} a search is made with --evaluations alone: add that")
+    yield UsedBy(_RAMPS, search.ramp_sparsity or search.ramp_windows, "neither sparsity nor windows are raised")
+    drawn = "windows are not drawn anew: leave out --no-fresh-windows"
+    yield UsedBy(("pool_windows",), search.fresh_windows, drawn)
+    clipped = "of one pass over a rollout nothing is clipped: add --n-epochs"
+    yield UsedBy(("clip_range",), search.n_epochs > 1, clipped)
+    one = len(search.targets) == 1 and not isinstance(search.sparsity, SparsityRange)
+    yield UsedBy(("finalists",), one, "of several sparsities a function is chosen, and no sample")
     improved = search.init not in ("fisher", "ffn-only", "none")
     yield UsedBy(("init_steps",), improved, f"--init {search.init} is taken as it is; fisher-iterated is improved")
     fitted = calibration.calibration != "none"

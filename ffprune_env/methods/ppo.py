@@ -36,7 +36,7 @@ def ppo(problem: Problem, settings: SearchSettings | None = None) -> Allocation:
 
     Args:
         problem: what to answer.
-        settings: of the search; sparsity, windows, bounds, seed and evaluations are the problem's.
+        settings: of the search; sparsity, windows, bounds, seed, reward and evaluations are the problem's.
 
     Raises:
         ValueError: the budget does not cover two evaluations and the finalists, or the sparsity is out of range.
@@ -54,9 +54,9 @@ def search_by_ppo(
     Args:
         problem: what to answer; its sparsity does not count.
         targets: the sparsities, each once, ascending.
-        settings: of the search; sparsity, windows, bounds, seed and evaluations are the problem's, and so is the start
-            if the problem has one. Where that is ``none``, or another search, `ffn-only` is not among the last
-            candidates either. What is learnt is added to what the problem keeps of it.
+        settings: of the search; sparsity, windows, bounds, seed, reward and evaluations are the problem's, and so
+            is the start if the problem has one. Where that is ``none``, or another search, `ffn-only` is not among
+            the last candidates either. What is learnt is added to what the problem keeps of it.
 
     Raises:
         ValueError: the budget does not cover two evaluations and the finalists, or a sparsity is out of range.
@@ -76,6 +76,7 @@ def search_by_ppo(
         a_min=problem.a_min,
         a_max=problem.a_max,
         seed=problem.seed,
+        reward=problem.reward,
         init=problem.init if problem.init in ("none", "ffn-only") else settings.init,
     )
     left = meter.budget - meter.spent

@@ -32,7 +32,8 @@ class RecoverySettings:
         windows_per_step: windows, or conversations, behind one step of the optimizer, whatever fits into memory.
         held_out: windows that are not trained on, by whose loss the best state is chosen.
         looks: how often the held-out loss is measured, at equal distances; every time a checkpoint is written.
-        patience: looks without a better held-out loss after which training ends; 0 never ends it early.
+        patience: looks without a better held-out loss after which training ends; 0 never ends it early. The loss falls
+            most at the end, where the rate does: a few looks without a better one are no reason to stop.
         teacher_topk: let so many of the dense model's log-probabilities per token be computed first and kept on disk;
             None: the dense model predicts while the pruned one is trained.
         save_memory: compute what is inside the layers again in the backward pass, instead of keeping it.
@@ -51,7 +52,7 @@ class RecoverySettings:
     windows_per_step: int = 1
     held_out: int = 4
     looks: int = 5
-    patience: int = 2
+    patience: int = 0
     teacher_topk: int | None = None
     save_memory: bool = False
     precision: Precision = "auto"

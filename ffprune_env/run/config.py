@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
+#: Name of the file.
+CONFIG = "config.yaml"
 #: Whose code is trusted, and what cluster is joined, says who starts a program, every time: a run folder may come from
 #: elsewhere.
 TRUST = "trust_remote_code"
@@ -46,6 +48,17 @@ _ADDED = (
 _CRITERIA = {"fisher": "taylor", "wanda+fisher": "wanda+taylor"}
 
 
+def not_a_run(folder: Path) -> str:
+    """What is said of a folder, or what was taken for one, that no run was begun in.
+
+    Args:
+        folder: what was given.
+    """
+    meant = f": did you mean {folder.parent}?" if (folder.parent / CONFIG).is_file() else ""
+    given = "it has no config.yaml" if folder.exists() else "there is no such folder"
+    return f"{folder} is not a run, {given}; give the folder that ffprune search left{meant}"
+
+
 def read_config(path: Path) -> dict[str, Any]:
     """The settings of a run, by the names that they have now.
 
@@ -55,8 +68,12 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it cannot be read, or is none.
     """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: give the file, {path / CONFIG}")
     try:
         settings: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(not_a_run(path.parent) if path.name == CONFIG else f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):

@@ -18,7 +18,7 @@ from ffprune_env.lm.identity import ChangedError, Identity, require_same
 from ffprune_env.lm.replacing import WRITING, remove_unfinished, replacing
 from ffprune_env.pruning.stored_order import ORDER, order_from_json
 from ffprune_env.run.claim import FolderClaim, TakenError
-from ffprune_env.run.config import NOT_REPLAYED, read_config
+from ffprune_env.run.config import NOT_REPLAYED, not_a_run, read_config
 from ffprune_env.run.provenance import provenance
 from ffprune_env.run.strict_json import strict_json
 
@@ -133,7 +133,7 @@ class RunFolder:
             ValueError: no run was begun there, its manifest is damaged, or another process works on it.
         """
         if not (self.path / "config.yaml").is_file():
-            raise ValueError(f"there is no run to go on with in {self.path}: it has no config.yaml")
+            raise ValueError(not_a_run(self.path))
         self._claim.lock()
         self.read_json("manifest.json")  # what is wrong with it is said before a model is loaded
         self.make_folders()

@@ -23,6 +23,7 @@ from ffprune_env.recovery.session import Recovery
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.teacher import Teacher
 from ffprune_env.recovery.text import RecoveryText
+from ffprune_env.run.config import CONFIG
 from ffprune_env.run.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -98,7 +99,11 @@ def written_before(run: RunFolder) -> dict[str, Any]:
     Raises:
         ValueError: there is no model, or it was never measured.
     """
-    best = run.read_json("best.json") or {}
+    best = run.read_json("best.json")
+    if best is None and (run.path / CONFIG).is_file():
+        raise ValueError(f"{run.path} has not ended: go on with it by --resume {run.path}")
+    if best is None:
+        raise ValueError(f"{run.path} holds no model of a run: there is no best.json in it")
     if not (run.path / "model").is_dir() or not isinstance(best.get("saved"), dict):
         raise ValueError(f"{run.path} holds no model that was written and measured: search it without --no-save-model")
     return best

@@ -62,7 +62,8 @@ class Added:
             return f"PPO added nothing to its start ({start}){rival and ': ' + rival}; {cost}"
         if self.chosen in FREE:
             return f"PPO added nothing: {self.chosen} is better than its start ({start}) by {size} {on}; {cost}"
-        return f"PPO added to its start ({start}): {self.chosen} is better by {size} {on}; {cost}"
+        doubt = f"; {rival}" if self.next_nats is not None and self.next_nats < 0 else ""
+        return f"PPO added to its start ({start}): {self.chosen} is better by {size} {on}{doubt}; {cost}"
 
 
 def compare(order: list[str], losses: Mapping[str, Mapping[int, float]]) -> Added:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -21,6 +21,8 @@ from ffprune_env.search.settings import SearchSettings
 
 logger = logging.getLogger(__name__)
 
+#: What the policy's mean is called among the last candidates.
+MEAN = "the policy's mean"
 #: The candidate that no search and no curves speak for.
 SAFETY_NET = "ffn-only"
 
@@ -62,9 +64,9 @@ def candidates(
         archive: the best samples of the search.
         simple: whether `ffn-only` is among them, where scores can say it.
     """
-    scores = {START: start, "the policy's mean": mean}
+    scores = {START: start, MEAN: mean}
     if simple and says_rates(settings.mapping):
-        # The best of the simple answers, and often hard to beat: a search should never end behind it.
+        # The best of the simple answers, and often hard to beat: a search should not end behind it.
         with suppress(ValueError):  # that attention stays whole is not always possible
             scores[SAFETY_NET] = scores_of(ffn_only(settings.target, units), **settings.bounds)
     return scores | {f"archived sample {i}": sample.scores for i, sample in enumerate(archive.best(), 1)}
@@ -105,25 +107,28 @@ def choose(
         ranked = sorted(ranked[:rivals], key=lambda x: float(found[x.name].mean()))
         for name, measured in found.items():
             losses[name][n_samples] = measured
-    order = settled([x.name for x in ranked], {x.name: losses[x.name][n_samples] for x in ranked})
+    last = {x.name: losses[x.name][n_samples] for x in ranked}
+    order = settled([x.name for x in ranked], last, spoken_for(scores))
     logger.info("the best is %s", order[0])
     spent = sum(n_samples for by_windows in losses.values() for n_samples in by_windows)
     means = {name: {n: float(x.mean()) for n, x in by_windows.items()} for name, by_windows in losses.items()}
     return replace(next(x for x in ranked if x.name == order[0]), added=compare(order, means), spent=spent)
 
 
-def settled(order: Sequence[str], losses: Mapping[str, FloatArray]) -> list[str]:
+def settled(order: Sequence[str], losses: Mapping[str, FloatArray], known: Collection[str]) -> list[str]:
     """Names with the answer first: the best, but `ffn-only` only where its lead is more than chance.
 
-    Damage curves speak for a start and the rewards of a search for its mean, both on other text than this. Nothing else
-    speaks for `ffn-only`, and of a few windows one that is hard decides. So it leads by more than the standard error of
-    the difference, window by window, or the next best is the answer.
+    Damage curves speak for a start, and the rewards of a search for its mean, both on other text than this. Nothing
+    else speaks for `ffn-only`, and of a few windows one that is hard decides. So it leads the next best by more than
+    the standard error of the difference, window by window, or that is the answer. Nothing speaks for equal scores, nor
+    for a sample that was the best of many: against these the lead counts as it is.
 
     Args:
         order: of the candidates, the best first.
         losses: float64 [n] by name, of the same windows. Of one number no error can be told, and the lead counts.
+        known: candidates that other text speaks for.
     """
-    if order[0] != SAFETY_NET or len(order) < 2:
+    if order[0] != SAFETY_NET or len(order) < 2 or order[1] not in known:
         return list(order)
     leads = losses[order[1]] - losses[SAFETY_NET]
     if len(leads) < 2 or not np.isfinite(leads).all():  # the latter of the other's model, which is broken
@@ -133,6 +138,15 @@ def settled(order: Sequence[str], losses: Mapping[str, FloatArray]) -> list[str]
         return list(order)
     logger.info("%s leads by %.4f, with a standard error of %.4f: no more than chance", SAFETY_NET, lead, error)
     return [order[1], SAFETY_NET, *order[2:]]
+
+
+def spoken_for(scores: Mapping[str, FloatArray]) -> set[str]:
+    """Candidates that other text speaks for than that of the last look: the mean, and a start that says anything.
+
+    Args:
+        scores: [N] by name.
+    """
+    return {name for name in (START, MEAN) if name in scores and np.ptp(scores[name]) > 0}
 
 
 def choose_everywhere(
@@ -172,7 +186,8 @@ def choose_everywhere(
         for name, by_target in answers.items()
     }
     losses = {name: float(x.mean()) for name, x in by_window.items()}
-    order = settled(sorted(losses, key=lambda name: losses[name]), by_window)
+    known = set.intersection(*(spoken_for({name: x[at] for name, x in functions.items()}) for at in settings.targets))
+    order = settled(sorted(losses, key=lambda name: losses[name]), by_window, known)
     best = order[0]
     others = ", ".join(f"{name} {losses[name] - losses[best]:+.3f}" for name in losses if name != best)
     logger.info("the best is %s; nats per token more, on the average: %s", best, others)
@@ -196,7 +211,7 @@ def functions_of(
         means: [N] scores of the policy's mean, by the same sparsities.
         simple: whether `ffn-only` is among them, where scores can say it.
     """
-    functions = {START: dict(starts), "the policy's mean": dict(means)}
+    functions = {START: dict(starts), MEAN: dict(means)}
     if simple and says_rates(settings.mapping):
         with suppress(ValueError):
             functions[SAFETY_NET] = {at: scores_of(ffn_only(at, units), **settings.bounds) for at in starts}

@@ -14,6 +14,8 @@ from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.budget.mapping import allocate, allocate_rates
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.language_model import LMEvaluator
+from ffprune_env.evaluators.objectives.reward import written
+from ffprune_env.evaluators.objectives.settings import RewardText
 from ffprune_env.evaluators.protocol import SearchEvaluator, Windows, number_of
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
@@ -87,6 +89,10 @@ class Meter:
         self.spend(n_samples)
         return self.evaluator.final_losses(kept, n_samples)
 
+    def rewarding(self, reward: str) -> Meter:
+        """Itself: what it measures is what is rewarded."""
+        return self
+
     def remembers(self, kept: IntArray, n_samples: Windows, kl: bool = False) -> bool:
         """Whether the evaluator would answer without reading text."""
         return self.evaluator.remembers(kept, n_samples, kl)
@@ -151,6 +157,7 @@ class Problem:
         init: where searches start: ``own``, where each says itself; ``none``, at `uniform`, which equal scores stand
             for; ``ffn-only``; or what another search has learnt.
         learned: what searches by PPO have learnt of this problem, which they put here for others to start from.
+        reward: what is rewarded, as ``--reward`` has it: what the meter measures is made a reward of by its kind.
     """
 
     prunable: PrunableModel | None
@@ -165,6 +172,7 @@ class Problem:
     targets: tuple[float, ...] = ()
     init: StartName | Policy = "own"
     learned: list[Policy] = field(default_factory=list)
+    reward: RewardText = "ppl"
 
     @classmethod
     def of(
@@ -197,7 +205,10 @@ class Problem:
         rewarded = evaluator.calibration if evaluator.calibrated else None
         windows = evaluator.texts.get("curves")
         known = evaluator.prunable, evaluator.statistics
-        return cls(*known, meter, sparsity, seed, a_min, a_max, rewarded, windows, targets, init)
+        mix = evaluator.rewarded
+        # exp of a divergence stands in the place of perplexity, and dense / pruned is its reward.
+        reward = "ppl" if mix is None or mix.kind == "kl" else written(mix)
+        return cls(*known, meter, sparsity, seed, a_min, a_max, rewarded, windows, targets, init, reward=reward)
 
     @property
     def units(self) -> tuple[PruneUnit, ...]:

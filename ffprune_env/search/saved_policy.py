@@ -75,7 +75,7 @@ class Policy:
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(
-                f"no policy can be read from {run}, a folder that train/ppo.py left is needed: {reason}"
+                f"no policy can be read from {run}, a folder that a search left is needed: {reason}"
             ) from error
 
     def save(self, folder: Path) -> None:

@@ -119,6 +119,11 @@ def search(
     """
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}")
+    if not isinstance(sparsity, int | float):
+        raise ValueError(
+            f"ff.search finds a model of one sparsity, got {sparsity!r}: give one number; of several, or of a range, "
+            f"ffprune search --sparsity leaves a policy"
+        )
     asked = {**PRESETS[preset], **settings}
     searching = SearchSettings(sparsity=sparsity, **_of(SearchSettings, asked))
     measuring = EvaluatorSettings(**_of(EvaluatorSettings, {**asked, **searching.needless}))

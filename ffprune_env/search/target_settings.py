@@ -12,7 +12,7 @@ class SparsitySettings:
     """What is to be found; the field is a flag, with its help."""
 
     sparsity: Sparsity = 0.2
-    """fraction of the prunable parameters to remove; of several, train/ppo.py trains one policy over all, in turns, and
+    """fraction of the prunable parameters to remove; of several, one policy is trained over all, in turns, and
     evaluate/compare.py compares the methods at each; of a range, as in 0.1:0.5, one policy for every sparsity in it"""
 
     @property

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from ffprune_env.budget.sparsity_range import parse_sparsity
 from ffprune_env.cli.used_flags import UsedBy, require_used
 
 
@@ -23,6 +24,14 @@ def test_only_what_somebody_asked_for_can_be_in_vain():
             "--patience 2 --workers 2",
             "--patience --workers: from --init fisher-iterated a search",
         ),
+        ("--no-fresh-windows", "--fresh-windows: from --init fisher-iterated a search"),
+        ("--no-normalize-advantage --no-ramp-windows", "--ramp-windows --normalize-advantage: from --init"),
+        ("--no-save-memory", "--save-memory: it says how to train: add --recover"),
+        ("--init ffn-only --clip-range 0.1", "--clip-range: of one pass over a rollout nothing is clipped"),
+        ("--init ffn-only --no-ramp-windows --k 1 --t0 2", "--k --t0: neither sparsity nor windows are raised"),
+        ("--init ffn-only --no-fresh-windows --pool-windows 9", "--pool-windows: windows are not drawn anew"),
+        ("--init ffn-only --sparsity 0.1 0.2 --finalists 2", "--finalists: of several sparsities a function is chosen"),
+        ("--init ffn-only --sparsity 0.1:0.2 --finalists 2", "--finalists: of several sparsities a function is chosen"),
         ("--init ffn-only --init-steps 4", "--init-steps: --init ffn-only is taken as it is"),
         ("--calibration none --reward-model cut --ridge 0.1", "--ridge: nothing is re-fitted with --calibration none"),
         ("--data-dir here", "--data-dir: no questions are asked"),
@@ -57,6 +66,11 @@ def test_what_arithmetic_can_refuse_waits_for_no_model(ppo_script, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["train/ppo.py", *words.split()])
     assert ppo_script.main() == 2
     assert says in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_sparsity_in_percent_is_told_how_it_is_written():
+    with pytest.raises(ValueError, match=r"a number, several, or low:high, got '30%'; 30 % is 0\.3"):
+        parse_sparsity(["30%"])
 
 
 def test_the_config_of_a_run_and_another_preset_contradict_each_other(ppo_script, monkeypatch, capsys, tmp_path):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ffprune_env.evaluators.objectives.build import require_reward
 from ffprune_env.evaluators.objectives.function import load_function
 from ffprune_env.evaluators.objectives.questions import read_questions, seen_among
-from ffprune_env.evaluators.objectives.reward import Term, kind_of, parse_reward
+from ffprune_env.evaluators.objectives.reward import RewardMix, Term, kind_of, parse_reward, written
 from ffprune_env.evaluators.objectives.settings import parse_words
 from ffprune_env.evaluators.objectives.shares import Bundles, Counts, is_held_out, split
 
@@ -34,6 +34,11 @@ def test_a_reward_is_read(text, terms, kind):
     assert mix.terms == tuple(Term(*term) for term in terms)
     assert (mix.kind, kind_of(text)) == (kind, kind)
     assert mix.of_text == (text in ("ppl", "kl"))
+    assert parse_reward(written(mix)) == mix
+
+
+def test_a_function_that_was_given_as_itself_keeps_its_kind():
+    assert parse_reward(written(RewardMix((Term("function", "<lambda>"),)))).kind == "value"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+
 import numpy as np
 import pytest
 
@@ -128,6 +131,35 @@ def test_the_policy_starts_where_a_problem_says(name, init):
     n = np.array([unit.n_groups for unit in CURVES.units])
     whole = np.array(first[0])[attention].sum() / n[attention].sum()
     assert whole > 0.85 if init == "ffn-only" else 0.6 < whole < 0.8
+
+
+class Judge(SurrogateEvaluator):
+    """Measures exp of minus what a function says, which is 30 lower for every pruned model than for the dense one."""
+
+    def compare(self, kept, n_samples):
+        damage = self.damage(kept)
+        return math.exp(30 + damage), damage
+
+    def dense(self, n_samples):
+        return 1.0
+
+
+def test_a_search_is_rewarded_by_what_its_problem_rewards(monkeypatch):
+    """The size of what a function says does not matter, and no windows are drawn for it."""
+    judge = Judge(CURVES.units, CURVES.curves, pool=8)
+    problem = dataclasses.replace(Problem.of(judge, 0.3, evaluations=24), reward="module:function")
+    samples = []
+
+    def listen(*args, **kwargs):
+        outcome = run_search(*args, **kwargs)
+        samples.extend(outcome.samples)
+        return outcome
+
+    monkeypatch.setattr("ffprune_env.methods.ppo.run_search", listen)
+    ppo(problem)
+    assert len({sample.reward for sample in samples}) > 2
+    assert max(sample.reward for sample in samples) < -30
+    assert {sample.windows for sample in samples} == {None}
 
 
 @pytest.mark.parametrize("method", [ppo, policy])

@@ -16,11 +16,14 @@ from tiny_runs import run_main, settings
 from transformers import AutoModelForCausalLM
 
 import ffprune_env as ff
+from ffprune_env.cli.past_run import folders_of
 from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.rewritten import card_with, save_rewritten
 from ffprune_env.lm import identity
 from ffprune_env.recovery.text import load_recovery_text
+from ffprune_env.run.config import read_config
+from ffprune_env.run.folder import RunFolder
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import load_test_windows
 
@@ -102,8 +105,13 @@ def test_what_cannot_be_recovered_is_refused_in_one_line(whole, recover, tmp_pat
     (tmp_path / "several" / "s20" / "model").mkdir()
     same = tmp_path / "other_name.txt"
     same.write_text(text_file.read_text())
+    cut_off = shutil.copytree(whole, tmp_path / "cut_off")
+    (cut_off / "best.json").unlink()
     for words, message in {
-        (tmp_path,): "is not a run: it has no config.yaml",
+        (tmp_path,): "is not a run, it has no config.yaml; give the folder that",
+        (tmp_path / "nowhere" / "run",): "is not a run, there is no such folder",
+        (whole / "s30",): "s30 holds no model of a run: there is no best.json in it",
+        (cut_off,): f"has not ended: go on with it by --resume {cut_off}",
         (lost,): "holds no model that was written and measured",
         (tmp_path / "several",): "has models of several sparsities: give one of",
         (whole, "--recover-minutes", 0): "--recover-minutes must be more than 0, got 0.0",
@@ -116,6 +124,19 @@ def test_what_cannot_be_recovered_is_refused_in_one_line(whole, recover, tmp_pat
         assert code, (words, out)
         (line,) = [line for line in err.splitlines() if line.startswith("error")]
         assert message in line
+
+
+def test_the_folder_of_a_model_stands_for_that_of_its_run(whole):
+    assert [folder.path for folder in folders_of(whole / "model")] == [whole, whole]
+
+
+def test_a_folder_that_was_taken_for_a_run_or_a_config_is_told_what_is_meant(whole):
+    with pytest.raises(ValueError, match=f"plots is not a run, it has no config.yaml; .* did you mean {whole}"):
+        RunFolder(whole / "plots").read_config()
+    with pytest.raises(ValueError, match=f"{whole} is a folder: give the file, {whole}/config.yaml"):
+        read_config(whole)
+    with pytest.raises(ValueError, match="there is no file here.yaml"):
+        read_config(Path("here.yaml"))
 
 
 def test_a_search_recovers_what_it_wrote(ppo_script, tiny_folder, text_file, tmp_path, capsys):

@@ -40,6 +40,12 @@ def test_where_the_start_is_the_best_that_is_said():
     assert "(fisher); it cost" in compare(["the start"], {"the start": {1: 3.0}}).told("fisher", 9, 1)
 
 
+def test_a_lead_that_is_no_more_than_chance_is_said_whatever_was_chosen():
+    told = Added("the policy's mean", 0.1, 8, "ffn-only", -0.01).told("fisher", 96, 47)
+    assert "; ffn-only comes next, -0.0100 nats per token, no more than chance, on 8 windows; it cost" in told
+    assert "comes next" not in Added("the policy's mean", 0.1, 8, "ffn-only", 0.01).told("fisher", 96, 47)
+
+
 def test_what_needs_no_search_is_no_merit_of_ppo():
     told = Added("ffn-only", 0.1, 8).told("none", 96, 47)
     assert told.startswith("PPO added nothing: ffn-only is better than its start (none) by 0.1000 nats")

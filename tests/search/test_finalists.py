@@ -8,7 +8,7 @@ import pytest
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.search.added import START
-from ffprune_env.search.finalists import candidates, choose, choose_everywhere, settled
+from ffprune_env.search.finalists import candidates, choose, choose_everywhere, settled, spoken_for
 from ffprune_env.search.run_search import last_look
 from ffprune_env.search.samples import Archive, Sample
 from ffprune_env.search.settings import SearchSettings, affordable
@@ -108,18 +108,29 @@ EASY = np.array([3.1, 3.1, 3.1, 3.1])
 )
 def test_the_safety_net_has_to_lead_by_more_than_chance(ffn_only, answer):
     losses = {"the start": HARD[: len(ffn_only)], "ffn-only": ffn_only}
-    assert settled(["ffn-only", "the start"], losses)[0] == answer
+    assert settled(["ffn-only", "the start"], losses, {"the start"})[0] == answer
 
 
 def test_what_was_searched_for_need_not():
     """A search was rewarded for it on other text."""
     losses = {"the start": HARD, "the policy's mean": EASY}
-    assert settled(["the policy's mean", "the start"], losses)[0] == "the policy's mean"
+    known = {"the start", "the policy's mean"}
+    assert settled(["the policy's mean", "the start"], losses, known)[0] == "the policy's mean"
+
+
+def test_nothing_speaks_for_equal_scores_nor_for_a_lucky_sample():
+    """Where nothing speaks for the next best either, a lead is a lead."""
+    scores = {"the start": np.zeros(3), "the policy's mean": np.arange(3.0), "archived sample 1": np.arange(3.0)}
+    assert spoken_for(scores) == {"the policy's mean"}
+    assert spoken_for({**scores, "the start": np.arange(3.0)}) == {"the start", "the policy's mean"}
+    losses = {"ffn-only": EASY, "the start": HARD, "archived sample 1": HARD}
+    for rival in ("the start", "archived sample 1"):
+        assert settled(["ffn-only", rival], losses, spoken_for(scores))[0] == "ffn-only"
 
 
 def test_a_broken_model_is_never_what_chance_saves():
     losses = {"the start": np.array([3.0, np.inf]), "ffn-only": np.array([3.0, 9.0])}
-    assert settled(["ffn-only", "the start"], losses)[0] == "ffn-only"
+    assert settled(["ffn-only", "the start"], losses, {"the start"})[0] == "ffn-only"
 
 
 @pytest.mark.parametrize("targets", [(0.3,), (0.2, 0.3)])

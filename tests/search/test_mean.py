@@ -11,7 +11,10 @@ from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.search.mean import mean_actions, mean_allocation, mean_scores, scores_of
 from ffprune_env.search.policy import make_env, make_policy
+from ffprune_env.search.problem import Problem
+from ffprune_env.search.run_search import run_search
 from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.parse import parse_start
 from ffprune_env.search.starts.start import StartScores
 
 #: The units of smollm2-135m with FFN channels in blocks of 32: 9 heads, 48 blocks.
@@ -86,23 +89,20 @@ def test_what_is_learned_at_one_sparsity_goes_to_all_and_what_the_start_knows_st
 
 
 def searched(noise):
-    """The policy of a search of 512 evaluations on an invented model, with its deviation at the start."""
-    evaluator = SurrogateEvaluator.synthetic(12, seed=1, noise=noise)
+    """The policy of a search of 512 evaluations on an invented model, a window for each rollout."""
+    evaluator = SurrogateEvaluator.synthetic(12, seed=1, noise=noise, pool=64)
     settings = SearchSettings(sparsity=0.3, init="ffn-only", evaluations=512, search_windows=1)
-    start = {0.3: scores_of(ffn_only(0.3, evaluator.units), **settings.bounds)}
-    policy = make_policy(settings, make_env(settings, evaluator), mean_actions(StartScores(start), 3.0).everywhere)
-    began = policy.policy.log_std.item()
-    policy.env.env_method("set_task", 0.3)
-    policy.learn(512)
-    return policy, began
+    start = parse_start(settings)
+    scores = start.scores(Problem.of(evaluator, 0.3), settings.targets)
+    return run_search(settings, evaluator, start, scores).policy
 
 
 def test_all_units_share_a_deviation_that_falls_near_the_best_and_less_where_measurements_are_noisy():
     """The last steps of a long search are small, and candidates differ by more than they are measured wrong."""
-    (exact, began), (noisy, _) = searched(0.0), searched(0.3)
+    exact, noisy = searched(0.0), searched(0.5)
     assert exact.policy.log_std.shape == (1,)
     assert any(exact.policy.log_std is x for group in exact.policy.optimizer.param_groups for x in group["params"])
-    assert exact.policy.log_std.item() < began - 0.5
+    assert exact.policy.log_std.item() < SearchSettings().log_std_init - 0.5
     assert noisy.policy.log_std.item() > exact.policy.log_std.item() + 0.3
 
 

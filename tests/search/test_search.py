@@ -52,6 +52,8 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
         ({"evaluatons": 8}, TypeError, "there is no setting 'evaluatons'"),
         ({"preset": "papers"}, ValueError, "unknown preset 'papers'; allowed are default, quick, paper"),
         ({"sparsity": 1.5}, ValueError, "--sparsity takes numbers between 0 and 1, got 1.5"),
+        ({"sparsity": (0.2, 0.3)}, ValueError, "a model of one sparsity, got .0.2, 0.3.: give one number"),
+        ({"sparsity": (0.2,)}, ValueError, "a model of one sparsity"),
         ({"criterion": "magic"}, ValueError, "unknown criterion 'magic'"),
         ({"init": "fishr"}, ValueError, "--init must be none, ffn-only"),
         ({"text": "absent.txt"}, OSError, "no such file"),

@@ -14,6 +14,7 @@ from typing import Any, Literal
 Kind = Literal["ppl", "kl", "value"]
 
 NAMED = ("ppl", "kl", "tasks", "chat")
+_GIVEN = "given:function"
 _FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 
 
@@ -87,6 +88,18 @@ def parse_reward(text: str) -> RewardMix:
     if len({str(term) for term in terms}) < len(terms):
         raise ValueError(f"--reward {text!r} has a term twice")
     return RewardMix(terms)
+
+
+def written(mix: RewardMix) -> str:
+    """A reward as :func:`parse_reward` reads it; a function that was given as itself by a name that it can have.
+
+    Args:
+        mix: what is rewarded.
+    """
+    names = [str(term) if term.kind != "function" or _FUNCTION.fullmatch(term.of) else _GIVEN for term in mix.terms]
+    if len(names) == 1 and mix.terms[0].weight == 1:
+        return shlex.join(names)
+    return shlex.join(f"{name}={term.weight:g}" for name, term in zip(names, mix.terms, strict=True))
 
 
 def kind_of(reward: str | Callable[..., Any]) -> Kind:
