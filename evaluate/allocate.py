@@ -49,7 +49,7 @@ from ffprune_env.lm.identity import (
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
-from ffprune_env.run.limited import limit_part_of
+from ffprune_env.run.limited import limit_part_of, trial_log
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.search.finalists import Answer
 from ffprune_env.search.saved_policy import Policy
@@ -102,7 +102,10 @@ def main() -> int:
         console.print(phases.table())
         return show(reports, job.found)
     except KeyboardInterrupt:
-        say("interrupted; what was measured is kept" if begun else "interrupted before anything was measured")
+        kept = "what was measured is kept"
+        if args.limit is not None:
+            kept = "the models that were tried are kept, and the same command goes on"
+        say(f"interrupted; {kept}" if begun else "interrupted before anything was measured")
         return 130
     except (ValueError, OSError, RuntimeError) as error:  # a full disk, no memory
         return fail(error, 1 if begun else 2)
@@ -170,7 +173,7 @@ def meet_limit(
     seen = {**evaluator.texts, "test": test_windows}
     windows = args.load_limit_windows(model, tokenizer, settings.text, seen, settings.bos)
     with job.ledger.part("limit", evaluator.devices):
-        found = smallest_model(job.policy, evaluator, job.limit, windows)
+        found = smallest_model(job.policy, evaluator, job.limit, windows, trial_log(job.run, windows))
     at = found.answer.sparsity
     folder = args.to or limit_part_of(job.run.path, at, job.policy.targets)
     return replace(job, found=found, allocations={at: found.answer.allocation}, folders={at: folder})

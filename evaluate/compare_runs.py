@@ -2,21 +2,21 @@
 
     python evaluate/compare_runs.py runs/a runs/b --test-text test.txt --test-windows 40
 
-The runs must have searched one model on one text with one ranking; sparsities, seeds and rewards may differ. Of a run
-of several sparsities all are compared. Every policy is measured with and without calibration, once, however many runs
-chose it. Ctrl-C prints what there is so far.
+The runs must have searched one model on one text with one ranking and one calibration; sparsities, seeds, rewards,
+starts and evaluations may differ, and with them the windows that a run looked at: search PPL is on those of the first
+run. Of a run of several sparsities all are compared. Every policy is measured with and without calibration, once,
+however many runs chose it. What ends it early, such as Ctrl-C, leaves a table of what there is.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.cli.consoles import fail, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import JsonFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import TrustFlags
@@ -33,6 +33,7 @@ from ffprune_env.cli.text_flags import TestedTextFlags
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.limits.limit import LimitName
 from ffprune_env.lm.identity import (
     ChangedError,
     Identity,
@@ -76,15 +77,23 @@ def main() -> int:
         evaluator, policies, test_windows = prepare(args)
     except (ValueError, OSError) as error:
         return fail(error, 2)
+    except RuntimeError as error:  # no memory
+        return fail(error, 1)
     results: dict[tuple[str, bool], PolicyResult] = {}
-    with suppress(KeyboardInterrupt):
+    code = 0
+    try:
         for name, calibrated, result in measure(evaluator, policies, test_windows):
             results[name, calibrated] = result
             ppls = f"search {result.search_ppl:.3f}, test {result.test_ppl:.3f}"
             logger.info("%s, %s: %s", name, "calibrated" if calibrated else "plain", ppls)
             args.write_json({"results": [{"policy": key[0], **asdict(x)} for key, x in results.items()]})
+    except KeyboardInterrupt:
+        say("interrupted; what was measured is reported")
+        code = 130
+    except (RuntimeError, OSError) as error:  # no memory, a full disk
+        code = fail(error, 1)
     console.print(table(policies, results, evaluator.calibration_asked))
-    return 0
+    return code
 
 
 def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]:
@@ -96,9 +105,10 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]
     if args.test_text is not None:
         require_text(args.test_text)
     configs = {path: read_config(path / "config.yaml") for path in args.runs}
-    parts = [part for path, config in configs.items() for part in parts_of(path, config).items()]
+    parts = {path: parts_of(path, config) for path, config in configs.items()}
     first = configs[args.runs[0]]
-    settings, *_ = (require_alike(path, config, first) for path, config in configs.items())
+    plans = {path: require_alike(path, config, first) for path, config in configs.items()}
+    chosen = {folder: chosen_in(folder, path) for path, found in parts.items() for folder in found.values()}
     named = args.test_text is None or args.test_text in NAMED_TEXTS
     if not named and Path(str(args.test_text)).resolve() == Path(first["text"]).resolve():
         raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
@@ -112,23 +122,44 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]
     for path, bos in begin.items():
         if bos != begin[args.runs[0]]:
             raise ValueError(f"{path} has windows with bos {bos!r}, the first run has {begin[args.runs[0]]!r}")
+    settings = plans[args.runs[0]]
     test_windows = args.load_test_beside(first["text"], model, tokenizer, settings.bos)
-    texts = load_planned_windows(model, tokenizer, first["text"], settings).texts
-    require_same_as_runs(args.runs, identity_of_texts(texts), first)
-    require_unseen(test_windows, *texts.values())  # before the model is ranked, which takes longer
+    # Who searches shares the text out otherwise than who takes a start as it is; all calibrate on the same windows.
+    planned = cache(partial(load_planned_windows, model, tokenizer, first["text"]))
+    texts = {path: planned(plan).texts for path, plan in plans.items()}
+    for path, seen in texts.items():
+        require_same_as_runs([path], identity_of_texts(seen), first)
+    # Before the model is ranked, which takes longer.
+    require_unseen(test_windows, *(windows for seen in texts.values() for windows in seen.values()))
     settings, order = replace(settings, reward_model="cut"), order_of_runs(args.runs, model)
-    evaluator = build_evaluator(model, tokenizer, first["text"], settings, order, texts)
+    evaluator = build_evaluator(model, tokenizer, first["text"], settings, order, texts[args.runs[0]])
     policies: dict[str, IntArray] = {}
-    for sparsity, folder in parts:
+    for sparsity, folder in (part for found in parts.values() for part in found.items()):
         for name, allocation in reference_policies(sparsity, evaluator).items():
             policies.setdefault(name if name == "dense" else f"{name} σ {sparsity:g}", allocation.kept)
-        best = json.loads((folder / "best.json").read_text(encoding="utf-8"))
-        policies[str(folder)] = evaluator.prunable.check_kept(best["chosen"]["kept"])
+        policies[str(folder)] = evaluator.prunable.check_kept(chosen[folder])
     return evaluator, policies, test_windows
 
 
+def chosen_in(folder: Path, run: Path) -> list[int]:
+    """Groups per unit that a run chose to keep; ValueError unless it has ended.
+
+    Args:
+        folder: of one of its sparsities.
+        run: the folder that it is gone on with by; the same one where it has one sparsity.
+    """
+    best = RunFolder(folder).read_json("best.json")
+    chosen = {} if best is None else best.get("chosen")
+    if not isinstance(chosen, dict) or "kept" not in chosen:
+        file = folder / "best.json"
+        what = f"there is no {file}" if best is None else f"{file} does not say what it chose"
+        raise ValueError(f"{run} has not ended: {what}; go on with it by --resume {run}")
+    kept: list[int] = chosen["kept"]
+    return kept
+
+
 def require_alike(path: Path, config: Mapping[str, Any], first: Mapping[str, Any]) -> EvaluatorSettings:
-    """How a run ranked, calibrated and measured; ValueError unless it did so as the first one.
+    """How a run ranked, calibrated and measured, less the windows that it did not need; ValueError unless as the first.
 
     Args:
         path: the run.
@@ -147,7 +178,7 @@ def require_alike(path: Path, config: Mapping[str, Any], first: Mapping[str, Any
 
 def require_same_as_runs(paths: Sequence[Path], now: Identity, config: Mapping[str, Any]) -> None:
     """Raises ChangedError unless every run was made with the model and texts that there are now."""
-    uses = ("search", "finalists", "curves", "calibration")
+    uses = ("search", "finalists", "curves", "pool", "watch", "calibration")
     names = text_names(config["text"], None, uses, config.get("calibration_text"))
     for path in paths:
         RunFolder(path).require_same(now, config["model"], names, "search it again")
@@ -180,10 +211,13 @@ def warn_of_versions(paths: Sequence[Path]) -> None:
 def parts_of(path: Path, config: Mapping[str, Any]) -> dict[float, Path]:
     """The folders that hold what a run chose, by sparsity; ValueError for what no run has as its sparsity.
 
-    A run with a budget in the place of a sparsity counts units in another measure than all others.
+    A run with a budget in the place of a sparsity counts units in another measure than all others, and one with a limit
+    chose nothing at the sparsities that it was told.
     """
-    if config.get("budget") is not None:
-        raise ValueError(f"{path} was asked for a budget, {config['budget']}, and runs are compared by sparsity")
+    for name in ("budget", *get_args(LimitName)):
+        if config.get(name) is not None:
+            asked = f"--{name.replace('_', '-')} {config[name]}"
+            raise ValueError(f"{path} was asked for {asked}, and runs are compared by sparsity")
     targets = targets_of(config, path).targets
     return {target: path if len(targets) == 1 else part_of(path, target) for target in targets}
 

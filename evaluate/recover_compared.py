@@ -6,8 +6,9 @@
     python evaluate/recover_compared.py runs/c --recover-tokens 105000 --data-dir tasks --limit 200   # zero-shot too
 
 What every method ended with is made again from its cell, must have the perplexity that is written there, and is trained
-on the same text with the same settings. What is finished is kept in recovered/ of the folder: the same command goes on
-where it stopped, and another one adds to it. The table is of all that is there, and goes to recovered.md.
+on the same text with the same settings; where that fails it is said, and the others go on. What is finished is kept in
+recovered/ of the folder: the same command goes on where it stopped, and another one adds to it. The table is of all
+that is there, and goes to recovered.md.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from ffprune_env.comparison.recovered import RecoveredCell, recover_cell, recove
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import open_tasks
+from ffprune_env.lm.batches import release_memory
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import identity_of_versions, require_same
 from ffprune_env.lm.replacing import replacing
@@ -79,7 +81,7 @@ def main() -> int:
     try:
         job = plan(args)
         try:
-            fill(args, job)
+            code = fill(args, job)
         except KeyboardInterrupt:
             say("interrupted; what was finished is kept and reported")
             code = 130
@@ -127,11 +129,11 @@ def cells_of(folder: ComparisonFolder, only: tuple[str, ...]) -> list[Cell]:
     return found
 
 
-def fill(args: Args, job: Job) -> None:
-    """Recovers cell after cell what was not yet; the model is loaded if there is one."""
-    missing = [cell for cell in job.cells if not is_recovered(job, cell, args.data_dir is not None)]
+def fill(args: Args, job: Job) -> int:
+    """Recovers cell after cell what was not yet, and returns the exit code; the model is loaded if there is one."""
+    missing, code = [cell for cell in job.cells if not is_recovered(job, cell, args.data_dir is not None)], 0
     if not missing:
-        return
+        return code
     with ExitStack() as stack:
         tasks = None if args.data_dir is None else stack.enter_context(open_tasks(data_dir=args.data_dir))
         apart = unseen_alone(tasks or {}, job.settings.reward, args.data_dir, args.held_out)
@@ -154,9 +156,16 @@ def fill(args: Args, job: Job) -> None:
         dense = float((job.folder.dense or {})["dense_test_ppl"])
         for cell in missing:
             logger.info("%s ...", cell.file)
-            found = replace(recover_cell(subject, cell, text, job.recovery, dense), **about)
-            keep(job, cell, found)
-            logger.info("%s: test PPL %.2f, recovered %.2f", cell.file, found.before_ppl, found.after_ppl)
+            try:
+                found = replace(recover_cell(subject, cell, text, job.recovery, dense), **about)
+                keep(job, cell, found)
+                logger.info("%s: test PPL %.2f, recovered %.2f", cell.file, found.before_ppl, found.after_ppl)
+            except (ValueError, RuntimeError) as error:  # one that cannot be is no reason to lose the others
+                code = fail(f"{cell.file}: {error}", 1)
+            except OSError as error:  # a full disk, where the others would be trained for nothing
+                return fail(f"{cell.file}: {error}", 1)
+            release_memory()
+    return code
 
 
 def measuring_of(args: Args, job: Job, tasks: Mapping[str, Any] | None, apart: str) -> Measuring:
@@ -232,10 +241,10 @@ def report(job: Job) -> None:
         console.print("nothing was recovered")
         return
     table = recovered_markdown(cells)
+    console.print(table, highlight=False, markup=False, soft_wrap=True)
     target = job.folder.path / "recovered.md"
     with replacing(target) as scratch:
         scratch.write_text(table, encoding="utf-8")
-    console.print(table, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(cells)} recovered models; the table is in {target}", highlight=False, soft_wrap=True)
 
 

@@ -5,8 +5,9 @@
     python evaluate/recovery_study.py runs/y --out runs/recovery-study-ridge   # of a run with --calibration ridge
 
 The first of every list is the base. model/ of the run is recovered with each combination and measured on the test text
-of the run. What is finished is kept, one file per cell: the same command goes on where it stopped, and another one adds
-to it. The table goes to study.md. Whether to train before or after a calibration is two runs that differ in that.
+of the run; where that fails it is said, and the others go on. What is finished is kept, one file per cell: the same
+command goes on where it stopped, and another one adds to it. The table goes to study.md. Whether to train before or
+after a calibration is two runs that differ in that.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
 from ffprune_env.cli.past_run import PastRun, RunSettings, folders_of, load_past_run, read_run_settings
 from ffprune_env.cli.recovery_flags import RecoveryFlags
+from ffprune_env.lm.batches import release_memory
 from ffprune_env.lm.excess import share_removed, share_text
+from ffprune_env.lm.identity import identity_of_versions, require_same
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.replacing import replacing
+from ffprune_env.recovery.passages import digest_of
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings
+from ffprune_env.recovery.text import RecoveryText
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.recovered import written_before
 from ffprune_env.run.strict_json import strict_json
@@ -42,6 +47,8 @@ console = wide_console()
 #: Shares of cross-entropy, by the name of the objective.
 OBJECTIVES = {"kl": 0.0, "both": 0.5, "ce": 1.0}
 _LORA = "lora-"
+# Versions and recovery text of a study, as digests; those of before do not say them.
+_IDENTITY = "identity"
 # Settings that the study varies, with the flags that say them elsewhere and those that do here.
 _VARIED = {
     "learning_rate": ("--recover-rate", "--rates"),
@@ -130,7 +137,7 @@ def main() -> int:
     try:
         job = plan(args)
         try:
-            study(args, job)
+            code = study(args, job)
         except KeyboardInterrupt:
             say("interrupted; what was finished is kept and reported")
             code = 130
@@ -154,7 +161,8 @@ def plan(args: Args) -> Job:
     cells = {cell: cell.settings(base) for cell in cells_of(args)}
     others = {name: value for name, value in asdict(base).items() if name not in _VARIED}
     begun = {"run": str(part.path.resolve()), "recovery_text": args.recovery_text, "settings": others}
-    require_begun(args.out, begun)
+    begun |= {_IDENTITY: identity_of_versions()}
+    require_begun(args.out, begun, adds=any(not file_of(args, cell).is_file() for cell in cells))
     return Job(run, part, read_run_settings(run, args.trust_remote_code), cells, begun)
 
 
@@ -172,24 +180,36 @@ def cells_of(args: Args) -> list[Cell]:
     return [x for x in every if sum(a != b for a, b in zip(asdict(x).values(), first, strict=True)) <= 1]
 
 
-def study(args: Args, job: Job) -> None:
-    """Recovers and measures cell after cell what was not yet."""
-    missing = [cell for cell in job.cells if not file_of(args, cell).is_file()]
+def study(args: Args, job: Job) -> int:
+    """Recovers and measures cell after cell what was not yet, and returns the exit code."""
+    missing, code = [cell for cell in job.cells if not file_of(args, cell).is_file()], 0
     if not missing:
-        return
+        return code
     past, settings = load_past_run(job.run, job.settings), job.settings
     text = args.load_recovery_text(past.model, past.tokenizer, settings.text, settings, past.texts, settings.test_text)
     before = measured(job, past)
-    begin(args.out, {**job.begun, "before": before})
+    identity = {**job.begun[_IDENTITY], "recovery text": digest_of(text.every)}
+    begin(args.out, {**job.begun, _IDENTITY: identity, "before": before})
     for cell in missing:
         logger.info("%s ...", cell.name)
-        model = load_pruned(job.part.path / "model", device=str(past.model.device))
-        result = recover(model, past.model, text.train, job.cells[cell], held_out=text.held_out)
-        ppl = perplexity(model, past.texts["test"], settings.batch_size)
-        content = {"cell": asdict(cell), **before, "test_ppl": ppl, **asdict(result)}
-        with replacing(file_of(args, cell)) as scratch:
-            scratch.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
-        logger.info("%s: test PPL %.2f", cell.name, ppl)
+        try:
+            content = {"cell": asdict(cell), **before, **recovered(job, job.cells[cell], past, text)}
+            with replacing(file_of(args, cell)) as scratch:
+                scratch.write_text(strict_json(content, indent=1) + "\n", encoding="utf-8")
+            logger.info("%s: test PPL %.2f", cell.name, content["test_ppl"])
+        except (ValueError, RuntimeError) as error:  # one that fails is no reason to lose the others
+            code = fail(f"{cell.name}: {error}", 1)
+        except OSError as error:  # a full disk, where the others would be trained for nothing
+            return fail(f"{cell.name}: {error}", 1)
+        release_memory()
+    return code
+
+
+def recovered(job: Job, settings: RecoverySettings, past: PastRun, text: RecoveryText) -> dict[str, Any]:
+    """What became of model/ of the run with some settings: what training did, and perplexity on test text."""
+    model = load_pruned(job.part.path / "model", device=str(past.model.device))
+    result = recover(model, past.model, text.train, settings, held_out=text.held_out)
+    return {"test_ppl": perplexity(model, past.texts["test"], job.settings.batch_size), **asdict(result)}
 
 
 def measured(job: Job, past: PastRun) -> dict[str, float]:
@@ -199,17 +219,26 @@ def measured(job: Job, past: PastRun) -> dict[str, float]:
     return {"dense_ppl": perplexity(past.model, test, size), "pruned_ppl": perplexity(pruned, test, size)}
 
 
-def require_begun(out: Path, begun: dict[str, Any]) -> None:
-    """Raises ValueError if the folder holds a study of something else."""
-    file = out / "study.json"
+def require_begun(out: Path, begun: dict[str, Any], adds: bool = True) -> None:
+    """Raises ValueError if the folder holds a study of something else, with which nothing can stand in one ranking.
+
+    Args:
+        out: the folder.
+        begun: what is asked for, as far as it is known.
+        adds: whether anything will be measured. Where nothing is, a study of before need not say all of it.
+    """
+    file, advice = out / "study.json", "give another --out"
     if not file.is_file():
         return
     there, now = json.loads(file.read_text(encoding="utf-8")), json.loads(strict_json(begun))
     for name, value in now.items():
-        if there.get(name) != value:
-            raise ValueError(
-                f"{out} is a study with another {name}, {there.get(name)!r} and not {value!r}: give another --out"
-            )
+        if name == _IDENTITY and name in there:
+            require_same(there[name], value, f"{out} was begun", advice)
+        elif name == _IDENTITY:
+            if adds and any(out.glob("cell-*.json")):
+                raise ValueError(f"{out} does not say on what text, and by what versions, it was measured: {advice}")
+        elif there.get(name) != value:
+            raise ValueError(f"{out} is a study with another {name}, {there.get(name)!r} and not {value!r}: {advice}")
 
 
 def begin(out: Path, begun: dict[str, Any]) -> None:
@@ -233,9 +262,9 @@ def report(args: Args) -> None:
         console.print("nothing was measured")
         return
     table = study_markdown(found)
+    console.print(table, highlight=False, markup=False, soft_wrap=True)
     with replacing(args.out / "study.md") as scratch:
         scratch.write_text(table, encoding="utf-8")
-    console.print(table, highlight=False, markup=False, soft_wrap=True)
 
 
 def study_markdown(found: list[dict[str, Any]]) -> str:

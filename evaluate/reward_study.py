@@ -5,7 +5,8 @@
 Policies are taken from the samples of a run, at equal distances in the order of their measuring, and each is measured
 on 1, 2, 4, 8, ... windows of search text, by PPL_dense / PPL and by the divergence from the dense model, and on test
 text. The reward whose order on few windows is that of the test text is the better one to search by. It also says how
-much noise there is: what one window says of the difference between two policies that all windows do not.
+much noise there is: what one window says of the difference between two policies that all windows do not. What ends it
+early, such as Ctrl-C, leaves a table of the policies that were measured.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ import tyro
 from rich.table import Table
 from scipy.stats import spearmanr
 
-from ffprune_env.budget.arrays import FloatArray
-from ffprune_env.cli.consoles import fail, start_logging, wide_console
+from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import JsonFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import TrustFlags
@@ -44,6 +45,9 @@ from ffprune_env.texts.window_plan import load_planned_windows
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
+_FEWEST = 3  # policies that an order can be told of
+#: Figures by name, see :func:`figures`: a number or several of them per policy.
+Figures = dict[str, list[float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,7 @@ class Args(TestedTextFlags, JsonFlags, TrustFlags):
     """Settings of the study; every field is a flag."""
 
     studied: tyro.conf.Positional[Path]
-    """folder that train/ppo.py left"""
+    """folder that train/ppo.py left, of a run with --evaluations"""
     policies: int = 24
     """how many samples of the run are measured"""
     rewarded_on: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -62,12 +66,41 @@ def main() -> int:
     """Measures and prints; returns the exit code."""
     args = read_flags(Args, __doc__, default={"test_windows": 4})
     start_logging(console)
+    measured: Figures = {}
+    code = 0
     try:
-        measured = measure(args)
-        args.write_json(measured)
+        for found in measure(args):
+            for name, values in found.items():
+                measured.setdefault(name, []).extend(values)
+    except KeyboardInterrupt:
+        say("interrupted; what was measured is reported")
+        code = 130
+    except RuntimeError as error:  # no memory
+        code = fail(error, 1)
     except (ValueError, OSError) as error:
-        return fail(error, 2)
-    table = Table(title=f"Spearman correlation with test PPL, {len(measured['test'])} policies")
+        code = fail(error, 1 if measured else 2)
+    if not measured:
+        return code
+    report(args, measured)
+    try:
+        args.write_json(measured)
+    except OSError as error:  # a full disk
+        code = fail(error, 1)
+    return code
+
+
+def report(args: Args, measured: Figures) -> None:
+    """Prints correlations, and signal and noise, as far as there are enough policies for them.
+
+    Args:
+        args: of the study.
+        measured: figures of the policies, one after another.
+    """
+    n_policies, most = len(measured["test"]), max(args.rewarded_on)
+    if n_policies < _FEWEST:
+        console.print(f"{n_policies} policies were measured, {_FEWEST} are needed to tell how well they are ranked")
+        return
+    table = Table(title=f"Spearman correlation with test PPL, {n_policies} policies")
     for column in ("windows", "PPL", "KL"):
         table.add_column(column, justify="right")
     for n in args.rewarded_on:
@@ -75,12 +108,12 @@ def main() -> int:
             str(n), *(f"{spearmanr(measured[f'{kind} {n}'], measured['test'])[0]:.3f}" for kind in ("ppl", "kl"))
         )
     console.print(table)
-    if max(args.rewarded_on) > 1:  # of one window there is no telling what it is off by
-        signal, noise = signal_and_noise(np.array(measured["losses"]).reshape(-1, max(args.rewarded_on)))
+    losses = np.array(measured["losses"]).reshape(-1, most)
+    if min(losses.shape) > 1:  # of one window, or one sample, there is no telling what it is off by
+        signal, noise = signal_and_noise(losses)
         console.print(
             f"samples differ by {signal:.3f} nats of ln PPL; what one window says of it is off by {noise:.3f}"
         )
-    return 0
 
 
 def signal_and_noise(losses: FloatArray) -> tuple[float, float]:
@@ -99,10 +132,12 @@ def signal_and_noise(losses: FloatArray) -> tuple[float, float]:
     return math.sqrt(max(signal, 0.0)), math.sqrt(noise)
 
 
-def measure(args: Args) -> dict[str, list[float]]:
-    """Perplexity and divergence of every policy on every number of windows, and perplexity on test text.
+def measure(args: Args) -> Iterator[Figures]:
+    """Policy after policy, samples of the run before what they are compared with: the figures of each, by name.
 
-    ``losses`` are those of every sample on every window, one sample after another.
+    Raises:
+        ValueError: the run cannot be studied, or is of another model or text than there is now.
+        OSError: something cannot be loaded.
     """
     args.require_folder()
     args.require_windows()
@@ -112,27 +147,55 @@ def measure(args: Args) -> dict[str, list[float]]:
     config = run.read_config()
     if not isinstance(config.get("sparsity"), float):
         raise ValueError(f"{run.path} is not of a search for one sparsity: study one that is")
-    samples = [json.loads(line) for line in run.samples.read_text(encoding="utf-8").splitlines()]
-    nearly = [np.array(x["kept"]) for x in samples if x["target_sparsity"] >= 0.95 * config["sparsity"]]
-    if len(nearly) < 3:
-        raise ValueError(f"{run.path} holds {len(nearly)} samples at nearly its sparsity, 3 are needed")
+    nearly = nearly_as_sparse(run, config["sparsity"])
     chosen = np.linspace(0, len(nearly) - 1, min(args.policies, len(nearly))).round().astype(int)
     evaluator, test = load(args, run, config)
     references = reference_policies(config["sparsity"], evaluator)
     policies = [nearly[i] for i in chosen] + [references[name].kept for name in references if name != "dense"]
-    results: dict[str, list[float]] = {"test": [], "losses": []}
     for i, kept in enumerate(policies):
-        if i < len(chosen):
-            with evaluator.prunable.pruned(kept, evaluator.calibration if evaluator.calibrated else None) as model:
-                results["losses"] += window_losses(model, evaluator.windows, evaluator.batch_size).tolist()
-        for n in args.rewarded_on:
-            ppl, kl = evaluator.compare(kept, n)
-            results.setdefault(f"ppl {n}", []).append(ppl / evaluator.dense(n))
-            results.setdefault(f"kl {n}", []).append(kl)
-        with evaluator.prunable.pruned(kept, evaluator.calibration) as model:
-            results["test"].append(perplexity(model, test))
-        logger.info("policy %d of %d: test PPL %.3f", i + 1, len(policies), results["test"][-1])
-    return results
+        found = figures(args, evaluator, test, kept, is_sample=i < len(chosen))
+        logger.info("policy %d of %d: test PPL %.3f", i + 1, len(policies), *found["test"])
+        yield found
+
+
+def nearly_as_sparse(run: RunFolder, sparsity: float) -> list[IntArray]:
+    """Groups kept by the samples of a run at nearly its sparsity, int64 [N] each; ValueError where they are few.
+
+    Args:
+        run: its folder; one that took its start as it is holds no samples.
+        sparsity: σ of the run.
+    """
+    lines = run.samples.read_text(encoding="utf-8").splitlines() if run.samples.is_file() else []
+    samples = [json.loads(line) for line in lines]
+    nearly = [np.array(x["kept"]) for x in samples if x["target_sparsity"] >= 0.95 * sparsity]
+    if len(nearly) < _FEWEST:
+        raise ValueError(
+            f"{run.path} holds {len(nearly)} samples at nearly its sparsity, {_FEWEST} are needed: search with "
+            f"--evaluations 96"
+        )
+    return nearly
+
+
+def figures(args: Args, evaluator: LMEvaluator, test: torch.Tensor, kept: IntArray, is_sample: bool) -> Figures:
+    """Perplexity and divergence of a policy on every number of windows, and perplexity on test text.
+
+    Args:
+        args: of the study.
+        evaluator: of the run.
+        test: int64 [n, seq_len], test text.
+        kept: int64 [N], groups kept per unit.
+        is_sample: whether it is one of the run's: of these ``losses`` has the one on every window, too.
+    """
+    found: Figures = {"test": [], "losses": []}
+    if is_sample:
+        with evaluator.prunable.pruned(kept, evaluator.calibration if evaluator.calibrated else None) as model:
+            found["losses"] += window_losses(model, evaluator.windows, evaluator.batch_size).tolist()
+    for n in args.rewarded_on:
+        ppl, kl = evaluator.compare(kept, n)
+        found[f"ppl {n}"], found[f"kl {n}"] = [ppl / evaluator.dense(n)], [kl]
+    with evaluator.prunable.pruned(kept, evaluator.calibration) as model:
+        found["test"].append(perplexity(model, test))
+    return found
 
 
 def load(args: Args, run: RunFolder, config: Mapping[str, Any]) -> tuple[LMEvaluator, torch.Tensor]:

@@ -70,9 +70,6 @@ console = wide_console()
 
 @dataclass(frozen=True)
 class Args(
-    ModelFlags,
-    TextFlags,
-    RunFlags,
     WorkerFlags,
     AnswerFlags,
     LimitFlags,
@@ -80,8 +77,11 @@ class Args(
     BudgetFlags,
     EvaluatorSettings,
     SearchSettings,
+    RunFlags,
+    TextFlags,
+    ModelFlags,
 ):
-    """Settings of a run; every field is a flag, most of them of the groups that scripts share."""
+    """Settings of a run; every field is a flag, most of them of the groups that scripts share; the last come first."""
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""
@@ -94,7 +94,7 @@ class Args(
         if self.budget is not None and self.limit is not None:
             raise ValueError(f"--budget {self.budget} says how small, a limit how good the model is to be: give one")
         if self.gguf is not None and isinstance(self.sparsity, SparsityRange) and self.limit is None:
-            raise ValueError("--gguf: of a range no model is written; evaluate/allocate.py takes --gguf for any of it")
+            raise ValueError("--gguf: of a range no model is written; ffprune allocate takes --gguf for any of it")
         if self.save_model:
             require_writable_folder(self.model)
         if self.recover:
@@ -185,19 +185,19 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
     limit_windows = None
     if args.limit is not None:
         limit_windows = args.load_limit_windows(model, tokenizer, args.text, every, args.bos)
+    recovery_text = None
+    if args.recover:
+        recovery_text = args.load_recovery_text(model, tokenizer, args.text, args, every, args.test_text)
     run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
     evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts, run.costs)
     run.know(identity_of_reward(evaluator))
     budget = None
     if args.budget is not None:
         server = args.server(args.gguf, str(evaluator.prunable.device))
-        budget = count_budget(args.budget, evaluator.prunable, tokenizer, args.gguf, server)
+        budget = count_budget(args.budget, evaluator.prunable, tokenizer, args.gguf, server, run.counted())
         args = replace(args, sparsity=budget.measure.sparsity(args.budget, args.a_min, args.a_max))
         SearchSettings.require_allowed(args)
         logger.info("%s, σ = %.4g", budget.asked(), args.sparsity)
-    recovery_text = None
-    if args.recover:
-        recovery_text = args.load_recovery_text(model, tokenizer, args.text, args, every, args.test_text)
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
     scores = run.scores(args.targets, len(evaluator.units))
     if scores is None:
@@ -208,7 +208,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
     if args.workers:
         workers = Workers.like(evaluator, args.workers, asdict(args) | args.needless, args.ray_address, run.identity)
         stack.callback(workers.close)
-    run.begin(evaluator, start, scores)
+    run.begin(evaluator, start, scores, None if budget is None else budget.counted())
     return Job(
         args, run, tokenizer, evaluator, test_windows, start, scores, workers, recovery_text, limit_windows, budget
     )
@@ -294,10 +294,13 @@ def meet_limit(args: Args, job: Job, outcome: Outcome) -> list[LimitedModel]:
         return []
     about, facts = told_beside(args, job)
     with job.evaluator.sharing_dense_pass():
-        made = LimitedModel.of(
-            job.run.folder, job.evaluator, outcome.learned, args.limit, job.limit_windows, job.test_windows, about,
-            job.run.costs,
-        )  # fmt: skip
+        try:
+            made = LimitedModel.of(
+                job.run.folder, job.evaluator, outcome.learned, args.limit, job.limit_windows, job.test_windows, about,
+                job.run.costs,
+            )  # fmt: skip
+        finally:  # what was tried is not tried again, so that what it cost is written down
+            job.run.costs.save(len(outcome.samples))
         if made.report is not None and args.save_model:
             made.report.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None, gguf=args.gguf)
     return [made]

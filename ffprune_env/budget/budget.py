@@ -20,6 +20,8 @@ AmountKind = Literal["at most", "times", "less"]
 _BYTES: tuple[MeasureName, ...] = ("size", "kv")
 _SHARES: tuple[MeasureName, ...] = ("prunable", *TIMES)
 _PREFIXES = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
+# Nobody asks for a model of so few parameters: a number below it is a percentage without its sign.
+_FEWEST_PARAMETERS = 1000
 _NUMBER = re.compile(r"([0-9]*\.?[0-9]+)([a-z%]*)", re.IGNORECASE)
 
 
@@ -34,7 +36,7 @@ class Budget:
             that many may stay.
 
     Raises:
-        ValueError: there is no such measure, or no such amount of it.
+        ValueError: there is no such measure, or no such amount of it; of parameters 1000 are the fewest.
     """
 
     measure: MeasureName
@@ -48,7 +50,7 @@ class Budget:
         if self.kind != "at most":
             if not 0 < self.amount < 1:
                 raise ValueError(f"of a model more than nothing and less than all may go and stay, got {self}")
-        elif self.measure in _SHARES or not 1 <= self.amount < math.inf:
+        elif self.measure in _SHARES or not _least(self.measure) <= self.amount < math.inf:
             raise ValueError(f"an amount of {self.measure} is written {_written(self.measure)}, got {self.amount:g}")
 
     @classmethod
@@ -75,7 +77,7 @@ class Budget:
             if unit.lower() == "x":
                 return cls(measure, number, "times")
             size = _size(measure, unit)
-            if size is not None:
+            if size is not None and number * size >= _least(measure):
                 return cls(measure, number * size, "at most")
         raise ValueError(f"an amount of {measure} is written {_written(measure)}, got {amount!r}")
 
@@ -117,6 +119,11 @@ def told(amount: float, measure: MeasureName, digits: int = 5) -> str:
         names = ("B", "KB", "MB", "GB", "TB")
     step = min(len(names) - 1, int(math.log10(max(amount, 1)) // 3))
     return f"{amount / 1000**step:.{digits}g} {names[step]}".rstrip()
+
+
+def _least(measure: MeasureName) -> int:
+    """The smallest number that can be asked for, where that is no share of the dense model."""
+    return 1 if measure in _BYTES else _FEWEST_PARAMETERS
 
 
 def _size(measure: MeasureName, unit: str) -> int | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ffprune_env.run.strict_json import as_measured
 
 
 @dataclass(frozen=True)
@@ -125,24 +126,9 @@ def cell_name(method: str, sparsity: float, seed: int | None, targets: Sequence[
 
 def cell_from_json(content: dict[str, Any]) -> Cell:
     """A cell as strict JSON has it; KeyError or TypeError where that is damaged."""
-    restore_inf(content)
+    content = as_measured(content)
     for name in ("test_interval", "calibrated_test_interval"):
         if content[name] is not None:
             content[name] = tuple(content[name])
     content["trace"] = [tuple(point) for point in content["trace"]]
     return Cell(**content)
-
-
-def restore_inf(content: dict[str, Any]) -> None:
-    """Undoes what strict JSON does to infinite numbers: they were written as null, and named."""
-    for name in content.pop("non_finite", []):
-        content[name] = _with_inf(content[name])
-    for value in content.values():
-        if isinstance(value, dict):
-            restore_inf(value)
-
-
-def _with_inf(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_with_inf(item) for item in value]
-    return math.inf if value is None else value

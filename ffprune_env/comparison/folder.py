@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import filelock
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.comparison.cell import Cell, Comparison, cell_from_json, cell_name, restore_inf
+from ffprune_env.comparison.cell import Cell, Comparison, cell_from_json, cell_name
 from ffprune_env.comparison.policies import KeptPolicies
 from ffprune_env.lm.identity import OF_VERSIONS, ChangedError, Identity, identity_of_settings, require_same
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.pruning.stored_order import ORDER, order_from_json
-from ffprune_env.run.strict_json import strict_json
+from ffprune_env.run.strict_json import as_measured, strict_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -140,7 +140,7 @@ class ComparisonFolder:
         """
         found = self._read("dense.json")
         if found is not None:
-            restore_inf(found)
+            found = as_measured(found)
             if not {"units", "n_params", "dense_test_ppl", "dense_interval"} <= found.keys():
                 raise self._damaged("dense.json", "measurements are missing")
             identity = found.pop("identity", None)

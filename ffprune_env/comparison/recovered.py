@@ -15,6 +15,7 @@ from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
 from ffprune_env.comparison.subject import Subject
 from ffprune_env.lm.excess import share_removed, share_text
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
+from ffprune_env.pruning.calibration_kind import calibration_kind
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.text import RecoveryText
@@ -62,14 +63,20 @@ def final_copy(subject: Subject, cell: Cell) -> PreTrainedModel:
     Args:
         subject: the model, ranked as it was.
         cell: what the method answered.
+
+    Raises:
+        RuntimeError: that model cannot be made again, because memory does not do for its calibration now.
     """
     if cell.method in REBUILDERS:
         return rebuild_and_measure(subject, cell.method, cell.target_sparsity)[1]
-    prunable, method = subject.evaluator.prunable, ANSWERING[cell.method]
-    kept = prunable.check_kept(cell.kept or [])
+    evaluator, method = subject.evaluator, ANSWERING[cell.method]
+    kept = evaluator.prunable.check_kept(cell.kept or [])
     with ranking_of(subject, method):
-        calibration = calibration_of(subject, method, kept)
-        with prunable.pruned(kept, calibration) as model:
+        # As where questions are asked: what was calibrated by Eqs. 6-7 alone for want of memory stays so.
+        made = evaluator.calibration if cell.calibration == "ridge" else calibration_of(subject, method, kept)
+        if calibration_kind(made) != cell.calibration:
+            raise RuntimeError(f"its perplexity is of a model calibrated as {cell.calibration}, and that fails now")
+        with evaluator.prunable.pruned(kept, made) as model:
             return copy.deepcopy(model)
 
 
@@ -87,6 +94,7 @@ def recover_cell(
 
     Raises:
         ValueError: the model that was made again is not the one that the cell measured.
+        RuntimeError: it cannot be made again, or memory runs out.
     """
     model = final_copy(subject, cell)
     before, _ = subject.test(model)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import torch
 
 from ffprune_env.budget.budget import MeasureName
 from ffprune_env.budget.measure import Measure
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from ffprune_env.pruning.prunable import PrunableModel
     from ffprune_env.pruning.unit_layout import UnitLayout
 
+_KEY_TABLE = "kv_index"  # the key/value head that each query head reads, int64
 _SEPARATE = 3  # input projections of an attention whose heads each have keys of their own: q, k and v
 
 
@@ -52,16 +56,29 @@ def weights_size(prunable: PrunableModel) -> Measure:
         prunable: the model.
     """
     model, entries, at = prunable.model, {}, 0
-    for tensor_name, tensor in model.named_parameters():  # a head that is the embedding is written once
-        size = tensor.numel() * tensor.element_size()
-        entries[tensor_name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [at, at + size]}
+    stored = {name: (list(x.shape), x.element_size()) for name, x in model.named_parameters()}  # tied ones once
+    kept = model.state_dict()
+    stored |= {name: (list(x.shape), x.element_size()) for name, x in model.named_buffers() if name in kept}
+    for tensor_name, (shape, itemsize) in {**stored, **_key_tables(prunable)}.items():
+        size = math.prod(shape) * itemsize
+        entries[tensor_name] = {"dtype": "BF16", "shape": shape, "data_offsets": [at, at + size]}
         at += size
-    for tensor_name, buffer in model.named_buffers():
-        if tensor_name in model.state_dict():
-            at += buffer.numel() * buffer.element_size()
-            entries[tensor_name] = {"dtype": "BF16", "shape": list(buffer.shape), "data_offsets": [at, at]}
     header = json.dumps({"__metadata__": {"format": "pt"}, **entries}, separators=(",", ":"))
     return Measure("size", prunable.units, at + -(-(8 + len(header)) // 8) * 8, model.dtype.itemsize)
+
+
+def _key_tables(prunable: PrunableModel) -> dict[str, tuple[list[int], int]]:
+    """Shape and bytes per number of the tensors that pruning may add, at most.
+
+    Where query heads go one by one, a layer that shares several keys unevenly says which of them each query head reads.
+    How many layers do so depends on what goes: the dense model is taken to have all of these tensors.
+    """
+    names = {module: name for name, module in prunable.model.named_modules()}
+    return {
+        f"{names[layout.owner]}.{_KEY_TABLE}": ([layout.n_members], torch.int64.itemsize)
+        for layout in prunable.layouts
+        if layout.key_heads is not None and not layout.balanced and int(layout.key_heads.max()) > 0
+    }
 
 
 def cache_size(prunable: PrunableModel) -> Measure:

@@ -36,12 +36,13 @@ class CardFacts:
 
     Attributes:
         base_model: name of the model that was pruned.
-        target_sparsity: fraction of Σ w that was asked for.
+        target_sparsity: fraction of Σ w that was asked for; None also where σ is a fraction of something else.
         dense_ppl: perplexity of that model.
         pruned_ppl: perplexity of the pruned model.
         protocol: what both were measured on, such as "wikitext2 test, 141 windows of 2048 tokens".
         calibration_asked: how the model was to be calibrated, which the card says where it was not.
         calibrated_on: what its heads and channels were ranked on, and its weights re-fitted, if they were.
+        budget: what was asked for in the place of a sparsity, such as "kv 0.5x".
     """
 
     base_model: str | None = None
@@ -51,6 +52,7 @@ class CardFacts:
     protocol: str | None = None
     calibration_asked: CalibrationKind | None = None
     calibrated_on: str | None = None
+    budget: str | None = None
 
     @classmethod
     def of(
@@ -102,6 +104,7 @@ def model_card(prunable: PrunableModel, kept: npt.ArrayLike, calibration: Calibr
         "base model": given,
         "sparsity σ, of the prunable parameters": f"{prunable.sparsity(counts):.2%}{asked}",
         "sparsity, of all parameters": f"{prunable.total_sparsity(counts):.2%}",
+        **({} if facts.budget is None else {"budget asked for": facts.budget}),
         "parameters before": f"{prunable.n_params:,}",
         "parameters after": f"{prunable.params(counts):,}",
         "calibration": "no" if calibration is None else _describe(calibration),

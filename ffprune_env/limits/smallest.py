@@ -6,12 +6,14 @@ import logging
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.limits.bracket import DECIMALS, highest_meeting
 from ffprune_env.limits.limit import Limit
+from ffprune_env.limits.trial_log import Measured, TrialLog
 from ffprune_env.lm.intervals import upper_bound
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.lm.phases import phase, windows_size
@@ -91,7 +93,9 @@ class LimitMissedError(ValueError):
     """No model of the policy meets the limit."""
 
 
-def smallest_model(policy: Policy, evaluator: LMEvaluator, limit: Limit, windows: torch.Tensor) -> Smallest:
+def smallest_model(
+    policy: Policy, evaluator: LMEvaluator, limit: Limit, windows: torch.Tensor, log: TrialLog | None = None
+) -> Smallest:
     """Searches over σ for the smallest model whose loss is below a limit with 95 % confidence.
 
     The windows are the same for all models and for the dense one, so that the differences window by window say how
@@ -104,13 +108,15 @@ def smallest_model(policy: Policy, evaluator: LMEvaluator, limit: Limit, windows
         evaluator: the dense model and its calibration.
         limit: what may be lost.
         windows: int64 [n, seq_len], text that neither search nor calibration nor the reported figures see.
+        log: models that were measured before, by a process that was interrupted or for another limit; those that are
+            measured now are added.
 
     Raises:
         LimitMissedError: no σ of the policy meets the limit; the message says what comes nearest.
         ValueError: the dense model does not meet it, or there are too few windows.
     """
     with phase("the smallest model", f"{limit}, on {windows_size(tuple(windows.shape))}"):
-        trials = _Trials(policy, evaluator, limit, windows)
+        trials = _Trials(policy, evaluator, limit, windows, log)
         low, high = trials.low, trials.high
         guess, step = (low + high) / 2, (high - low) / _FIRST_STEPS
         if evaluator.calibration_asked == "sequential":
@@ -134,8 +140,11 @@ def smallest_model(policy: Policy, evaluator: LMEvaluator, limit: Limit, windows
 class _Trials:
     """Models that were measured; none is measured twice."""
 
-    def __init__(self, policy: Policy, evaluator: LMEvaluator, limit: Limit, windows: torch.Tensor) -> None:
+    def __init__(
+        self, policy: Policy, evaluator: LMEvaluator, limit: Limit, windows: torch.Tensor, log: TrialLog | None
+    ) -> None:
         self.policy, self.evaluator, self.limit, self.windows = policy, evaluator, limit, windows
+        self._log = log
         self._dense = window_losses(evaluator.prunable.model, windows, evaluator.batch_size).double()
         self.dense_ppl = perplexity_of(self._dense)
         self.most = limit.most(self.dense_ppl)
@@ -188,26 +197,41 @@ class _Trials:
         allocation, evaluator = self.policy.allocate(sparsity), self.evaluator
         key = (allocation.kept.tobytes(), final)
         if key not in self._known:
-            calibration = evaluator.final_calibration(allocation.kept) if final else evaluator.calibration
-            with evaluator.prunable.pruned(allocation.kept, calibration) as model:
-                losses = window_losses(model, self.windows, evaluator.batch_size)
-            differences = losses.double() - self._dense
-            loss = float(differences.mean()) if bool(torch.isfinite(differences).all()) else math.inf
+            before = self._measured_before(allocation, final)
+            found = self._measure(allocation, final) if before is None else before
+            loss = float(found.differences.mean()) if np.isfinite(found.differences).all() else math.inf
             trial = Trial(
-                sparsity, allocation, evaluator.prunable.params(allocation.kept), calibration_kind(calibration), final,
-                loss, upper_bound(differences.numpy()),
+                sparsity, allocation, evaluator.prunable.params(allocation.kept), found.calibration, final, loss,
+                upper_bound(found.differences),
             )  # fmt: skip
             self._known[key] = trial
             self.every.append(trial)
             loses, below = trial.percent
             logger.info(
-                "sparsity %g, %s: loses %.2f %%, less than %.2f %%",
+                "sparsity %g, %s: loses %.2f %%, less than %.2f %%%s",
                 sparsity,
                 trial.calibration,
                 100 * loses,
                 100 * below,
+                "" if before is None else "; it was measured before",
             )
         return self._known[key]
+
+    def _measured_before(self, allocation: Allocation, final: bool) -> Measured | None:
+        """What the log says; one that fell back to another calibration, for want of memory, is tried again."""
+        found = None if self._log is None else self._log.find(allocation.kept, final)
+        fell_back = found is not None and final and found.calibration != self.evaluator.calibration_asked
+        return None if fell_back else found
+
+    def _measure(self, allocation: Allocation, final: bool) -> Measured:
+        evaluator, kept = self.evaluator, allocation.kept
+        calibration = evaluator.final_calibration(kept) if final else evaluator.calibration
+        with evaluator.prunable.pruned(kept, calibration) as model:
+            losses = window_losses(model, self.windows, evaluator.batch_size)
+        found = Measured(calibration_kind(calibration), (losses.double() - self._dense).numpy())
+        if self._log is not None:
+            self._log.note(kept, final, found)
+        return found
 
 
 def _risen(nats: float) -> float:

@@ -115,7 +115,9 @@ class AnswerReport:
         chosen = self.results.final["chosen"]
         facts = replace(
             facts,
-            target_sparsity=self.target,
+            # The σ of units with costs of their own is a fraction of what these count.
+            target_sparsity=self.target if all(unit.costs is None for unit in self.evaluator.units) else None,
+            budget=None if self.budget is None else str(self.budget.budget),
             dense_ppl=self.dense.test_ppl,
             pruned_ppl=chosen.test_ppl,
             calibration_asked=self.results.asked,

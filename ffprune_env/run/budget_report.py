@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,17 +16,20 @@ from transformers import AutoConfig
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.budget import TIMES, Budget, told
 from ffprune_env.budget.measure import Measure
+from ffprune_env.budget.stored_measure import measure_content, measure_from_content
 from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.export.measures import measure_of
 from ffprune_env.modeling.config_names import KV_HEADS_KEY
-from ffprune_env.serving.latency import served_time, unit_times
-from ffprune_env.serving.unit_times import Server
+from ffprune_env.serving.latency import UnitTimes, served_time, unit_times
+from ffprune_env.serving.unit_times import Server, What, parts_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ffprune_env.pruning.prunable import PrunableModel
 
+#: What a run that begins leaves of this: who goes on with it counts no more.
+COUNTED = "budget.json"
 # What two timings of one model may be apart.
 _TIMING = 0.05
 
@@ -39,16 +42,22 @@ class BudgetReport:
         budget: as it was asked for.
         measure: of the dense model.
         timed: nanoseconds that a folder takes, where time is what counts.
+        seconds: that the dense model takes, by what was timed, where time is what counts.
     """
 
     budget: Budget
     measure: Measure
     timed: Callable[[Path], int] | None = None
+    seconds: Mapping[What, float] | None = None
 
     @property
     def bound(self) -> int:
         """What may stay."""
         return self.budget.bound(self.measure.dense)
+
+    def counted(self) -> dict[str, Any]:
+        """What ``budget.json`` holds: what the dense model and its units cost when the run began."""
+        return {**measure_content(self.measure), "seconds": self.seconds}
 
     def asked(self) -> str:
         """What is asked for, for a person."""
@@ -108,8 +117,11 @@ def count_budget(
     tokenizer: PreTrainedTokenizerBase,
     gguf: GgufType | None,
     server: Server,
+    before: Mapping[str, Any] | None = None,
 ) -> BudgetReport:
     """Finds out what a budget counts of a model, and lets its units cost that.
+
+    A search is about what units cost when it began: times that are taken again are others, and σ with them.
 
     Args:
         budget: as it was asked for.
@@ -117,19 +129,43 @@ def count_budget(
         tokenizer: the model's.
         gguf: the type of the GGUF file that will be written; None: of none.
         server: where time is measured.
+        before: what a run that goes on has counted, as :meth:`BudgetReport.counted` gives it; None: nothing yet.
 
     Raises:
-        ValueError: it is not known beforehand, or the model cannot be written for the server.
+        ValueError: it is not known beforehand, the model cannot be written for the server, or what was counted cannot
+            be read.
     """
     name = budget.measure
-    if name not in TIMES:
-        report = BudgetReport(budget, measure_of(prunable, name, tokenizer, gguf))
-    else:
+    seconds: Mapping[What, float] | None = None
+    if before is not None:
+        measure, seconds = _counted_before(before, budget, prunable)
+    elif name in TIMES:
         times = unit_times(prunable, tokenizer, server)
-        timed = partial(served_time, prunable, tokenizer, server, times, name)
-        report = BudgetReport(budget, times.measure(prunable, name), timed)
-    prunable.count(report.measure.units)
-    return report
+        measure, seconds = times.measure(prunable, name), times.dense
+    else:
+        measure = measure_of(prunable, name, tokenizer, gguf)
+    prunable.count(measure.units)
+    if seconds is None:
+        return BudgetReport(budget, measure)
+    timed = partial(served_time, prunable, tokenizer, server, UnitTimes(seconds, ()), name)
+    return BudgetReport(budget, measure, timed, seconds)
+
+
+def _counted_before(
+    content: Mapping[str, Any], budget: Budget, prunable: PrunableModel
+) -> tuple[Measure, Mapping[What, float] | None]:
+    """What a run counted when it began, and the seconds of the dense model then, where time is what counts."""
+    name = budget.measure
+    try:
+        measure = measure_from_content(content, name, prunable.units)
+        if name not in TIMES:
+            return measure, None
+        return measure, {what: float(content["seconds"][what]) for what in parts_of(name)}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{COUNTED} of this run does not say what --budget {budget} counts: {error}; start a new run, without "
+            f"--resume"
+        ) from error
 
 
 def stored_numbers(file: Path) -> int:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, get_args
 from ffprune_env.limits.limit import LimitName
 from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
-from ffprune_env.run.frontier_json import as_measured
 from ffprune_env.run.results import label
+from ffprune_env.run.strict_json import as_measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

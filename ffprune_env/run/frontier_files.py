@@ -25,7 +25,7 @@ from ffprune_env.lm.loss import perplexity_of
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.frontier_json import as_measured
+from ffprune_env.run.strict_json import as_measured
 from ffprune_env.serving.comparison import compared
 from ffprune_env.serving.latency import machine
 from ffprune_env.serving.served import in_turns

@@ -15,6 +15,8 @@ from ffprune_env.evaluators.ledger import Ledger
 from ffprune_env.limits.limit import Limit
 from ffprune_env.limits.smallest import LimitMissedError, Smallest, smallest_model
 from ffprune_env.limits.told import limit_content, limit_lines, limit_table
+from ffprune_env.limits.trial_log import TrialLog
+from ffprune_env.lm.identity import identity_of_texts, identity_of_versions
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.search.finalists import Answer
@@ -61,7 +63,7 @@ class LimitedModel:
         """
         try:
             with ledger.part("limit", evaluator.devices):
-                found = smallest_model(policy, evaluator, limit, windows)
+                found = smallest_model(policy, evaluator, limit, windows, trial_log(run, windows))
         except LimitMissedError as error:
             return cls(None, None, str(error))
         at, allocation = found.answer.sparsity, found.answer.allocation
@@ -89,6 +91,21 @@ class LimitedModel:
         if self.found is None or self.report is None:
             return []
         return [*limit_lines(self.found), f"files in {self.report.run.path}", *self.report.next_steps()]
+
+
+def trial_log(run: RunFolder, windows: torch.Tensor) -> TrialLog:
+    """The models that were measured for a limit of a run before, as far as their figures would be the same now.
+
+    Args:
+        run: its folder.
+        windows: int64 [n, seq_len], to check the limit on.
+
+    Raises:
+        ValueError: the run does not say what it measured.
+        OSError: the file cannot be read.
+    """
+    now = {**run.identity(), **identity_of_versions(), **identity_of_texts({"limit": windows})}
+    return TrialLog(run.path / "limit.jsonl", now)
 
 
 def limit_part_of(run: Path, sparsity: float, searched: Sequence[float]) -> Path:

@@ -14,7 +14,7 @@ import numpy as np
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.evaluators.protocol import Windows
 from ffprune_env.lm.replacing import replacing
-from ffprune_env.run.strict_json import strict_json
+from ffprune_env.run.strict_json import as_measured, strict_json
 from ffprune_env.search.samples import Sample
 
 logger = logging.getLogger(__name__)
@@ -137,8 +137,7 @@ def _read(path: Path) -> list[Sample]:
 
 
 def _as_sample(line: dict[str, Any]) -> Sample:
-    for name in line.pop("non_finite", []):
-        line[name] = math.inf
+    line = as_measured(line)
     arrays = {"scores": np.float64, "kept": np.int64, "rates": np.float64}
     for name, dtype in arrays.items():
         line[name] = np.array(line[name], dtype=dtype)

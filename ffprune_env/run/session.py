@@ -12,6 +12,7 @@ from ffprune_env.budget.arrays import IntArray
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.identity import Identity, identity_of_settings, identity_of_versions
 from ffprune_env.pruning.stored_order import order_as_json
+from ffprune_env.run.budget_report import COUNTED
 from ffprune_env.run.cost_log import CostLog
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.provenance import machine_facts
@@ -108,17 +109,28 @@ class RunSession:
         """The order of heads and channels that the run measured before; None if it begins."""
         return self.folder.require_order(model) if self.goes_on else None
 
+    def counted(self) -> dict[str, Any] | None:
+        """What the run counted for its budget when it began; None if it begins, or was cut off before it wrote that.
+
+        Raises:
+            ValueError: the file is damaged.
+        """
+        return self.folder.read_json(COUNTED) if self.goes_on else None
+
     def scores(self, targets: Sequence[float], n_units: int) -> StartScores | None:
         """The scores that the run started from; None if it begins, or was cut off before it had any."""
         return read_start(self.folder.starts, targets, n_units) if self.goes_on else None
 
-    def begin(self, evaluator: LMEvaluator, start: Start, scores: StartScores) -> None:
+    def begin(
+        self, evaluator: LMEvaluator, start: Start, scores: StartScores, counted: Mapping[str, Any] | None = None
+    ) -> None:
         """Writes down what the run is; or reminds the evaluator of what it measured, and says what is different now.
 
         Args:
             evaluator: the ranked model.
             start: where the policy starts.
             scores: what it gave.
+            counted: what the budget counts, if there is one.
         """
         folder, facts = self.folder, machine_facts(evaluator.prunable.model)
         if self.goes_on:
@@ -130,6 +142,8 @@ class RunSession:
             if isinstance(start, OtherRun):
                 copy_policy(self.settings["init"], self._copied_start)
             self.costs.save(0)
+        if counted is not None:  # before the start, which is of the sparsity that it comes to
+            folder.write_json(COUNTED, counted)
         folder.write_json(folder.starts.name, start_content(scores))
         self.log.remind(evaluator)
 

@@ -31,18 +31,22 @@ def read_start(file: Path, targets: Sequence[float], n_units: int) -> StartScore
         The scores; None if the run was cut off before it had any.
 
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or of a search for other sparsities.
     """
     if not file.exists():
         return None
     try:
         saved = json.loads(file.read_text(encoding="utf-8"))
         parts = {name: {float(at): np.array(x, dtype=np.float64) for at, x in saved[name].items()} for name in _PARTS}
-        missing = [target for target in targets if target not in parts["targets"]]
-        if missing:
-            raise KeyError(*missing)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file} is damaged, remove it to look for the start again: {error!r}") from error
     if not all(x.shape == (n_units,) and np.isfinite(x).all() for part in parts.values() for x in part.values()):
         raise ValueError(f"{file} does not hold {n_units} scores per target: remove it to look for the start again")
+    held = parts["targets"]
+    if any(target not in held for target in targets):
+        was, now = (", ".join(map(str, of)) for of in (held, targets))
+        raise ValueError(
+            f"{file} is of a search for sparsity {was}, and this one is for {now}: what a budget counts has changed, "
+            f"or the file is of another run; start a new run, without --resume"
+        )
     return StartScores(**parts)

@@ -1,4 +1,4 @@
-"""JSON that any reader takes."""
+"""JSON that any reader takes, and figures as they were before."""
 
 from __future__ import annotations
 
@@ -13,6 +13,27 @@ import numpy as np
 def strict_json(content: Mapping[str, Any], indent: int | None = None) -> str:
     """JSON that any reader takes: a non-finite number becomes null, and ``non_finite`` names it beside it."""
     return json.dumps(_plain(content), indent=indent, allow_nan=False, ensure_ascii=False)
+
+
+def as_measured(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What :func:`strict_json` was given.
+
+    Args:
+        content: an object that was read, of any depth; ``non_finite`` in it names the numbers that were not finite.
+
+    Returns:
+        The same without ``non_finite``, where the null of a number that it names is infinite; other nulls stay None.
+    """
+    lost = content.get("non_finite", ())
+    return {name: _restored(value, name in lost) for name, value in content.items() if name != "non_finite"}
+
+
+def _restored(value: Any, lost: bool) -> Any:
+    if isinstance(value, Mapping):
+        return as_measured(value)
+    if isinstance(value, list):
+        return [_restored(item, lost) for item in value]
+    return math.inf if value is None and lost else value
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from ffprune_env.lm.intervals import LEAST_WINDOWS
 from ffprune_env.texts.bos import Bos
 from ffprune_env.texts.overlap import unseen
-from ffprune_env.texts.windows import Split, load_windows
+from ffprune_env.texts.windows import Split, has_unknown, load_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,6 +32,7 @@ def load_unseen_windows(
 
     They come from the test part of the text, behind what is reported of it, and where that is too short from what is
     left of the search part. So a run that has ended has such windows too, and those that it saw stay what they were.
+    They are text of the kind that models are fitted to, without ``<unk>`` also where the reported text keeps it.
 
     Args:
         model: what the windows are for.
@@ -51,7 +52,7 @@ def load_unseen_windows(
     """
     seq_len = seen["search"].shape[1]
     reported = math.ceil(seen["test"].numel() / seq_len)
-    parts: tuple[tuple[Split, int | None], ...] = (("test", reported + n_windows + _CUT_OTHERWISE), ("search", None))
+    parts: tuple[tuple[Split, int | None], ...] = (("limit", reported + n_windows + _CUT_OTHERWISE), ("search", None))
     found = seen["search"][:0]
     for split, most in parts:
         if len(found) >= n_windows:
@@ -60,7 +61,11 @@ def load_unseen_windows(
             windows = load_windows(text, tokenizer, split, seq_len, most, or_fewer=True, model=model, bos=bos)
         except ValueError:  # the part has no window
             continue
-        left = windows[unseen(windows, *seen.values(), *([found] if len(found) else []))]
+        free = unseen(windows, *seen.values(), *([found] if len(found) else []))
+        if split == "limit" and has_unknown(text):  # what is reported reads otherwise there, so that it is not found
+            as_reported = load_windows(text, tokenizer, "test", seq_len, most, or_fewer=True, model=model, bos=bos)
+            free[: _reach(as_reported, seen["test"])] = False
+        left = windows[free]
         found = torch.cat([found, spread(left, n_windows - len(found))])
     if len(found) < LEAST_WINDOWS:
         raise ValueError(
@@ -68,6 +73,19 @@ def load_unseen_windows(
             f"sees, {LEAST_WINDOWS} are the fewest to check a limit on: give a longer text, or fewer --test-windows"
         )
     return found
+
+
+def _reach(windows: torch.Tensor, reported: torch.Tensor) -> int:
+    """How many windows of a text one has to pass before nothing of what is reported comes any more.
+
+    With ``<unk>`` a text has more tokens, so that as many windows without it hold no less of it.
+
+    Args:
+        windows: int64 [n, seq_len], from the beginning of the text and with ``<unk>``.
+        reported: int64 [m, length].
+    """
+    hit = (~unseen(windows, reported)).nonzero()
+    return int(hit.max()) + 1 if len(hit) else 0
 
 
 def spread(windows: torch.Tensor, n: int) -> torch.Tensor:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["search", "calibration", "test", "train", "all"]
+Split = Literal["search", "calibration", "test", "train", "all", "limit"]
 
 DEFAULT_TEXT = "python-docs"
 #: Texts that have a name, with where they come from.
@@ -33,7 +33,8 @@ NAMED_TEXTS = (DEFAULT_TEXT, "wikitext2", "c4")
 # Where one text serves all three purposes it is cut at these fractions of its characters. A search measures on few
 # windows many times; the ridge fit gets better with every window it sees.
 _CUTS: dict[Split, tuple[float, float]] = {
-    "search": (0.0, 0.25), "calibration": (0.25, 0.7), "test": (0.7, 1.0), "train": (0.25, 1.0), "all": (0.0, 1.0)
+    "search": (0.0, 0.25), "calibration": (0.25, 0.7), "test": (0.7, 1.0), "train": (0.25, 1.0), "all": (0.0, 1.0),
+    "limit": (0.7, 1.0),
 }  # fmt: skip
 # Hub data sets have a test split of their own, so the rest is shared by search and calibration.
 _TRAIN_CUTS: dict[Split, tuple[float, float]] = {
@@ -41,9 +42,12 @@ _TRAIN_CUTS: dict[Split, tuple[float, float]] = {
 }  # fmt: skip
 # Of these a few windows are taken at equal distances; of the others, from the beginning.
 _SPREAD = ("search", "calibration", "train")
+# What a limit is checked on is text of the kind that models are fitted to.
+_FITTED = (*_SPREAD, "limit")
 _SEPARATOR = "\n\n"
 # What WikiText's tokenized variant has in place of rare words. No other text has it: models must not be fitted to it.
 _UNKNOWN = " <unk>"
+_SOON_READ = 2**25  # bytes of a file that is read before a model is loaded
 _C4_ROWS = 20_000  # rows of the shard that are looked at: some 9 million tokens
 # Of a text of which only the first windows are wanted, so many characters per token are tokenized at first. How a
 # text goes on changes the tokens before its cut, but never so many: where fewer are over, all of it is tokenized.
@@ -69,12 +73,13 @@ def load_windows(
 
     Args:
         name: ``python-docs``, ``wikitext2``, ``c4``, or a path to a .txt or .md file, a .json, .jsonl, .csv or .parquet
-            file with a field or column ``text``, or a WikiText .raw or .tokens file, of the latter of which search and
-            calibration text lose the ``<unk>``; all but .parquet may be packed, such as ``x.jsonl.gz``.
+            file with a field or column ``text``, or a WikiText .raw or .tokens file, of the latter of which search,
+            calibration and limit text lose the ``<unk>``; all but .parquet may be packed, such as ``x.jsonl.gz``.
         tokenizer: the model's; special tokens are what it adds, but where windows begin with its BOS token: then they
             hold no others, and all that is predicted is text.
         split: ``search``, ``calibration`` and ``test`` never share text; ``train`` is the two of them that are not
-            ``search``, for who tests on another text; ``all`` is the whole of a file.
+            ``search``, for who tests on another text; ``all`` is the whole of a file; ``limit`` is ``test`` as text of
+            the kind that models are fitted to: without ``<unk>``.
         seq_len: tokens per window, at least 2.
         n_windows: how many windows; None takes all, from the beginning.
         or_fewer: take all windows of a text that has fewer than asked for, instead of refusing it.
@@ -205,18 +210,21 @@ def _cut(text: str, encode: _Encoder, seq_len: int) -> torch.Tensor:
 
 
 def require_text(name: str) -> None:
-    """Refuses a text that is not there, before a model is loaded for it.
+    """Refuses a text that is not there, or cannot be read, before a model is loaded for it.
 
     Args:
         name: see :func:`load_windows`.
 
     Raises:
-        ValueError: an unknown name.
+        ValueError: an unknown name, or a file that is not what its name says, or empty. A file that takes longer to
+            read than a model to load is looked at when it is needed.
         OSError: there is no such file, or it is none.
     """
-    if name in NAMED_TEXTS or Path(name).is_file():
+    if name in NAMED_TEXTS:
         return
-    list(read_rows(_path_of(name)))  # says what is wrong with it
+    path = _path_of(name)
+    if not path.is_file() or kind_of(path) is None or path.stat().st_size < _SOON_READ:
+        read_rows(path)  # says what is wrong with it
 
 
 def _path_of(name: str) -> Path:
@@ -234,12 +242,21 @@ def _text(name: str, split: Split) -> str:
     if name == DEFAULT_TEXT:
         return part(_SEPARATOR.join(_python_docs()), _CUTS[split])
     if name in NAMED_TEXTS:
-        if split == "test":
+        if split in ("test", "limit"):
             return _SEPARATOR.join(_hub_rows(name, test=True))
         return part(_SEPARATOR.join(_hub_rows(name, test=False)), _TRAIN_CUTS[split])
     path = _path_of(name)
     cut = part(_SEPARATOR.join(read_rows(path)), _CUTS[split])
-    return cut.replace(_UNKNOWN, "") if kind_of(path) == ".tokens" and split in _SPREAD else cut
+    return cut.replace(_UNKNOWN, "") if has_unknown(name) and split in _FITTED else cut
+
+
+def has_unknown(name: str) -> bool:
+    """Whether a text has ``<unk>`` in the place of rare words, which stays in text that is reported on alone.
+
+    Args:
+        name: see :func:`load_windows`.
+    """
+    return name not in NAMED_TEXTS and kind_of(Path(name)) == ".tokens"
 
 
 def _python_docs() -> Iterator[str]:

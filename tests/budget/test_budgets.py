@@ -58,6 +58,11 @@ def test_what_people_write(words, dense, bound):
         ("parameters 1.5x", "of a model more than nothing and less than all may go and stay, got parameters 1.5x"),
         ("decode 30ms", "an amount of decode is written 20% (of it goes) or 0.8x (of it stays), got '30ms'"),
         ("parameters 0.0000001K", "an amount of parameters is written"),
+        (
+            "parameters 20",  # 20% was meant
+            "an amount of parameters is written 20% (of it goes), 0.8x (of it stays) or 1.1B (stays at most), got '20'",
+        ),
+        ("parameters 999", "got '999'"),
     ],
 )
 def test_what_is_no_budget_is_refused_in_a_line(words, says):
@@ -65,6 +70,13 @@ def test_what_is_no_budget_is_refused_in_a_line(words, says):
         Budget.parse(words.split())
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_a_number_of_parameters_is_a_thousand_at_least():
+    assert Budget.parse(["parameters", "1000"]) == Budget("parameters", 1000, "at most")
+    assert Budget.parse(["kv", "20B"]).bound(96) == 20
+    with pytest.raises(ValueError, match=r"an amount of parameters is written 20% .* got 999\b"):
+        Budget("parameters", 999, "at most")
 
 
 def test_amounts_are_told_in_thousands():

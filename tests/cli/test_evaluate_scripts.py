@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shutil
@@ -19,19 +20,43 @@ from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
+from ffprune_env.run.config import evaluator_settings, read_config
+from ffprune_env.serving.served import Measured, Timing
+from ffprune_env.texts.overlap import unseen
+from ffprune_env.texts.window_plan import load_planned_windows
+
+#: What ends a study early, and its exit code then.
+ENDS = [
+    pytest.param(KeyboardInterrupt(), 130, id="Ctrl-C"),
+    pytest.param(torch.OutOfMemoryError("no memory"), 1, id="no memory"),
+    pytest.param(OSError(28, "No space left on device"), 1, id="full disk"),
+]
+
+
+def failing(function, n, error):
+    """A function that does ``n`` times what it did, and raises an error then."""
+    calls = itertools.count()
+
+    def call(*arguments, **settings):
+        if next(calls) >= n:
+            raise error
+        return function(*arguments, **settings)
+
+    return call
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_folder, text_file, tmp_path_factory):
-    """Two searches of one model that differ in sparsity and seed, and one of several sparsities."""
+    """Two searches of one model that differ in sparsity and seed, one of several sparsities, and a start as it is."""
     root, ppo = tmp_path_factory.mktemp("runs"), load_script("train/ppo.py")
     flags = {
         "--model": tiny_folder, "--text": text_file, "--seq-len": 64, "--search-windows": 2, "--calibration-windows": 2,
-        "--test-seq-len": 64, "--test-windows": 2, "--evaluations": 4, "--rollout": 4, "--dtype": "float32",
-        "--alpha-start": 1, "--heads": "single",
+        "--test-seq-len": 64, "--test-windows": 2, "--rollout": 4, "--dtype": "float32", "--alpha-start": 1,
+        "--heads": "single",
     }  # fmt: skip
-    for name, sparsities, seed in (("one", (0.2,), 0), ("two", (0.3,), 1), ("several", (0.2, 0.3), 0)):
-        changes = {**flags, "--run": root / name, "--seed": seed}
+    asked = (("one", (0.2,), 0, 4), ("two", (0.3,), 1, 4), ("several", (0.2, 0.3), 0, 4), ("start", (0.2,), 0, 0))
+    for name, sparsities, seed, evaluations in asked:
+        changes = {**flags, "--run": root / name, "--seed": seed, "--evaluations": evaluations}
         words = [word for pair in changes.items() for word in pair] + ["--sparsity", *sparsities]
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", ["train/ppo.py", *map(str, words)])
@@ -102,12 +127,73 @@ def test_of_a_run_of_several_sparsities_all_are_compared(runs, other_text, monke
         assert without_folds(f"ffn-only σ {sparsity}") in first_column(out)
 
 
+def test_a_start_as_it_is_is_compared_with_a_search(runs, other_text, monkeypatch, capsys, tmp_path):
+    """Of the same settings they look at other windows of search text; each must have its own, whichever is first."""
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 2, "--json", tmp_path / "x.json")
+    windows = ff.load_windows(str(other_text), byte_tokenizer(), "all", 64, 2)
+    for pair in (("one", "start"), ("start", "one")):
+        code, _, err = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *(runs / x for x in pair), *test)
+        assert (code, err) == (0, "")
+        results = {(x["policy"], x["calibrated"]): x for x in json.loads((tmp_path / "x.json").read_text())["results"]}
+        for name in pair:
+            found = results[str(runs / name), True]
+            assert found["kept"] == json.loads((runs / name / "best.json").read_text())["chosen"]["kept"]
+            model = ff.load_pruned(runs / name / "model")
+            assert found["test_ppl"] == pytest.approx(ff.perplexity(model, windows), rel=1e-5)
+    for use in ("search", "calibration"):
+        changed = other_run(runs / "start", tmp_path / use, **{f"{use} text": "other"})
+        code, _, err = run_script("evaluate/compare_runs.py", monkeypatch, capsys, runs / "one", changed, *test)
+        assert code == 2
+        assert re.search(f"the {use} text .*words.txt has changed since {changed} was begun: search it again", err), err
+
+
+def test_test_text_is_text_that_no_run_looked_at(runs, monkeypatch, capsys, tmp_path):
+    """A search draws from windows that a start as it is does not look at: they are no test text of both."""
+    texts = {}
+    for name in ("start", "one"):
+        config = read_config(runs / name / "config.yaml")
+        loaded = ff.load_model(str(config["model"]), "float32", "cpu")
+        texts[name] = load_planned_windows(*loaded, config["text"], evaluator_settings(config, runs / name)).texts
+    drawn = texts["one"]["pool"][unseen(texts["one"]["pool"], *texts["start"].values())]
+    test = tmp_path / "drawn.txt"
+    test.write_text(byte_tokenizer().decode(drawn.flatten().tolist()))
+    assert ff.load_windows(str(test), byte_tokenizer(), "all", 64).tolist() == drawn.tolist()
+    flags = (runs / "start", runs / "one", "--test-text", test, "--test-seq-len", 64)
+    code, _, err = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *flags)
+    assert (code, "100% of the test text is also search or calibration text" in err) == (2, True)
+
+
+def test_a_run_that_has_not_ended_is_refused_before_a_model_is_loaded(runs, other_text, monkeypatch, capsys, tmp_path):
+    def load(*_):
+        raise AssertionError("a model is loaded for a run that has chosen nothing")
+
+    monkeypatch.setattr(load_script("evaluate/compare_runs.py"), "load_model", load)
+    absent, empty, part = (other_run(runs / x, tmp_path / str(i)) for i, x in enumerate(("one", "one", "several")))
+    (absent / "best.json").unlink()
+    (empty / "best.json").write_text("{}")
+    (part / "s30" / "best.json").unlink()
+    for run, folder, lacks in (
+        (absent, absent, "there is no {}"),
+        (empty, empty, "{} does not say what it chose"),
+        (part, part / "s30", "there is no {}"),
+    ):
+        arguments = (runs / "two", run, "--test-text", other_text)
+        code, _, err = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *arguments)
+        assert code == 2
+        (line,) = err.splitlines()
+        what = lacks.format(folder / "best.json")
+        assert line == f"error: {run} has not ended: {what}; go on with it by --resume {run}"
+
+
 def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monkeypatch, capsys, tmp_path):
     config = yaml.safe_load((runs / "one" / "config.yaml").read_text())
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({**config, "seq_len": 32}))
     budget = tmp_path / "budget"
     budget.mkdir()
     (budget / "config.yaml").write_text(yaml.safe_dump({**config, "budget": "parameters 20%"}))
+    limit = tmp_path / "limit"
+    limit.mkdir()
+    (limit / "config.yaml").write_text(yaml.safe_dump({**config, "max_loss": "5%"}))
     damaged = tmp_path / "damaged"
     damaged.mkdir()
     (damaged / "config.yaml").write_text(yaml.safe_dump({**config, "sparsity": "some"}))
@@ -120,9 +206,10 @@ def test_what_cannot_be_compared_gets_one_line(runs, text_file, other_text, monk
         ((runs / "one", tmp_path, "--test-text", other_text), "has seq_len 32,"),
         ((runs / "one", earlier, "--test-text", other_text), "has calibration 'ridge', the first run has 'sequential'"),
         ((damaged, "--test-text", other_text), "its sparsity is 'some', not one number or several"),
-        ((budget, "--test-text", other_text), "was asked for a budget, parameters 20%, and runs are compared by"),
+        ((budget, "--test-text", other_text), "was asked for --budget parameters 20%, and runs are compared by"),
+        ((limit, "--test-text", other_text), "was asked for --max-loss 5%, and runs are compared by sparsity"),
         ((runs / "one", "--test-text", text_file), "is what the runs were searched on"),
-        ((runs / "absent", "--test-text", other_text), "No such file"),
+        ((runs / "absent", "--test-text", other_text), "absent is not a run, there is no such folder"),
         ((runs / "one", "--test-text", "absent.txt"), "no such file"),
     ):
         code, _, err = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *arguments)
@@ -247,6 +334,72 @@ def test_dense_and_pruned_are_timed_where_they_are_served(runs, tiny_folder, mon
         assert message in err
 
 
+@pytest.fixture(scope="module")
+def opt(save_tiny, tmp_path_factory):
+    """A dense OPT and a pruned one, of which no GGUF file can be written."""
+    dense, pruned = save_tiny("opt"), tmp_path_factory.mktemp("pruned")
+    prunable = PrunableModel(tiny_model("opt").float())
+    prunable.rank([np.arange(layout.n_members) for layout in prunable.layouts])
+    ff.save_pruned(prunable, [max(1, unit.n_groups // 2) for unit in prunable.units], pruned, byte_tokenizer())
+    return dense, pruned
+
+
+@pytest.fixture
+def bench_serving(opt, monkeypatch, capsys, tmp_path):
+    """Runs evaluate/bench_serving.py, which times nothing, and vLLM refuses; returns what was to be timed, too."""
+    pytest.importorskip("cyllama")
+    asked, (dense, pruned) = [], opt
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\n")  # it has what it is asked for
+    python.chmod(0o755)
+
+    def in_turns(_, name, sources, job, *others):
+        asked.append((name, job.threads, job.trust_remote_code))
+        if name == "vllm":
+            raise ValueError("the process of the dense model died: no\nmemory")
+        timings = tuple(Timing(what, 1, (1.0, 1.0)) for what in ("prefill", "decode"))
+        return dict.fromkeys(sources, Measured(timings, 8.0, None))
+
+    monkeypatch.setattr(load_script("evaluate/bench_serving.py"), "in_turns", in_turns)
+
+    def run(*words):
+        asked.clear()
+        own = (pruned, "--dense", dense, "--prompt", 8, "--new-tokens", 4, "--device", "cpu", "--vllm-python", python)
+        return *run_script("evaluate/bench_serving.py", monkeypatch, capsys, *own, *words), list(asked)
+
+    return run
+
+
+def lines_of(err):
+    """What was said, less what libraries print beside it."""
+    return [line for line in err.splitlines() if line.startswith(("left out", "error"))]
+
+
+def test_a_server_that_refuses_is_left_out_and_the_others_are_measured(bench_serving, tmp_path):
+    file = tmp_path / "x.json"
+    words = ("--backend", "vllm", "transformers", "llama.cpp", "--threads", 1, 2, "--trust-remote-code")
+    code, out, err, asked = bench_serving(*words, "--json", file)
+    assert code == 0
+    gguf, vllm = lines_of(err)  # what no file can be written of is known before anything is timed
+    assert gguf.startswith("left out: llama.cpp: a opt cannot be written as GGUF")
+    assert vllm == "left out: vllm: the process of the dense model died: no memory"
+    assert asked == [("vllm", 1, True), ("transformers", 1, True), ("transformers", 2, True)]
+    served = json.loads(file.read_text())["served"]
+    assert [(x["backend"], x["threads"], x["cache"]) for x in served] == [
+        ("transformers float32", 1, None), ("transformers float32", 2, None),
+    ]  # fmt: skip
+    assert re.search(r"cache per token +│ +│ +│ +– ", out)
+
+
+def test_where_no_server_is_left_nothing_was_measured(bench_serving):
+    code, _, err, asked = bench_serving("--backend", "vllm", "llama.cpp")
+    assert (code, len(lines_of(err)), asked) == (1, 2, [("vllm", 1, False)])
+    for name, message in (("llama.cpp", "error: a opt cannot be written"), ("vllm", "error: the process of the dense")):
+        code, _, err, _ = bench_serving("--backend", name)
+        assert code == 2
+        assert lines_of(err)[-1].startswith(message)
+
+
 def test_bench_times_a_step_and_what_it_is_made_of(tiny_folder, text_file, monkeypatch, capsys, tmp_path):
     arguments = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--search-windows", 2, "--rounds", 2)
     code, out, _ = run_script("evaluate/bench.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json")
@@ -272,20 +425,25 @@ def test_the_usual_way_of_the_bench_measures_the_same_model(family, windows):
     assert bench.masked_perplexity(masked, windows, 2) == pytest.approx(evaluator.measure(np.array(kept), 3), rel=1e-5)
 
 
-def test_ctrl_c_prints_what_was_measured(runs, other_text, monkeypatch, capsys):
+@pytest.mark.parametrize(("error", "exit_code"), ENDS)
+def test_runs_that_were_measured_are_printed_whatever_comes_then(
+    error, exit_code, runs, other_text, monkeypatch, capsys
+):
     script = load_script("evaluate/compare_runs.py")
     measured = script.measure_policy
 
     def stop_at_dense(evaluator, kept, *arguments, **settings):
         if not settings["calibrated"]:
-            raise KeyboardInterrupt
+            raise error
         return measured(evaluator, kept, *arguments, **settings)
 
     monkeypatch.setattr(script, "measure_policy", stop_at_dense)
     arguments = (runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1)
-    code, out, _ = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *arguments)
-    assert code == 0
-    assert "uniform σ 0.2" in out
+    code, out, err = run_script("evaluate/compare_runs.py", monkeypatch, capsys, *arguments)
+    assert code == exit_code
+    assert len(err.splitlines()) == 1
+    (uniform,) = (line for line in out.splitlines() if "uniform σ 0.2" in line)
+    assert len(re.findall(r"\d+\.\d\d ", uniform)) == 2  # search and test PPL, calibrated
 
 
 def test_a_pruned_model_is_smaller_than_what_it_was_made_from(tmp_path):
@@ -340,6 +498,36 @@ def test_rewards_are_studied_on_the_policies_of_a_run(runs, other_text, monkeypa
     assert measured["kl 3"][4] == pytest.approx(kl, rel=1e-4)
 
 
+@pytest.mark.parametrize(("error", "exit_code"), ENDS)
+def test_rewards_are_told_of_what_was_measured_whatever_comes_then(
+    error, exit_code, runs, other_text, monkeypatch, capsys, tmp_path
+):
+    script = load_script("evaluate/reward_study.py")
+    test = ("--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1, "--rewarded-on", 1, 2)
+    for n, says in ((4, "4 policies"), (2, "2 policies were measured, 3 are needed to tell")):
+        with monkeypatch.context() as patch:
+            patch.setattr(script, "perplexity", failing(script.perplexity, n, error))
+            flags = (runs / "one", *test, "--json", tmp_path / "x.json")
+            code, out, err = run_script("evaluate/reward_study.py", patch, capsys, *flags)
+        assert (code, len(err.splitlines())) == (exit_code, 1)
+        assert says in out
+        measured = json.loads((tmp_path / "x.json").read_text())
+        assert len(measured.pop("losses")) == 2 * n
+        assert {len(values) for values in measured.values()} == {n}
+
+
+def test_rewards_are_not_studied_on_a_run_that_has_hardly_any_samples(runs, monkeypatch, capsys, tmp_path):
+    few = other_run(runs / "one", tmp_path / "few")
+    lines = (few / "samples.jsonl").read_text().splitlines(keepends=True)
+    (few / "samples.jsonl").write_text("".join(lines[:2]))
+    assert not (runs / "start" / "samples.jsonl").exists()
+    for run, n in ((runs / "start", 0), (few, 2)):
+        code, _, err = run_script("evaluate/reward_study.py", monkeypatch, capsys, run)
+        assert code == 2
+        says = f"{run} holds {n} samples at nearly its sparsity, 3 are needed: search with --evaluations 96"
+        assert err == f"error: {says}\n"
+
+
 def test_noise_is_what_one_window_says_and_others_do_not():
     """Known deviations come out, however hard the windows are."""
     study, rng = load_script("evaluate/reward_study.py"), np.random.default_rng(0)
@@ -384,7 +572,40 @@ def test_searches_are_studied_on_invented_models(monkeypatch, capsys, tmp_path):
     assert shares["all", "policy", 256] > 0.8
 
 
-def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(("error", "exit_code"), ENDS)
+def test_searches_that_were_studied_are_printed_whatever_comes_then(error, exit_code, monkeypatch, capsys, tmp_path):
+    script, file = load_script("evaluate/search_study.py"), tmp_path / "x.json"
+    monkeypatch.setattr(script, "answers", failing(script.answers, 3, error))
+    flags = ("--methods", "random", "evolution", "--budgets", 64, 128, "--layers", 4, "--seeds", 2, "--json", file)
+    code, out, err = run_script("evaluate/search_study.py", monkeypatch, capsys, *flags)
+    assert (code, len(err.splitlines())) == (exit_code, 1)
+    whole, part = json.loads(file.read_text())["shares"]
+    assert [len(x["shares"]) for x in (whole, part)] == [2, 1]
+    (row,) = (line for line in out.splitlines() if line.startswith("│"))  # none of 128 measurements
+    assert [word.strip() for word in row.strip("│").split("│")] == [
+        "64",
+        f"{np.mean(whole['shares']):.2f}",
+        f"{part['shares'][0]:.2f} (1 of 2)",
+    ]
+
+
+@pytest.mark.parametrize("script", ["search_study", "reward_study"])
+def test_a_table_is_printed_though_its_file_cannot_be_written(script, runs, other_text, monkeypatch, capsys, tmp_path):
+    def write(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(load_script(f"evaluate/{script}.py").Args, "write_json", write)
+    flags = ("--methods", "random", "--budgets", 64, "--layers", 4, "--seeds", 1)
+    if script == "reward_study":
+        flags = (runs / "one", "--test-text", other_text, "--test-seq-len", 64, "--test-windows", 1, "--rewarded-on", 1)
+    code, out, err = run_script(f"evaluate/{script}.py", monkeypatch, capsys, *flags)
+    assert (code, err) == (1, "error: [Errno 28] No space left on device\n")
+    assert "│" in out
+
+
+@pytest.fixture
+def preset_study(monkeypatch, tmp_path):
+    """The script, with two settings to study, and the words that name curves of an invented model."""
     study = load_script("evaluate/preset_study.py")
     surrogate = ff.SurrogateEvaluator.synthetic(n_layers=3)
     arrays = {f"curve_{i}": curve for i, curve in enumerate(surrogate.curves)}
@@ -392,14 +613,29 @@ def test_presets_are_studied_on_curves(monkeypatch, capsys, tmp_path):
     about = study.described(study.Args(text="python-docs"))
     np.savez(tmp_path / "curves.npz", units=np.array(names), about=np.array(about), **arrays)
     monkeypatch.setattr(study, "CHANGES", ({}, {"log_std_init": -9.0}))
-    arguments = ("--curves", tmp_path / "curves.npz", "--seeds", 2, "--inits", "ffn-only")
+    return study, ("--curves", tmp_path / "curves.npz", "--seeds", 2, "--inits", "ffn-only")
+
+
+@pytest.mark.parametrize(("error", "exit_code"), ENDS)
+def test_presets_that_were_studied_are_printed_whatever_comes_then(error, exit_code, preset_study, monkeypatch, capsys):
+    study, arguments = preset_study
+    monkeypatch.setattr(study, "ppo", failing(study.ppo, 3, error))
+    code, out, err = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments, "--evaluations", 16)
+    assert (code, len(err.splitlines())) == (exit_code, 1)
+    default, still = (line.split("│")[2] for line in out.splitlines() if line.startswith("│"))
+    assert ("(" in default, "seeds" in default, "1 of 2 seeds)" in still) == (True, False, True)
+
+
+def test_presets_are_studied_on_curves(preset_study, monkeypatch, capsys, tmp_path):
+    _, arguments = preset_study
     code, out, _ = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments)
     assert code == 0
     default, still = (float(line.split("│")[2].split()[0]) for line in out.splitlines() if "(" in line and "│" in line)
     assert default > 20  # percent of the damage that could be removed
     assert abs(still) < default / 2  # a policy that hardly explores stays where it starts
-    code, _, err = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments, "--criterion", "wanda")
-    assert (code, "holds curves of another model, text or setting: give another --curves" in err) == (2, True)
+    for other in (("--criterion", "wanda"), ("--data-dir", tmp_path)):
+        code, _, err = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments, *other)
+        assert (code, "holds curves of another model, text or setting: give another --curves" in err) == (2, True)
 
 
 def test_scale_knows_how_large_models_are(monkeypatch, capsys):

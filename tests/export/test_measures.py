@@ -50,6 +50,26 @@ def test_what_is_predicted_is_what_is_written(family, heads, tmp_path):
         assert measure.of(whole) == measure.dense
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", ["llama-gqa", "mistral", "qwen2", "gemma2"])
+def test_what_is_written_never_takes_more_than_was_predicted(family, seed, tmp_path):
+    """Query heads that go one by one leave layers that share keys unevenly, and each of these has a table of who reads
+    what."""
+    prunable = PrunableModel(tiny_model(family).float(), heads="single", channels_per_group=1)
+    rng = np.random.default_rng(0)
+    prunable.rank([rng.random(layout.n_members) for layout in prunable.layouts])
+    measure = measure_of(prunable, "size", byte_tokenizer())
+    kept = drawn(prunable, seed)
+    if seed == 0:  # hardly anything goes, and every layer has the table
+        kept = np.array([unit.n_groups - (unit.kind == "attention") for unit in prunable.units])
+    ff.save_pruned(prunable, kept, tmp_path / "model")
+    written = BudgetReport(Budget("size", 0.5, "less"), measure).written(tmp_path / "model", tmp_path / "none.gguf")
+    unread = measure_of(prunable, "parameters", byte_tokenizer()).of(kept) - prunable.params(kept)
+    assert written <= measure.of(kept) <= written + unread * 4 + 3 * 512
+    again = PrunableModel(ff.load_pruned(tmp_path / "model"), heads="single")
+    assert measure_of(again, "size", byte_tokenizer()).dense <= measure.dense
+
+
 @pytest.mark.parametrize("kind", ["f32", "f16", "bf16", "q8_0", "q4_k_m", "q6_k", "q2_k"])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_the_size_of_a_gguf_file_is_known_before(family, kind, tmp_path):

@@ -6,7 +6,10 @@ import json
 import sys
 
 import pytest
+import torch
 from conftest import load_script
+
+from ffprune_env.pruning.sequential import SequentialCalibration
 
 QUICK = ["--recover-rate", "1e-3", "--recover-tokens", "250", "--recover-held-out", "1"]
 
@@ -53,6 +56,52 @@ def test_a_study_measures_what_is_missing_and_writes_a_table(whole, run_script, 
     assert (code, "unknown weights 'some'; allowed are all, outputs and lora-RANK" in err) == (2, True)
 
 
+def test_a_study_ranks_cells_of_one_text_and_one_version(whole, run_script, tmp_path):
+    """What is measured already is shown; to what does not say what it is of nothing is added, nor to another text."""
+    out, file = tmp_path / "study", tmp_path / "lessons.txt"
+    file.write_text("\n".join(f"lesson {i} is {i * i + 7}" for i in range(200)))
+    flags = ["--out", out, "--recovery-text", file, "--rates", "1e-3", "--objectives", "kl", "--batches", 1]
+    words = [whole, *flags, "--token-budgets", 250, "--recover-held-out", 1]
+
+    def study(*weights):
+        return run_script("evaluate/recovery_study.py", *words, "--weights", *weights)
+
+    assert study("all")[0] == 0
+    begun = json.loads((out / "study.json").read_text())
+    file.write_text("\n".join(f"lesson {i} is {i * i + 8}" for i in range(200)))
+    code, _, err = study("all", "outputs")
+    assert (code, err) == (2, f"error: the recovery text has changed since {out} was begun: give another --out\n")
+    earlier = begun | {"identity": begun["identity"] | {"torch": "1.0"}}
+    (out / "study.json").write_text(json.dumps(earlier))
+    code, _, err = study("all")
+    says = f"torch has changed from 1.0 to {begun['identity']['torch']} since {out} was begun: give another --out"
+    assert (code, err) == (2, f"error: {says}\n")
+    del earlier["identity"]
+    (out / "study.json").write_text(json.dumps(earlier))
+    code, shown, _ = study("all")
+    assert (code, "| all |" in shown) == (0, True)
+    code, _, err = study("all", "outputs")
+    assert (code, f"{out} does not say on what text, and by what versions, it was measured" in err) == (2, True)
+    assert len(list(out.glob("cell-*"))) == 1
+
+
+def test_a_study_goes_on_behind_a_combination_that_fails(whole, run_script, monkeypatch, tmp_path):
+    script, out = load_script("evaluate/recovery_study.py"), tmp_path / "study"
+    recover = script.recover
+
+    def all_are_too_many(model, teacher, text, settings, **more):
+        if settings.trained == "all":
+            raise torch.OutOfMemoryError("no memory")
+        return recover(model, teacher, text, settings, **more)
+
+    monkeypatch.setattr(script, "recover", all_are_too_many)
+    words = [whole, "--out", out, "--rates", "1e-3", "--weights", "all", "outputs", "--objectives", "kl"]
+    more = ["--batches", 1, "--token-budgets", 250]
+    code, shown, err = run_script("evaluate/recovery_study.py", *words, *more)
+    assert (code, err) == (1, "error: all-kl-0.001-1-250: no memory\n")
+    assert [line.split()[1] for line in shown.splitlines() if line.startswith("| ")][1:] == ["outputs"]
+
+
 def test_one_thing_is_changed_at_a_time_unless_all_are(tmp_path):
     script = load_script("evaluate/recovery_study.py")
     lists = {
@@ -92,3 +141,45 @@ def test_methods_are_compared_after_recovery(compare, run_script):
     assert (code, "was recovered with recovery_text None, not 'python-docs': remove it" in err) == (2, True)
     code, _, err = run_script("evaluate/recover_compared.py", compare.out / "cells", *QUICK)
     assert (code, "is no comparison: evaluate/compare.py makes one" in err) == (2, True)
+
+
+def test_a_cell_that_cannot_be_made_again_does_not_stop_the_others(compare, run_script, monkeypatch):
+    """What was calibrated by Eqs. 6-7 alone for want of memory is made so again; what is not what it was is said."""
+    methods = ("uniform", "ffn-only", "flap")
+
+    def refuse(*_):
+        raise torch.OutOfMemoryError
+
+    def made(*methods):
+        return compare("--methods", *methods, "--sparsity", "0.3")[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialCalibration, "_fit", refuse)
+        assert made("uniform") == 0
+    assert made(*methods) == 0
+    files = {json.loads(file.read_text())["method"]: file for file in (compare.out / "cells").glob("*.json")}
+    cells = {method: json.loads(file.read_text()) for method, file in files.items()}
+    assert [cells[method]["calibration"] for method in methods] == ["ridge", "sequential", "sequential"]
+    files["flap"].write_text(json.dumps(cells["flap"] | {"calibrated_test_ppl": 1e6}))
+
+    def recovered():
+        return {json.loads(file.read_text())["method"] for file in (compare.out / "recovered").glob("*.json")}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SequentialCalibration, "_fit", refuse)
+        code, shown, err = run_script("evaluate/recover_compared.py", compare.out, *QUICK)
+    assert (code, recovered()) == (1, {"uniform"})
+    assert "| `uniform` |" in shown
+    says = "its perplexity is of a model calibrated as sequential, and that fails now"
+    assert [line for line in err.splitlines() if line.startswith("error:")] == [
+        f"error: cells/{method}-s30.json: {says}" for method in ("ffn-only", "flap")
+    ]
+    code, shown, err = run_script("evaluate/recover_compared.py", compare.out, *QUICK)
+    assert (code, recovered()) == (1, {"uniform", "ffn-only"})
+    assert "| `ffn-only` |" in shown
+    (line,) = err.splitlines()
+    assert line.startswith("error: cells/flap-s30.json: what was written is not what was measured")
+    for method in ("uniform", "ffn-only"):
+        (file,) = (compare.out / "recovered").glob(f"{method}-*.json")
+        before = json.loads(file.read_text())["before_ppl"]
+        assert before == pytest.approx(cells[method]["calibrated_test_ppl"], rel=1e-4)

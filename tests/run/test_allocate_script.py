@@ -183,7 +183,7 @@ def test_what_cannot_be_allocated_gets_one_line_and_writes_nothing(own, whole, a
         ((other, "--sparsity", 0.27), "have changed since"),
         ((edited, "--sparsity", 0.27), "--ridge has changed from 0.01 to 0.5 since"),
         ((own, "--sparsity", 0.27, "--out", tmp_path / "full"), "is not an empty folder: choose another"),
-        ((tmp_path / "absent", "--sparsity", 0.27), "it has no config.yaml"),
+        ((tmp_path / "absent", "--sparsity", 0.27), "absent is not a run, there is no such folder"),
         ((whole, "--sparsity", 0.2), "was searched at sparsity 0.2, what it chose is in"),
     ):
         code, _, err = allocate(*words)

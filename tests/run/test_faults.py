@@ -1,6 +1,6 @@
 """Whatever breaks while a run begins or goes on: one clear line, no traceback, and nothing found is lost.
 
-``pytest -s tests/test_faults.py`` prints what each fault says.
+``pytest -s tests/run/test_faults.py`` prints what each fault says.
 """
 
 from __future__ import annotations

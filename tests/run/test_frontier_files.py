@@ -21,9 +21,8 @@ from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.frontier import ALONE, Point, frontier, frontier_plot
 from ffprune_env.run.frontier_drawing import files_plot
 from ffprune_env.run.frontier_files import FilePoint, KeptFiles, Pace, Source, best_of
-from ffprune_env.run.frontier_json import as_measured
 from ffprune_env.run.frontier_rows import COLUMNS, rows_of
-from ffprune_env.run.strict_json import strict_json
+from ffprune_env.run.strict_json import as_measured, strict_json
 
 SCRIPT = "evaluate/frontier.py"
 MERGES = [("e", "n"), ("1", "2")]  # llama.cpp refuses a tokenizer without any

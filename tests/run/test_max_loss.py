@@ -13,6 +13,7 @@ import yaml
 
 import ffprune_env as ff
 from ffprune_env.cli.limit_flags import range_for
+from ffprune_env.limits import smallest
 from ffprune_env.lm.intervals import upper_bound
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.texts.unseen_windows import load_unseen_windows
@@ -35,8 +36,8 @@ def limited(ppo_script, tiny_folder, text_file, tmp_path_factory):
 
 @pytest.fixture
 def own(limited, tmp_path):
-    """A copy of that run, without what met the limit."""
-    run = shutil.copytree(limited[0], tmp_path / "own", ignore=shutil.ignore_patterns(".lock", "tb"))
+    """A copy of that run, without what met the limit and what was tried for it."""
+    run = shutil.copytree(limited[0], tmp_path / "own", ignore=shutil.ignore_patterns(".lock", "tb", "limit.jsonl"))
     shutil.rmtree(found_in(run)[0])
     return run
 
@@ -46,6 +47,21 @@ def found_in(run):
     every = {file.parent: json.loads(file.read_text()) for file in run.glob("s*/best.json")}
     ((folder, best),) = ((folder, best) for folder, best in every.items() if "limit" in best)
     return folder, best
+
+
+@pytest.fixture
+def measuring(monkeypatch):
+    """The models that were measured for a limit, the dense one first; Ctrl-C comes when there are so many."""
+    real, models, most = smallest.window_losses, [], [math.inf]
+
+    def losses(model, windows, batch_size=None):
+        if len(models) >= most[0]:
+            raise KeyboardInterrupt
+        models.append(model.num_parameters())
+        return real(model, windows, batch_size)
+
+    monkeypatch.setattr(smallest, "window_losses", losses)
+    return models, most
 
 
 def unseen_by(run, text_file, model, tokenizer, n=32):
@@ -115,6 +131,59 @@ def test_a_run_that_has_ended_gives_the_same_model(own, limited, allocate):
         before[0] / "model" / "model.safetensors"
     ).read_bytes()
     assert "the answer" in said
+
+
+def test_an_interrupted_search_for_a_limit_goes_on_where_it_was(own, limited, allocate, measuring):
+    before, (models, most) = found_in(limited[0])[1]["limit"], measuring
+    most[0] = 4
+    code, _, said = allocate(own, "--max-loss", LOSS)
+    assert code == 130
+    assert "interrupted; the models that were tried are kept, and the same command goes on" in said
+    assert len((own / "limit.jsonl").read_text().splitlines()) == 3
+    models.clear()
+    most[0] = math.inf
+    assert allocate(own, "--max-loss", LOSS)[0] == 0
+    assert len(models) == 1 + len(before["tried"]) - 3
+    assert found_in(own)[1]["limit"] == before
+    models.clear()
+    assert allocate(own, "--max-loss", LOSS, "--no-save-model")[0] == 0
+    assert len(models) == 1
+
+
+def test_what_was_tried_is_measured_again_on_other_windows_and_where_memory_ran_out(own, limited, allocate, measuring):
+    models, _ = measuring
+    lines = [json.loads(line) for line in (limited[0] / "limit.jsonl").read_text().splitlines()]
+    written = [line for line in lines if line["written"]]
+    assert {line["calibration"] for line in written} == {"sequential"}
+    fell_back = [line | {"calibration": "ridge"} for line in lines]
+    (own / "limit.jsonl").write_text("".join(json.dumps(line) + "\n" for line in fell_back))
+    assert allocate(own, "--max-loss", LOSS, "--no-save-model")[0] == 0
+    assert len(models) == 1 + len(written)
+    folder, best = found_in(own)
+    assert best["limit"] == found_in(limited[0])[1]["limit"]
+    shutil.rmtree(folder)
+    models.clear()
+    assert allocate(own, "--max-loss", LOSS, "--no-save-model", "--limit-windows", "16")[0] == 0
+    assert len(models) == 1 + len(found_in(own)[1]["limit"]["tried"])
+
+
+def test_a_run_that_is_interrupted_at_its_limit_goes_on(
+    limited, ppo_script, tiny_folder, text_file, tmp_path, measuring, capsys
+):
+    run, (models, most) = tmp_path / "run", measuring
+    flags = tiny_runs.settings(tiny_folder, text_file, run, **RANGE, **{"max-loss": LOSS})
+    most[0] = 4
+    assert tiny_runs.run_main(ppo_script, [*flags, "--no-baselines"]) == 130
+    said = capsys.readouterr().err
+    assert "what was measured is kept" in said
+    assert f"--resume {run} goes on" in said
+    most[0] = math.inf
+    assert tiny_runs.run_main(ppo_script, ["--resume", run]) == 0
+    whole, best = found_in(limited[0])[1], found_in(run)[1]
+    assert best["limit"] == whole["limit"]
+    tried_in_all = 2 + len(whole["limit"]["tried"])  # the dense model by both
+    assert len(models) == tried_in_all
+    assert best["cost"]["limit"]["forward_passes"] >= tried_in_all * 32
 
 
 def test_a_perplexity_and_a_reward_are_the_same_limit(own, limited, allocate, tmp_path):
@@ -192,7 +261,6 @@ def test_the_range_is_within_what_units_may_keep(ppo_script):
 
 def test_losses_that_fall_again_are_followed(limited, text_file, tiny_folder, monkeypatch):
     """Where a model with 2 % fewer parameters meets the limit after all, smaller ones are looked for from there."""
-    from ffprune_env.limits import smallest
     from ffprune_env.limits.limit import Limit
 
     dense, tokenizer = ff.load_model(str(tiny_folder))

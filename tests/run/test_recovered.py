@@ -135,7 +135,7 @@ def test_a_folder_that_was_taken_for_a_run_or_a_config_is_told_what_is_meant(who
         RunFolder(whole / "plots").read_config()
     with pytest.raises(ValueError, match=f"{whole} is a folder: give the file, {whole}/config.yaml"):
         read_config(whole)
-    with pytest.raises(ValueError, match="there is no file here.yaml"):
+    with pytest.raises(ValueError, match="there is no file here"):
         read_config(Path("here.yaml"))
 
 

@@ -281,9 +281,9 @@ def test_tampered_samples_are_refused_and_kept(ppo_script, whole, tmp_path, caps
 
 def test_who_resumes_nothing_is_told(ppo_script, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for folder in ("empty", "none"):
+    for folder, reason in (("empty", "it has no config.yaml"), ("none", "there is no such folder")):
         assert run_main(ppo_script, ["--resume", tmp_path / folder]) == 2
-        assert "it has no config.yaml" in capsys.readouterr().err
+        assert f"is not a run, {reason}" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "none").exists()
     assert list((tmp_path / "empty").iterdir()) == []
 

@@ -56,3 +56,47 @@ def test_a_window_was_seen_wherever_it_was_cut():
     assert unseen(windows, text[300:331][None]).all()  # 31 tokens in a row are no run
     with pytest.raises(ValueError, match="windows of 16 tokens are too short"):
         unseen(text[:960].view(60, 16), windows)
+
+
+@pytest.fixture(scope="module")
+def tokens_file(tmp_path_factory):
+    """Some 30 kB of words, no line of which repeats, with `<unk>` among them as WikiText's tokenized variant has it."""
+    path = tmp_path_factory.mktemp("text") / "words.tokens"
+    lines = [f" line {i} says {i * i} <unk> and {i + 7} <unk> not {i * i * i}" for i in range(700)]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("n_test", [2, 40, None])
+def test_a_limit_is_checked_on_the_kind_of_text_that_was_fitted(tokens_file, n_test):
+    """No `<unk>` is in it, and nothing of the text that is reported on, which keeps them."""
+    seen = seen_on(str(tokens_file), n_test)
+    assert "<unk>" in TOKENIZER.decode(seen["test"].flatten())
+    assert "<unk>" not in TOKENIZER.decode(torch.cat([seen[x].flatten() for x in ("search", "calibration")]))
+    found = load_unseen_windows(MODEL, TOKENIZER, str(tokens_file), seen, 8)
+    assert len(found) == 8
+    assert "<unk>" not in TOKENIZER.decode(found.flatten())
+    reported = TOKENIZER.decode(seen["test"].flatten()).replace(" <unk>", "")
+    bare = torch.tensor(TOKENIZER(reported)["input_ids"])[None]
+    for windows in (bare, *seen.values()):
+        assert share_in(found, windows) == share_in(windows, found) == 0
+
+
+def test_what_another_text_is_tested_on_costs_no_window(tokens_file, text_file):
+    seen = seen_on(str(tokens_file), 2)
+    seen["test"] = load_windows(str(text_file), TOKENIZER, "all", 128, 40, model=MODEL)
+    found = load_unseen_windows(MODEL, TOKENIZER, str(tokens_file), seen, 400)
+    limit_part = load_windows(str(tokens_file), TOKENIZER, "limit", 64, model=MODEL)
+    assert torch.equal(found[: len(limit_part)], limit_part)
+
+
+@pytest.mark.parametrize("suffix", [".tokens", ".raw", ".txt"])
+def test_the_limit_part_is_the_test_part_without_unknown_words(tokens_file, tmp_path, suffix):
+    path = tmp_path / f"words{suffix}"
+    path.write_bytes(tokens_file.read_bytes())
+    test, limit = (load_windows(str(path), TOKENIZER, split, 64) for split in ("test", "limit"))
+    bare = TOKENIZER.decode(test.flatten()).replace(" <unk>", "") if suffix == ".tokens" else None
+    if bare is None:
+        assert torch.equal(test, limit)
+    else:
+        assert bare.startswith(TOKENIZER.decode(limit.flatten())[: len(bare) - 64])
