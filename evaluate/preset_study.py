@@ -5,6 +5,7 @@
 The damage curves of the model are measured once and kept in --curves; then a search takes half a second, and what it
 finds can be compared with the least damage there is. Printed is the share of the damage it could have removed from its
 start that it did remove: 100 % is the optimum, 0 % the start (below 0 % only a start that is not among the finalists).
+What ends it early, such as Ctrl-C, leaves a table of what there is.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import logging
 import statistics
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from rich.table import Table
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
-from ffprune_env.cli.consoles import fail, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import NoiseFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import ModelFlags
@@ -43,6 +45,8 @@ from ffprune_env.search.target_settings import TargetSettings
 
 console = wide_console()
 
+#: Shares of the removable damage, a number per seed, by index of the change and start.
+Shares = dict[tuple[int, str], list[float]]
 #: What is tried beside the default, one change at a time.
 CHANGES: tuple[dict[str, Any], ...] = (
     {},
@@ -81,39 +85,65 @@ def main() -> int:
     """Runs the study; returns the exit code."""
     args = read_flags(Args, __doc__, default=DEFAULTS)
     start_logging(console, logging.ERROR)
+    shares: Shares = {}
+    code = 0
     try:
         require_in_range("--seeds", args.seeds, 1)
         require_in_range("--noise", args.noise, 0)
         args.require_allowed()
         if len(args.targets) != 1:
             raise ValueError(f"--sparsity takes one number here, got {len(args.targets)}")
-        results = study(args)
+        for row, share in study(args):
+            shares.setdefault(row, []).append(share)
+    except KeyboardInterrupt:
+        say("interrupted; what was measured is reported")
+        code = 130
+    except RuntimeError as error:  # no memory
+        code = fail(error, 1)
     except (ValueError, OSError) as error:
-        return fail(error, 2)
+        code = fail(error, 1 if shares else 2)
+    if shares:
+        console.print(table(args, shares))
+    return code
+
+
+def table(args: Args, shares: Shares) -> Table:
+    """A row per change, with gaps for what was not measured.
+
+    Args:
+        args: of the study.
+        shares: what was measured.
+    """
     asked = f"{args.model}, σ = {args.target:g}, {args.budget} evaluations, {args.seeds} seeds, noise {args.noise:g}"
-    table = Table(title=f"damage removed, {asked}")
-    table.add_column("changed")
+    report = Table(title=f"damage removed, {asked}")
+    report.add_column("changed")
     for init in args.inits:
-        table.add_column(f"from {init}\nmean (lowest to highest)", justify="right")
+        report.add_column(f"from {init}\nmean (lowest to highest)", justify="right")
     for i, change in enumerate(CHANGES):
         name = ", ".join(f"{key} {value}" for key, value in change.items()) or "default"
-        table.add_row(name, *(cell(results[i, init]) for init in args.inits))
-    console.print(table)
-    return 0
+        report.add_row(name, *(cell(shares.get((i, init), []), args.seeds) for init in args.inits))
+    return report
 
 
-def cell(shares: list[float]) -> str:
-    """Mean and range of shares, in percent."""
-    return f"{100 * statistics.mean(shares):.1f} ({100 * min(shares):.1f} to {100 * max(shares):.1f})"
+def cell(shares: list[float], seeds: int) -> str:
+    """Mean and range of shares, in percent, and of how many seeds where those are fewer than were asked for.
+
+    Args:
+        shares: of the seeds that were measured.
+        seeds: that were asked for.
+    """
+    if not shares:
+        return ""
+    few = "" if len(shares) >= seeds else f", {len(shares)} of {seeds} seeds"
+    return f"{100 * statistics.mean(shares):.1f} ({100 * min(shares):.1f} to {100 * max(shares):.1f}{few})"
 
 
-def study(args: Args) -> dict[tuple[int, str], list[float]]:
-    """Share of the removable damage that every search removed, by index of the change and start."""
-    results: dict[tuple[int, str], list[float]] = {}
+def study(args: Args) -> Iterator[tuple[tuple[int, str], float]]:
+    """Search after search: index of the change and start, and the share of the removable damage that it removed."""
     surrogate = read_curves(args)
     least = total(surrogate, least_damage(surrogate.curves, args.target, surrogate.units, a_min=0.0).kept)
-    rows = [(i, init) for i in range(len(CHANGES)) for init in args.inits]
-    for i, init in track(rows, console=console):
+    rows = dict.fromkeys((i, init) for i in range(len(CHANGES)) for init in args.inits)
+    for i, init in track(list(rows), console=console):
         settings = replace(SearchSettings(init=init), **CHANGES[i])
         for seed in range(args.seeds):
             problem = Problem.of(
@@ -127,8 +157,7 @@ def study(args: Args) -> dict[tuple[int, str], list[float]]:
             start = problem.start() if init == "ffn-only" else np.full(len(surrogate.units), 1 - args.target)
             before = total(surrogate, problem.allocate(start).kept)
             after = total(surrogate, ppo(problem, settings).kept)
-            results.setdefault((i, init), []).append((before - after) / (before - least))
-    return results
+            yield (i, init), (before - after) / (before - least)
 
 
 def total(surrogate: SurrogateEvaluator, kept: IntArray) -> float:
@@ -139,11 +168,12 @@ def total(surrogate: SurrogateEvaluator, kept: IntArray) -> float:
 def described(args: Args) -> str:
     """What curves depend on, as it is kept beside them."""
     settings = {x.name: getattr(args, x.name) for x in fields(EvaluatorSettings)}
-    return strict_json({"model": args.model, "text": args.text, **settings})
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    return strict_json({"model": args.model, "text": args.text, **plain})
 
 
 def read_curves(args: Args, seed: int = 0) -> SurrogateEvaluator:
-    """The model's damage curves, calibrated, from the file or measured and kept there; ``seed`` is of the noise."""
+    """The model's damage curves, calibrated, from the file or measured and kept there; ``seed`` is of windows."""
     about = described(args)
     if not args.curves.exists():
         evaluator = build_evaluator(*args.load(), args.text, args)
@@ -161,7 +191,8 @@ def read_curves(args: Args, seed: int = 0) -> SurrogateEvaluator:
         for words in (line.split() for line in saved["units"].tolist()):
             units.append(PruneUnit(words[0], words[1], int(words[2]), int(words[3]), int(words[4])))
         curves = [saved[f"curve_{i}"] for i in range(len(units))]
-    windows = {"max_samples": args.search_windows, "max_final_samples": args.final_windows}
+    pool = args.windows_wanted["pool"] if args.noise else 0  # where windows differ a search draws them anew
+    windows = {"max_samples": args.search_windows, "max_final_samples": args.final_windows, "pool": pool}
     return SurrogateEvaluator(units, curves, **windows, noise=args.noise, seed=seed)
 
 

@@ -1,12 +1,14 @@
 """Searches against each other on invented models, whose best allocation is known: who gets how far with how much.
 
     python evaluate/search_study.py --seeds 3
-    python evaluate/search_study.py --seeds 3 --noise 0.11
+    python evaluate/search_study.py --seeds 3 --noise 1.5
     python evaluate/search_study.py --seeds 2 --sparsity 0.1 0.2 0.3 0.4 --methods policy ppo cma-es --start none
 
 Printed is the share of the possible gain over `uniform`, 1 being the best allocation that there is. Every method has
-the same budget of windows; several sparsities get equal parts of it, and `policy` all of it at once. How much noise
-a window of a real model has is in docs/search.md.
+the same budget of windows; several sparsities get equal parts of it, and `policy` all of it at once. With --noise
+windows differ, and there are as many further ones as a search on a model draws from: methods that draw windows anew do
+so here, too, and all others compare on the same few. How much windows of a real model differ is in docs/search.md.
+What ends it early, such as Ctrl-C, leaves a table of what there is.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import logging
 import statistics
 import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from rich.progress import track
@@ -21,7 +24,7 @@ from rich.table import Table
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.even import uniform
-from ffprune_env.cli.consoles import fail, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import ContestFlags, JsonFlags, NoiseFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
@@ -30,9 +33,12 @@ from ffprune_env.methods.registry import METHODS, Method
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.starts.fisher import least_damage
 from ffprune_env.search.target_settings import SparsitySettings
+from ffprune_env.texts.window_settings import WindowSettings
 
 console = wide_console()
 _FINAL_WINDOWS = 8
+#: Shares of the possible gain, a number per seed, by method and budget.
+Shares = dict[tuple[str, int], list[float]]
 
 
 @dataclass(frozen=True)
@@ -81,38 +87,79 @@ def main() -> int:
     """Runs the study; returns the exit code."""
     args = read_flags(Args, __doc__, default=DEFAULTS)
     start_logging(console, logging.ERROR)
+    shares: Shares = {}
+    code = 0
     try:
         args.require_allowed()
         args.require_folder()
-        rows = [(name, budget) for budget in args.budgets for name in args.studied]
-        shares = {row: share_of_gain(args, *row) for row in track(rows, console=console)}
-        args.write_json({"shares": [{"method": name, "budget": n, "shares": x} for (name, n), x in shares.items()]})
+        rows = dict.fromkeys((name, budget) for budget in args.budgets for name in args.studied)
+        for name, budget in track(list(rows), console=console):
+            for share in shares_of_gain(args, name, budget):
+                shares.setdefault((name, budget), []).append(share)
+    except KeyboardInterrupt:
+        say("interrupted; what was measured is reported")
+        code = 130
+    except RuntimeError as error:  # no memory
+        code = fail(error, 1)
     except (ValueError, OSError) as error:
-        return fail(error, 2)
-    noise = f"noise {args.noise:g} nats per window, {args.n_windows} windows" if args.noise else "no noise"
+        code = fail(error, 1 if shares else 2)
+    if not shares:
+        return code
+    console.print(table(args, shares))
+    try:
+        args.write_json({"shares": [{"method": name, "budget": n, "shares": x} for (name, n), x in shares.items()]})
+    except OSError as error:  # a full disk
+        code = fail(error, 1)
+    return code
+
+
+def table(args: Args, shares: Shares) -> Table:
+    """A row per budget, with gaps for what was not measured; the best mean of all seeds is bold.
+
+    Args:
+        args: of the study.
+        shares: what was measured.
+    """
+    noise = f"noise {args.noise:g} nats at half, {args.n_windows} windows" if args.noise else "no noise"
     at = ", ".join(f"{x:g}" for x in args.targets)
-    table = Table(title=f"share of the possible gain, σ = {at}, from {args.start}, {args.seeds} seeds, {noise}")
-    table.add_column("measurements")
+    report = Table(title=f"share of the possible gain, σ = {at}, from {args.start}, {args.seeds} seeds, {noise}")
+    report.add_column("measurements")
     for name in args.studied:
-        table.add_column(name, justify="right")
+        report.add_column(name, justify="right")
     for budget in args.budgets:
-        means = {name: statistics.mean(shares[name, budget]) for name in args.studied}
-        best = max(means.values())
-        cells = (f"[bold]{x:.2f}[/bold]" if x == best else f"{x:.2f}" for x in means.values())
-        table.add_row(str(budget), *cells)
-    console.print(table)
-    return 0
+        found = {name: shares[name, budget] for name in args.studied if (name, budget) in shares}
+        if found:
+            shown = cells(found, args.seeds)
+            report.add_row(str(budget), *(shown.get(name, "") for name in args.studied))
+    return report
 
 
-def share_of_gain(args: Args, name: str, budget: int) -> list[float]:
-    """What a method gains over `uniform`, as a share of what the best allocation does: by seed, mean of the sparsities.
+def cells(found: Mapping[str, list[float]], seeds: int) -> dict[str, str]:
+    """Means by method, the best of them bold; one of fewer seeds than were asked for says so, and is not compared.
+
+    Args:
+        found: shares by method, of one budget.
+        seeds: that were asked for.
+    """
+    best = max((statistics.mean(x) for x in found.values() if len(x) == seeds), default=None)
+    shown = {}
+    for name, x in found.items():
+        mean = statistics.mean(x)
+        if len(x) < seeds:
+            shown[name] = f"{mean:.2f} ({len(x)} of {seeds})"
+        else:
+            shown[name] = f"[bold]{mean:.2f}[/bold]" if mean == best else f"{mean:.2f}"
+    return shown
+
+
+def shares_of_gain(args: Args, name: str, budget: int) -> Iterator[float]:
+    """What a method gains over `uniform`, as a share of what the best allocation does: seed by seed, over sparsities.
 
     Args:
         args: of the study.
         name: of the method.
         budget: measurements in all.
     """
-    found = []
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         kept = answers(args, METHODS[name], budget, seed)
         model = invented(args, seed)
@@ -121,8 +168,7 @@ def share_of_gain(args: Args, name: str, budget: int) -> list[float]:
             least = model.damage(least_damage(model.curves, sparsity, model.units).kept)
             most = model.damage(uniform(sparsity, model.units).kept)
             gains.append((most - model.damage(groups)) / (most - least))
-        found.append(statistics.mean(gains))
-    return found
+        yield statistics.mean(gains)
 
 
 def answers(args: Args, method: Method, budget: int, seed: int) -> dict[float, IntArray]:
@@ -146,10 +192,10 @@ def answers(args: Args, method: Method, budget: int, seed: int) -> dict[float, I
 
 
 def invented(args: Args, seed: int) -> SurrogateEvaluator:
-    """An invented model, measured with noise if that was asked for."""
-    return SurrogateEvaluator.synthetic(
-        args.layers, seed=seed, noise=args.noise, max_samples=args.n_windows, max_final_samples=_FINAL_WINDOWS
-    )
+    """An invented model, measured with noise if that was asked for: then with windows to draw from."""
+    pool = WindowSettings(search_windows=args.n_windows).windows_wanted["pool"] if args.noise else 0
+    windows = {"max_samples": args.n_windows, "max_final_samples": _FINAL_WINDOWS, "pool": pool}
+    return SurrogateEvaluator.synthetic(args.layers, seed=seed, noise=args.noise, **windows)
 
 
 if __name__ == "__main__":

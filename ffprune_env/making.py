@@ -57,7 +57,7 @@ def make_surrogate_bandit(
         sparsity: target sparsity.
         n_samples: windows that a step claims to measure on; None claims all.
         n_layers: decoder layers; N is twice that.
-        seed: of the invented model: how much its units matter.
+        seed: of the invented model: how much its units matter, and what windows differ by.
         **arguments: further arguments of :class:`PruneBanditEnv` and
             :meth:`~ffprune_env.evaluators.surrogate.SurrogateEvaluator.synthetic`.
     """
@@ -85,7 +85,6 @@ def make_surrogate_bandits(num_envs: int = 1, **arguments: Any) -> SyncVectorEnv
     """
     first = make_surrogate_bandit(**arguments)
     tasks = {name: arguments[name] for name in ("sparsity", "n_samples") if name in arguments}
-    # One model for all, so that what noise there is comes from one stream.
     return _side_by_side(lambda: PruneBanditEnv(first.evaluator, **tasks, **_of_env(dict(arguments))), num_envs)
 
 

@@ -126,7 +126,7 @@ class NoiseFlags:
     """How well invented models can be measured."""
 
     noise: float = 0.0
-    """standard deviation of what a window says of ln PPL, in nats"""
+    """standard deviation of what a window says of ln PPL where half of every unit is kept, in nats"""
 
 
 @dataclass(frozen=True)

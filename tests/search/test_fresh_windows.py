@@ -128,7 +128,7 @@ def test_the_cost_is_what_was_measured_and_what_was_announced():
     sets = {sample.windows for sample in outcome.samples}
     dense = len(set().union(*sets))
     asked = sum(number_of(n) for _, n in evaluator.asked)
-    assert outcome.windows == asked + dense
+    assert outcome.windows == asked + dense + outcome.answers[0.3].spent
     assert outcome.windows - outcome.answers[0.3].spent - fixed == sum(map(len, sets)) + dense
     assert outcome.windows <= settings.windows()
     plain = dataclasses.replace(settings, fresh_windows=False)
