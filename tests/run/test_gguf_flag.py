@@ -10,7 +10,7 @@ from tiny_runs import run_main, settings
     ("family", "words", "says"),
     [
         (None, ("f16", "--no-save-model"), "--gguf f16 is written of the model in model/: leave out --no-save-model"),
-        (None, ("f16", "--sparsity", "0.1:0.5"), "of a range no model is written; evaluate/allocate.py takes --gguf"),
+        (None, ("f16", "--sparsity", "0.1:0.5"), "of a range no model is written; ffprune allocate takes --gguf"),
         (None, ("q8_0",), "q8_0 stores 32 numbers at a time, which head_dim 8 is no multiple of: take f16"),
         ("opt", ("f16",), "a opt cannot be written as GGUF, "),
     ],
