@@ -156,6 +156,13 @@ def test_a_recovery_that_makes_it_worse_leaves_the_model_from_before_and_ends_ea
     assert_same(model, before)
 
 
+def test_looks_without_a_better_loss_do_not_end_a_recovery_by_default(dense, pruned):
+    """The loss falls most at the end, where the rate does."""
+    settings = dataclasses.replace(QUICK, learning_rate=0.5, looks=6, tokens=6 * 80, seed=1)
+    result = ff.recover(copy.deepcopy(pruned), dense, TEXT, settings)
+    assert result.stopped.startswith("all tokens were seen")
+
+
 def test_where_memory_runs_out_the_batch_is_halved_and_the_steps_are_the_same(
     whole, dense, pruned, monkeypatch, caplog
 ):
