@@ -303,7 +303,7 @@ def test_ppo_never_ends_behind_ffn_only_on_search_text():
 @pytest.mark.parametrize("name", [*METHODS, "ppo-fisher-start"])
 def test_nobody_sees_the_windows_of_the_finalists_before_they_are_ranked(name, on_model, monkeypatch):
     finalists, read = {tuple(x) for x in on_model.meter.evaluator.texts["finalists"].tolist()}, []
-    measures = [(evaluator_module, name) for name in ("perplexity", "compare_with_dense", "final_hidden_states")]
+    measures = [(evaluator_module, name) for name in ("window_losses", "compare_with_dense", "final_hidden_states")]
     for module, function in (*measures, (damage_module, "back_propagate")):
         real = getattr(module, function)
 
@@ -336,7 +336,7 @@ def test_what_is_looked_at_is_charged_more_than_it_is_seen(on_model):
 def test_what_the_evaluator_remembers_is_charged_and_not_read(name, on_model, monkeypatch):
     """Few allocations of so small a model differ: most of what is asked has been answered before."""
     read = []
-    measures = [(evaluator_module, name) for name in ("perplexity", "compare_with_dense")]
+    measures = [(evaluator_module, name) for name in ("window_losses", "compare_with_dense")]
     for module, function in (*measures, (damage_module, "back_propagate")):
         real = getattr(module, function)
 
