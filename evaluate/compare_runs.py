@@ -25,7 +25,8 @@ from rich.table import Table
 from transformers import PreTrainedModel
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, start_logging, wide_console
+from ffprune_env.cli.ending import Ending
 from ffprune_env.cli.flag_groups import JsonFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import TrustFlags
@@ -45,6 +46,7 @@ from ffprune_env.lm.identity import (
 )
 from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
+from ffprune_env.run.best import read_best
 from ffprune_env.run.config import evaluator_settings, read_config, targets_of, warn_of_trust
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.measuring import measure_policy, reference_policies
@@ -80,20 +82,15 @@ def main() -> int:
     except RuntimeError as error:  # no memory
         return fail(error, 1)
     results: dict[tuple[str, bool], PolicyResult] = {}
-    code = 0
-    try:
+    ending = Ending(results)
+    with ending:
         for name, calibrated, result in measure(evaluator, policies, test_windows):
             results[name, calibrated] = result
             ppls = f"search {result.search_ppl:.3f}, test {result.test_ppl:.3f}"
             logger.info("%s, %s: %s", name, "calibrated" if calibrated else "plain", ppls)
             args.write_json({"results": [{"policy": key[0], **asdict(x)} for key, x in results.items()]})
-    except KeyboardInterrupt:
-        say("interrupted; what was measured is reported")
-        code = 130
-    except (RuntimeError, OSError) as error:  # no memory, a full disk
-        code = fail(error, 1)
     console.print(table(policies, results, evaluator.calibration_asked))
-    return code
+    return ending.code
 
 
 def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]:
@@ -108,7 +105,11 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]
     parts = {path: parts_of(path, config) for path, config in configs.items()}
     first = configs[args.runs[0]]
     plans = {path: require_alike(path, config, first) for path, config in configs.items()}
-    chosen = {folder: chosen_in(folder, path) for path, found in parts.items() for folder in found.values()}
+    chosen = {
+        folder: read_best(RunFolder(folder), path)["chosen"]["kept"]
+        for path, found in parts.items()
+        for folder in found.values()
+    }
     named = args.test_text is None or args.test_text in NAMED_TEXTS
     if not named and Path(str(args.test_text)).resolve() == Path(first["text"]).resolve():
         raise ValueError(f"{args.test_text} is what the runs were searched on: give another text with --test-text")
@@ -139,23 +140,6 @@ def prepare(args: Args) -> tuple[LMEvaluator, dict[str, IntArray], torch.Tensor]
             policies.setdefault(name if name == "dense" else f"{name} σ {sparsity:g}", allocation.kept)
         policies[str(folder)] = evaluator.prunable.check_kept(chosen[folder])
     return evaluator, policies, test_windows
-
-
-def chosen_in(folder: Path, run: Path) -> list[int]:
-    """Groups per unit that a run chose to keep; ValueError unless it has ended.
-
-    Args:
-        folder: of one of its sparsities.
-        run: the folder that it is gone on with by; the same one where it has one sparsity.
-    """
-    best = RunFolder(folder).read_json("best.json")
-    chosen = {} if best is None else best.get("chosen")
-    if not isinstance(chosen, dict) or "kept" not in chosen:
-        file = folder / "best.json"
-        what = f"there is no {file}" if best is None else f"{file} does not say what it chose"
-        raise ValueError(f"{run} has not ended: {what}; go on with it by --resume {run}")
-    kept: list[int] = chosen["kept"]
-    return kept
 
 
 def require_alike(path: Path, config: Mapping[str, Any], first: Mapping[str, Any]) -> EvaluatorSettings:

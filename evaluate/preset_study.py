@@ -24,7 +24,8 @@ from rich.table import Table
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.units import PruneUnit
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import start_logging, wide_console
+from ffprune_env.cli.ending import Ending
 from ffprune_env.cli.flag_groups import NoiseFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import ModelFlags
@@ -86,8 +87,8 @@ def main() -> int:
     args = read_flags(Args, __doc__, default=DEFAULTS)
     start_logging(console, logging.ERROR)
     shares: Shares = {}
-    code = 0
-    try:
+    ending = Ending(shares)
+    with ending:
         require_in_range("--seeds", args.seeds, 1)
         require_in_range("--noise", args.noise, 0)
         args.require_allowed()
@@ -95,16 +96,9 @@ def main() -> int:
             raise ValueError(f"--sparsity takes one number here, got {len(args.targets)}")
         for row, share in study(args):
             shares.setdefault(row, []).append(share)
-    except KeyboardInterrupt:
-        say("interrupted; what was measured is reported")
-        code = 130
-    except RuntimeError as error:  # no memory
-        code = fail(error, 1)
-    except (ValueError, OSError) as error:
-        code = fail(error, 1 if shares else 2)
     if shares:
         console.print(table(args, shares))
-    return code
+    return ending.code
 
 
 def table(args: Args, shares: Shares) -> Table:

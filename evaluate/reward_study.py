@@ -27,7 +27,8 @@ from rich.table import Table
 from scipy.stats import spearmanr
 
 from ffprune_env.budget.arrays import FloatArray, IntArray
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import start_logging, wide_console
+from ffprune_env.cli.ending import Ending
 from ffprune_env.cli.flag_groups import JsonFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import TrustFlags
@@ -67,26 +68,16 @@ def main() -> int:
     args = read_flags(Args, __doc__, default={"test_windows": 4})
     start_logging(console)
     measured: Figures = {}
-    code = 0
-    try:
+    ending = Ending(measured)
+    with ending:
         for found in measure(args):
             for name, values in found.items():
                 measured.setdefault(name, []).extend(values)
-    except KeyboardInterrupt:
-        say("interrupted; what was measured is reported")
-        code = 130
-    except RuntimeError as error:  # no memory
-        code = fail(error, 1)
-    except (ValueError, OSError) as error:
-        code = fail(error, 1 if measured else 2)
-    if not measured:
-        return code
-    report(args, measured)
-    try:
-        args.write_json(measured)
-    except OSError as error:  # a full disk
-        code = fail(error, 1)
-    return code
+    if measured:
+        report(args, measured)
+        with ending:
+            args.write_json(measured)
+    return ending.code
 
 
 def report(args: Args, measured: Figures) -> None:

@@ -24,7 +24,8 @@ from rich.table import Table
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.even import uniform
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import start_logging, wide_console
+from ffprune_env.cli.ending import Ending
 from ffprune_env.cli.flag_groups import ContestFlags, JsonFlags, NoiseFlags, RepeatFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
@@ -88,29 +89,20 @@ def main() -> int:
     args = read_flags(Args, __doc__, default=DEFAULTS)
     start_logging(console, logging.ERROR)
     shares: Shares = {}
-    code = 0
-    try:
+    ending = Ending(shares)
+    with ending:
         args.require_allowed()
         args.require_folder()
         rows = dict.fromkeys((name, budget) for budget in args.budgets for name in args.studied)
         for name, budget in track(list(rows), console=console):
             for share in shares_of_gain(args, name, budget):
                 shares.setdefault((name, budget), []).append(share)
-    except KeyboardInterrupt:
-        say("interrupted; what was measured is reported")
-        code = 130
-    except RuntimeError as error:  # no memory
-        code = fail(error, 1)
-    except (ValueError, OSError) as error:
-        code = fail(error, 1 if shares else 2)
-    if not shares:
-        return code
-    console.print(table(args, shares))
-    try:
-        args.write_json({"shares": [{"method": name, "budget": n, "shares": x} for (name, n), x in shares.items()]})
-    except OSError as error:  # a full disk
-        code = fail(error, 1)
-    return code
+    if shares:
+        console.print(table(args, shares))
+        with ending:
+            found = [{"method": name, "budget": n, "shares": x} for (name, n), x in shares.items()]
+            args.write_json({"shares": found})
+    return ending.code
 
 
 def table(args: Args, shares: Shares) -> Table:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
@@ -109,23 +109,36 @@ def calibration_of(subject: Subject, method: Method, kept: IntArray) -> Calibrat
     return subject.evaluator.final_calibration(kept)
 
 
-def ask_final(subject: Subject, cell: Cell, method: Method) -> Cell:
-    """The cell with the zero-shot accuracies of the model that it ends with, calibrated.
+@contextmanager
+def final_model(subject: Subject, cell: Cell, method: Method) -> Iterator[PreTrainedModel]:
+    """Inside, the model is the one that a method ended with, calibrated as when it was measured.
+
+    Args:
+        subject: the model, ranked as it was.
+        cell: what the method answered.
+        method: of the cell.
 
     Raises:
-        RuntimeError: that model cannot be made again, because memory does not do for its calibration now.
+        ValueError: the method removes no groups, but makes a model of its own.
+        RuntimeError: it cannot be made again, because memory does not do for its calibration now.
     """
     if cell.kept is None:
-        raise ValueError(f"{cell.method} removes no groups: ask the model that it made")
+        raise ValueError(f"{cell.method} removes no groups: take the model that it made")
     evaluator = subject.evaluator
     kept = evaluator.prunable.check_kept(cell.kept)
     with ranking_of(subject, method):
-        # What was calibrated by Eqs. 6-7 alone for want of memory stays so: what is asked is what was measured.
+        # What was calibrated by Eqs. 6-7 alone for want of memory stays so: it is what was measured.
         made = evaluator.calibration if cell.calibration == "ridge" else calibration_of(subject, method, kept)
         if calibration_kind(made) != cell.calibration:
             raise RuntimeError(f"its perplexity is of a model calibrated as {cell.calibration}, and that fails now")
         with evaluator.prunable.pruned(kept, made) as model:
-            return ask(subject, cell, model)
+            yield model
+
+
+def ask_final(subject: Subject, cell: Cell, method: Method) -> Cell:
+    """The cell with the zero-shot accuracies of the model that it ends with; it raises as :func:`final_model` does."""
+    with final_model(subject, cell, method) as model:
+        return ask(subject, cell, model)
 
 
 def ask(subject: Subject, cell: Cell, model: PreTrainedModel) -> Cell:

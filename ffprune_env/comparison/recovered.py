@@ -9,13 +9,12 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from ffprune_env.comparison.cell import Cell
-from ffprune_env.comparison.contest import calibration_of, ranking_of
+from ffprune_env.comparison.contest import final_model
 from ffprune_env.comparison.plan import ANSWERING
 from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
 from ffprune_env.comparison.subject import Subject
 from ffprune_env.lm.excess import share_removed, share_text
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
-from ffprune_env.pruning.calibration_kind import calibration_kind
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.text import RecoveryText
@@ -69,15 +68,8 @@ def final_copy(subject: Subject, cell: Cell) -> PreTrainedModel:
     """
     if cell.method in REBUILDERS:
         return rebuild_and_measure(subject, cell.method, cell.target_sparsity)[1]
-    evaluator, method = subject.evaluator, ANSWERING[cell.method]
-    kept = evaluator.prunable.check_kept(cell.kept or [])
-    with ranking_of(subject, method):
-        # As where questions are asked: what was calibrated by Eqs. 6-7 alone for want of memory stays so.
-        made = evaluator.calibration if cell.calibration == "ridge" else calibration_of(subject, method, kept)
-        if calibration_kind(made) != cell.calibration:
-            raise RuntimeError(f"its perplexity is of a model calibrated as {cell.calibration}, and that fails now")
-        with evaluator.prunable.pruned(kept, made) as model:
-            return copy.deepcopy(model)
+    with final_model(subject, cell, ANSWERING[cell.method]) as model:
+        return copy.deepcopy(model)
 
 
 def recover_cell(

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from ffprune_env.limits.limit import LimitName
+from ffprune_env.run.best import read_best
 from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.results import label
-from ffprune_env.run.strict_json import as_measured
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -97,12 +97,8 @@ def _parts(run: RunFolder) -> dict[RunFolder, bool]:
 
 def _points(part: RunFolder, run: RunFolder, later: bool = False) -> list[Point]:
     """The models that the ``best.json`` of a part of a run is about."""
-    best = as_measured(part.read_json("best.json") or {})
+    best = read_best(part, run.path)
     final: Mapping[str, Any] = best.get("calibration", best)
-    if "chosen" not in final:
-        file = part.path / "best.json"
-        what = f"{file} does not say what it chose" if file.is_file() else f"there is no {file}"
-        raise ValueError(f"{run.path} has not ended: {what}; go on with it by --resume {run.path}")
     manifest = run.read_json("manifest.json") or {}
     each = _BYTES.get(str(manifest.get("dtype")), 2)
     found = {policy: final[policy] for policy in ("dense", *_LINES) if policy in final}
