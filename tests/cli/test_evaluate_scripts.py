@@ -21,7 +21,6 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.run.config import evaluator_settings, read_config
-from ffprune_env.serving.served import Measured, Timing
 from ffprune_env.texts.overlap import unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 
@@ -334,72 +333,6 @@ def test_dense_and_pruned_are_timed_where_they_are_served(runs, tiny_folder, mon
         assert message in err
 
 
-@pytest.fixture(scope="module")
-def opt(save_tiny, tmp_path_factory):
-    """A dense OPT and a pruned one, of which no GGUF file can be written."""
-    dense, pruned = save_tiny("opt"), tmp_path_factory.mktemp("pruned")
-    prunable = PrunableModel(tiny_model("opt").float())
-    prunable.rank([np.arange(layout.n_members) for layout in prunable.layouts])
-    ff.save_pruned(prunable, [max(1, unit.n_groups // 2) for unit in prunable.units], pruned, byte_tokenizer())
-    return dense, pruned
-
-
-@pytest.fixture
-def bench_serving(opt, monkeypatch, capsys, tmp_path):
-    """Runs evaluate/bench_serving.py, which times nothing, and vLLM refuses; returns what was to be timed, too."""
-    pytest.importorskip("cyllama")
-    asked, (dense, pruned) = [], opt
-    python = tmp_path / "python"
-    python.write_text("#!/bin/sh\n")  # it has what it is asked for
-    python.chmod(0o755)
-
-    def in_turns(_, name, sources, job, *others):
-        asked.append((name, job.threads, job.trust_remote_code))
-        if name == "vllm":
-            raise ValueError("the process of the dense model died: no\nmemory")
-        timings = tuple(Timing(what, 1, (1.0, 1.0)) for what in ("prefill", "decode"))
-        return dict.fromkeys(sources, Measured(timings, 8.0, None))
-
-    monkeypatch.setattr(load_script("evaluate/bench_serving.py"), "in_turns", in_turns)
-
-    def run(*words):
-        asked.clear()
-        own = (pruned, "--dense", dense, "--prompt", 8, "--new-tokens", 4, "--device", "cpu", "--vllm-python", python)
-        return *run_script("evaluate/bench_serving.py", monkeypatch, capsys, *own, *words), list(asked)
-
-    return run
-
-
-def lines_of(err):
-    """What was said, less what libraries print beside it."""
-    return [line for line in err.splitlines() if line.startswith(("left out", "error"))]
-
-
-def test_a_server_that_refuses_is_left_out_and_the_others_are_measured(bench_serving, tmp_path):
-    file = tmp_path / "x.json"
-    words = ("--backend", "vllm", "transformers", "llama.cpp", "--threads", 1, 2, "--trust-remote-code")
-    code, out, err, asked = bench_serving(*words, "--json", file)
-    assert code == 0
-    gguf, vllm = lines_of(err)  # what no file can be written of is known before anything is timed
-    assert gguf.startswith("left out: llama.cpp: a opt cannot be written as GGUF")
-    assert vllm == "left out: vllm: the process of the dense model died: no memory"
-    assert asked == [("vllm", 1, True), ("transformers", 1, True), ("transformers", 2, True)]
-    served = json.loads(file.read_text())["served"]
-    assert [(x["backend"], x["threads"], x["cache"]) for x in served] == [
-        ("transformers float32", 1, None), ("transformers float32", 2, None),
-    ]  # fmt: skip
-    assert re.search(r"cache per token +│ +│ +│ +– ", out)
-
-
-def test_where_no_server_is_left_nothing_was_measured(bench_serving):
-    code, _, err, asked = bench_serving("--backend", "vllm", "llama.cpp")
-    assert (code, len(lines_of(err)), asked) == (1, 2, [("vllm", 1, False)])
-    for name, message in (("llama.cpp", "error: a opt cannot be written"), ("vllm", "error: the process of the dense")):
-        code, _, err, _ = bench_serving("--backend", name)
-        assert code == 2
-        assert lines_of(err)[-1].startswith(message)
-
-
 def test_bench_times_a_step_and_what_it_is_made_of(tiny_folder, text_file, monkeypatch, capsys, tmp_path):
     arguments = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--search-windows", 2, "--rounds", 2)
     code, out, _ = run_script("evaluate/bench.py", monkeypatch, capsys, *arguments, "--json", tmp_path / "x.json")
@@ -538,57 +471,6 @@ def test_noise_is_what_one_window_says_and_others_do_not():
     assert study.signal_and_noise(np.tile(windows, (400, 1)))[0] == 0
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("--methods", "fisher"), "--methods takes searches"),
-        (("--sparsity", "0.9"), "--sparsity takes numbers between 0 and 0.8"),
-        (("--seeds", "0"), "--seeds"),
-    ],
-)
-def test_searches_are_studied_only_where_they_can_be(monkeypatch, capsys, words, said):
-    code, _, err = run_script("evaluate/search_study.py", monkeypatch, capsys, *words)
-    assert code == 2
-    assert said in err
-
-
-def test_searches_are_studied_on_invented_models(monkeypatch, capsys, tmp_path):
-    """More measurements find more of the gain, noise takes some of it, and one search answers several sparsities."""
-    shares = {}
-    for name, words in {
-        "one": ("--methods", "ppo", "cma-es", "--budgets", 64, 512),
-        "noisy": ("--methods", "ppo", "--budgets", 512, "--noise", 0.5),
-        "all": ("--methods", "policy", "--budgets", 256, "--sparsity", 0.2, 0.4, "--start", "none"),
-    }.items():
-        file = tmp_path / f"{name}.json"
-        flags = ("--layers", 6, "--seeds", 2, "--json", file)
-        assert run_script("evaluate/search_study.py", monkeypatch, capsys, *flags, *words)[0] == 0
-        for row in json.loads(file.read_text())["shares"]:
-            shares[name, row["method"], row["budget"]] = np.mean(row["shares"])
-    assert shares["one", "ppo", 512] > shares["one", "ppo", 64] > 0.3
-    assert 0.9 < shares["one", "ppo", 512] < 1
-    assert shares["one", "cma-es", 512] > 0.8
-    assert shares["noisy", "ppo", 512] < shares["one", "ppo", 512]
-    assert shares["all", "policy", 256] > 0.8
-
-
-@pytest.mark.parametrize(("error", "exit_code"), ENDS)
-def test_searches_that_were_studied_are_printed_whatever_comes_then(error, exit_code, monkeypatch, capsys, tmp_path):
-    script, file = load_script("evaluate/search_study.py"), tmp_path / "x.json"
-    monkeypatch.setattr(script, "answers", failing(script.answers, 3, error))
-    flags = ("--methods", "random", "evolution", "--budgets", 64, 128, "--layers", 4, "--seeds", 2, "--json", file)
-    code, out, err = run_script("evaluate/search_study.py", monkeypatch, capsys, *flags)
-    assert (code, len(err.splitlines())) == (exit_code, 1)
-    whole, part = json.loads(file.read_text())["shares"]
-    assert [len(x["shares"]) for x in (whole, part)] == [2, 1]
-    (row,) = (line for line in out.splitlines() if line.startswith("│"))  # none of 128 measurements
-    assert [word.strip() for word in row.strip("│").split("│")] == [
-        "64",
-        f"{np.mean(whole['shares']):.2f}",
-        f"{part['shares'][0]:.2f} (1 of 2)",
-    ]
-
-
 @pytest.mark.parametrize("script", ["search_study", "reward_study"])
 def test_a_table_is_printed_though_its_file_cannot_be_written(script, runs, other_text, monkeypatch, capsys, tmp_path):
     def write(*_):
@@ -601,41 +483,6 @@ def test_a_table_is_printed_though_its_file_cannot_be_written(script, runs, othe
     code, out, err = run_script(f"evaluate/{script}.py", monkeypatch, capsys, *flags)
     assert (code, err) == (1, "error: [Errno 28] No space left on device\n")
     assert "│" in out
-
-
-@pytest.fixture
-def preset_study(monkeypatch, tmp_path):
-    """The script, with two settings to study, and the words that name curves of an invented model."""
-    study = load_script("evaluate/preset_study.py")
-    surrogate = ff.SurrogateEvaluator.synthetic(n_layers=3)
-    arrays = {f"curve_{i}": curve for i, curve in enumerate(surrogate.curves)}
-    names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in surrogate.units]
-    about = study.described(study.Args(text="python-docs"))
-    np.savez(tmp_path / "curves.npz", units=np.array(names), about=np.array(about), **arrays)
-    monkeypatch.setattr(study, "CHANGES", ({}, {"log_std_init": -9.0}))
-    return study, ("--curves", tmp_path / "curves.npz", "--seeds", 2, "--inits", "ffn-only")
-
-
-@pytest.mark.parametrize(("error", "exit_code"), ENDS)
-def test_presets_that_were_studied_are_printed_whatever_comes_then(error, exit_code, preset_study, monkeypatch, capsys):
-    study, arguments = preset_study
-    monkeypatch.setattr(study, "ppo", failing(study.ppo, 3, error))
-    code, out, err = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments, "--evaluations", 16)
-    assert (code, len(err.splitlines())) == (exit_code, 1)
-    default, still = (line.split("│")[2] for line in out.splitlines() if line.startswith("│"))
-    assert ("(" in default, "seeds" in default, "1 of 2 seeds)" in still) == (True, False, True)
-
-
-def test_presets_are_studied_on_curves(preset_study, monkeypatch, capsys, tmp_path):
-    _, arguments = preset_study
-    code, out, _ = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments)
-    assert code == 0
-    default, still = (float(line.split("│")[2].split()[0]) for line in out.splitlines() if "(" in line and "│" in line)
-    assert default > 20  # percent of the damage that could be removed
-    assert abs(still) < default / 2  # a policy that hardly explores stays where it starts
-    for other in (("--criterion", "wanda"), ("--data-dir", tmp_path)):
-        code, _, err = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments, *other)
-        assert (code, "holds curves of another model, text or setting: give another --curves" in err) == (2, True)
 
 
 def test_scale_knows_how_large_models_are(monkeypatch, capsys):
