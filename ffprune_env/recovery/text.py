@@ -102,7 +102,7 @@ def load_recovery_text(
         enough = None
         if settings.tokens is not None and taken in NAMED_TEXTS:
             enough = math.ceil(settings.tokens / asked.seq_len) + settings.held_out
-        splits: list[Split] = ["calibration"] if own else ["all"]
+        splits: list[Split] = ["calibration"] if own else ["recovery"]
         if own and not same_text(taken, text if test_text is None else test_text):
             splits.insert(0, "train")  # nobody is tested on the rest, unless it is what another file holds
         for split in splits:

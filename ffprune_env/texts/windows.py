@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Split = Literal["search", "calibration", "test", "train", "all", "limit"]
+Split = Literal["search", "calibration", "test", "train", "all", "limit", "recovery"]
 
 DEFAULT_TEXT = "python-docs"
 #: Texts that have a name, with where they come from.
@@ -34,7 +34,7 @@ NAMED_TEXTS = (DEFAULT_TEXT, "wikitext2", "c4")
 # windows many times; the ridge fit gets better with every window it sees.
 _CUTS: dict[Split, tuple[float, float]] = {
     "search": (0.0, 0.25), "calibration": (0.25, 0.7), "test": (0.7, 1.0), "train": (0.25, 1.0), "all": (0.0, 1.0),
-    "limit": (0.7, 1.0),
+    "limit": (0.7, 1.0), "recovery": (0.0, 1.0),
 }  # fmt: skip
 # Hub data sets have a test split of their own, so the rest is shared by search and calibration.
 _TRAIN_CUTS: dict[Split, tuple[float, float]] = {
@@ -42,8 +42,8 @@ _TRAIN_CUTS: dict[Split, tuple[float, float]] = {
 }  # fmt: skip
 # Of these a few windows are taken at equal distances; of the others, from the beginning.
 _SPREAD = ("search", "calibration", "train")
-# What a limit is checked on is text of the kind that models are fitted to.
-_FITTED = (*_SPREAD, "limit")
+# What models are fitted to, and what a limit is checked on, which is text of the same kind.
+_FITTED = (*_SPREAD, "limit", "recovery")
 _SEPARATOR = "\n\n"
 # What WikiText's tokenized variant has in place of rare words. No other text has it: models must not be fitted to it.
 _UNKNOWN = " <unk>"
@@ -73,13 +73,13 @@ def load_windows(
 
     Args:
         name: ``python-docs``, ``wikitext2``, ``c4``, or a path to a .txt or .md file, a .json, .jsonl, .csv or .parquet
-            file with a field or column ``text``, or a WikiText .raw or .tokens file, of the latter of which search,
-            calibration and limit text lose the ``<unk>``; all but .parquet may be packed, such as ``x.jsonl.gz``.
+            file with a field or column ``text``, or a WikiText .raw or .tokens file, of the latter of which all
+            but test text loses the ``<unk>``; all but .parquet may be packed, such as ``x.jsonl.gz``.
         tokenizer: the model's; special tokens are what it adds, but where windows begin with its BOS token: then they
             hold no others, and all that is predicted is text.
         split: ``search``, ``calibration`` and ``test`` never share text; ``train`` is the two of them that are not
-            ``search``, for who tests on another text; ``all`` is the whole of a file; ``limit`` is ``test`` as text of
-            the kind that models are fitted to: without ``<unk>``.
+            ``search``, for who tests on another text; ``all`` is the whole of a file that is tested on, ``recovery``
+            of one that is trained on: without ``<unk>``; ``limit`` is ``test`` without ``<unk>``.
         seq_len: tokens per window, at least 2.
         n_windows: how many windows; None takes all, from the beginning.
         or_fewer: take all windows of a text that has fewer than asked for, instead of refusing it.

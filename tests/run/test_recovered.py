@@ -195,6 +195,21 @@ def test_what_the_calibration_saw_is_trained_on_and_never_stopped_by(tiny_folder
     assert not any(passage.tokens.tolist() in searched.tolist() for passage in found.every)
 
 
+def test_marks_of_unknown_words_are_not_trained_on(tiny_folder, text_file, tmp_path):
+    model, tokenizer = ff.load_model(str(tiny_folder))
+    asked, told = WindowSettings(seq_len=64), ff.RecoverySettings(held_out=1)
+    lines = [f" the {i} th <unk> of {i * i}" for i in range(300)]
+
+    def loaded(name, lines):
+        (tmp_path / name).write_text("\n".join(lines))
+        found = load_recovery_text(model, tokenizer, str(tmp_path / name), str(text_file), asked, told, {})
+        return [passage.tokens.tolist() for passage in found.every]
+
+    bare = loaded("bare.tokens", [line.replace(" <unk>", "") for line in lines])
+    assert loaded("marked.tokens", lines) == bare
+    assert loaded("marked.txt", lines) != bare
+
+
 def test_where_another_text_is_tested_on_the_rest_of_this_one_is_trained_on(tiny_folder, text_file, tmp_path):
     model, tokenizer = ff.load_model(str(tiny_folder))
     asked, told = WindowSettings(seq_len=64), ff.RecoverySettings(held_out=1)

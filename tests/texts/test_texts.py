@@ -135,8 +135,9 @@ def test_models_are_not_fitted_to_the_marks_of_unknown_words(tmp_path):
     lines = [f" the {i} th <unk> of many" for i in range(300)]
     path = tmp_path / "wiki.valid.tokens"
     path.write_text("\n".join(lines))
-    parts = {part: _text(str(path), part) for part in (*PARTS, "all")}
-    assert not any("<unk>" in parts[part] for part in ("search", "calibration"))
+    parts = {part: _text(str(path), part) for part in (*PARTS, "all", "recovery")}
+    assert not any("<unk>" in parts[part] for part in ("search", "calibration", "recovery"))
+    assert parts["recovery"] == parts["all"].replace(" <unk>", "")
     assert parts["all"].count("<unk>") == 300
     assert "<unk>" in parts["test"]
     numbers = [set(re.findall(r"\d+", parts[part])) for part in PARTS]
