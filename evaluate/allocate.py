@@ -24,7 +24,7 @@ import tyro
 from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.allocation import Allocation
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, say, show_result, start_logging, tell, wide_console
 from ffprune_env.cli.flag_groups import AnswerFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.limit_flags import LimitFlags
@@ -36,16 +36,12 @@ from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Ledger
 from ffprune_env.evaluators.rewarded import identity_of_reward
 from ffprune_env.evaluators.settings import EvaluatorSettings
-from ffprune_env.export.gguf.families import require_gguf
-from ffprune_env.export.model_card import CardFacts
-from ffprune_env.export.writable import require_writable, require_writable_folder
+from ffprune_env.export.writable import require_writable_folder
 from ffprune_env.limits.limit import Limit
 from ffprune_env.limits.smallest import Smallest, smallest_model
 from ffprune_env.limits.told import limit_content, limit_lines, limit_table
-from ffprune_env.lm.devices import require_resident
-from ffprune_env.lm.identity import (
-    identity_of_settings,
-)
+from ffprune_env.lm.identity import identity_of_settings
+from ffprune_env.run.about import told_beside
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
@@ -150,11 +146,7 @@ def load(args: Args, job: Job) -> tuple[LMEvaluator, PreTrainedTokenizerBase, to
     run, settings = job.run, job.settings
     past = load_past_run(run, settings)
     model, tokenizer = past.model, past.tokenizer
-    if args.save_model:
-        require_resident(model, "--save-model")
-        require_writable(model)
-    if args.gguf is not None:
-        require_gguf(model, tokenizer, args.gguf)
+    args.require_writable_answer(model, tokenizer)
     planned = {purpose: windows for purpose, windows in past.texts.items() if purpose != "test"}
     order = run.require_order(model)
     evaluator = build_evaluator(model, tokenizer, settings.text, settings, order, planned, job.ledger)
@@ -188,17 +180,10 @@ def report(
 ) -> list[AnswerReport]:
     """Measures and writes what the policy says, sparsity after sparsity."""
     settings = job.settings
-    calibrated_on = settings.calibration_text or settings.text
-    about = {
-        "model": settings.model, "text": settings.text, "calibration_text": calibrated_on,
-        "test_text": settings.tested_on, "ridge": settings.ridge, "ridge_scale": settings.ridge_scale,
-        "calibration_asked": settings.calibration, "allocated_by": str(job.run.path),
-        **({} if job.found is None else {"limit": limit_content(job.found)}),
-    }  # fmt: skip
-    calibration_windows = evaluator.texts["calibration"]
-    facts = CardFacts.of(
-        settings.model, settings.tested_on, test_windows, calibrated_on, calibration_windows, evaluator.bos
-    )
+    about, facts = told_beside(settings.model, settings.text, settings.tested_on, settings, evaluator, test_windows)
+    about["allocated_by"] = str(job.run.path.resolve())  # whoever reads it may be anywhere
+    if job.found is not None:
+        about["limit"] = limit_content(job.found)
     reports: list[AnswerReport] = []
     for sparsity, allocation in job.allocations.items():
         folder = RunFolder(job.folders[sparsity])
@@ -222,13 +207,10 @@ def show(reports: Sequence[AnswerReport], found: Smallest | None) -> int:
     code = 0
     if found is not None:
         console.print(limit_table(found))
-        for line in limit_lines(found):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        tell(console, *limit_lines(found))
     for result in reports:
-        console.print(result.table())
-        for line in (f"sparsity {result.target:g}; files in {result.run.path}", *result.next_steps()):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-        code = max(code, 0 if result.failure is None else fail(result.failure, 1))
+        lines = f"sparsity {result.target:g}; files in {result.run.path}", *result.next_steps()
+        code = max(code, show_result(console, [result.table()], lines, result.failure))
     if len(reports) > 1:
         console.print(sparsities_table({result.target: result.results for result in reports}))
     return code

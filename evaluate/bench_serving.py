@@ -30,6 +30,7 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import DeviceFlags, PrunedFlags, TrustFlags
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.devices import pick_device
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.modeling.config_names import PREFIX
 from ffprune_env.serving.backends import Backend, BackendName, backend_of, source_of
@@ -110,7 +111,7 @@ def measure(args: Args, device: str, scratch: Path) -> tuple[list[Served], float
             continue
         with leaving_out(name, args):
             sources[backend] = {
-                which: source_of(backend, models[which], folder, scratch, args.kind)
+                which: source_of(backend, models[which], folder, folder_in(scratch, which), args.kind)
                 for which, folder in folders.items()
             }
     found: list[Served] = []
@@ -123,6 +124,13 @@ def measure(args: Args, device: str, scratch: Path) -> tuple[list[Served], float
                 measured = in_turns(backend.python, backend.name, of_backend, job, args.rounds, args.clock)
                 found.append(compared(f"{backend.name} {stored}", job, measured))
     return found, ideal
+
+
+def folder_in(scratch: Path, which: str) -> Path:
+    """A place for the files of one model: two folders may have one name."""
+    place = scratch / which
+    place.mkdir(exist_ok=True)
+    return place
 
 
 @contextmanager
@@ -141,7 +149,7 @@ def leaving_out(name: BackendName, args: Args) -> Iterator[None]:
     except (ValueError, OSError) as error:
         if set(args.backend) == {name}:
             raise
-        say(f"left out: {name}: {' '.join(str(error).split())}")
+        say(f"left out: {name}: {one_line(error)}")
 
 
 def require_same_model(args: Args, dense: PreTrainedModel, pruned: PreTrainedModel) -> None:

@@ -83,7 +83,7 @@ class Args(
         for flag, value in (
             ("--seeds", self.seeds),
             ("--zero-shot-seeds", self.zero_shot_seeds),
-            ("--evaluations", self.budget),
+            ("--evaluations", self.evaluations_each),
             ("--final-windows", self.final_windows),
             ("--curve-windows", self.curve_windows),
             ("--limit", self.limit),
@@ -120,7 +120,7 @@ def main() -> int:
         try:
             with ExitStack() as stack:
                 tasks = stack.enter_context(open_tasks(data_dir=args.data_dir)) if args.zero_shot else None
-                apart = unseen_alone(tasks or {}, args.reward, args.data_dir, args.held_out)
+                apart = unseen_alone(tasks or {}, args.rewarded, args.data_dir, args.held_out)
                 code = min(1, fill(filling(args, tasks, apart), folder, partial(fail, code=1)))
         except KeyboardInterrupt:
             say("interrupted; what was finished is kept and reported")
@@ -151,7 +151,7 @@ def filling(args: Args, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
         args.start,
         questions,
     )
-    return Filling(measuring, args.cells(), args.budget)
+    return Filling(measuring, args.cells(), args.evaluations_each)
 
 
 def report(args: Args, folder: ComparisonFolder) -> None:

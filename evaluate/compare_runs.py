@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,6 @@ from ffprune_env.cli.text_flags import TestedTextFlags
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
-from ffprune_env.limits.limit import LimitName
 from ffprune_env.lm.identity import (
     ChangedError,
     Identity,
@@ -47,7 +46,13 @@ from ffprune_env.lm.identity import (
 from ffprune_env.lm.models import load_model
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
 from ffprune_env.run.best import read_best
-from ffprune_env.run.config import evaluator_settings, read_config, targets_of, warn_of_trust
+from ffprune_env.run.config import (
+    evaluator_settings,
+    read_config,
+    require_by_sparsity,
+    targets_of,
+    warn_of_trust,
+)
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.measuring import measure_policy, reference_policies
 from ffprune_env.run.results import PolicyResult
@@ -193,15 +198,8 @@ def warn_of_versions(paths: Sequence[Path]) -> None:
 
 
 def parts_of(path: Path, config: Mapping[str, Any]) -> dict[float, Path]:
-    """The folders that hold what a run chose, by sparsity; ValueError for what no run has as its sparsity.
-
-    A run with a budget in the place of a sparsity counts units in another measure than all others, and one with a limit
-    chose nothing at the sparsities that it was told.
-    """
-    for name in ("budget", *get_args(LimitName)):
-        if config.get(name) is not None:
-            asked = f"--{name.replace('_', '-')} {config[name]}"
-            raise ValueError(f"{path} was asked for {asked}, and runs are compared by sparsity")
+    """The folders that hold what a run chose, by sparsity; ValueError for what no run has as its sparsity."""
+    require_by_sparsity(config, path)
     targets = targets_of(config, path).targets
     return {target: path if len(targets) == 1 else part_of(path, target) for target in targets}
 

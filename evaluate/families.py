@@ -45,7 +45,15 @@ from ffprune_env.export.trial import Fault, Outcome, examine
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.serving.backends import backend_of
-from ffprune_env.serving.trial import TYPES, VLLM_TOLERANCE, InLlamaCpp, InVllm, by_llama_cpp, by_vllm, write_tiny
+from ffprune_env.serving.trial import (
+    TYPES,
+    VLLM_TOLERANCE,
+    LlamaCppFinding,
+    VllmFinding,
+    by_llama_cpp,
+    by_vllm,
+    write_tiny,
+)
 
 _MOST_BYTES = 24 * 2**30
 
@@ -73,8 +81,8 @@ class Tried:
     """
 
     outcome: Outcome
-    llama_cpp: InLlamaCpp | None = None
-    vllm: InVllm | None = None
+    llama_cpp: LlamaCppFinding | None = None
+    vllm: VllmFinding | None = None
 
     @property
     def fault(self) -> str:

@@ -23,7 +23,7 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, say, start_logging, tell, wide_console
 from ffprune_env.cli.flag_groups import RoundFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
@@ -34,11 +34,12 @@ from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.frontier import Point, frontier, frontier_plot
-from ffprune_env.run.frontier_drawing import files_plot
+from ffprune_env.run.frontier import Point, frontier
 from ffprune_env.run.frontier_files import FilePoint, KeptFiles, made_by, measure_files, measured_on, sources_of
+from ffprune_env.run.frontier_files_plot import files_plot
 from ffprune_env.run.frontier_page import frontier_page
-from ffprune_env.run.frontier_rows import COLUMNS, NOTES, rows_of
+from ffprune_env.run.frontier_plot import frontier_plot
+from ffprune_env.run.frontier_rows import COLUMNS, MARKED, NOTES, rows_of, with_mark
 from ffprune_env.run.results import label
 
 console = wide_console()
@@ -119,12 +120,17 @@ def draw(args: Args, points: Sequence[Point], files: Sequence[FilePoint]) -> Non
     settings = RunFolder(args.of).read_config()
     model = Path(settings["model"]).name
     text = Path(settings.get("test_text") or settings["text"]).name
-    columns, rows, notes = COLUMNS, rows_of(files), NOTES
+    marked = {source.model for source in sources_of(RunFolder(args.of)) if source.fell_back} if files else set()
+    columns, rows, notes = COLUMNS, rows_of(files, marked), NOTES
     if files:
+        if any(file.model in marked for file in files):
+            notes = (*notes, MARKED)
         # Of fewer windows perplexities are others than those that the run measured.
-        figure = files_plot(files, model, text, points if args.file_windows is None else ())
+        figure = files_plot(files, model, text, points if args.file_windows is None else (), marked)
     else:
         columns, rows, notes = ("policy", "σ", "MiB", "test PPL"), measured_rows(points), ()
+        if any(point.fell_back for point in points):
+            notes = (MARKED,)
         figure = frontier_plot(points, model, text)
     table = Table()
     for column in columns:
@@ -140,14 +146,16 @@ def draw(args: Args, points: Sequence[Point], files: Sequence[FilePoint]) -> Non
     with replacing(html) as scratch:
         title = f"{model}, pruned: perplexity, size and speed" if files else f"{model}, pruned: perplexity and size"
         scratch.write_text(frontier_page(figure, title, columns, rows, notes), encoding="utf-8")
-    for note in (*notes, f"drawn in {image} and {html}"):
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+    tell(console, *notes, f"drawn in {image} and {html}")
 
 
 def measured_rows(points: Sequence[Point]) -> list[tuple[str, ...]]:
     """What the run measured itself, in words."""
     ordered = sorted(points, key=lambda x: (x.sparsity, x.policy != "dense", -x.test_ppl))
-    return [(label(x.policy), f"{x.sparsity:g}", f"{x.size:.1f}", f"{x.test_ppl:.2f}") for x in ordered]
+    return [
+        (with_mark(label(x.policy), x.fell_back), f"{x.sparsity:g}", f"{x.size:.1f}", f"{x.test_ppl:.2f}")
+        for x in ordered
+    ]
 
 
 if __name__ == "__main__":

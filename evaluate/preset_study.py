@@ -10,6 +10,7 @@ What ends it early, such as Ctrl-C, leaves a table of what there is.
 
 from __future__ import annotations
 
+import json
 import logging
 import statistics
 import sys
@@ -22,7 +23,8 @@ import numpy as np
 from rich.progress import track
 from rich.table import Table
 
-from ffprune_env.budget.arrays import IntArray
+from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.least_damage import least_damage
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.cli.consoles import start_logging, wide_console
 from ffprune_env.cli.ending import Ending
@@ -31,18 +33,28 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import ModelFlags
 from ffprune_env.cli.text_flags import OneTextFlags
 from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
+from ffprune_env.lm.identity import (
+    Identity,
+    identity_of_model,
+    identity_of_texts,
+    identity_of_versions,
+    require_same,
+    text_names,
+)
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.methods.ppo import ppo
-from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
 from ffprune_env.run.strict_json import strict_json
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
-from ffprune_env.search.starts.fisher import CURVE_TOKENS, least_damage
+from ffprune_env.search.starts.fisher import CURVE_TOKENS
 from ffprune_env.search.target_settings import TargetSettings
+from ffprune_env.texts.spread import spread_windows
+from ffprune_env.texts.window_plan import load_planned_windows
 
 console = wide_console()
 
@@ -108,8 +120,8 @@ def table(args: Args, shares: Shares) -> Table:
         args: of the study.
         shares: what was measured.
     """
-    asked = f"{args.model}, σ = {args.target:g}, {args.budget} evaluations, {args.seeds} seeds, noise {args.noise:g}"
-    report = Table(title=f"damage removed, {asked}")
+    made = f"{args.evaluations_each} evaluations, {args.seeds} seeds, noise {args.noise:g}"
+    report = Table(title=f"damage removed, {args.model}, σ = {args.target:g}, {made}")
     report.add_column("changed")
     for init in args.inits:
         report.add_column(f"from {init}\nmean (lowest to highest)", justify="right")
@@ -134,16 +146,17 @@ def cell(shares: list[float], seeds: int) -> str:
 
 def study(args: Args) -> Iterator[tuple[tuple[int, str], float]]:
     """Search after search: index of the change and start, and the share of the removable damage that it removed."""
-    surrogate = read_curves(args)
+    curves = curves_of(args)
+    surrogate = surrogate_of(args, curves)
     least = total(surrogate, least_damage(surrogate.curves, args.target, surrogate.units, a_min=0.0).kept)
     rows = dict.fromkeys((i, init) for i in range(len(CHANGES)) for init in args.inits)
     for i, init in track(list(rows), console=console):
         settings = replace(SearchSettings(init=init), **CHANGES[i])
         for seed in range(args.seeds):
             problem = Problem.of(
-                read_curves(args, seed),
+                surrogate_of(args, curves, seed),
                 args.target,
-                evaluations=args.budget,
+                evaluations=args.evaluations_each,
                 seed=seed,
                 a_min=settings.a_min,
                 a_max=settings.a_max,
@@ -159,35 +172,76 @@ def total(surrogate: SurrogateEvaluator, kept: IntArray) -> float:
     return surrogate.damage(kept)
 
 
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """The damage curves of a model.
+
+    Attributes:
+        units: its N units.
+        curves: of each, [n_groups + 1] nats per token.
+    """
+
+    units: list[PruneUnit]
+    curves: list[FloatArray]
+
+
+def surrogate_of(args: Args, curves: Curves, seed: int = 0) -> SurrogateEvaluator:
+    """What stands in for the model; ``seed`` is of windows."""
+    pool = args.windows_wanted["pool"] if args.noise else 0  # where windows differ a search draws them anew
+    windows = {"max_samples": args.search_windows, "max_final_samples": args.final_windows, "pool": pool}
+    return SurrogateEvaluator(curves.units, curves.curves, **windows, noise=args.noise, seed=seed)
+
+
+def curves_of(args: Args) -> Curves:
+    """The model's damage curves, calibrated: from the file, or measured and kept there.
+
+    Raises:
+        ValueError: the file holds curves of another model, text or setting, or made by another version.
+    """
+    if args.curves.exists():
+        require_same_settings(args)
+    model, tokenizer = args.load()
+    texts = load_planned_windows(model, tokenizer, args.text, args).texts
+    # A name says where a model or a text was, and not what lies there now.
+    identity = {**identity_of_versions(), **identity_of_model(model), **identity_of_texts(texts)}
+    if not args.curves.exists():
+        measure_curves(args, build_evaluator(model, tokenizer, args.text, args, texts=texts), identity)
+    with np.load(args.curves, allow_pickle=False) as saved:
+        if "identity" not in saved:
+            raise ValueError(f"{args.curves} does not say what its curves were measured with: give another --curves")
+        begun = json.loads(str(saved["identity"]))
+        names = text_names(args.text, None, texts, args.calibration_text)
+        require_same(begun, identity, f"{args.curves} was made", "give another --curves", args.model, names)
+        units = []
+        for words in (line.split() for line in saved["units"].tolist()):
+            units.append(PruneUnit(words[0], words[1], int(words[2]), int(words[3]), int(words[4])))
+        return Curves(units, [saved[f"curve_{i}"] for i in range(len(units))])
+
+
+def measure_curves(args: Args, evaluator: LMEvaluator, identity: Identity) -> None:
+    """Measures the damage curves of a model and writes them, with what they depend on."""
+    text = spread_windows(evaluator.texts["curves"], CURVE_TOKENS)
+    found = damage_curves(evaluator.prunable, text, evaluator.calibration)
+    args.curves.parent.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, Any] = {f"curve_{i}": curve for i, curve in enumerate(found)}
+    names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in evaluator.units]
+    arrays |= {"about": np.array(described(args)), "identity": np.array(json.dumps(dict(identity)))}
+    with replacing(args.curves) as scratch, scratch.open("wb") as file:
+        np.savez(file, units=np.array(names), **arrays)
+
+
 def described(args: Args) -> str:
-    """What curves depend on, as it is kept beside them."""
+    """The names and settings that curves depend on, as they are kept beside them."""
     settings = {x.name: getattr(args, x.name) for x in fields(EvaluatorSettings)}
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     return strict_json({"model": args.model, "text": args.text, **plain})
 
 
-def read_curves(args: Args, seed: int = 0) -> SurrogateEvaluator:
-    """The model's damage curves, calibrated, from the file or measured and kept there; ``seed`` is of windows."""
-    about = described(args)
-    if not args.curves.exists():
-        evaluator = build_evaluator(*args.load(), args.text, args)
-        text = spread_windows(evaluator.texts["curves"], CURVE_TOKENS)
-        found = damage_curves(evaluator.prunable, text, evaluator.calibration)
-        args.curves.parent.mkdir(parents=True, exist_ok=True)
-        arrays: dict[str, Any] = {f"curve_{i}": curve for i, curve in enumerate(found)}
-        names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in evaluator.units]
-        with replacing(args.curves) as scratch, scratch.open("wb") as file:
-            np.savez(file, units=np.array(names), about=np.array(about), **arrays)
+def require_same_settings(args: Args) -> None:
+    """Raises ValueError, before a model is loaded, if the file is of other names or settings."""
     with np.load(args.curves, allow_pickle=False) as saved:
-        if "about" not in saved or str(saved["about"]) != about:
+        if "about" not in saved or str(saved["about"]) != described(args):
             raise ValueError(f"{args.curves} holds curves of another model, text or setting: give another --curves")
-        units = []
-        for words in (line.split() for line in saved["units"].tolist()):
-            units.append(PruneUnit(words[0], words[1], int(words[2]), int(words[3]), int(words[4])))
-        curves = [saved[f"curve_{i}"] for i in range(len(units))]
-    pool = args.windows_wanted["pool"] if args.noise else 0  # where windows differ a search draws them anew
-    windows = {"max_samples": args.search_windows, "max_final_samples": args.final_windows, "pool": pool}
-    return SurrogateEvaluator(units, curves, **windows, noise=args.noise, seed=seed)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -24,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from filelock import FileLock
 
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, say, start_logging, tell, wide_console
 from ffprune_env.cli.flag_groups import QuestionFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import DeviceFlags, TrustFlags
@@ -41,12 +41,12 @@ from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import open_tasks
 from ffprune_env.lm.batches import release_memory
 from ffprune_env.lm.devices import require_resident
-from ffprune_env.lm.identity import identity_of_versions, require_same
+from ffprune_env.lm.identity import ChangedError, identity_of_versions, require_same
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.recovery.passages import digest_of
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.run.config import checked
-from ffprune_env.run.strict_json import strict_json
+from ffprune_env.run.strict_json import as_measured, strict_json
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
@@ -136,7 +136,7 @@ def fill(args: Args, job: Job) -> int:
         return code
     with ExitStack() as stack:
         tasks = None if args.data_dir is None else stack.enter_context(open_tasks(data_dir=args.data_dir))
-        apart = unseen_alone(tasks or {}, job.settings.reward, args.data_dir, args.held_out)
+        apart = unseen_alone(tasks or {}, job.settings.rewarded, args.data_dir, args.held_out)
         measuring = measuring_of(args, job, tasks, apart)
         if measuring.questions is not None:
             job.folder.require_same("zero_shot.json", measuring.questions.facts())
@@ -155,11 +155,14 @@ def fill(args: Args, job: Job) -> int:
         subject = prepare(measuring, job.folder, loaded)
         dense = float((job.folder.dense or {})["dense_test_ppl"])
         for cell in missing:
+            require_alike(job, about["text_digest"])  # another process may have begun meanwhile
             logger.info("%s ...", cell.file)
             try:
                 found = replace(recover_cell(subject, cell, text, job.recovery, dense), **about)
                 keep(job, cell, found)
                 logger.info("%s: test PPL %.2f, recovered %.2f", cell.file, found.before_ppl, found.after_ppl)
+            except ChangedError:  # of the others none could be kept
+                raise
             except (ValueError, RuntimeError) as error:  # one that cannot be is no reason to lose the others
                 code = fail(f"{cell.file}: {error}", 1)
             except OSError as error:  # a full disk, where the others would be trained for nothing
@@ -195,11 +198,11 @@ def there(folder: ComparisonFolder) -> dict[Path, RecoveredCell]:
 
 
 def require_alike(job: Job, text_digest: str | None = None) -> None:
-    """Raises ValueError if anything was recovered on another text, with other settings, or by another version.
+    """Raises ChangedError if anything was recovered on another text, with other settings, or by another version.
 
     Args:
         job: what is asked.
-        text_digest: of the text, once it is loaded; None does not compare it.
+        text_digest: of the text, once it is loaded; None compares what there is with itself.
     """
     asked = {name: value for name, value in asdict(job.recovery).items() if name != "seed"}
     asked |= {"recovery_text": job.recovery_text}
@@ -207,10 +210,11 @@ def require_alike(job: Job, text_digest: str | None = None) -> None:
         found = {**cell.settings, "recovery_text": cell.recovery_text}
         for name, value in asked.items():
             if found.get(name) != value:
-                raise ValueError(f"{file} was recovered with {name} {found.get(name)!r}, not {value!r}: remove it")
+                raise ChangedError(f"{file} was recovered with {name} {found.get(name)!r}, not {value!r}: remove it")
         require_same(cell.versions, identity_of_versions(), f"{file} was recovered", "remove it")
-        if text_digest not in (None, cell.text_digest):
-            raise ValueError(f"{file} was recovered on text that has changed since: remove it")
+        text_digest = text_digest or cell.text_digest
+        if text_digest != cell.text_digest:
+            raise ChangedError(f"{file} was recovered on text that has changed since: remove it")
 
 
 def is_recovered(job: Job, cell: Cell, asks: bool) -> bool:
@@ -220,28 +224,34 @@ def is_recovered(job: Job, cell: Cell, asks: bool) -> bool:
 
 
 def keep(job: Job, cell: Cell, found: RecoveredCell) -> None:
-    """Writes what became of a cell."""
+    """Writes what became of a cell.
+
+    Raises:
+        ChangedError: another process has begun to fill the folder with something else meanwhile.
+    """
     file = file_of(job, cell, found.recovery_seed)
-    file.parent.mkdir(exist_ok=True)
-    with replacing(file) as scratch:
-        scratch.write_text(strict_json(asdict(found), indent=1) + "\n", encoding="utf-8")
+    with FileLock(job.folder.path / ".lock"):  # as whoever writes to a comparison
+        require_alike(job, found.text_digest)
+        file.parent.mkdir(exist_ok=True)
+        with replacing(file) as scratch:
+            scratch.write_text(strict_json(asdict(found), indent=1) + "\n", encoding="utf-8")
 
 
 def as_cell(content: dict[str, Any]) -> RecoveredCell:
     """A cell as it was written: strict JSON has no number that is infinite."""
-    known = {name: content[name] for name in RecoveredCell.__dataclass_fields__ if name in content}
-    lost = {name: math.inf for name in ("before_ppl", "after_ppl") if known[name] is None}
-    return RecoveredCell(**{**known, **lost})
+    known = as_measured(content)
+    return RecoveredCell(**{name: known[name] for name in RecoveredCell.__dataclass_fields__ if name in known})
 
 
 def report(job: Job) -> None:
-    """Prints the table of all that was recovered, and writes it."""
+    """Prints the table of all that was recovered, and writes it; ChangedError where that was not with the same."""
+    require_alike(job)
     cells = list(there(job.folder).values())
     if not cells:
         console.print("nothing was recovered")
         return
     table = recovered_markdown(cells)
-    console.print(table, highlight=False, markup=False, soft_wrap=True)
+    tell(console, table)
     target = job.folder.path / "recovered.md"
     with replacing(target) as scratch:
         scratch.write_text(table, encoding="utf-8")

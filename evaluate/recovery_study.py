@@ -15,13 +15,14 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import math
 import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+import torch
+
+from ffprune_env.cli.consoles import fail, say, start_logging, tell, wide_console
 from ffprune_env.cli.flag_groups import CellsFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
@@ -33,13 +34,14 @@ from ffprune_env.lm.identity import identity_of_versions, require_same
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.replacing import replacing
+from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
 from ffprune_env.recovery.passages import digest_of
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.text import RecoveryText
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.recovered import written_before
-from ffprune_env.run.strict_json import strict_json
+from ffprune_env.run.strict_json import as_measured, strict_json
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
@@ -49,6 +51,8 @@ OBJECTIVES = {"kl": 0.0, "both": 0.5, "ce": 1.0}
 _LORA = "lora-"
 # Versions and recovery text of a study, as digests; those of before do not say them.
 _IDENTITY = "identity"
+# What model/ of the run was, and by which of its figures that is told; studies of before say one of them elsewhere.
+_MODEL, _SAVED = "model", ("kept", "calibration", "test_ppl")
 # Settings that the study varies, with the flags that say them elsewhere and those that do here.
 _VARIED = {
     "learning_rate": ("--recover-rate", "--rates"),
@@ -154,14 +158,14 @@ def plan(args: Args) -> Job:
     base = args.recovery_settings()
     args.require_recovery_text()
     run, part = folders_of(args.of)
-    written_before(part)
+    saved = written_before(part)["saved"]
     for name, (flag, here) in _VARIED.items():
         if getattr(base, name) != getattr(RecoverySettings(), name):
             raise ValueError(f"{flag} is what the study varies: say it by {here}")
     cells = {cell: cell.settings(base) for cell in cells_of(args)}
     others = {name: value for name, value in asdict(base).items() if name not in _VARIED}
     begun = {"run": str(part.path.resolve()), "recovery_text": args.recovery_text, "settings": others}
-    begun |= {_IDENTITY: identity_of_versions()}
+    begun |= {_IDENTITY: identity_of_versions(), _MODEL: {name: saved.get(name) for name in _SAVED}}
     require_begun(args.out, begun, adds=any(not file_of(args, cell).is_file() for cell in cells))
     return Job(run, part, read_run_settings(run, args.trust_remote_code), cells, begun)
 
@@ -234,11 +238,33 @@ def require_begun(out: Path, begun: dict[str, Any], adds: bool = True) -> None:
     for name, value in now.items():
         if name == _IDENTITY and name in there:
             require_same(there[name], value, f"{out} was begun", advice)
+        elif name == _MODEL and name not in there:
+            require_same_model_before(out, there, float(begun[_MODEL]["test_ppl"]))
+        elif name == _MODEL:
+            if there[name] != value:
+                raise ValueError(f"{out} is a study of another model/ than {begun['run']} holds now: {advice}")
         elif name == _IDENTITY:
             if adds and any(out.glob("cell-*.json")):
                 raise ValueError(f"{out} does not say on what text, and by what versions, it was measured: {advice}")
         elif there.get(name) != value:
             raise ValueError(f"{out} is a study with another {name}, {there.get(name)!r} and not {value!r}: {advice}")
+
+
+def require_same_model_before(out: Path, there: dict[str, Any], test_ppl: float) -> None:
+    """Raises ValueError if a study of before, which does not say what its model was, measured another perplexity of it.
+
+    Args:
+        out: the folder.
+        there: what ``study.json`` says.
+        test_ppl: of model/, as the run holds it now.
+    """
+    cells = (json.loads(file.read_text(encoding="utf-8")) for file in sorted(out.glob("cell-*.json")))
+    before = next((as_measured(x)["pruned_ppl"] for x in (there.get("before"), *cells) if x is not None), None)
+    if before is not None:
+        try:
+            require_same_model(test_ppl, before, rounding_tolerance(torch.bfloat16), "model/ of the run")
+        except ValueError as error:
+            raise ValueError(f"{out} is a study of another model/ than there is now: give another --out") from error
 
 
 def begin(out: Path, begun: dict[str, Any]) -> None:
@@ -256,13 +282,12 @@ def file_of(args: Args, cell: Cell) -> Path:
 
 def report(args: Args) -> None:
     """Prints the table of all cells that there are, and writes it."""
-    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(args.out.glob("cell-*.json"))]
-    found = [x | {name: math.inf for name in ("dense_ppl", "pruned_ppl", "test_ppl") if x[name] is None} for x in found]
+    found = [as_measured(json.loads(file.read_text(encoding="utf-8"))) for file in sorted(args.out.glob("cell-*.json"))]
     if not found:
         console.print("nothing was measured")
         return
     table = study_markdown(found)
-    console.print(table, highlight=False, markup=False, soft_wrap=True)
+    tell(console, table)
     with replacing(args.out / "study.md") as scratch:
         scratch.write_text(table, encoding="utf-8")
 

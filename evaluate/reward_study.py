@@ -38,7 +38,7 @@ from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
 from ffprune_env.lm.loss import perplexity, window_losses
 from ffprune_env.lm.models import load_model
-from ffprune_env.run.config import evaluator_settings, warn_of_trust
+from ffprune_env.run.config import evaluator_settings, require_by_sparsity, warn_of_trust
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.measuring import reference_policies
 from ffprune_env.texts.overlap import require_unseen
@@ -136,6 +136,7 @@ def measure(args: Args) -> Iterator[Figures]:
         raise ValueError(f"--rewarded-on takes numbers from 1 on, got {' '.join(map(str, args.rewarded_on)) or 'none'}")
     run = RunFolder(args.studied)
     config = run.read_config()
+    require_by_sparsity(config, run.path)
     if not isinstance(config.get("sparsity"), float):
         raise ValueError(f"{run.path} is not of a search for one sparsity: study one that is")
     nearly = nearly_as_sparse(run, config["sparsity"])

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.even import uniform
+from ffprune_env.budget.least_damage import least_damage
 from ffprune_env.cli.consoles import start_logging, wide_console
 from ffprune_env.cli.ending import Ending
 from ffprune_env.cli.flag_groups import ContestFlags, JsonFlags, NoiseFlags, RepeatFlags
@@ -32,7 +33,6 @@ from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.methods.registry import METHODS, Method
 from ffprune_env.search.problem import Problem
-from ffprune_env.search.starts.fisher import least_damage
 from ffprune_env.search.target_settings import SparsitySettings
 from ffprune_env.texts.window_settings import WindowSettings
 

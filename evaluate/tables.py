@@ -51,7 +51,7 @@ from ffprune_env.lm.identity import ChangedError
 from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.presets import PRESETS
-from ffprune_env.search.target_settings import BudgetSettings
+from ffprune_env.search.target_settings import EvaluationsSettings
 from ffprune_env.texts.default_text import text_for
 from ffprune_env.texts.windows import require_text
 
@@ -61,7 +61,7 @@ console = wide_console()
 
 @dataclass(frozen=True, kw_only=True)
 class Args(
-    PlaceFlags, TextFlags, EvaluatorSettings, BudgetSettings, RepeatFlags, QuestionFlags, CellsFlags, HardwareFlags
+    PlaceFlags, TextFlags, EvaluatorSettings, EvaluationsSettings, RepeatFlags, QuestionFlags, CellsFlags, HardwareFlags
 ):
     """Settings of a table; every field is a flag, most of them of the groups that scripts share."""
 
@@ -105,7 +105,7 @@ class Args(
             raise ValueError("no search of a table is shown in TensorBoard: leave out --eval-every")
         for flag, value in (
             ("--seeds", self.seeds),
-            ("--evaluations", self.budget),
+            ("--evaluations", self.evaluations_each),
             ("--final-windows", self.final_windows),
             ("--limit", self.limit),
         ):
@@ -119,7 +119,7 @@ class Args(
 
     def protocol(self) -> Protocol:
         """How everything is measured, for an estimate."""
-        return Protocol(self, self.budget, self.seeds, self.test_windows, self.test_seq_len, self.limit)
+        return Protocol(self, self.evaluations_each, self.seeds, self.test_windows, self.test_seq_len, self.limit)
 
 
 # The paper's own protocol, of which the search itself is part of the method: all test text, one folder for all models.
@@ -162,7 +162,7 @@ def measure(args: Args, table: PaperTable) -> int:
     codes = [0]
     with ExitStack() as stack:
         tasks = stack.enter_context(open_tasks(data_dir=args.data_dir)) if table.zero_shot else None
-        apart = unseen_alone(tasks or {}, args.reward, args.data_dir, args.held_out)
+        apart = unseen_alone(tasks or {}, args.rewarded, args.data_dir, args.held_out)
         for part in parts(args, table):
             try:
                 part.args.require_texts()
@@ -226,7 +226,7 @@ def filling(part: Part, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
         part.targets,
         questions=None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart),
     )
-    return Filling(measuring, part.keys, args.budget)
+    return Filling(measuring, part.keys, args.evaluations_each)
 
 
 def report(args: Args, table: PaperTable) -> None:

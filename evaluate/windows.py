@@ -25,8 +25,9 @@ from ffprune_env.lm.models import load_model
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.presets import RUN_PRESETS
 from ffprune_env.texts.overlap import require_unseen
+from ffprune_env.texts.plan_rows import PlanRow, plan_rows
 from ffprune_env.texts.unseen_windows import load_unseen_windows
-from ffprune_env.texts.window_plan import PlanRow, load_planned_windows, plan_rows
+from ffprune_env.texts.window_plan import load_planned_windows
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import NAMED_TEXTS, same_text
 

@@ -23,11 +23,12 @@ from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
 from ffprune_env.cli.flag_groups import JsonFlags, QuestionFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import NamedFlags, PlaceFlags
+from ffprune_env.evaluators.objectives.reward import parse_reward
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.settings import BatchSettings
 from ffprune_env.evaluators.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS, open_tasks
-from ffprune_env.run.config import read_config
+from ffprune_env.run.config import CONFIG, read_config
 from ffprune_env.run.folder import RunFolder
 
 console = wide_console()
@@ -50,7 +51,8 @@ def main() -> int:
         check_settings(args.limit, batch_size)
         args.require_folder()
         with open_tasks(args.tasks, args.data_dir) as tasks:  # before the model, which may take minutes
-            unseen_alone(tasks, reward_of_run(args.measured), args.data_dir, args.held_out)
+            reward = parse_reward(reward_of_run(args.measured, args.held_out))
+            unseen_alone(tasks, reward, args.data_dir, args.held_out)
             model, tokenizer = args.load_named(args.measured)
             with progress_bar() as show:
                 result = score_tasks(model, tokenizer, tasks, args.limit, batch_size, show)
@@ -65,16 +67,30 @@ def main() -> int:
     return 0
 
 
-def reward_of_run(model: str) -> str:
+def reward_of_run(model: str, held_out: bool = False) -> str:
     """What the search that a model comes from was rewarded with; ``ppl`` of all others.
 
     Args:
         model: a name, or a folder; that of a run, of a part of one, or of what was allocated elsewhere.
+        held_out: whether only questions are asked that no search sees, so that it may be unknown.
+
+    Raises:
+        ValueError: the run that allocated the model is not where it was, so that nobody knows what it saw.
     """
-    part = Path(model).parent
-    allocated_by = (RunFolder(part).read_json("best.json") or {}).get("allocated_by")
-    runs = [part, part.parent, *([] if allocated_by is None else [Path(allocated_by)])]
-    configs = [run / "config.yaml" for run in runs if (run / "config.yaml").is_file()]
+    if not Path(model).exists():
+        return "ppl"  # a name, whatever lies in the folder that the command is given in
+    part = Path(model).resolve().parent
+    runs = [part, part.parent]
+    told = (RunFolder(part).read_json("best.json") or {}).get("allocated_by")
+    if told is not None:
+        # A run that was moved with all that is in it has its name still; then what is told is where it was.
+        runs = [run for run in (*runs, Path(told)) if run.name == Path(told).name]
+    configs = [run / CONFIG for run in runs if (run / CONFIG).is_file()]
+    if told is not None and not configs and not held_out:
+        raise ValueError(
+            f"{part / 'best.json'} says that {told} allocated this model, and there is no {CONFIG} in that: nobody "
+            f"knows which questions its search saw; put the run back there, or add --held-out"
+        )
     return str(read_config(configs[0]).get("reward", "ppl")) if configs else "ppl"
 
 

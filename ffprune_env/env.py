@@ -15,7 +15,7 @@ from gymnasium.error import ResetNeeded
 from ffprune_env.budget.allocation import Allocation, check_sparsity, group_bounds
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.mapping import MappingName, allocate
-from ffprune_env.evaluators.objectives.reward import Kind, kind_of, parse_reward
+from ffprune_env.evaluators.objectives.reward import RewardKind, mix_of, written
 
 if TYPE_CHECKING:
     from ffprune_env.evaluators.protocol import DivergenceEvaluator, Evaluator, Windows
@@ -131,13 +131,18 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         if render_mode is not None:
             raise ValueError(f"there is nothing to render: render_mode must be None, got {render_mode!r}")
         self.render_mode = None
-        self.reward: Kind = kind_of(reward)
-        if callable(reward) or not parse_reward(reward).of_text:
+        mix = mix_of(reward)
+        self.reward_kind: RewardKind = mix.kind
+        if not mix.of_text:
             rewarding = getattr(evaluator, "rewarding", None)
             if rewarding is None:
                 raise ValueError(f"reward {reward!r} needs a language model, not {type(evaluator).__name__}")
             evaluator = cast("Evaluator", rewarding(reward))
-        if reward == "kl" and not hasattr(evaluator, "compare"):
+        elif getattr(evaluator, "stands_in", False) and (there := getattr(evaluator, "rewarded", mix)) != mix:
+            raise ValueError(
+                f"the evaluator measures {written(there)!r}, not {reward!r}: give that as reward, or another evaluator"
+            )
+        if mix.kind == "kl" and not hasattr(evaluator, "compare"):
             raise ValueError(f"reward 'kl' needs an evaluator with compare(), which {type(evaluator).__name__} lacks")
         for name, value in (("action_scale", action_scale), ("action_bound", action_bound)):
             if not 0 < value < math.inf:
@@ -214,12 +219,12 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         sparsity, n_samples = self._task
         allocation = self._allocate(action, sparsity)
         self._task = None
-        reward, measured = measure_reward(self.evaluator, allocation.kept, n_samples, self.reward)
+        reward, measured = measure_reward(self.evaluator, allocation.kept, n_samples, self.reward_kind)
         info = {
             "target_sparsity": sparsity,
             "sparsity": allocation.sparsity,
             **_said(n_samples),
-            "collapsed": reward == 0 and self.reward != "value",
+            "collapsed": reward == 0 and self.reward_kind != "value",
             "scores": self._scores(action),
             "rates": allocation.rates,
             "kept": allocation.kept,
@@ -259,7 +264,7 @@ def _said(windows: Windows) -> dict[str, Any]:
 
 
 def measure_reward(
-    evaluator: Evaluator, kept: IntArray, n_samples: Windows, kind: Kind
+    evaluator: Evaluator, kept: IntArray, n_samples: Windows, kind: RewardKind
 ) -> tuple[float, dict[str, float]]:
     """What an allocation is rewarded with.
 

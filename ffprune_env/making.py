@@ -28,8 +28,8 @@ def make_prune_bandit(
         model: see :func:`ffprune_env.load_model`.
         text: see :func:`ffprune_env.load_windows`, and :func:`ffprune_env.load_evaluator` for ``auto``.
         sparsity: target sparsity.
-        n_samples: windows of search text that a step measures on until ``set_task`` asks for fewer; None takes all of
-            ``search_windows``, of which there are as many if that is not given.
+        n_samples: windows of search text that a step measures on until ``set_task`` asks for fewer. None: all
+            ``search_windows``. If ``search_windows`` is not given, the evaluator gets ``n_samples`` of them.
         **arguments: further arguments of :class:`PruneBanditEnv` and :func:`ffprune_env.load_evaluator`.
     """
     from ffprune_env.evaluators.build import load_evaluator

@@ -19,13 +19,14 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.cli.budget_flags import BudgetFlags
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, say, show_result, start_logging, tell, wide_console
 from ffprune_env.cli.flag_groups import AnswerFlags, RunFlags, WorkerFlags
 from ffprune_env.cli.limit_flags import LimitFlags, range_for
 from ffprune_env.cli.model_flags import ModelFlags
@@ -38,15 +39,16 @@ from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.rewarded import identity_of_reward
 from ffprune_env.evaluators.settings import EvaluatorSettings
-from ffprune_env.export.gguf.families import require_gguf
 from ffprune_env.export.model_card import CardFacts
-from ffprune_env.export.writable import require_writable, require_writable_folder
+from ffprune_env.export.writable import require_writable_folder
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import identity_of_model, identity_of_texts, text_names
 from ffprune_env.recovery.text import RecoveryText
+from ffprune_env.run.about import told_beside
 from ffprune_env.run.budget_report import BudgetReport, count_budget
 from ffprune_env.run.cost_report import cost_table
-from ffprune_env.run.frontier import frontier, frontier_plot
+from ffprune_env.run.frontier import frontier
+from ffprune_env.run.frontier_plot import frontier_plot
 from ffprune_env.run.limited import LimitedModel
 from ffprune_env.run.over_sparsities import sparsities_table
 from ffprune_env.run.recovered import RecoveredModel, recover_run
@@ -120,6 +122,11 @@ class Job:
     limit_windows: torch.Tensor | None
     budget: BudgetReport | None
 
+    def told(self) -> tuple[dict[str, Any], CardFacts]:
+        """What ``best.json`` and the model card tell beside the figures of a report."""
+        args = self.args
+        return told_beside(args.model, args.text, args.tested_on, args, self.evaluator, self.test_windows)
+
 
 def main() -> int:
     """Runs one search; returns the exit code: 2 if it did not begin, 1 if it could not end, 130 after Ctrl-C."""
@@ -141,14 +148,17 @@ def main() -> int:
     try:
         with showing_phases(console) as phases, ExitStack() as stack:
             job = load(args, run, stack)
-            args, begun = job.args, True
-            outcome = search(args, job)
-            reports = report(args, job, outcome)
-            limited = meet_limit(args, job, outcome)
-            recovered = recover(args, job, reports)
+            begun = True
+            outcome = search(job)
+            reports = report(job, outcome)
+            limited = meet_limit(job, outcome)
+            recovered = recover(job, reports)
         console.print(phases.table())
         console.print(cost_table(run.costs.parts))
-        return max(conclude(args, run, reports), *map(show_recovered, recovered), *map(show_limited, limited), 0)
+        codes = [conclude(job, reports)]
+        codes += [show_result(console, [x.table()], x.summary(), x.failure) for x in recovered]
+        codes += [show_result(console, x.tables(), x.lines(), x.failure) for x in limited]
+        return max(codes)
     except KeyboardInterrupt:
         say(f"interrupted at once; {kept}" if begun else "interrupted before the search began; nothing is lost")
         return 130
@@ -174,12 +184,9 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
     start = run.start(args)
     model, tokenizer = args.load()
     run.know(identity_of_model(model))
-    if args.save_model or start.looks:
-        require_resident(model, "--save-model" if args.save_model else f"--init {args.init}")
-    if args.save_model:
-        require_writable(model)
-    if args.gguf is not None:
-        require_gguf(model, tokenizer, args.gguf)
+    args.require_writable_answer(model, tokenizer)
+    if start.looks:
+        require_resident(model, f"--init {args.init}")
     texts, test_windows = args.load_texts(model, tokenizer, args)
     every = {**texts, "test": test_windows}
     limit_windows = None
@@ -191,13 +198,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
     run.know(identity_of_texts(every), text_names(args.text, args.test_text, every, args.calibration_text))
     evaluator = build_evaluator(model, tokenizer, args.text, args, run.order(model), texts, run.costs)
     run.know(identity_of_reward(evaluator))
-    budget = None
-    if args.budget is not None:
-        server = args.server(args.gguf, str(evaluator.prunable.device))
-        budget = count_budget(args.budget, evaluator.prunable, tokenizer, args.gguf, server, run.counted())
-        args = replace(args, sparsity=budget.measure.sparsity(args.budget, args.a_min, args.a_max))
-        SearchSettings.require_allowed(args)
-        logger.info("%s, σ = %.4g", budget.asked(), args.sparsity)
+    args, budget = count(args, run, evaluator, tokenizer)
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
     scores = run.scores(args.targets, len(evaluator.units))
     if scores is None:
@@ -210,13 +211,28 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
         stack.callback(workers.close)
     run.begin(evaluator, start, scores, None if budget is None else budget.counted())
     return Job(
-        args, run, tokenizer, evaluator, test_windows, start, scores, workers, recovery_text, limit_windows, budget
-    )
+        args=args, run=run, tokenizer=tokenizer, evaluator=evaluator, test_windows=test_windows, start=start,
+        scores=scores, workers=workers, recovery_text=recovery_text, limit_windows=limit_windows, budget=budget,
+    )  # fmt: skip
 
 
-def search(args: Args, job: Job) -> Outcome:
+def count(
+    args: Args, run: RunSession, evaluator: LMEvaluator, tokenizer: PreTrainedTokenizerBase
+) -> tuple[Args, BudgetReport | None]:
+    """The settings with the sparsity that a budget comes to, and what is known of the budget, if there is one."""
+    if args.budget is None:
+        return args, None
+    server = args.server(args.gguf, str(evaluator.prunable.device))
+    budget = count_budget(args.budget, evaluator.prunable, tokenizer, args.gguf, server, run.counted())
+    args = replace(args, sparsity=budget.measure.sparsity(args.budget, args.a_min, args.a_max))
+    SearchSettings.require_allowed(args)
+    logger.info("%s, σ = %.4g", budget.asked(), args.sparsity)
+    return args, budget
+
+
+def search(job: Job) -> Outcome:
     """Trains the policy and chooses what it found; Ctrl-C ends it early."""
-    folder, log, units = job.run.folder, job.run.log, job.evaluator.units
+    args, folder, log, units = job.args, job.run.folder, job.run.log, job.evaluator.units
     env = None
     if job.workers is not None:
         envs = [make_env(args, job.evaluator) for _ in range(args.per_update)]
@@ -247,14 +263,14 @@ def search(args: Args, job: Job) -> Outcome:
     return outcome
 
 
-def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
+def report(job: Job, outcome: Outcome) -> list[Report]:
     """Of every sparsity measures and writes what was chosen, then measures what it is compared with.
 
     With a limit nobody asked for a sparsity: that which meets it is the only one (:func:`meet_limit`).
     """
-    about, facts = told_beside(args, job)
+    args, spent = job.args, job.run.costs.parts
+    about, facts = job.told()
     reports: list[Report] = []
-    spent = job.run.costs.parts
     with job.evaluator.sharing_dense_pass():
         for target in args.targets if args.limit is None else ():
             run = job.run.folder if len(args.targets) == 1 else job.run.folder.part(target)
@@ -274,25 +290,15 @@ def report(args: Args, job: Job, outcome: Outcome) -> list[Report]:
     return reports
 
 
-def told_beside(args: Args, job: Job) -> tuple[dict[str, object], CardFacts]:
-    """What ``best.json`` and the model card tell beside the figures of a report."""
-    calibrated_on = args.calibration_text or args.text
-    about: dict[str, object] = {
-        "model": args.model, "text": args.text, "calibration_text": calibrated_on, "test_text": args.tested_on,
-        "ridge": args.ridge, "ridge_scale": args.ridge_scale, "calibration_asked": args.calibration,
-    }  # fmt: skip
-    calibration_windows = job.evaluator.texts["calibration"]
-    facts = CardFacts.of(
-        args.model, args.tested_on, job.test_windows, calibrated_on, calibration_windows, job.evaluator.bos
-    )
-    return about, facts
+def meet_limit(job: Job, outcome: Outcome) -> list[LimitedModel]:
+    """Looks for the smallest model that loses no more than was allowed, if that was asked for, and writes it.
 
-
-def meet_limit(args: Args, job: Job, outcome: Outcome) -> list[LimitedModel]:
-    """Looks for the smallest model that loses no more than was allowed, if that was asked for, and writes it."""
+    Then it measures what that is compared with, at the same sparsity.
+    """
+    args = job.args
     if args.limit is None or job.limit_windows is None:
         return []
-    about, facts = told_beside(args, job)
+    about, facts = job.told()
     with job.evaluator.sharing_dense_pass():
         try:
             made = LimitedModel.of(
@@ -303,14 +309,17 @@ def meet_limit(args: Args, job: Job, outcome: Outcome) -> list[LimitedModel]:
             job.run.costs.save(len(outcome.samples))
         if made.report is not None and args.save_model:
             made.report.write_model(job.tokenizer, facts, on_cpu=args.device_map is not None, gguf=args.gguf)
+        if made.report is not None and args.baselines:
+            made.report.measure_baselines()
+            made.report.draw_retention()
     return [made]
 
 
-def recover(args: Args, job: Job, reports: Sequence[Report]) -> list[RecoveredModel]:
+def recover(job: Job, reports: Sequence[Report]) -> list[RecoveredModel]:
     """Trains the models that were written towards the dense one, if that was asked for."""
     if job.recovery_text is None:
         return []
-    dense, settings = job.evaluator.prunable.model, args.recovery_settings()
+    args, dense, settings = job.args, job.evaluator.prunable.model, job.args.recovery_settings()
     device = "cpu" if args.device_map is not None else str(job.evaluator.prunable.device)
     return [
         recover_run(x.run, dense, job.recovery_text, job.test_windows, settings, device, args.batch_size)
@@ -319,18 +328,20 @@ def recover(args: Args, job: Job, reports: Sequence[Report]) -> list[RecoveredMo
     ]
 
 
-def conclude(args: Args, run: RunSession, reports: Sequence[Report]) -> int:
+def conclude(job: Job, reports: Sequence[Report]) -> int:
     """Prints what a person reads at the end; returns 1 if a model is not there, or not the one that was measured."""
+    args = job.args
     of_range = isinstance(args.sparsity, SparsityRange)
     code = 0 if of_range else max(show(args, result) for result in reports)
     if len(reports) > 1:
         console.print(sparsities_table({result.target: result.results for result in reports}))
     if of_range and args.limit is None:
-        path, outcome = run.folder.path, reports[0].outcome
+        path, outcome = job.run.folder.path, reports[0].outcome
         made = f"no search, {reports[0].answer.name} as it is"
         if outcome.samples:
             made = f"{len(outcome.samples)} evaluations in {outcome.seconds:.0f} s"
         tell(
+            console,
             f"{made}; files in {path}",
             f"of a range no model is written; there is one for any sparsity in {args.sparsity}:",
             f"write it:    ffprune allocate {path} --sparsity {args.targets[len(args.targets) // 2]:g}",
@@ -340,32 +351,10 @@ def conclude(args: Args, run: RunSession, reports: Sequence[Report]) -> int:
 
 def show(args: Args, result: Report) -> int:
     """Prints what a person reads of one sparsity; returns 1 if its model is not there, or not the one measured."""
-    console.print(result.table())
+    lines = [*result.met(), result.summary(), *result.next_steps()]
     if args.preset == "quick":
-        console.print("A quick look: little text, and a start of two steps. For figures leave out --quick.")
-    tell(*result.met(), result.summary(), *result.next_steps())
-    return 0 if result.failure is None else fail(result.failure, 1)
-
-
-def show_recovered(result: RecoveredModel) -> int:
-    """Prints what came of a recovery; returns 1 if nothing did."""
-    console.print(result.table())
-    tell(*result.summary())
-    return 0 if result.failure is None else fail(result.failure, 1)
-
-
-def show_limited(made: LimitedModel) -> int:
-    """Prints what came of a limit; returns 1 if no model meets it, or it is not the one that was measured."""
-    for table in made.tables():
-        console.print(table)
-    tell(*made.lines())
-    return 0 if made.failure is None else fail(made.failure, 1)
-
-
-def tell(*lines: str) -> None:
-    """Prints lines as they are, below a table."""
-    for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        lines.insert(0, "A quick look: little text, and a start of two steps. For figures leave out --quick.")
+    return show_result(console, [result.table()], lines, result.failure)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import fail, say, show_result, start_logging, wide_console
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import SearchedFlags, TrustFlags
 from ffprune_env.cli.past_run import RunSettings, folders_of, load_past_run, read_run_settings
@@ -25,7 +25,8 @@ from ffprune_env.lm.devices import require_resident
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.stored_teacher import FOLDER, store_teacher
 from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.recovered import WORK, RecoveredModel, recover_run, written_before
+from ffprune_env.run.recovered import RecoveredModel, recover_run, written_before
+from ffprune_env.run.recovery_files import WORK
 
 console = wide_console()
 
@@ -50,21 +51,22 @@ def main() -> int:
     args = read_flags(Args, __doc__)
     start_logging(console)
     again = f"what was trained is kept, and python train/recover.py {args.of} with the same flags goes on"
-    begun, run = False, None
+    begun, run, work = False, None, None
     try:
         job = plan(args)
-        run = job.run
+        run, work = job.run, job.part.path / WORK
         run.reopen()
         with showing_phases(console) as phases:
             begun = True
             result = recover(args, job)
         console.print(phases.table())
-        return show(result)
+        return show_result(console, [result.table()], result.summary(), result.failure)
     except KeyboardInterrupt:
         say(f"interrupted; {again}")
         return 130
     except (ValueError, OSError, RuntimeError) as error:  # a full disk, no memory
-        return fail(error, 1 if begun else 2)
+        kept = work is not None and work.is_dir() and not isinstance(error, ValueError)
+        return fail(error, 1 if begun else 2, again if kept else "")
     finally:
         if run is not None:
             run.unlock()
@@ -92,14 +94,6 @@ def recover(args: Args, job: Job) -> RecoveredModel:
         del past
         release_memory()
     return recover_run(job.part, teacher, text, test, job.recovery, device, settings.batch_size)
-
-
-def show(result: RecoveredModel) -> int:
-    """Prints what a person reads; returns 1 if there is no recovered model."""
-    console.print(result.table())
-    for line in result.summary():
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
-    return 0 if result.failure is None else fail(result.failure, 1)
 
 
 if __name__ == "__main__":

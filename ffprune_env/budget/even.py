@@ -1,4 +1,4 @@
-"""The two policies that every table holds: `uniform` and `ffn-only`."""
+"""The two baselines in every table: `uniform` and `ffn-only`."""
 
 from __future__ import annotations
 

@@ -57,18 +57,6 @@ class PruneUnit:
         return self.n_params if self.costs is None else self.costs[-1] - self.costs[0]
 
 
-def units_by_layer(units: Sequence[PruneUnit]) -> list[list[int]]:
-    """Indices of the units of every decoder layer: its attention, unless that stays whole, and its FFN.
-
-    Args:
-        units: the N units, in their order.
-    """
-    layers: dict[int, list[int]] = {}
-    for i, unit in enumerate(units):
-        layers.setdefault(unit.layer, []).append(i)
-    return list(layers.values())
-
-
 def attention_can_be_cut(units: Sequence[PruneUnit]) -> bool:
     """Whether any attention is among the units: where all stay whole, `ffn-only` is `uniform`."""
     return any(unit.kind == "attention" for unit in units)

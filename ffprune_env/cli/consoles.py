@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
+from rich.table import Table
 
 from ffprune_env.cli.commands import as_called
 
@@ -35,6 +37,32 @@ def start_logging(console: Console, level: int = logging.INFO) -> None:
     """
     handler = RichHandler(console=console, show_path=False)
     logging.basicConfig(level=level, format="%(message)s", handlers=[handler])
+
+
+def tell(console: Console, *lines: str) -> None:
+    """Prints lines as they are, each whole, such as below a table.
+
+    Args:
+        console: where results go.
+        lines: plain text.
+    """
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def show_result(console: Console, tables: Iterable[Table], lines: Iterable[str], failure: str | None) -> int:
+    """Prints what a person reads of a result, and what is wrong with it; returns the exit code, 1 if anything is.
+
+    Args:
+        console: where results go.
+        tables: of figures.
+        lines: below them.
+        failure: one line, for stderr; None if nothing is wrong.
+    """
+    for table in tables:
+        console.print(table)
+    tell(console, *lines)
+    return 0 if failure is None else fail(failure, 1)
 
 
 def say(message: str) -> None:

@@ -12,13 +12,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.evaluators.objectives.settings import DataSettings
+from ffprune_env.export.gguf.families import require_gguf
 from ffprune_env.export.gguf.kinds import GgufType, kind_of, require_quantizer
+from ffprune_env.export.writable import require_writable
+from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.models import DeviceMap
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
@@ -29,6 +32,9 @@ from ffprune_env.search.presets import Preset
 from ffprune_env.search.problem import StartName
 from ffprune_env.serving.backends import VLLM_PYTHON
 from ffprune_env.serving.unit_times import Clock
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,19 @@ class AnswerFlags:
         if not self.save_model:
             raise ValueError(f"--gguf {self.gguf} is written of the model in model/: leave out --no-save-model")
         require_quantizer(kind_of(self.gguf))
+
+    def require_writable_answer(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raises ValueError for a model that cannot be written as it is asked for: said before it is searched.
+
+        Args:
+            model: the dense model.
+            tokenizer: its tokenizer.
+        """
+        if self.save_model:
+            require_resident(model, "--save-model")
+            require_writable(model)
+        if self.gguf is not None:
+            require_gguf(model, tokenizer, self.gguf)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,7 @@ def read_flags(
         raise SystemExit(0) from None
     except SystemExit as stop:
         if stop.code:
-            fail(f"{one_line(said.getvalue())}; {sys.argv[0]} --help lists all flags", 2)
+            fail(f"{sentence_of(said.getvalue())}; {sys.argv[0]} --help lists all flags", 2)
         raise
     sys.stderr.write(said.getvalue())  # warnings of tyro's, if any
     return settled(found)
@@ -128,7 +128,7 @@ def _instance(flags: type[T], changes: Mapping[str, Any]) -> T:
     return flags(**{**{x.name: tyro.MISSING for x in needed}, **changes})
 
 
-def one_line(box: str) -> str:
+def sentence_of(box: str) -> str:
     """What tyro says in a box up to the first rule or empty line in it, and the flags that it suggests.
 
     Args:

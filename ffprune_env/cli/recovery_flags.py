@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ffprune_env.lm.ranges import require_in_range
-from ffprune_env.recovery.settings import RecoverySettings, Trained
+from ffprune_env.recovery.settings import RecoverySettings, Trained, require_bounds
 from ffprune_env.recovery.text import RecoveryText, load_recovery_text, require_recovery_text
 from ffprune_env.recovery.trained import require_adapters
 from ffprune_env.texts.window_settings import WindowSettings
@@ -15,6 +14,23 @@ from ffprune_env.texts.window_settings import WindowSettings
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Which field of RecoverySettings a flag is.
+_FIELDS = {
+    "recover_tokens": "tokens",
+    "recover_minutes": "minutes",
+    "recover_weights": "trained",
+    "lora": "lora",
+    "recover_rate": "learning_rate",
+    "recover_cross_entropy": "cross_entropy",
+    "recover_hidden": "hidden",
+    "recover_batch": "windows_per_step",
+    "recover_held_out": "held_out",
+    "recover_patience": "patience",
+    "teacher_topk": "teacher_topk",
+    "save_memory": "save_memory",
+    "recover_seed": "seed",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class RecoveryFlags:
     """rank of adapters that are trained in the place of the weights, and merged in the end: what a large model needs on
     one GPU; None: no adapters"""
     recover_rate: float | None = None
-    """learning rate of a recovery; None: by what is trained"""
+    """learning rate of a recovery; None: 0.0002, of adapters 0.001"""
     recover_cross_entropy: float = 0.0
     """share of the loss of a recovery that is the cross-entropy of the text; the rest is KL to the dense model"""
     recover_hidden: float = 0.0
@@ -59,38 +75,15 @@ class RecoveryFlags:
 
     def recovery_settings(self) -> RecoverySettings:
         """The same in the words of the library; ValueError, in the words of the command line, for what cannot be."""
-        require_in_range("--recover-tokens", self.recover_tokens, 1)
-        require_in_range("--lora", self.lora, 1)
-        require_in_range("--recover-cross-entropy", self.recover_cross_entropy, 0, 1)
-        require_in_range("--recover-hidden", self.recover_hidden, 0)
-        require_in_range("--recover-batch", self.recover_batch, 1)
-        require_in_range("--recover-held-out", self.recover_held_out, 1)
-        require_in_range("--recover-patience", self.recover_patience, 0)
-        require_in_range("--teacher-topk", self.teacher_topk, 1)
-        for flag, value in (("--recover-minutes", self.recover_minutes), ("--recover-rate", self.recover_rate)):
-            if value is not None and not value > 0:
-                raise ValueError(f"{flag} must be more than 0, got {value}")
+        values = {field: getattr(self, flag) for flag, field in _FIELDS.items()}
+        require_bounds(values, {field: f"--{flag.replace('_', '-')}" for flag, field in _FIELDS.items()})
         if self.lora is not None:
             if self.recover_weights != "all":
                 raise ValueError(f"--lora trains adapters: leave out --recover-weights {self.recover_weights}")
             require_adapters()
         if self.teacher_topk is not None and self.recover_hidden:
             raise ValueError("--recover-hidden needs the dense model: leave out --teacher-topk")
-        return RecoverySettings(
-            tokens=self.recover_tokens,
-            minutes=self.recover_minutes,
-            trained=self.recover_weights,
-            lora=self.lora,
-            learning_rate=self.recover_rate,
-            cross_entropy=self.recover_cross_entropy,
-            hidden=self.recover_hidden,
-            windows_per_step=self.recover_batch,
-            held_out=self.recover_held_out,
-            patience=self.recover_patience,
-            teacher_topk=self.teacher_topk,
-            save_memory=self.save_memory,
-            seed=self.recover_seed,
-        )
+        return RecoverySettings(**values)
 
     def require_recovery_text(self) -> None:
         """Raises OSError or ValueError for a text that is not there: said before a model is loaded for it."""

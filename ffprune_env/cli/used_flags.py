@@ -13,6 +13,7 @@ from ffprune_env.cli.recovery_flags import RecoverFlags, RecoveryFlags
 from ffprune_env.evaluators.objectives.reward import RewardMix
 from ffprune_env.evaluators.settings import CalibrationSettings
 from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.names import NOT_IMPROVED
 
 # What is told to a policy that is trained, and to who looks on meanwhile.
 _TRAINING = (
@@ -70,7 +71,7 @@ def by_search(search: SearchSettings, calibration: CalibrationSettings) -> Itera
     yield UsedBy(("clip_range",), search.n_epochs > 1, clipped)
     one = len(search.targets) == 1 and not isinstance(search.sparsity, SparsityRange)
     yield UsedBy(("finalists",), one, "of several sparsities a function is chosen, and no sample")
-    improved = search.init not in ("fisher", "ffn-only", "none")
+    improved = search.init not in NOT_IMPROVED
     yield UsedBy(("init_steps",), improved, f"--init {search.init} is taken as it is; fisher-iterated is improved")
     fitted = calibration.calibration != "none"
     yield UsedBy(_RE_FITTING, fitted, "nothing is re-fitted with --calibration none")

@@ -105,6 +105,6 @@ def progress(paid: Paid, evaluator: LMEvaluator) -> list[tuple[float, float]]:
     for mark in MARKS:
         noted = [kept for spent, kept in paid.trace if spent <= mark * paid.budget]
         if noted:
-            ppl = evaluator.of_text.measure(noted[-1], evaluator.max_samples)
+            ppl = evaluator.text_evaluator.measure(noted[-1], evaluator.max_samples)
             points.append((min(round(mark * paid.budget), paid.spent), ppl))
     return points

@@ -76,7 +76,7 @@ def search_and_measure(
         sparsity=prunable.sparsity(kept),
         total_sparsity=(prunable.n_params - params) / prunable.n_params,
         params=params,
-        search_ppl=None if method.flap_bias else subject.evaluator.of_text.measure(kept, n_windows),
+        search_ppl=None if method.flap_bias else subject.evaluator.text_evaluator.measure(kept, n_windows),
         test_ppl=test_ppl,
         test_interval=interval,
         calibrated_test_ppl=calibrated_ppl,

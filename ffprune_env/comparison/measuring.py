@@ -22,7 +22,7 @@ from ffprune_env.pruning.stored_order import ORDER, order_as_json
 from ffprune_env.run.provenance import machine_facts, provenance
 from ffprune_env.search.problem import StartName
 from ffprune_env.texts.bos import bos_protocol
-from ffprune_env.texts.window_plan import counts, windows_made
+from ffprune_env.texts.plan_rows import counts, windows_made
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

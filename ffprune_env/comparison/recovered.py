@@ -142,10 +142,18 @@ def recovered_markdown(cells: Sequence[RecoveredCell]) -> str:
 def _row(cells: Sequence[RecoveredCell]) -> tuple[str, int, float, float, float, float, float, tuple[str, str]]:
     after = [cell.after_ppl for cell in cells]
     removed = fmean(share_removed(x.after_ppl, x.before_ppl, x.dense_ppl) for x in cells)
-    asked = [[x["average"] for x in found if x is not None] for found in zip(*map(_asked, cells), strict=True)]
-    shown = [f"{fmean(found):.3f}" if found else "" for found in asked]
+    every = zip(*map(_asked, cells), strict=True)
+    asked = [[x["average"] for x in found if x is not None and "average" in x] for found in every]
+    shown = [_mean_accuracy(found, len(cells)) for found in asked]
     before = fmean(cell.before_ppl for cell in cells)
     return cells[0].method, len(cells), before, fmean(after), min(after), max(after), removed, (shown[0], shown[1])
+
+
+def _mean_accuracy(found: Sequence[float], n: int) -> str:
+    """The mean of what was found, and of how many models it is where not all n were asked."""
+    if not found:
+        return "–"
+    return f"{fmean(found):.3f}" + (f" ({len(found)} of {n})" if len(found) < n else "")
 
 
 def _asked(cell: RecoveredCell) -> tuple[dict[str, float] | None, dict[str, float] | None]:

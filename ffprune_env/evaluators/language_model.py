@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from ffprune_env.evaluators.objectives.reward import RewardMix
 
 
-def perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None) -> float:
-    """The public perplexity, of a model that stays as it is between two steps but for what is pruned."""
+def _perplexity(model: PreTrainedModel, windows: torch.Tensor, batch_size: int | None) -> float:
+    """Perplexity without the look at a few tokens that ``ffprune_env.perplexity`` takes at every call.
+
+    Here only pruning changes the model.
+    """
     return perplexity_of(window_losses(model, windows, batch_size))
 
 
@@ -267,7 +270,7 @@ class LMEvaluator:
         return rewarding(self, reward, stands_in)
 
     @property
-    def of_text(self) -> LMEvaluator:
+    def text_evaluator(self) -> LMEvaluator:
         """The same model, measured by the perplexity of text whatever is rewarded."""
         return self
 
@@ -278,7 +281,7 @@ class LMEvaluator:
 
     def _cost(self, model: PreTrainedModel, place: Place) -> float:
         """Perplexity, or what takes its place; the model may be dense or pruned."""
-        return perplexity(model, self._windows(place), self.batch_size)
+        return _perplexity(model, self._windows(place), self.batch_size)
 
     def _losses(self, model: PreTrainedModel, place: Place) -> FloatArray:
         """What the logarithm of that is the mean of."""

@@ -12,11 +12,11 @@ import torch
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.same_model import rounding_tolerance
-from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.criteria import CRITERIA, Evidence
 from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import Statistics, collect_statistics, gram_bytes, stream_grams
+from ffprune_env.texts.spread import spread_windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

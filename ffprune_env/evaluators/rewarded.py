@@ -12,7 +12,7 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.objectives.build import build_objectives
 from ffprune_env.evaluators.objectives.mix import REPORTED, Objectives
-from ffprune_env.evaluators.objectives.reward import parse_reward
+from ffprune_env.evaluators.objectives.reward import PERPLEXITY, mix_of
 from ffprune_env.evaluators.objectives.shares import HELD_OUT, Counts, Place
 from ffprune_env.evaluators.protocol import Windows
 
@@ -31,7 +31,8 @@ class RewardedEvaluator(LMEvaluator):
     Args:
         of: measures text.
         objectives: what is measured.
-        stands_in: whether that is in the place of perplexity; otherwise it is only reported.
+        stands_in: whether that is in the place of perplexity at every step, too. Otherwise (``kl``) finalists alone are
+            ranked by it, and :meth:`compare` measures it at a step.
         function: a function that was given as itself.
     """
 
@@ -50,7 +51,7 @@ class RewardedEvaluator(LMEvaluator):
             raise ValueError("what the reward measures of the dense model is not finite: check weights and data")
 
     @property
-    def of_text(self) -> LMEvaluator:
+    def text_evaluator(self) -> LMEvaluator:
         """The evaluator that it was made from."""
         return self._of
 
@@ -90,10 +91,10 @@ class RewardedEvaluator(LMEvaluator):
         return self.objectives.cost(model, place) if self.stands_in else super()._cost(model, place)
 
     def _losses(self, model: PreTrainedModel, place: Place) -> FloatArray:
-        return np.log([self.objectives.cost(model, place)]) if self.stands_in else super()._losses(model, place)
+        return np.log([self.objectives.cost(model, place)])
 
     def _prepare(self, place: Place) -> None:
-        if self.stands_in:
+        if self.stands_in or place[0] == "finalists":
             self.objectives.prepare(self.prunable.model, place)
 
     def _asked(self, n_samples: Windows) -> Windows:
@@ -114,11 +115,11 @@ def rewarding(evaluator: LMEvaluator, reward: str | Callable[..., Any], stands_i
         reward: as text, or a function.
         stands_in: let also ``kl`` take the place of perplexity.
     """
-    text, function = evaluator.of_text, reward if callable(reward) else None
-    if isinstance(reward, str) and reward == "ppl":
+    text, function, mix = evaluator.text_evaluator, reward if callable(reward) else None, mix_of(reward)
+    if mix == PERPLEXITY:
         return text
     if isinstance(evaluator, RewardedEvaluator) and (evaluator.stands_in or not stands_in):
-        known = evaluator.function is function if function else evaluator.rewarded == parse_reward(str(reward))
+        known = evaluator.function is function if function else evaluator.rewarded == mix
         if known:
             return evaluator
     if text.tokenizer is None:
@@ -133,5 +134,5 @@ def rewarding(evaluator: LMEvaluator, reward: str | Callable[..., Any], stands_i
     )
     places = {"search": text.windows, "finalists": texts["finalists"], "further": text.further}
     model = text.prunable.model
-    made = build_objectives(reward, model, text.tokenizer, places, counts, text.data_dir, text.batch_size)
-    return RewardedEvaluator(text, made, stands_in or not made.reward.of_text, function)
+    made = build_objectives(mix, model, text.tokenizer, places, counts, text.data_dir, text.batch_size, function)
+    return RewardedEvaluator(text, made, stands_in or not mix.of_text, function)

@@ -94,7 +94,7 @@ class EvaluatorSettings(WindowSettings, RankingSettings, CalibrationSettings, Ba
             require_in_range(flag, value, least)
         if self.calibration_text is not None:
             require_text(self.calibration_text)
-        require_reward(self.reward, self.data_dir)
+        require_reward(self.rewarded, self.data_dir)
         check_ridge(self.ridge, self.ridge_scale)
         check_storage(self.factor_storage)
         check_head_groups(self.heads)

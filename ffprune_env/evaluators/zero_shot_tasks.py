@@ -107,15 +107,14 @@ def _in_one_line(what: str) -> Iterator[None]:
         raise ValueError(f"{what}: {' '.join(str(error.__cause__ or error).split())}") from error
 
 
-def digest_of_files(folder: Path, tasks: Sequence[str] = TASKS) -> str:
+def digest_of_files(folder: Path) -> str:
     """Digest of the questions of a folder, which may change where it lies.
 
     Args:
-        folder: with a file ``<task>.jsonl`` for each task.
-        tasks: names among :data:`TASKS`.
+        folder: with a file ``<task>.jsonl`` for each of :data:`TASKS`.
     """
     digest = hashlib.sha256()
-    for name in tasks:
+    for name in TASKS:
         digest.update(f"{name}\0{hashlib.sha256((folder / f'{name}.jsonl').read_bytes()).hexdigest()}\0".encode())
     return digest.hexdigest()[:32]
 

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,8 +16,10 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from ffprune_env.budget.arrays import IntArray
 from ffprune_env.export.folder import save_pruned
 from ffprune_env.lm.loss import perplexity
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.tiny_families import VOCABULARY, own_perplexity, tiny_of_family
 from ffprune_env.pruning.calibration import RidgeCalibration
@@ -33,7 +35,7 @@ T = TypeVar("T")
 # Relative difference of two perplexities in float32 that is no fault.
 _TOLERANCE = 1e-4
 # Tokens of a prompt, and that follow it.
-_PROMPT, _CONTINUED = 7, 8
+_PROMPT, _NEW = 7, 8
 _NO_CACHE = {"use_cache": False}
 
 
@@ -62,6 +64,10 @@ class Fault(Exception):  # noqa: N818 - it is one of the library, and a finding 
     """Neither right nor refused."""
 
 
+class Refused(Exception):  # noqa: N818 - a finding, too
+    """Said in one line that it cannot be done."""
+
+
 def examine(family: str) -> Outcome:
     """Tries one family.
 
@@ -72,39 +78,85 @@ def examine(family: str) -> Outcome:
     try:
         model = tiny_of_family(family)
     except Exception as error:  # a default configuration made small can fail in any way
-        return replace(outcome, reason=f"not tried, no tiny model can be made: {one_line(error)}")
+        return replace(outcome, reason=f"not tried, no tiny model can be made: {_told(error)}")
+    done: dict[str, Any] = {}
     try:
         for step in steps(model):
-            outcome = replace(outcome, **step)
+            done[step] = True
+    except Refused as refusal:
+        return replace(outcome, **done, reason=str(refusal).removeprefix(f"{type(model).__name__} "))
     except Fault as fault:
         return replace(outcome, fault=str(fault))
     except Exception as error:  # what is no refusal is a fault
-        return replace(outcome, fault=f"{type(error).__name__}: {one_line(error)}")
-    return outcome
+        return replace(outcome, fault=f"{type(error).__name__}: {_told(error)}")
+    return replace(outcome, **done)
 
 
-def steps(model: PreTrainedModel) -> list[dict[str, Any]]:
-    """What can be done with a model, one after the other, up to the first refusal; a fault is raised."""
+def steps(model: PreTrainedModel) -> Iterator[str]:
+    """Does what can be done with a model, and says after each step which it was, as :class:`Outcome` calls them.
+
+    Args:
+        model: a tiny one.
+
+    Raises:
+        Refused: a step cannot be done.
+        Fault: something is wrong.
+    """
     windows = torch.randint(3, VOCABULARY - 8, (2, 24), generator=torch.Generator().manual_seed(0))
-    done: list[dict[str, Any]] = []
+    dense = measured(model, windows)
+    yield "measured"
+    pruned = searched(model, windows, dense)
+    yield "searched"
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "model"
+        loaded = written(pruned, windows, out)
+        yield "written"
+        with pruned.prunable.pruned(pruned.kept, pruned.calibration):
+            require_same_text(loaded, model)
+        yield "generates"
+        require_pruned_again(load_pruned(out, device="cpu"), windows, Path(folder) / "again")
+    yield "again"
 
-    def refused(reason: str) -> list[dict[str, Any]]:
-        return [*done, {"reason": reason.removeprefix(f"{type(model).__name__} ")}]
 
-    dense, reason = attempt(lambda: perplexity(model, windows))
-    if dense is None:
-        return refused(reason)
+def measured(model: PreTrainedModel, windows: torch.Tensor) -> float:
+    """The perplexity of the dense model; Fault if the model itself says another one."""
+    dense = attempt(lambda: perplexity(model, windows))
     require_same("the dense perplexity", dense, own_perplexity(model, windows))
-    done.append({"measured": True})
+    return dense
 
+
+@dataclass(frozen=True)
+class Pruned:
+    """What is written of a model.
+
+    Attributes:
+        prunable: the model, dense now.
+        kept: int [N], groups kept per unit: about half.
+        calibration: of what is kept.
+        ppl: the perplexity of the model pruned and calibrated.
+    """
+
+    prunable: PrunableModel
+    kept: IntArray
+    calibration: RidgeCalibration
+    ppl: float
+
+
+def searched(model: PreTrainedModel, windows: torch.Tensor, dense: float) -> Pruned:
+    """Does what a search does once: ranks and calibrates the model, prunes half of it, measures.
+
+    Args:
+        model: wrapped in place.
+        windows: int64 [n, seq_len].
+        dense: perplexity of the model on them.
+    """
     original = copy.deepcopy(model)
-    prunable, reason = attempt(lambda: PrunableModel(model))
-    if prunable is None:
+    try:
+        prunable = attempt(lambda: PrunableModel(model))
+    except Refused:
         require_same("perplexity after a refusal", own_perplexity(model, windows), dense)
-        return refused(reason)
-    calibration, reason = attempt(lambda: prepare(prunable, windows))
-    if calibration is None:
-        return refused(reason)
+        raise
+    calibration = attempt(lambda: prepare(prunable, windows))
     require_same("perplexity after ranking", perplexity(model, windows), dense)
     kept = np.array([max(1, unit.n_groups // 2) for unit in prunable.units])
     with prunable.pruned(kept):
@@ -114,30 +166,29 @@ def steps(model: PreTrainedModel) -> list[dict[str, Any]]:
             own_perplexity(masked(original, prunable, kept), windows),
         )
     with prunable.pruned(kept, calibration):
-        pruned = perplexity(model, windows)
-    if abs(math.log(pruned / dense)) < _TOLERANCE:
+        ppl = perplexity(model, windows)
+    if abs(math.log(ppl / dense)) < _TOLERANCE:
         raise Fault(f"half of all groups removed, and the perplexity is {dense:.4f} as before")
-    done.append({"searched": True})
+    return Pruned(prunable, kept, calibration, ppl)
 
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "model"
 
-        def save() -> Path:
-            save_pruned(prunable, kept, out, calibration=calibration)
-            return out
+def written(pruned: Pruned, windows: torch.Tensor, out: Path) -> PreTrainedModel:
+    """Writes a pruned model and reads it back in both ways.
 
-        saved, reason = attempt(save)
-        if saved is None:
-            return refused(reason)
-        require_same("perplexity of what was written", own_perplexity(load_pruned(out, device="cpu"), windows), pruned)
-        loaded = load_by_its_own_code(out)
-        require_same("perplexity of it by the code in its folder", own_perplexity(loaded, windows), pruned)
-        done.append({"written": True})
-        with prunable.pruned(kept, calibration):
-            require_same_text(loaded, model)
-        done.append({"generates": True})
-        require_pruned_again(load_pruned(out, device="cpu"), windows, Path(folder) / "again")
-    return [*done, {"again": True}]
+    Args:
+        pruned: what to write.
+        windows: int64 [n, seq_len], that its perplexity was measured on.
+        out: where to.
+
+    Returns:
+        The model as the code in its folder loads it.
+    """
+    attempt(lambda: save_pruned(pruned.prunable, pruned.kept, out, calibration=pruned.calibration))
+    read = load_pruned(out, device="cpu")
+    require_same("perplexity of what was written", own_perplexity(read, windows), pruned.ppl)
+    loaded = load_by_its_own_code(out)
+    require_same("perplexity of it by the code in its folder", own_perplexity(loaded, windows), pruned.ppl)
+    return loaded
 
 
 def load_by_its_own_code(folder: Path) -> PreTrainedModel:
@@ -155,20 +206,31 @@ def require_same_text(model: PreTrainedModel, expected: PreTrainedModel) -> None
     prompts = torch.randint(3, VOCABULARY - 8, (2, _PROMPT), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(prompts)
     mask[0, :3] = 0  # the first prompt is shorter
-    alone = [continued(expected, row[kept.bool()][None])[0] for row, kept in zip(prompts, mask, strict=True)]
-    beams = continued(expected, prompts[1:], num_beams=3)
+    alone = [continued(expected, row[kept.bool()][None], _NEW)[0] for row, kept in zip(prompts, mask, strict=True)]
+    beams = continued(expected, prompts[1:], _NEW, num_beams=3)
     for what, options in (("a dynamic", {}), ("a static", {"cache_implementation": "static"}), ("no", _NO_CACHE)):
-        if not torch.equal(continued(model, prompts, mask, **options), torch.stack(alone)):
+        if not torch.equal(continued(model, prompts, _NEW, mask, **options), torch.stack(alone)):
             raise Fault(f"what it generates with {what} cache and left padding is not what the model in memory does")
-    if not torch.equal(continued(model, prompts[1:], num_beams=3), beams):
+    if not torch.equal(continued(model, prompts[1:], _NEW, num_beams=3), beams):
         raise Fault("what it generates with beams is not what the model in memory does")
 
 
 def continued(
-    model: PreTrainedModel, prompts: torch.Tensor, mask: torch.Tensor | None = None, **options: Any
+    model: PreTrainedModel, prompts: torch.Tensor, n: int, mask: torch.Tensor | None = None, **options: Any
 ) -> torch.Tensor:
-    """The tokens that follow prompts, int64 [n, 8]."""
-    settings: dict[str, Any] = {"max_new_tokens": _CONTINUED, "do_sample": False, "eos_token_id": None, **options}
+    """The n tokens that a model writes behind each prompt, greedily unless options say otherwise.
+
+    Args:
+        model: what writes.
+        prompts: int64 [m, length].
+        n: tokens to write; none is an end.
+        mask: int64 [m, length], 0 where a shorter prompt is filled up on its left.
+        **options: of ``generate``.
+
+    Returns:
+        int64 [m, n].
+    """
+    settings: dict[str, Any] = {"max_new_tokens": n, "do_sample": False, "eos_token_id": None, **options}
     settings |= {"attention_mask": torch.ones_like(prompts) if mask is None else mask, "pad_token_id": 0}
     tokens: torch.Tensor = model.generate(prompts, disable_compile=True, **settings)
     return tokens[:, prompts.shape[1] :]
@@ -197,14 +259,14 @@ def prepare(prunable: PrunableModel, windows: torch.Tensor) -> RidgeCalibration:
     return calibration
 
 
-def attempt(call: Callable[[], T]) -> tuple[T | None, str]:
-    """What a call gives, or the one line in which it refuses."""
+def attempt(call: Callable[[], T]) -> T:
+    """What a call gives; Refused if it refuses in one line, and Fault if it takes more."""
     try:
-        return call(), ""
+        return call()
     except ValueError as error:
         if "\n" in str(error):
-            raise Fault(f"a refusal of several lines: {one_line(error)}") from error
-        return None, str(error)
+            raise Fault(f"a refusal of several lines: {_told(error)}") from error
+        raise Refused(str(error)) from error
 
 
 def require_same(what: str, got: float, expected: float) -> None:
@@ -224,6 +286,6 @@ def masked(model: PreTrainedModel, prunable: PrunableModel, kept: npt.ArrayLike)
     return model
 
 
-def one_line(error: Exception) -> str:
+def _told(error: Exception) -> str:
     """What an error says, on one line of bearable length."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+    return one_line(error)[:300]

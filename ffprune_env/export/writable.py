@@ -23,11 +23,6 @@ def dense_family(model: PreTrainedModel) -> str:
     return str(model.config.model_type).removeprefix(PREFIX)
 
 
-def can_be_saved(model: PreTrainedModel) -> bool:
-    """Whether :func:`~ffprune_env.export.folder.save_pruned` can write the model pruned."""
-    return why_not_saved(model) is None
-
-
 def why_not_saved(model: PreTrainedModel) -> str | None:
     """What is in the way of writing the model pruned: its family, or code of its own; None if nothing is."""
     family = dense_family(model)

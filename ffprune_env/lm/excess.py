@@ -21,6 +21,16 @@ def share_removed(ppl: float, base: float, dense: float) -> float:
     return 1 - excess(ppl, dense) / of_base if 0 < of_base < math.inf else math.nan
 
 
+def change(ppl: float, base: float) -> float:
+    """PPL / base − 1; NaN where the base is infinite and nothing can be compared with it."""
+    return ppl / base - 1 if math.isfinite(base) else math.nan
+
+
+def change_text(ppl: float, base: float) -> str:
+    """The same for people, in percent; nothing unless both are finite: a model that collapsed is at no distance."""
+    return f"{change(ppl, base):+.1%}" if math.isfinite(ppl) and math.isfinite(base) else ""
+
+
 def share_text(share: float) -> str:
     """A share for people, in percent; a dash where there is none."""
     return "–" if math.isnan(share) else f"{share:.1%}"

@@ -16,6 +16,7 @@ from torch import nn
 from ffprune_env.lm.around_layers import state_around_layers
 from ffprune_env.lm.batches import is_out_of_memory
 from ffprune_env.lm.devices import running_device
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, relative_error
 
 if TYPE_CHECKING:
@@ -208,7 +209,7 @@ def _find_head(model: PreTrainedModel) -> Head:
     except Exception as error:  # a model that wants more than tokens can raise anything
         if isinstance(error, RuntimeError) and is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise ValueError(f"{_name(model)} cannot be measured: tokens alone give no logits ({reason})") from error
     if logits.ndim != 3 or logits.shape[:2] != tokens.shape:
         shapes = f"{tuple(logits.shape)} for {tuple(tokens.shape)} tokens"

@@ -94,7 +94,7 @@ def identity_of_model(model: PreTrainedModel) -> dict[str, str]:
         "dtype": ", ".join(dtypes),
         "config": _digest(json.dumps(_computed(model.config.to_diff_dict()), sort_keys=True, default=str).encode()),
         "code": _code_digest(model),
-        "weights": _weights_digest(model),
+        "weights": weights_digest(model),
     }
 
 
@@ -166,12 +166,8 @@ def change(name: str, before: str | None, now: str, model: str, texts: Mapping[s
     return f"the {name}{where} {'have' if name in _PLURAL else 'has'} changed"
 
 
-def tensors_digest(model: nn.Module) -> str:
-    """Digest of every parameter and stored buffer of a model as it is now; what that takes is said above."""
-    return _weights_digest(model)
-
-
-def _weights_digest(model: nn.Module) -> str:
+def weights_digest(model: nn.Module) -> str:
+    """Digest of every parameter and stored buffer of a model as it is now; see :func:`identity_of_model`."""
     digest = hashlib.sha256()
     streamed = dict(_streamed(model))
     for name, tensor in sorted(model.state_dict().items()):

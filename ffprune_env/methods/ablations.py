@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.ppo_paper import PAPER, ppo_paper
-from ffprune_env.methods.registry import METHODS, Method
+from ffprune_env.methods.registry import METHODS, Method, by_ppo
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
 
@@ -18,12 +17,12 @@ def _as_told(problem: Problem, settings: SearchSettings) -> Allocation:
     return ppo(replace(problem, init="own"), settings)
 
 
-def _paper(settings: SearchSettings) -> Method:
-    return replace(METHODS["ppo-paper"], answer=partial(ppo_paper, settings=settings))
-
-
 def _ppo(settings: SearchSettings, plain_reward: bool = False) -> Method:
-    return Method(partial(_as_told, settings=settings), searches=True, plain_reward=plain_reward)
+    return by_ppo(_as_told, settings, plain_reward=plain_reward)
+
+
+def _paper(settings: SearchSettings) -> Method:
+    return by_ppo(ppo_paper, settings, plain_reward=True)
 
 
 #: Calibration alone is `uniform` calibrated, search alone is `ppo-plain-reward` not calibrated, both are `ppo`

@@ -26,9 +26,8 @@ def cma_es(problem: Problem) -> Allocation:
         Hansen, The CMA Evolution Strategy: A Tutorial, arXiv 1604.00772.
     """
     meter = problem.meter
+    meter.require_evaluation("cma-es")
     start = problem.allocate(problem.start())
-    if not meter.affords(meter.max_samples):
-        raise ValueError("cma-es needs a budget of at least 1 evaluation, got 0")
     # The package samples around the start and never measures it; every other search does.
     best, least = start, meter.measure(start.kept, meter.max_samples)
     meter.note(best)

@@ -15,10 +15,11 @@ from ffprune_env.budget.cost_tables import CostTables
 from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.cost import count_forward
 from ffprune_env.lm.head import decoder_outputs
-from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.units import find_layers
-from ffprune_env.search.problem import LOOK_COST, Problem
+from ffprune_env.search.meter import LOOK_COST
+from ffprune_env.search.problem import Problem
+from ffprune_env.texts.spread import spread_windows
 
 #: Text that layers are looked at on, in tokens; each costs a forward pass.
 TOKENS = 8192

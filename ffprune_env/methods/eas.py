@@ -109,8 +109,7 @@ def eas(problem: Problem) -> Allocation:
         Shen et al., Search for Efficient Large Language Models, arXiv 2409.17372; github.com/shawnricecake/search-llm.
     """
     meter, rng = problem.meter, np.random.default_rng(problem.seed)
-    if not meter.affords(meter.max_samples):
-        raise ValueError("eas needs a budget of at least 1 evaluation, got 0")
+    meter.require_evaluation("eas")
     sizes, seen = Sizes.of(meter.budget // meter.max_samples), set[bytes]()
     start = uniform(problem.sparsity, problem.units).rates if problem.init == "own" else problem.start()
     parents: list[tuple[float, Allocation]] = []  # best first

@@ -28,6 +28,7 @@ def evolution(problem: Problem) -> Allocation:
         ValueError: it does not, or the sparsity is out of the range of the bounds.
     """
     meter, rng = problem.meter, np.random.default_rng(problem.seed)
+    meter.require_evaluation("evolution")
     population: list[tuple[float, FloatArray, Allocation]] = []  # best first
     children = [problem.start()] + [mutate(problem.start(), rng) for _ in range(_POPULATION - 1)]
     while meter.affords(meter.max_samples):
@@ -42,8 +43,6 @@ def evolution(problem: Problem) -> Allocation:
             mutate(cross(tournament(population, rng), tournament(population, rng), rng), rng)
             for _ in range(_POPULATION)
         ]
-    if not population:
-        raise ValueError("evolution needs a budget of at least 1 evaluation, got 0")
     return population[0][2]
 
 

@@ -34,8 +34,7 @@ def evopress(problem: Problem) -> Allocation:
         Sieberling et al., EvoPress, arXiv 2410.14649; github.com/IST-DASLab/EvoPress.
     """
     meter, rng = problem.meter, np.random.default_rng(problem.seed)
-    if not meter.affords(meter.max_samples):
-        raise ValueError("evopress needs a budget of at least 1 evaluation, got 0")
+    meter.require_evaluation("evopress")
     parent = problem.allocate(problem.start())
     least = meter.compare(parent.kept, meter.max_samples)[1]
     meter.note(parent)

@@ -9,11 +9,13 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import IntArray
+from ffprune_env.search.affordable import affordable, most_windows
 from ffprune_env.search.mean import mean_allocation
-from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.meter import Meter
+from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import run_search
 from ffprune_env.search.saved_policy import Policy
-from ffprune_env.search.settings import SearchSettings, affordable
+from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.parse import other_run, parse_start
 from ffprune_env.search.starts.start import cheap_enough
 
@@ -81,7 +83,7 @@ def search_by_ppo(
     )
     left = meter.budget - meter.spent
     rollout_each = settings.rollout * len(targets)
-    shortest = replace(settings, final_windows=meter.max_samples, evaluations=rollout_each).windows()
+    shortest = most_windows(replace(settings, final_windows=meter.max_samples, evaluations=rollout_each))
     wanted = other_run(problem.init, settings) if isinstance(problem.init, Policy) else parse_start(settings)
     start = cheap_enough(wanted, left - shortest, problem)
     settings = affordable(settings, left - start.cost(problem))

@@ -20,6 +20,7 @@ def random_search(problem: Problem) -> Allocation:
         ValueError: it does not, or the sparsity is out of the range of the bounds.
     """
     meter, rng = problem.meter, np.random.default_rng(problem.seed)
+    meter.require_evaluation("random search")
     best, least = None, np.inf
     named = [] if problem.init == "own" else [problem.start()]
     while meter.affords(meter.max_samples):
@@ -29,6 +30,5 @@ def random_search(problem: Problem) -> Allocation:
         if best is None or ppl < least:
             best, least = drawn, ppl
             meter.note(best)
-    if best is None:
-        raise ValueError("random search needs a budget of at least 1 evaluation, got 0")
+    assert best is not None  # one evaluation is afforded
     return best

@@ -7,9 +7,8 @@ Each takes a :class:`~ffprune_env.search.problem.Problem` and returns an
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
@@ -23,12 +22,13 @@ from ffprune_env.methods.evopress import evopress
 from ffprune_env.methods.flap import flap
 from ffprune_env.methods.policy import answer_all, policy
 from ffprune_env.methods.ppo import Found, ppo
+from ffprune_env.methods.ppo_from_nothing import ppo_from_nothing
 from ffprune_env.methods.ppo_paper import PAPER, ppo_paper
 from ffprune_env.methods.random_search import random_search
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.fisher import fisher
-from ffprune_env.search.starts.fisher_iterated import fisher_iterated
+from ffprune_env.search.starts.fisher_iterated import STEPS, fisher_iterated
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class Method:
         answer_all: of a method that answers all sparsities of a problem by one search: the problem to what it found at
             each; None for those that answer one at a time.
         warm: the search that it starts from, with the same seed; None for those that start as the problem says.
+        settings: what a search by PPO is told beside its problem; None for the others.
+        steps: how often `fisher-iterated` improves its start; None for the others.
     """
 
     answer: Callable[[Problem], Allocation]
@@ -67,6 +69,8 @@ class Method:
     flap_bias: bool = False
     answer_all: Callable[[Problem], Mapping[float, Found]] | None = None
     warm: WarmStart | None = None
+    settings: SearchSettings | None = None
+    steps: int | None = None
 
     def budget(self, evaluations: int) -> int:
         """Evaluations that it gets where a search that starts from nothing gets ``evaluations``."""
@@ -75,27 +79,42 @@ class Method:
         return evaluations if self.warm is None else max(1, round(self.warm.share * evaluations))
 
 
+def by_ppo(
+    answer: Callable[..., Allocation],
+    settings: SearchSettings,
+    *,
+    plain_reward: bool = False,
+    answer_all: Callable[..., Mapping[float, Found]] | None = None,
+) -> Method:
+    """A search by PPO, told its settings; they are in the record of its cells, too.
+
+    Args:
+        answer: the problem, and as ``settings`` those of the search, to an allocation.
+        settings: of the search.
+        plain_reward: as :class:`Method` has it.
+        answer_all: as :class:`Method` has it, and told the settings like ``answer``.
+    """
+    return Method(
+        partial(answer, settings=settings),
+        searches=True,
+        plain_reward=plain_reward,
+        answer_all=None if answer_all is None else partial(answer_all, settings=settings),
+        settings=settings,
+    )
+
+
 def settings_of(method: Method, targets: Sequence[float] = ()) -> dict[str, Any]:
-    """What a method is told beside its problem: whatever has a default in its signature, a dataclass by its fields.
+    """What a method is told beside its problem, as its cells record it: on disk they are compared with this.
 
     Args:
         method: one of them.
         targets: all sparsities that are asked about; they are settings of a method that answers them together.
     """
     found: dict[str, Any] = {"plain_reward": method.plain_reward, "flap_bias": method.flap_bias}
-    for name, parameter in inspect.signature(method.answer).parameters.items():
-        default = parameter.default
-        if is_dataclass(default) and not isinstance(default, type):
-            found |= asdict(default)
-        elif default is not parameter.empty:
-            found[name] = default
+    found |= {} if method.settings is None else asdict(method.settings)
+    found |= {} if method.steps is None else {"steps": method.steps}
     found |= {} if method.warm is None else {"warm": asdict(method.warm)}
     return found if method.answer_all is None else {**found, "targets": list(targets)}
-
-
-def ppo_from_nothing(problem: Problem, settings: SearchSettings) -> Allocation:
-    """`ppo` from equal scores, wherever other searches start; it is not given `ffn-only` at its end either."""
-    return ppo(replace(problem, init="none"), settings)
 
 
 METHODS: dict[str, Method] = {
@@ -105,18 +124,14 @@ METHODS: dict[str, Method] = {
     "flap-bias": Method(flap, searches=False, flap_bias=True),
     "depth": Method(depth, searches=False),
     "fisher": Method(fisher, searches=False),
-    "fisher-iterated": Method(fisher_iterated, searches=False),
+    "fisher-iterated": Method(partial(fisher_iterated, steps=STEPS), searches=False, steps=STEPS),
     "random": Method(random_search, searches=True),
     "evolution": Method(evolution, searches=True),
     "eas": Method(eas, searches=True),
     "evopress": Method(evopress, searches=True),
     "cma-es": Method(cma_es, searches=True),
-    "ppo-paper": Method(partial(ppo_paper, settings=PAPER), searches=True, plain_reward=True),
-    "ppo-from-nothing": Method(partial(ppo_from_nothing, settings=SearchSettings()), searches=True),
-    "ppo": Method(partial(ppo, settings=SearchSettings()), searches=True),
-    "policy": Method(
-        partial(policy, settings=SearchSettings()),
-        searches=True,
-        answer_all=partial(answer_all, settings=SearchSettings()),
-    ),
+    "ppo-paper": by_ppo(ppo_paper, PAPER, plain_reward=True),
+    "ppo-from-nothing": by_ppo(ppo_from_nothing, SearchSettings()),
+    "ppo": by_ppo(ppo, SearchSettings()),
+    "policy": by_ppo(policy, SearchSettings(), answer_all=answer_all),
 }

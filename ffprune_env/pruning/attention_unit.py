@@ -14,7 +14,7 @@ from ffprune_env.modeling.layer_sizes import query_heads_per_key_head
 from ffprune_env.pruning.block import UnitBlock, path_inside
 from ffprune_env.pruning.head_groups import HeadGroups, heads_at_once
 from ffprune_env.pruning.unit_layout import UnitLayout, cut_params
-from ffprune_env.pruning.unsupported import linear_of, owner_of, unsupported
+from ffprune_env.pruning.unsupported import UnsupportedError, linear_of, owner_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,14 +44,16 @@ def attention_layout(
     """
     for path, module in layer.named_modules():
         if hasattr(module, FUSED_ATTENTION):
-            raise unsupported(model, f"{name}.{path}.{FUSED_ATTENTION} holds queries, keys and values in one matrix")
+            raise UnsupportedError(
+                model, f"{name}.{path}.{FUSED_ATTENTION} holds queries, keys and values in one matrix"
+            )
     where, owner = owner_of(model, layer, name, "attention", ATTENTION_INPUTS, ATTENTION_OUTPUTS)
     q, k, v = (linear_of(model, owner, where, attribute) for attribute in ATTENTION_INPUTS)
     output = linear_of(model, owner, where, next(o for o in ATTENTION_OUTPUTS if hasattr(owner, o)))
     head_dim = getattr(owner, "head_dim", None) or q.out_features // model.config.get_text_config().num_attention_heads
     heads, key_heads = q.out_features // head_dim, k.out_features // head_dim
     if not q.out_features == output.in_features == heads * head_dim:
-        raise unsupported(
+        raise UnsupportedError(
             model,
             f"{where}: the query projection gives {q.out_features} features, "
             f"its output projection takes {output.in_features}, with heads of {head_dim}",
@@ -59,7 +61,7 @@ def attention_layout(
     shared = getattr(owner, "kv_index", None)  # of an attention that lost query heads already
     if v.out_features != k.out_features or (shared is None and heads % key_heads):
         shapes = f"{heads} query heads, {key_heads} key heads, {v.out_features} value features"
-        raise unsupported(model, f"{where} has {shapes}, which do not share evenly")
+        raise UnsupportedError(model, f"{where} has {shapes}, which do not share evenly")
     _refuse_state_of_heads(model, owner, where, head_dim)
     block = UnitBlock.of(model, layer, name, index, "attention", (path_inside(name, where),), output)
     if grouping == "groups" and shared is None:
@@ -105,6 +107,6 @@ def _refuse_state_of_heads(model: PreTrainedModel, attention: nn.Module, where: 
     """
     for name, parameter in attention.named_parameters():
         if name.split(".")[0] not in (*ATTENTION_INPUTS, *ATTENTION_OUTPUTS) and parameter.shape != (head_dim,):
-            raise unsupported(model, f"{where}.{name} spans the heads and cannot be cut with them")
+            raise UnsupportedError(model, f"{where}.{name} spans the heads and cannot be cut with them")
     if any(isinstance(module, nn.ModuleList) for module in attention.modules()):
-        raise unsupported(model, f"{where} has modules for single heads, which cannot be cut with them")
+        raise UnsupportedError(model, f"{where} has modules for single heads, which cannot be cut with them")

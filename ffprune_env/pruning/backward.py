@@ -24,7 +24,7 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
     """Sends the gradient of the summed loss of a batch back to its embeddings; hooks on the way see it pass.
 
     Args:
-        model: a causal language model, inside :func:`frozen`.
+        model: a causal language model, inside :func:`without_parameter_gradients`.
         batch: int64 [B, T] on any device.
     """
     head_of(model)  # looks at the embeddings, too, when it is first asked
@@ -52,7 +52,7 @@ def back_propagate(model: PreTrainedModel, batch: torch.Tensor) -> None:
 
 
 @contextmanager
-def frozen(model: nn.Module) -> Iterator[None]:
+def without_parameter_gradients(model: nn.Module) -> Iterator[None]:
     """No parameter asks for a gradient and nothing drops out inside; ValueError if weights are not all in memory."""
     require_resident(model, "a backward pass")
     wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -70,14 +70,3 @@ def check_windows(windows: torch.Tensor) -> None:
     """Raises ValueError for windows that no backward pass can be made on."""
     if windows.ndim != 2 or not len(windows) or windows.shape[1] < 2:
         raise ValueError(f"windows must be [n ≥ 1, seq_len ≥ 2], got shape {tuple(windows.shape)}")
-
-
-def spread_windows(windows: torch.Tensor, tokens: int) -> torch.Tensor:
-    """As many windows as hold some number of tokens, at least one, at equal distances: text is sorted by subject.
-
-    Args:
-        windows: int64 [n, seq_len].
-        tokens: wanted; fewer where there are no more.
-    """
-    n = min(len(windows), max(1, tokens // windows.shape[1]))
-    return windows[torch.linspace(0, len(windows) - 1, n).round().long()]

@@ -14,6 +14,7 @@ from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.phases import phase
 from ffprune_env.pruning.prunable import PrunableModel
+from ffprune_env.pruning.raised_cholesky import raised_cholesky
 from ffprune_env.pruning.ridge import DEFAULT_RIDGE, RidgeScale, check_ridge, ridge_unit
 from ffprune_env.pruning.saliency import Statistics
 from ffprune_env.pruning.unit_layout import member_columns
@@ -21,10 +22,6 @@ from ffprune_env.pruning.unit_layout import member_columns
 logger = logging.getLogger(__name__)
 
 Storage = Literal["device", "cpu"]
-
-# Where raising λ starts if none was asked for, how far it goes each time, and where it ends: the first and the last as
-# fractions of the mean diagonal of G.
-_LEAST_RIDGE, _RAISE, _MOST_RIDGE = 1e-8, 10.0, 1e6
 
 
 class RidgeCalibration:
@@ -206,24 +203,14 @@ def _factors(
     """
     if not bool(torch.isfinite(gram).all()):
         raise ValueError(f"{name}: its Gram matrix is not finite")
-    matrix = gram.double()
-    diagonal = matrix.diagonal()
-    without_ridge = diagonal.clone()
     mean = mean if mean > 0 else 1.0  # a unit that never fires has nothing to stand in for
-    one = ridge_unit(scale, mean)
-    used = ridge
-    while True:
-        diagonal.copy_(without_ridge + used * one)
-        lower, failed = torch.linalg.cholesky_ex(matrix)
-        if not int(failed):
-            break
-        if used * one > _MOST_RIDGE * mean:
-            raise ValueError(f"{name}: its Gram matrix is not one: G + λI has no Cholesky factor for any λ")
-        used = max(used * _RAISE, _LEAST_RIDGE * mean / one)
+    try:
+        lower, used = raised_cholesky(gram, ridge, ridge_unit(scale, mean), mean)
+    except ValueError as error:
+        raise ValueError(f"{name}: its Gram matrix is wrong: {error}") from error
     if used != ridge:
         of = " of the mean diagonal" if scale == "relative" else ""
         logger.warning("%s: G + λI has no Cholesky factor; λ raised from %g to %g%s", name, ridge, used, of)
-    del matrix, diagonal
     product = (weight.double() @ lower).float()
     inverse = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
     torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)

@@ -13,7 +13,7 @@ from torch import nn
 
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.phases import phase, windows_size
-from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
+from ffprune_env.pruning.backward import back_propagate, check_windows, without_parameter_gradients
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.prunable import PrunableModel
 
@@ -59,7 +59,7 @@ def damage_curves(
     where = "" if kept is None else ", around a pruned model"
     size = windows_size(tuple(windows.shape)) + where
     with phase("damage curves", size, len(windows)) as advance, ExitStack() as stack:
-        stack.enter_context(frozen(prunable.model))
+        stack.enter_context(without_parameter_gradients(prunable.model))
         for i, layout in enumerate(prunable.layouts):
             weight = layout.output.weight[:, : sums[i].m] if calibration is None else calibration.weight(i, counts[i])
             factors = None if calibration is None else partial(calibration.factors, i)

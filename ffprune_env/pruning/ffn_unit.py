@@ -11,7 +11,7 @@ from ffprune_env.budget.units import PruneUnit
 from ffprune_env.pruning.block import UnitBlock, path_inside
 from ffprune_env.pruning.fused import Fused
 from ffprune_env.pruning.unit_layout import UnitLayout, cut_params
-from ffprune_env.pruning.unsupported import linear_of, owner_of, unsupported
+from ffprune_env.pruning.unsupported import UnsupportedError, linear_of, owner_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ def ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) 
             inputs = tuple(linear_of(model, owner, where, attribute) for attribute in input_names)
             output = linear_of(model, owner, where, output_name)
             if {module.out_features for module in inputs} != {output.in_features}:
-                raise unsupported(model, f"{where}: the FFN projections disagree about the number of channels")
+                raise UnsupportedError(model, f"{where}: the FFN projections disagree about the number of channels")
             # fc1 and fc2 may sit on the layer itself (OPT); the name says which half of the layer is meant.
             path = f"{where}.ffn" if owner is layer else where
             unit = PruneUnit(path, "ffn", index, output.in_features, cut_params(inputs, output))
@@ -48,7 +48,7 @@ def ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) 
             block = UnitBlock.of(model, layer, name, index, "ffn", places, output)
             return UnitLayout(unit, owner, inputs, output, 1, 1, (1,) * len(inputs), block=block)
     options = " or ".join(" + ".join((*inputs, output)) for inputs, output in _FFN_SHAPES)
-    raise unsupported(model, f"{name} has no FFN with {options}")
+    raise UnsupportedError(model, f"{name} has no FFN with {options}")
 
 
 def _fused_ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index: int) -> UnitLayout:
@@ -56,9 +56,11 @@ def _fused_ffn_layout(model: PreTrainedModel, layer: nn.Module, name: str, index
     where, owner = owner_of(model, layer, name, "ffn", (_FUSED_FFN,), ("down_proj",))
     linear, output = (linear_of(model, owner, where, attribute) for attribute in (_FUSED_FFN, "down_proj"))
     if linear.out_features != 2 * output.in_features:
-        raise unsupported(model, f"{where}: {_FUSED_FFN} does not hold as many gates and channels as down_proj takes")
+        raise UnsupportedError(
+            model, f"{where}: {_FUSED_FFN} does not hold as many gates and channels as down_proj takes"
+        )
     if getattr(getattr(linear, "_hf_hook", None), "offload", False):
-        raise unsupported(
+        raise UnsupportedError(
             model,
             f"{where}.{_FUSED_FFN} holds two projections in one matrix, which is only cut in memory: load the model "
             f"without --device-map, or give it more --max-memory",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ffprune_env.pruning.linear_from import linear_from
+
 
 class Halves(nn.Module):
     """Stands where the matrix stood while it is cut, and gives what the matrix would with fewer rows in each half.
@@ -68,15 +70,7 @@ def row_views(linear: nn.Linear, rows: Sequence[int]) -> tuple[nn.Linear, ...]:
     with torch.no_grad():
         weights = torch.split(linear.weight.data, list(rows))
         biases = [None] * len(rows) if linear.bias is None else torch.split(linear.bias.data, list(rows))
-    return tuple(_linear(weight, bias) for weight, bias in zip(weights, biases, strict=True))
-
-
-def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    made.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        made.bias = nn.Parameter(bias, requires_grad=False)
-    return made
+    return tuple(linear_from(*pair, requires_grad=False) for pair in zip(weights, biases, strict=True))
 
 
 def _half_rows(linear: nn.Linear) -> list[int]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ffprune_env.lm.phases import phase, windows_size
-from ffprune_env.pruning.backward import back_propagate, check_windows, frozen
+from ffprune_env.pruning.backward import back_propagate, check_windows, without_parameter_gradients
 from ffprune_env.pruning.gram import add_products
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.unit_layout import UnitLayout
@@ -55,7 +55,7 @@ def collect_gradients(
         for x in prunable.layouts
     ]
     with phase("gradients", windows_size(tuple(windows.shape)), len(windows)) as advance, ExitStack() as stack:
-        stack.enter_context(frozen(prunable.model))
+        stack.enter_context(without_parameter_gradients(prunable.model))
         for layout, total, moment in zip(prunable.layouts, losses, moments, strict=True):
             stack.callback(layout.output.register_forward_hook(_accumulate(layout, total, moment)).remove)
         for window in windows:

@@ -12,6 +12,7 @@ from ffprune_env.budget.units import UnitKind
 from ffprune_env.lm.batches import is_out_of_memory
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.head import decoder_outputs
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, relative_error
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def why_none_can_go(prunable: PrunableModel, kind: UnitKind) -> str:
         except Exception as error:  # code that finds another module than it counts on can raise anything
             if isinstance(error, RuntimeError) and is_out_of_memory(error):
                 raise
-            return " ".join(str(error).split()) or type(error).__name__
+            return one_line(error)
     return "" if off <= ROUNDING[expected.dtype] else f"its hidden states are off by {off:.2g} of their size"
 
 

@@ -15,6 +15,7 @@ from torch import nn
 from ffprune_env.lm.batches import is_out_of_memory
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.head import decoder_outputs, head_of, look_again, own_logits
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, relative_error
 from ffprune_env.pruning.unit_flow import UnitFlow, off_in_order, off_in_views
 from ffprune_env.pruning.units import WholeAttentionError
@@ -215,7 +216,7 @@ def _why(error: Exception) -> str:
     """What an error says, in one line; raised again if memory ran out."""
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         raise error
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 def _refusal_of_some(prunable: PrunableModel, fault: Callable[[range], str]) -> ValueError:

@@ -14,7 +14,7 @@ from ffprune_env.pruning.attention_unit import ATTENTION_INPUTS, FUSED_ATTENTION
 from ffprune_env.pruning.ffn_unit import ffn_layout, in_groups
 from ffprune_env.pruning.head_groups import HeadGroups, check_head_groups
 from ffprune_env.pruning.unit_layout import UnitLayout
-from ffprune_env.pruning.unsupported import UnsupportedError, refuse_shared_weights, shared_weights, unsupported
+from ffprune_env.pruning.unsupported import UnsupportedError, refuse_shared_weights, shared_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -46,11 +46,9 @@ class Parts:
     whole: dict[int, str]
 
 
-def find_units(
-    model: PreTrainedModel, channels_per_group: int = 1, heads: HeadGroups = "single"
-) -> tuple[UnitLayout, ...]:
-    """The units of a decoder, as far as they show without running it; see :func:`find_parts`."""
-    return find_parts(model, channels_per_group, heads).layouts
+def find_units(model: PreTrainedModel, heads: HeadGroups = "single") -> tuple[UnitLayout, ...]:
+    """The units of a decoder, as far as they show without running it, channel by channel; see :func:`find_parts`."""
+    return find_parts(model, heads=heads).layouts
 
 
 def find_parts(
@@ -125,7 +123,7 @@ def find_layers(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
         return tops[0]
     if tops:
         several = ", ".join(name for name, _ in tops)
-        raise unsupported(model, f"its decoder has several lists of layers with attention ({several}), not one")
+        raise UnsupportedError(model, f"its decoder has several lists of layers with attention ({several}), not one")
     found = ", ".join(name for name, _ in lists) or "none"
     raise ValueError(
         f"{type(model).__name__} cannot be pruned: no list of decoder layers whose attention has a q_proj "

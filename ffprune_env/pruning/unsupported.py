@@ -23,11 +23,6 @@ class UnsupportedError(ValueError):
         self.reason = reason
 
 
-def unsupported(model: nn.Module, reason: str) -> UnsupportedError:
-    """The error to raise for a part of ``model``."""
-    return UnsupportedError(model, reason)
-
-
 def owner_of(
     model: nn.Module, layer: nn.Module, name: str, kind: UnitKind, inputs: tuple[str, ...], outputs: tuple[str, ...]
 ) -> tuple[str, nn.Module]:
@@ -39,10 +34,10 @@ def owner_of(
     ]
     wanted = " + ".join((*inputs, " or ".join(outputs)))
     if not owners:
-        raise unsupported(model, f"{name} has no {kind} module with {wanted}")
+        raise UnsupportedError(model, f"{name} has no {kind} module with {wanted}")
     if len(owners) > 1:
         paths = ", ".join(path for path, _ in owners)
-        raise unsupported(model, f"{name} has {len(owners)} {kind} modules ({paths}), one expected")
+        raise UnsupportedError(model, f"{name} has {len(owners)} {kind} modules ({paths}), one expected")
     return owners[0]
 
 
@@ -51,7 +46,7 @@ def linear_of(model: nn.Module, owner: nn.Module, where: str, attribute: str) ->
     module = getattr(owner, attribute)
     # A subclass (a quantized or adapted layer) may keep state beside weight and bias that slicing would miss.
     if type(module) is not nn.Linear:
-        raise unsupported(model, f"{where}.{attribute} is a {type(module).__name__}, a torch.nn.Linear is needed")
+        raise UnsupportedError(model, f"{where}.{attribute} is a {type(module).__name__}, a torch.nn.Linear is needed")
     return module
 
 
@@ -72,7 +67,7 @@ def refuse_shared_weights(model: PreTrainedModel, layout: UnitLayout, shared: Ma
         for parameter in module.parameters(recurse=False):
             if _place(parameter) in shared:
                 names = " and ".join(shared[_place(parameter)])
-                raise unsupported(model, f"{names} are one tensor, which cannot be cut for each by itself")
+                raise UnsupportedError(model, f"{names} are one tensor, which cannot be cut for each by itself")
 
 
 def _place(tensor: torch.Tensor) -> object:

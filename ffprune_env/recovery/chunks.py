@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from ffprune_env.recovery.wanted import Wanted, row_losses
+from ffprune_env.recovery.soft_targets import SoftTargets, row_losses
 
 # Logits are float32 at least, whatever the weights are.
 _NARROW = (torch.bfloat16, torch.float16)
@@ -19,7 +19,7 @@ _NARROW = (torch.bfloat16, torch.float16)
 class Rows(Protocol):
     """The teacher's distributions of all rows of a batch, of which a few exist at one time."""
 
-    def part(self, start: int, stop: int) -> Wanted:
+    def part(self, start: int, stop: int) -> SoftTargets:
         """Those of the rows from ``start`` up to ``stop``."""
 
 
@@ -54,8 +54,8 @@ class Task:
     share: float
     at_once: int
 
-    def parts(self) -> Iterator[tuple[slice, torch.Tensor, Wanted | None]]:
-        """Rows by chunk: which, their labels, and what is wanted of them."""
+    def parts(self) -> Iterator[tuple[slice, torch.Tensor, SoftTargets | None]]:
+        """Rows by chunk: which, their labels, and the teacher's distributions."""
         for start in range(0, len(self.labels), self.at_once):
             here = slice(start, min(start + self.at_once, len(self.labels)))
             yield here, self.labels[here], None if self.rows is None else self.rows.part(here.start, here.stop)
@@ -96,10 +96,10 @@ class _LinearLosses(torch.autograd.Function):
             by_hidden = torch.empty_like(hidden) if wants[0] else None
             by_weight = torch.zeros_like(weight, dtype=_wide(weight.dtype)) if wants[1] else None
             by_bias = torch.zeros_like(bias, dtype=_wide(bias.dtype)) if bias is not None and wants[2] else None
-            for here, labels, wanted in task.parts():
+            for here, labels, soft in task.parts():
                 states = hidden[here].to(dtype)
                 log_q = F.linear(states, matrix, offset).to(_wide(dtype)).log_softmax(dim=-1)
-                found = row_losses(log_q, labels, wanted, task.share)
+                found = row_losses(log_q, labels, soft, task.share)
                 for total, x in zip(sums, (found.loss, found.kl, found.cross_entropy), strict=True):
                     total += x.sum()
                 if not any(wants):
@@ -133,14 +133,14 @@ def native_losses(hidden: torch.Tensor, logits_of: Callable[[torch.Tensor], torc
         task: what the rows are to become.
     """
     parts = []
-    for here, labels, wanted in task.parts():
+    for here, labels, soft in task.parts():
 
         def lose(
-            states: torch.Tensor, labels: torch.Tensor = labels, wanted: Wanted | None = wanted
+            states: torch.Tensor, labels: torch.Tensor = labels, soft: SoftTargets | None = soft
         ) -> tuple[torch.Tensor, ...]:
             logits = logits_of(states)
             logits = logits.to(_wide(logits.dtype))
-            found = row_losses(logits.log_softmax(dim=-1).detach(), labels, wanted, task.share)
+            found = row_losses(logits.log_softmax(dim=-1).detach(), labels, soft, task.share)
             # Its value is 0, and its gradient that of the loss by the logits.
             kept = torch.where(found.target > 0, found.target * logits, 0.0).sum(dim=-1)
             pull = (logits.logsumexp(dim=-1) - kept).sum()

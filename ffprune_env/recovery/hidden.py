@@ -52,20 +52,20 @@ def require_same_layers(pruned: PreTrainedModel, dense: PreTrainedModel) -> None
         )
 
 
-def hidden_errors(found: dict[int, torch.Tensor], wanted: Sequence[torch.Tensor], scored: torch.Tensor) -> torch.Tensor:
+def hidden_errors(found: dict[int, torch.Tensor], dense: Sequence[torch.Tensor], scored: torch.Tensor) -> torch.Tensor:
     """Σ over tokens of the mean over layers of ‖h - h_dense‖² / ‖h_dense‖².
 
     A few tokens have hidden states a thousand times as long as others: so every token is relative to itself.
 
     Args:
         found: by layer, [B, T, C].
-        wanted: the same of the dense model, in order.
+        dense: the same of the dense model, in order.
         scored: bool [B, T - 1], the tokens that count.
     """
     total = []
-    for i, dense in enumerate(wanted):
+    for i, goal in enumerate(dense):
         mine = found[i][:, :-1][scored]
-        rows = dense.to(mine.device)[:, :-1][scored].to(torch.promote_types(mine.dtype, torch.float32))
+        rows = goal.to(mine.device)[:, :-1][scored].to(torch.promote_types(mine.dtype, torch.float32))
         error = (mine.to(rows.dtype) - rows).square().sum(dim=-1)
         total.append((error / rows.square().sum(dim=-1).clamp(min=_LEAST)).sum())
     return torch.stack(total).mean()

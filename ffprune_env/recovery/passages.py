@@ -12,6 +12,7 @@ import torch
 from ffprune_env.lm.identity import identity_of_texts
 from ffprune_env.texts.chat import read_chat
 from ffprune_env.texts.openings import EVERY
+from ffprune_env.texts.spread import middles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -85,7 +86,7 @@ def hold_out(passages: Sequence[Passage], wanted: int) -> tuple[list[Passage], l
             f"a longer text or shorter windows"
         )
     n = max(1, min(wanted, int(_MOST_HELD_OUT * len(passages))))
-    taken = {(2 * i + 1) * len(passages) // (2 * n) for i in range(n)}
+    taken = set(middles(len(passages), n))
     left = [passage for i, passage in enumerate(passages) if i not in taken]
     return left, [passages[i] for i in sorted(taken)]
 

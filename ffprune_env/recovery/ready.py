@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ffprune_env.lm.head import look_again
 from ffprune_env.recovery.settings import RecoverySettings
@@ -28,8 +29,8 @@ def ready(model: PreTrainedModel, settings: RecoverySettings) -> Iterator[tuple[
         The model, or the same with adapters, and the values of what is trained, on the CPU.
     """
     adapted = settings.lora is not None
-    cache, training, dtype = model.config.use_cache, model.training, model.dtype
-    with frozen(model):
+    cache, training = model.config.use_cache, model.training
+    with frozen(model), formats_kept(model):
         student = with_adapters(model, settings) if adapted else widened(model)
         trained = dict(student.named_parameters())
         if adapted:
@@ -48,7 +49,28 @@ def ready(model: PreTrainedModel, settings: RecoverySettings) -> Iterator[tuple[
             model.train(training)
             if settings.save_memory:
                 model.gradient_checkpointing_disable()
-            model.to(dtype)
+
+
+@contextmanager
+def formats_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, number formats may be changed; afterwards every parameter has its own again, and buffers are as before.
+
+    Parameters keep the values that they came to, rounded to their formats. Buffers are not trained, and some are finer
+    than the weights, such as the frequencies of rotary embeddings: rounding these would make another model.
+
+    Args:
+        model: the model.
+    """
+    formats = [(x, x.dtype) for x in model.parameters()]
+    buffers = [(module, name, x) for module in model.modules() for name, x in module.named_buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        for parameter, dtype in formats:
+            parameter.data = parameter.data.to(dtype)
+        for module, name, buffer in buffers:
+            there = module._buffers.get(name)
+            module._buffers[name] = buffer if there is None else buffer.to(there.device)
 
 
 def put_back(student: Any, values: dict[str, torch.Tensor]) -> None:

@@ -53,7 +53,8 @@ def recover(
         windows: int64 [n, seq_len], or passages, such as :func:`ffprune_env.load_chat` gives.
         settings: what is trained, towards what, on how much text; None: the defaults.
         held_out: text to stop by, which is not trained on; None takes a few of the windows away for that.
-        folder: of checkpoints: what was interrupted goes on from there. None: a temporary one.
+        folder: of checkpoints: what was interrupted goes on from there, and what has ended is there and not trained
+            again. Remove it when the model is written. None: a temporary one.
         tensorboard: folder of events; None writes none.
 
     Returns:
@@ -61,7 +62,7 @@ def recover(
 
     Raises:
         ValueError: the models have other vocabularies, or no hidden states that give their logits; the text is too
-            short or too long for the model; or the folder holds an interrupted recovery of something else.
+            short or too long for the model; or the folder holds a recovery of something else.
         RuntimeError: memory runs out with a single window.
     """
     settings = settings or RecoverySettings()
@@ -75,7 +76,7 @@ def recover(
         work = Path(place)
         teacher = _teacher_of(pruned, dense, [*train, *kept_out], settings, work)
         events = None if tensorboard is None else Path(tensorboard)
-        return Session(pruned, teacher, train, kept_out, settings, progress, work, events).run()
+        return Session(pruned, teacher, train, kept_out, settings, progress, work, events, folder is not None).run()
 
 
 def progress_of(settings: RecoverySettings, train: Sequence[Passage]) -> Progress:

@@ -18,12 +18,13 @@ from ffprune_env.lm.identity import identity_of_model
 from ffprune_env.lm.phases import phase
 from ffprune_env.lm.quiet import quiet_transformers
 from ffprune_env.lm.replacing import replacing
-from ffprune_env.recovery.lessons import HeldOut, Lessons
+from ffprune_env.recovery.checkpoints import last_checkpoint
+from ffprune_env.recovery.distillation_loss import DistillationLoss, HeldOut
+from ffprune_env.recovery.ended import Ended, forget_ended, keep_ended, read_ended, read_values
 from ffprune_env.recovery.passages import Passage, begin_alike, digest_of
 from ffprune_env.recovery.progress import Progress
 from ffprune_env.recovery.ready import put_back, ready
 from ffprune_env.recovery.settings import RecoverySettings
-from ffprune_env.recovery.stored_teacher import FOLDER as TEACHER
 from ffprune_env.recovery.teacher import Teacher
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Recovery:
 
 
 class Session:
-    """A recovery, which goes on where an interrupted one of the same folder ended.
+    """A recovery, which goes on where an interrupted one of the same folder was, and does not train what has ended.
 
     Args:
         model: the pruned model, trained in place.
@@ -75,6 +76,7 @@ class Session:
         progress: how long it is to be.
         folder: of checkpoints.
         tensorboard: folder of events; None writes none.
+        keeps: whether the folder outlives the process, so that what was trained is to be found there.
     """
 
     def __init__(
@@ -87,87 +89,114 @@ class Session:
         progress: Progress,
         folder: Path,
         tensorboard: Path | None,
+        keeps: bool,
     ) -> None:
         self.model, self.teacher, self.settings = model, teacher, settings
         self.train, self.held_out, self.folder, self.tensorboard = train, held_out, folder, tensorboard
         self.checkpoints = folder / _CHECKPOINTS
-        self.lessons = Lessons(model, teacher, settings, openings=not begin_alike(train))
-        self.progress = progress
+        self.distillation = DistillationLoss(model, teacher, settings, openings=not begin_alike(train))
+        self.progress, self.keeps = progress, keeps
 
     def run(self) -> Recovery:
         """Looks, trains, looks again; a model that is no better is put back."""
         before = self._begin()
-        why, state, better = "", None, False
+        better = False
         with ready(self.model, self.settings) as (student, start):
             n_trained = sum(x.numel() for x in start.values())
             try:
-                state, why = self._train(student, start)
-                # Anything is better than a loss that is no number.
-                better = state.best_metric is not None and not state.best_metric >= before.loss
-                if not better:
-                    why = f"{why}; no held-out loss was below {before.loss:.4g}, the one from before"
-            except _Failure as failure:
-                why, state = str(failure), failure.state
+                ended = read_ended(self.folder) if self.keeps else None
+                if ended is None:
+                    ended = self._train_to_the_end(student, start, before)
+                elif ended.better:
+                    logger.info("%s holds what was trained before", self.folder)
+                    put_back(student, read_values(self.folder))
+                better = ended.better
             finally:
                 if not better:
                     put_back(student, start)
             if self.settings.lora is not None:
                 (student.merge_and_unload if better else student.unload)()
         if not better:
-            logger.warning("%s: the model from before is kept", why)
-        after = self.lessons.held_out(self.held_out, len(self.train)) if better else before
-        self._end()
+            logger.warning("%s: the model from before is kept", ended.stopped)
         return Recovery(
-            tokens=int(state.num_input_tokens_seen),
-            steps=int(state.global_step),
-            seconds=self.progress.elapsed,
+            tokens=ended.tokens,
+            steps=ended.steps,
+            seconds=ended.seconds,
             before=before,
-            after=after,
+            after=self.distillation.held_out(self.held_out, len(self.train)) if better else before,
             kept=better,
-            stopped=why,
+            stopped=ended.stopped,
             trained=n_trained,
             train_windows=len(self.train),
             held_out_windows=len(self.held_out),
         )
 
     def _begin(self) -> HeldOut:
-        """The losses of before; what was interrupted must have been begun with the same."""
+        """The losses of before; what is there already must have been begun with the same."""
         asked = {name: value for name, value in asdict(self.settings).items() if name != "minutes"}
         facts = {"settings": asked, "text": digest_of([*self.train, *self.held_out])}
         now: dict[str, Any] = {**facts, "model": identity_of_model(self.model)}
         file = self.folder / _BEGUN
-        begun = _read(file)
-        if begun is not None and last_of(self.checkpoints) is not None:
-            for name, value in now.items():
-                if begun.get(name) != value:
-                    raise ValueError(
-                        f"{self.folder} holds a recovery that was interrupted and began with another {name}: go on "
-                        f"with the same, or remove the folder"
-                    )
+        begun, ended = _read(file), read_ended(self.folder)
+        if begun is not None and (ended is not None or last_checkpoint(self.checkpoints) is not None):
+            how = "was interrupted" if ended is None else "has ended"
+            changed = [name for name, value in now.items() if begun.get(name) != value]
+            if ended is not None and ended.minutes != self.settings.minutes:
+                changed.append("number of minutes")
+            if changed:
+                raise ValueError(
+                    f"{self.folder} holds a recovery that {how} and began with another {changed[0]}: go on with the "
+                    f"same, or remove the folder"
+                )
             return HeldOut(**begun["before"])
-        before = self.lessons.held_out(self.held_out, len(self.train))
+        before = self.distillation.held_out(self.held_out, len(self.train))
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        forget_ended(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         with replacing(file) as scratch:
             scratch.write_text(json.dumps({**now, "before": asdict(before)}), encoding="utf-8")
         return before
 
+    def _train_to_the_end(self, student: Any, start: dict[str, torch.Tensor], before: HeldOut) -> Ended:
+        """Trains; what comes of it is kept if nobody has it yet, and checkpoints are needed no more."""
+        better = False
+        try:
+            state, why = self._train(student, start)
+            # Anything is better than a loss that is no number.
+            better = state.best_metric is not None and not state.best_metric >= before.loss
+            if not better:
+                why = f"{why}; no held-out loss was below {before.loss:.4g}, the one from before"
+        except _Failure as failure:
+            why, state = str(failure), failure.state
+        ended = Ended(
+            steps=int(state.global_step),
+            tokens=int(state.num_input_tokens_seen),
+            seconds=self.progress.elapsed,
+            minutes=self.settings.minutes,
+            better=better,
+            stopped=why,
+        )
+        if self.keeps:
+            keep_ended(self.folder, ended, {name: x for name, x in student.named_parameters() if name in start})
+            shutil.rmtree(self.checkpoints, ignore_errors=True)
+        return ended
+
     def _train(self, student: Any, start: dict[str, torch.Tensor]) -> tuple[Any, str]:
         """Trains with as large a batch as fits; the state that Trainer ends in, and why it ended."""
-        from ffprune_env.recovery.trainer import NotFiniteError, RecoveryTrainer
+        from ffprune_env.recovery.trainer import NotFiniteError
 
         trainer: Any = None
-        before = last_of(self.checkpoints)
+        before = last_checkpoint(self.checkpoints)
         if before is not None:
             self.progress.spent = before[1]
             logger.info("going on from %s", before[0])
-        on_cpu = next(self.model.parameters()).device.type == "cpu"
-        batch = first_batch(on_cpu, self.settings.windows_per_step)
+        place = self.model.get_input_embeddings().weight.device
+        batch = first_batch(place.type == "cpu", self.settings.windows_per_step)
         while True:
             try:
                 with _quiet(), self._phase() as advance:
-                    trainer = self._trainer(RecoveryTrainer, student, batch, on_cpu, advance)
-                    found = last_of(self.checkpoints)
+                    trainer = self._trainer(student, batch, place, advance)
+                    found = last_checkpoint(self.checkpoints)
                     trainer.train(resume_from_checkpoint=None if found is None else str(found[0]))
                 return trainer.state, self._why(trainer.state)
             except NotFiniteError as error:
@@ -186,20 +215,22 @@ class Session:
             batch, trainer = smaller, None
             student.zero_grad(set_to_none=True)
             release_memory()
-            if last_of(self.checkpoints) is None:
+            if last_checkpoint(self.checkpoints) is None:
                 put_back(student, start)
 
-    def _trainer(self, kind: Any, student: Any, batch: int, on_cpu: bool, advance: Any) -> Any:
-        from ffprune_env.recovery.trainer import training_arguments
+    def _trainer(self, student: Any, batch: int, place: torch.device, advance: Any) -> Any:
+        from ffprune_env.recovery.trainer import RecoveryTrainer, training_arguments
 
-        arguments = training_arguments(self.settings, self.progress, self.checkpoints, batch, on_cpu)
+        arguments = training_arguments(self.settings, self.progress, self.checkpoints, batch, place)
         more = []
         if self.tensorboard is not None:
             from torch.utils.tensorboard import SummaryWriter
             from transformers.integrations import TensorBoardCallback
 
             more.append(TensorBoardCallback(SummaryWriter(str(self.tensorboard))))
-        return kind(student, self.lessons, self.train, self.held_out, self.progress, arguments, advance, more)
+        return RecoveryTrainer(
+            student, self.distillation, self.train, self.held_out, self.progress, arguments, advance, more
+        )
 
     def _phase(self) -> Any:
         size = f"{self.settings.what_is_trained}, {len(self.train)} windows, {self.settings.objective}"
@@ -211,12 +242,6 @@ class Session:
         if self.progress.at(state.global_step) >= 1:
             return "the time was over"
         return f"the held-out loss was no better in {self.settings.patience} looks"
-
-    def _end(self) -> None:
-        """What could be gone on with is needed no more."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        shutil.rmtree(self.folder / TEACHER, ignore_errors=True)
-        (self.folder / _BEGUN).unlink(missing_ok=True)
 
 
 class _Failure(Exception):  # noqa: N818 - the model from before is kept
@@ -235,15 +260,6 @@ def first_batch(on_cpu: bool, per_step: int) -> int:
 def smaller_batch(batch: int, per_step: int) -> int:
     """The largest number up to half of a batch that divides the windows of a step, so that steps stay the same."""
     return max(size for size in range(1, batch // 2 + 1) if per_step % size == 0)
-
-
-def last_of(folder: Path) -> tuple[Path, float] | None:
-    """The newest whole checkpoint, and its seconds; see :func:`~ffprune_env.recovery.trainer.last_checkpoint`."""
-    if not folder.is_dir():
-        return None
-    from ffprune_env.recovery.trainer import last_checkpoint
-
-    return last_checkpoint(folder)
 
 
 def _read(file: Path) -> dict[str, Any] | None:

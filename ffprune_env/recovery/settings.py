@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from ffprune_env.lm.ranges import require_in_range
 
@@ -11,8 +13,22 @@ from ffprune_env.lm.ranges import require_in_range
 Trained = Literal["all", "outputs"]
 Precision = Literal["auto", "float32", "bfloat16"]
 
-# Of AdamW, by what is trained: few weights, or adapters that begin at nothing, take larger steps.
-_RATES: dict[str, float] = {"all": 2e-4, "outputs": 2e-4, "lora": 2e-4}
+# Of AdamW. Adapters take larger steps: what they add begins at 0, and they are few (docs/recovery.md).
+_RATE, _RATE_OF_ADAPTERS = 2e-4, 1e-3
+
+# The least and the most that a number may be.
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "tokens": (1, math.inf),
+    "lora": (1, math.inf),
+    "cross_entropy": (0, 1),
+    "hidden": (0, math.inf),
+    "windows_per_step": (1, math.inf),
+    "held_out": (1, math.inf),
+    "looks": (1, math.inf),
+    "patience": (0, math.inf),
+    "teacher_topk": (1, math.inf),
+}
+_MORE_THAN_0 = ("minutes", "learning_rate")
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,7 @@ class RecoverySettings:
         trained: ``all`` weights but the embeddings (and a head that is one of them), or ``outputs``: norms and output
             projections alone.
         lora: rank of adapters that are trained in the place of the weights, and merged in the end; None: no adapters.
-        learning_rate: of AdamW at its highest; None: by what is trained.
+        learning_rate: of AdamW at its highest; None: 0.0002, of adapters 0.001.
         cross_entropy: share of the loss that is the cross-entropy of the text; the rest is KL(dense ‖ pruned).
         hidden: weight of the relative squared error of the hidden states behind every layer, which is added; 0: none.
         windows_per_step: windows, or conversations, behind one step of the optimizer, whatever fits into memory.
@@ -59,30 +75,20 @@ class RecoverySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_in_range("tokens of a recovery", self.tokens, 1)
-        if self.minutes is not None and not self.minutes > 0:
-            raise ValueError(f"minutes of a recovery must be more than 0, got {self.minutes}")
+        require_bounds(vars(self), {})
         if self.trained not in ("all", "outputs"):
             raise ValueError(f"what is trained must be all or outputs, got {self.trained!r}")
-        require_in_range("the rank of the adapters", self.lora, 1)
         if self.lora is not None and self.trained != "all":
             raise ValueError("adapters are trained in the place of weights: give either a rank, or which weights")
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise ValueError(f"the learning rate of a recovery must be more than 0, got {self.learning_rate}")
-        require_in_range("the share of cross-entropy", self.cross_entropy, 0, 1)
-        require_in_range("the weight of hidden states", self.hidden, 0)
-        for name, value in (("windows per step", self.windows_per_step), ("held-out windows", self.held_out)):
-            require_in_range(name, value, 1)
-        require_in_range("looks at the held-out loss", self.looks, 1)
-        require_in_range("patience", self.patience, 0)
-        require_in_range("probabilities per token of the teacher", self.teacher_topk, 1)
         if self.teacher_topk is not None and self.hidden:
             raise ValueError("hidden states are not kept on disk: leave out the top k of the teacher, or their weight")
 
     @property
     def rate(self) -> float:
-        """The learning rate that was asked for, or the one that goes with what is trained."""
-        return self.learning_rate or _RATES["lora" if self.lora is not None else self.trained]
+        """The learning rate that was asked for, or the default one."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return _RATE if self.lora is None else _RATE_OF_ADAPTERS
 
     @property
     def what_is_trained(self) -> str:
@@ -99,3 +105,19 @@ class RecoverySettings:
         if 0 < share < 1:
             parts = [f"{1 - share:g} KL to the dense model", f"{share:g} cross-entropy"]
         return " + ".join([*parts, *([f"{self.hidden:g} hidden states"] if self.hidden else [])])
+
+
+def require_bounds(values: Mapping[str, Any], names: Mapping[str, str]) -> None:
+    """Raises ValueError, in one line, for a number that is out of its bounds.
+
+    Args:
+        values: of fields of :class:`RecoverySettings`; what is missing or None is not looked at.
+        names: what the message calls a field, where that is not its own name: a flag.
+    """
+    called = {name: names.get(name, f"{name} of a recovery") for name in (*_BOUNDS, *_MORE_THAN_0)}
+    for name, (least, most) in _BOUNDS.items():
+        require_in_range(called[name], values.get(name), least, most)
+    for name in _MORE_THAN_0:
+        value = values.get(name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{called[name]} must be more than 0, got {value}")

@@ -17,8 +17,8 @@ from ffprune_env.lm.loss import hidden_chunks
 from ffprune_env.lm.phases import phase
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.recovery.passages import Passage, PassageData, collate, digest_of
-from ffprune_env.recovery.teacher import DenseTeacher, Lesson
-from ffprune_env.recovery.wanted import TopRows, WholeRows, top_rows
+from ffprune_env.recovery.soft_targets import TopRows, WholeRows, top_rows
+from ffprune_env.recovery.teacher import DenseTeacher, TeacherOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -52,7 +52,7 @@ class StoredTeacher:
         """Tokens that there are probabilities of."""
         return self._vocabulary
 
-    def teach(self, batch: dict[str, torch.Tensor], layers: bool = False) -> Lesson:
+    def teach(self, batch: dict[str, torch.Tensor], layers: bool = False) -> TeacherOutput:
         """What it says of a batch; see :class:`~ffprune_env.recovery.teacher.Teacher`."""
         if layers:
             raise ValueError("hidden states are not kept on disk")
@@ -62,7 +62,7 @@ class StoredTeacher:
             for stored in (self._log_p, self._indices)
         )
         device = batch["labels"].device
-        return Lesson(_StoredRows(log_p.to(device), indices.to(device, torch.int64)))
+        return TeacherOutput(_StoredRows(log_p.to(device), indices.to(device, torch.int64)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,10 +106,10 @@ def _write(teacher: DenseTeacher, passages: Sequence[Passage], k: int, folder: P
     with phase("teacher", f"{rows} tokens, the {width} most probable next ones of each", len(passages)) as advance:
         for i in range(len(passages)):
             batch = collate([data[i]])
-            lesson, n = teacher.teach(batch), passages[i].scored
+            said, n = teacher.teach(batch), passages[i].scored
             for start in range(0, n, _at_once(teacher, n)):
                 stop = min(start + _at_once(teacher, n), n)
-                whole = lesson.rows.part(start, stop)
+                whole = said.rows.part(start, stop)
                 assert isinstance(whole, WholeRows)  # the dense model has all of them
                 top = top_rows(whole.log_p, k)
                 both = torch.cat([top.log_p, top.log_rest[:, None]], dim=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +14,7 @@ from ffprune_env.lm.head import decoder_outputs, head_of, native_logits, replace
 from ffprune_env.recovery.chunks import Losses, Task, linear_losses, native_losses
 from ffprune_env.recovery.hidden import hidden_errors, noting_layers
 from ffprune_env.recovery.passages import scored_rows
-from ffprune_env.recovery.teacher import Lesson
+from ffprune_env.recovery.teacher import TeacherOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +28,7 @@ _LOGIT_BYTES = 64 * 2**20
 def batch_losses(
     model: PreTrainedModel,
     batch: dict[str, torch.Tensor],
-    lesson: Lesson | None,
+    said: TeacherOutput | None,
     share: float,
     forward: Forward | None = None,
 ) -> Losses:
@@ -40,13 +41,13 @@ def batch_losses(
     Args:
         model: the pruned model.
         batch: of :func:`~ffprune_env.recovery.passages.collate`.
-        lesson: what the teacher says of it; None where ``share`` is 1.
+        said: what the teacher says of it; None where ``share`` is 1.
         share: of the cross-entropy.
         forward: the model with what is around it, such as adapters; None: the model itself.
     """
     tokens = batch["input_ids"].to(running_device(model.get_input_embeddings()))
     labels, scored = batch["labels"].to(tokens.device), scored_rows(batch["labels"]).to(tokens.device)
-    rows = None if lesson is None else lesson.rows
+    rows = None if said is None else said.rows
     task = Task(labels[:, 1:][scored], rows, share, rows_at_once(model, _LOGIT_BYTES))
     head = model.get_output_embeddings()
     if not _is_matrix(model, head):
@@ -66,28 +67,25 @@ def batch_losses(
 def batch_losses_with_layers(
     model: PreTrainedModel,
     batch: dict[str, torch.Tensor],
-    lesson: Lesson,
+    said: TeacherOutput,
     share: float,
     weight: float,
     forward: Forward | None = None,
-) -> tuple[Losses, torch.Tensor]:
+) -> Losses:
     """The same, with the errors of the hidden states behind every layer in the loss.
 
     Args:
         model: as for :func:`batch_losses`, like the arguments up to ``share`` and the last.
         batch: the batch.
-        lesson: with the teacher's hidden states.
+        said: with the teacher's hidden states.
         share: of the cross-entropy.
         weight: of the errors.
         forward: the model with what is around it.
-
-    Returns:
-        Losses, and the sum of the errors over tokens.
     """
     with noting_layers(model) as found:
-        losses = batch_losses(model, batch, lesson, share, forward)
-    errors = hidden_errors(found, lesson.layers, scored_rows(batch["labels"]).to(losses.loss.device))
-    return Losses(losses.loss + weight * errors, losses.kl, losses.cross_entropy), errors.detach()
+        losses = batch_losses(model, batch, said, share, forward)
+    errors = hidden_errors(found, said.layers, scored_rows(batch["labels"]).to(losses.loss.device))
+    return replace(losses, loss=losses.loss + weight * errors)
 
 
 def _is_matrix(model: PreTrainedModel, head: nn.Module) -> bool:

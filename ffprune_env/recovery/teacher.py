@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from ffprune_env.lm.batches import evaluating
+from ffprune_env.lm.devices import running_device
 from ffprune_env.lm.head import Head, decoder_outputs, head_of, look_again
 from ffprune_env.lm.loss import vocabulary_logits
 from ffprune_env.recovery.chunks import Rows
 from ffprune_env.recovery.hidden import layers_of, noting_layers
 from ffprune_env.recovery.passages import scored_rows
-from ffprune_env.recovery.wanted import WholeRows
+from ffprune_env.recovery.soft_targets import WholeRows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class TeacherOutput:
     """What a teacher says of a batch.
 
     Attributes:
@@ -40,7 +42,7 @@ class Teacher(Protocol):
     def vocabulary(self) -> int:
         """Tokens that there are probabilities of."""
 
-    def teach(self, batch: dict[str, torch.Tensor], layers: bool = False) -> Lesson:
+    def teach(self, batch: dict[str, torch.Tensor], layers: bool = False) -> TeacherOutput:
         """What it says of a batch.
 
         Args:
@@ -70,9 +72,9 @@ class DenseTeacher:
         return self._head.vocabulary
 
     @torch.no_grad()
-    def teach(self, batch: dict[str, torch.Tensor], layers: bool = False) -> Lesson:
+    def teach(self, batch: dict[str, torch.Tensor], layers: bool = False) -> TeacherOutput:
         """What it says of a batch; see :class:`Teacher`."""
-        with evaluating(self.model):
+        with as_it_is(self.model):
             if not layers:
                 states, found = decoder_outputs(self.model, batch["input_ids"]), {}
             else:
@@ -80,20 +82,34 @@ class DenseTeacher:
                     states = decoder_outputs(self.model, batch["input_ids"])
         kept = states[:, :-1][scored_rows(batch["labels"]).to(states.device)]
         n = len(layers_of(self.model)) if layers else 0
-        return Lesson(_DenseRows(self.model, kept, batch["labels"].device), [found[i] for i in range(n)])
+        return TeacherOutput(_DenseRows(self.model, kept, batch["labels"].device), [found[i] for i in range(n)])
 
 
 @dataclass(frozen=True, eq=False)
 class _DenseRows:
     model: PreTrainedModel
     states: torch.Tensor
-    wanted_on: torch.device
+    device: torch.device
 
     @torch.no_grad()
     def part(self, start: int, stop: int) -> WholeRows:
-        with evaluating(self.model):
+        with as_it_is(self.model):
             logits = vocabulary_logits(self.model, self.states[start:stop])
-        return WholeRows(logits.log_softmax(dim=-1).to(self.wanted_on))
+        return WholeRows(logits.log_softmax(dim=-1).to(self.device))
+
+
+@contextmanager
+def as_it_is(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, the dense model computes in its own number format and drops nothing, whatever training does around it.
+
+    Autocast would let some layers hand on float32, which a narrow head does not take, and round what is wide.
+
+    Args:
+        model: the dense model.
+    """
+    kind = running_device(model.get_input_embeddings()).type
+    with torch.autocast(kind, enabled=False), evaluating(model):
+        yield
 
 
 def usable_head(model: PreTrainedModel, which: str) -> Head:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.recovery.passages import Passage, hold_out, load_chat, passages_of
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.texts.chat import is_chat
 from ffprune_env.texts.overlap import share_in
+from ffprune_env.texts.spread import spread_windows
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import NAMED_TEXTS, Split, load_windows, require_text, same_text
 

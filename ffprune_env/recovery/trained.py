@@ -58,15 +58,20 @@ def frozen(model: nn.Module) -> Iterator[None]:
 
 
 def widened(model: PreTrainedModel) -> PreTrainedModel:
-    """The same model with weights of float32, where those were narrower.
+    """The same model with weights and buffers of float32, where those were narrower.
 
     A step changes a weight by less than bfloat16 can tell apart, and such steps would be lost.
 
     Args:
-        model: changed in place.
+        model: changed in place; its buffers are other tensors, with the same values.
     """
-    if model.dtype in _NARROW:
-        model.to(torch.float32)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.dtype in _NARROW:
+                parameter.data = parameter.data.float()
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.dtype in _NARROW:
+                module._buffers[name] = buffer.float()
     return model
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,9 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from ffprune_env.lm.phases import Advance
-from ffprune_env.recovery.lessons import Lessons
-from ffprune_env.recovery.passages import Passage, PassageData, collate
+from ffprune_env.recovery.checkpoints import keep_seconds
+from ffprune_env.recovery.distillation_loss import DistillationLoss
+from ffprune_env.recovery.passages import Passage, PassageData, collate, scored_rows
 from ffprune_env.recovery.progress import NO_END, Progress, looks_made, rate_at
 from ffprune_env.recovery.settings import RecoverySettings
 
@@ -23,11 +23,25 @@ if TYPE_CHECKING:
 
 # Looks and checkpoints are due by progress, never by a number of steps.
 _NEVER = 10**9
-_SECONDS, _STATE = "seconds.json", "trainer_state.json"
 
 
 class NotFiniteError(RuntimeError):
     """The loss of a step is no number."""
+
+
+class RecoveryArguments(TrainingArguments):
+    """What Trainer is told, and where the model is: Trainer would take it to the first GPU.
+
+    Attributes:
+        place: where a single process trains; None lets Trainer say, as several processes need it.
+    """
+
+    place: torch.device | None = None  # no annotation of a field: this class is no dataclass
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go, and what is counted."""
+        return super().device if self.place is None else self.place
 
 
 class RecoveryTrainer(Trainer):
@@ -39,7 +53,7 @@ class RecoveryTrainer(Trainer):
 
     Args:
         student: the pruned model, with its adapters if it has any.
-        lessons: makes losses of batches.
+        distillation: makes losses of batches.
         train: passages to train on.
         held_out: passages to stop by.
         progress: how far it is.
@@ -54,15 +68,15 @@ class RecoveryTrainer(Trainer):
     def __init__(
         self,
         student: Any,
-        lessons: Lessons,
+        distillation: DistillationLoss,
         train: Sequence[Passage],
         held_out: Sequence[Passage],
         progress: Progress,
-        arguments: TrainingArguments,
+        arguments: RecoveryArguments,
         advance: Advance,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        settings = lessons.settings
+        settings = distillation.settings
         more: list[TrainerCallback] = [*callbacks, _Looks(progress, settings.looks, advance)]
         if settings.patience:
             more.append(EarlyStoppingCallback(settings.patience))
@@ -71,7 +85,9 @@ class RecoveryTrainer(Trainer):
             student, arguments, data_collator=collate, train_dataset=data[0], eval_dataset=data[1], callbacks=more
         )
         self.remove_callback(PrinterCallback)
-        self.lessons, self.held_out, self.progress = lessons, held_out, progress
+        if arguments.world_size == 1:
+            self.accelerator.device_placement = False  # it would move the model to the first GPU, wherever it is
+        self.distillation, self.held_out, self.progress = distillation, held_out, progress
         # The loss is divided by the tokens of the whole step.
         self.model_accepts_loss_kwargs = self._loss_shifts_labels = self.loss_is_scaled_for_ga = True
 
@@ -83,10 +99,15 @@ class RecoveryTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor:
         """The loss of a batch, as a part of the mean over the tokens of a step."""
-        losses = self.lessons.losses(inputs, model)
-        tokens = num_items_in_batch if num_items_in_batch is not None else (inputs["labels"][:, 1:] != -100).sum()
+        losses = self.distillation.losses(inputs, model)
+        tokens = num_items_in_batch if num_items_in_batch is not None else scored_rows(inputs["labels"]).sum()
+        if isinstance(tokens, torch.Tensor):
+            tokens = tokens.to(losses.loss.device)
         processes: int = self.accelerator.num_processes
-        return losses.loss / tokens * processes  # over which gradients are averaged
+        loss = losses.loss / tokens * processes  # over which gradients are averaged
+        return loss.to(
+            self.args.device
+        )  # where Trainer adds losses up: of a model on several GPUs the head is elsewhere
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Forward and backward of a batch; NotFiniteError, before any weight is changed, if the loss is no number."""
@@ -97,7 +118,7 @@ class RecoveryTrainer(Trainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean losses of the held-out part."""
-        metrics = self.lessons.held_out(self.held_out, len(self.train_dataset), self.model).metrics()
+        metrics = self.distillation.held_out(self.held_out, len(self.train_dataset), self.model).metrics()
         if not math.isfinite(metrics["eval_loss"]):
             raise NotFiniteError(f"the held-out loss became {metrics['eval_loss']} at step {self.state.global_step}")
         self.log(metrics)
@@ -115,8 +136,8 @@ class RecoveryTrainer(Trainer):
 
 
 def training_arguments(
-    settings: RecoverySettings, progress: Progress, folder: Path, batch: int, on_cpu: bool
-) -> TrainingArguments:
+    settings: RecoverySettings, progress: Progress, folder: Path, batch: int, place: torch.device
+) -> RecoveryArguments:
     """What Trainer is told.
 
     Args:
@@ -124,9 +145,10 @@ def training_arguments(
         progress: how many steps there are, if that is known.
         folder: of checkpoints.
         batch: windows per forward pass; it divides the windows per step.
-        on_cpu: whether the model is there.
+        place: where the model is.
     """
-    arguments = TrainingArguments(
+    on_cpu = place.type == "cpu"
+    arguments = RecoveryArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=settings.windows_per_step // batch,
@@ -153,8 +175,10 @@ def training_arguments(
         use_cpu=on_cpu,
         seed=settings.seed,
     )
-    if not on_cpu and arguments.world_size == 1:
-        arguments._n_gpu = 1  # several are for several processes, never for copies in threads
+    if arguments.world_size == 1:
+        arguments.place = place
+        if not on_cpu:
+            arguments._n_gpu = 1  # several are for several processes, never for copies in threads
     return arguments
 
 
@@ -189,17 +213,4 @@ class _Looks(TrainerCallback):
     def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Keeps the time."""
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        (folder / _SECONDS).write_text(json.dumps(self.progress.elapsed), encoding="utf-8")
-
-
-def last_checkpoint(folder: Path) -> tuple[Path, float] | None:
-    """The newest checkpoint that was written whole, and the seconds that it took to get there; None if there is none.
-
-    Args:
-        folder: of checkpoints.
-    """
-    found = [x.parent for x in folder.glob(f"checkpoint-*/{_SECONDS}") if (x.parent / _STATE).is_file()]
-    if not found:
-        return None
-    newest = max(found, key=lambda path: int(path.name.partition("-")[2]))
-    return newest, float(json.loads((newest / _SECONDS).read_text(encoding="utf-8")))
+        keep_seconds(folder, self.progress.elapsed)

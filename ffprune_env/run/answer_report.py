@@ -26,6 +26,7 @@ from ffprune_env.run.cost_report import cost_content
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.measuring import baselines, measure_policies
 from ffprune_env.run.plots import retention_plot
+from ffprune_env.run.recovery_files import FOLDER, forget_recovery
 from ffprune_env.run.results import Measured, PolicyResult, best_policy, label
 from ffprune_env.run.results_table import results_table
 from ffprune_env.run.saved_model import write_and_measure
@@ -73,6 +74,7 @@ class AnswerReport:
         known = {} if dense is None else {"dense": dense}
         self.results = Measured(known, {}, evaluator.calibration_asked)
         self.failure: str | None = None
+        self._before = _told_of_models(run)
 
     def measure_chosen(self) -> None:
         """Measures the dense model, if it was not, and the policy that was chosen, cut and calibrated."""
@@ -103,7 +105,7 @@ class AnswerReport:
     ) -> None:
         """Writes the chosen model to ``model/``, and measures what a user reads back from there.
 
-        A ``model.gguf`` of another model that was there before goes.
+        A ``model.gguf`` that was there before goes, and what a recovery made of another model in ``model/``.
 
         Args:
             tokenizer: goes beside it.
@@ -111,7 +113,6 @@ class AnswerReport:
             on_cpu: read it back there.
             gguf: write it to ``model.gguf`` too, with matrices of this type.
         """
-        self.gguf.unlink(missing_ok=True)
         chosen = self.results.final["chosen"]
         facts = replace(
             facts,
@@ -124,8 +125,10 @@ class AnswerReport:
         )
         folder, batch_size = self.run.path / "model", self.evaluator.batch_size
         saved = write_and_measure(
-            self.evaluator, chosen, self.test_windows, folder, tokenizer, facts, batch_size, on_cpu
+            self.evaluator, chosen, self.test_windows, folder, tokenizer, facts, batch_size, on_cpu, self._forget
         )
+        if saved.result is not None:
+            self.gguf.unlink(missing_ok=True)
         self.results, self.failure = replace(self.results, saved=saved.result), saved.failure
         self._keep()
         if gguf is not None and self.failure is None:
@@ -196,8 +199,15 @@ class AnswerReport:
         self.results = measure_policies(self.evaluator, policies, self.test_windows, batch_size, self.results)
         self._keep()
 
+    def _forget(self) -> None:
+        """Another model comes to ``model/``: nothing is told any more of the one before, nor of what became of it."""
+        self._before = {}
+        self._keep()
+        self.gguf.unlink(missing_ok=True)
+        forget_recovery(self.run)
+
     def _keep(self) -> None:
-        """Writes ``best.json``."""
+        """Writes ``best.json``; of models on disk that nobody has written anew it tells what it did."""
         texts = {**self.evaluator.texts, "test": self.test_windows}
         about = {
             "target_sparsity": self.target,
@@ -211,4 +221,18 @@ class AnswerReport:
         if self.budget is not None:
             about["budget"] = self.budget.content(self.answer.allocation.kept, self._has)
         policies = best_policy(self.evaluator, self.results, self.answer.scores, self.answer.allocation)
-        self.run.write_json("best.json", about | policies)
+        self.run.write_json("best.json", about | self._before | policies)
+
+
+def _told_of_models(run: RunFolder) -> dict[str, Any]:
+    """What ``best.json`` tells of models that are on disk now, such as of a run that is made again; nothing if damaged.
+
+    Args:
+        run: the folder of a sparsity.
+    """
+    try:
+        best = run.read_json("best.json") or {}
+    except ValueError:
+        return {}
+    folders = {"saved": "model", "recovered": FOLDER}
+    return {name: best[name] for name, folder in folders.items() if name in best and (run.path / folder).is_dir()}

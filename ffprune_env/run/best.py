@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,3 +26,16 @@ def read_best(part: RunFolder, run: Path) -> dict[str, Any]:
         what = f"there is no {file}" if best is None else f"{file} does not say what it chose"
         raise ValueError(f"{run} has not ended: {what}; go on with it by --resume {run}")
     return as_measured(best)
+
+
+def fell_back(best: Mapping[str, Any], policy: str = "chosen", asked: str | None = None) -> bool:
+    """Whether the model of a policy is not calibrated as was asked for: tables and pictures mark it.
+
+    Args:
+        best: what a run chose and measured.
+        policy: its name there.
+        asked: how it was to be calibrated, where what the run measured does not say that; None: nobody knows.
+    """
+    calibrated = best.get("calibration", {}).get(policy, {})
+    wanted = best.get("calibration_asked", asked)
+    return wanted is not None and calibrated.get("calibration") not in (None, wanted)

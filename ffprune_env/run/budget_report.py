@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from transformers import AutoConfig
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.budget.budget import TIMES, Budget, told
@@ -19,7 +14,7 @@ from ffprune_env.budget.measure import Measure
 from ffprune_env.budget.stored_measure import measure_content, measure_from_content
 from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.export.measures import measure_of
-from ffprune_env.modeling.config_names import KV_HEADS_KEY
+from ffprune_env.run.stored_amounts import stored_amount
 from ffprune_env.serving.latency import UnitTimes, served_time, unit_times
 from ffprune_env.serving.unit_times import Server, What, parts_of
 
@@ -102,13 +97,7 @@ class BudgetReport:
             folder: that transformers loads.
             gguf: the file for llama.cpp, whose size counts if it is there.
         """
-        if self.timed is not None:
-            return self.timed(folder)
-        if self.measure.name == "size":
-            return sum(file.stat().st_size for file in ([gguf] if gguf.is_file() else folder.glob("*.safetensors")))
-        if self.measure.name == "parameters":
-            return sum(map(stored_numbers, folder.glob("*.safetensors")))
-        return stored_cache(folder) if self.measure.name == "kv" else None
+        return stored_amount(self.measure.name, folder, gguf) if self.timed is None else self.timed(folder)
 
 
 def count_budget(
@@ -166,17 +155,3 @@ def _counted_before(
             f"{COUNTED} of this run does not say what --budget {budget} counts: {error}; start a new run, without "
             f"--resume"
         ) from error
-
-
-def stored_numbers(file: Path) -> int:
-    """How many numbers a safetensors file holds, by its header."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-
-
-def stored_cache(folder: Path) -> int:
-    """Bytes of keys and values that a pruned model on disk keeps of a token."""
-    config = AutoConfig.from_pretrained(folder)
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int(2 * sum(getattr(config, KV_HEADS_KEY)) * width * config.dtype.itemsize)

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from ffprune_env.evaluators.settings import EvaluatorSettings
+from ffprune_env.limits.limit import LimitName
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.target_settings import TargetSettings
 
@@ -75,7 +77,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(not_a_run(path.parent) if path.name == CONFIG else f"there is no file {path}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} cannot be read: {one_line(error)}") from error
     if not isinstance(settings, dict):
         raise ValueError(f"{path} is not the config.yaml of a run: settings expected, got {type(settings).__name__}")
     return translated({str(name).replace("-", "_"): value for name, value in settings.items()})
@@ -150,6 +152,22 @@ def targets_of(config: Mapping[str, Any], run: Path) -> TargetSettings:
     raise ValueError(
         f"{run} is not a run: its sparsity is {asked!r}, not one number or several between 0 and 1, nor a range of them"
     )
+
+
+def require_by_sparsity(config: Mapping[str, Any], run: Path) -> None:
+    """Raises ValueError for a run that was asked for something else than sparsities.
+
+    With a budget in the place of a sparsity units are counted in another measure than in all others, and σ is not in
+    the settings; with a limit nothing was chosen at the sparsities that are.
+
+    Args:
+        config: its settings, as :func:`read_config` gives them.
+        run: its folder, for the message.
+    """
+    for name in ("budget", *get_args(LimitName)):
+        if config.get(name) is not None:
+            asked = f"--{name.replace('_', '-')} {config[name]}"
+            raise ValueError(f"{run} was asked for {asked}, and runs are compared by sparsity")
 
 
 def checked(settings: type[T], values: Mapping[str, Any], where: str) -> T:

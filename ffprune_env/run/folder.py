@@ -15,6 +15,7 @@ import yaml
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.lm.identity import ChangedError, Identity, require_same
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.lm.replacing import WRITING, remove_unfinished, replacing
 from ffprune_env.pruning.stored_order import ORDER, order_from_json
 from ffprune_env.run.claim import FolderClaim, TakenError
@@ -224,7 +225,7 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise ValueError(f"{self.path / name} is damaged: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{self.path / name} is damaged: {one_line(error)}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{self.path / name} is damaged: an object is needed")
         return content

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from filelock import FileLock
 
 from ffprune_env.export.gguf.families import why_no_gguf
 from ffprune_env.export.gguf.file import write_gguf
@@ -24,6 +25,7 @@ from ffprune_env.export.gguf.llama_cpp import LlamaCpp, require_llama_cpp
 from ffprune_env.lm.loss import perplexity_of
 from ffprune_env.lm.phases import phase, windows_size
 from ffprune_env.lm.pruned_folder import load_pruned
+from ffprune_env.run.best import fell_back
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.strict_json import as_measured
 from ffprune_env.serving.comparison import compared
@@ -40,6 +42,8 @@ logger = logging.getLogger(__name__)
 DENSE = "dense"
 BASE: GgufType = "f16"
 _KEPT = "frontier.json"
+# Its name begins like that of the lock on a run, which says that there is none.
+_LOCK = ".lock-frontier"
 # One thread and one sequence: what a laptop does for one person.
 JOB = Job(prompt=256, new_tokens=32, batches=[1], threads=1)
 
@@ -95,16 +99,20 @@ class Source:
         sparsity: of it.
         made_of: changes when the model does.
         folder: of the pruned model; None of the dense one.
+        fell_back: whether it is not calibrated as was asked for.
     """
 
     model: str
     sparsity: float
     made_of: str
     folder: Path | None = None
+    fell_back: bool = False
 
 
 class KeptFiles:
     """``frontier.json`` of a run: every file that was measured, on the same text and in the same way.
+
+    Several processes may measure files of one run: whatever another one has added meanwhile stays.
 
     Args:
         run: its folder.
@@ -114,10 +122,9 @@ class KeptFiles:
 
     def __init__(self, run: RunFolder, measured_on: Mapping[str, Any], by: Mapping[str, Any] | None) -> None:
         self._run, self._about = run, {"measured_on": dict(measured_on), "made_by": by}
-        found = as_measured(run.read_json(_KEPT) or {})
-        same = all(found.get(name) == value for name, value in self._about.items() if value is not None)
-        every = found.get("files", []) if same else []
-        self._points = {(point.model, point.kind): point for point in map(_read, every)}
+        found = self._found()
+        self._of = _about(found)
+        self._points = self._usable(found)
 
     def of(self, sources: Sequence[Source], kinds: Sequence[GgufType]) -> list[FilePoint]:
         """Those of some models in some types, as far as they were measured."""
@@ -130,10 +137,36 @@ class KeptFiles:
         return point is not None and point.made_of == source.made_of
 
     def add(self, point: FilePoint) -> None:
-        """Keeps one more."""
-        self._points[point.model, point.kind] = point
-        files = [asdict(x) for x in self._points.values()]
-        self._run.write_json(_KEPT, {**self._about, "files": files})
+        """Keeps one more.
+
+        Raises:
+            ValueError: another process has begun meanwhile to measure in another way, whose figures would be lost.
+        """
+        with FileLock(self._run.path / _LOCK):
+            found = self._found()
+            if _about(found) not in (self._of, self._about):
+                raise ValueError(
+                    f"another process measures files of {self._run.path} on other text, in other rounds or by other "
+                    f"versions: wait for it, and give the command again"
+                )
+            self._points |= self._usable(found)
+            self._points[point.model, point.kind] = point
+            files = [asdict(x) for x in self._points.values()]
+            self._run.write_json(_KEPT, {**self._about, "files": files})
+            self._of = self._about
+
+    def _found(self) -> dict[str, Any]:
+        return as_measured(self._run.read_json(_KEPT) or {})
+
+    def _usable(self, found: Mapping[str, Any]) -> dict[tuple[str, GgufType], FilePoint]:
+        """What is kept, by model and type, as far as it is what figures are asked to be."""
+        same = all(found.get(name) == value for name, value in self._about.items() if value is not None)
+        every = found.get("files", []) if same else []
+        return {(point.model, point.kind): point for point in map(_read, every)}
+
+
+def _about(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: found.get(name) for name in ("measured_on", "made_by")}
 
 
 def _read(content: Mapping[str, Any]) -> FilePoint:
@@ -147,13 +180,14 @@ def sources_of(run: RunFolder) -> list[Source]:
     Args:
         run: its folder.
     """
-    pruned = []
+    pruned, asked = [], run.read_config().get("calibration")
     for folder in (run.path, *sorted(x.parent for x in run.path.glob("s*/model"))):
         best = RunFolder(folder).read_json("best.json")
         if best is not None and (folder / "model" / "config.json").is_file():
             name = str(folder.relative_to(run.path))
             found = made_of(folder / "model")
-            pruned.append(Source(name, float(best["target_sparsity"]), found, folder / "model"))
+            other = fell_back(best, asked=asked)
+            pruned.append(Source(name, float(best["target_sparsity"]), found, folder / "model", other))
     dense = Source(DENSE, 0.0, run.identity()["weights"])
     return [dense, *sorted(pruned, key=lambda source: source.sparsity)]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from ffprune_env.lm.excess import change_text
+from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 from ffprune_env.run.frontier_files import BASE, DENSE, JOB, FilePoint, best_of
 
 #: The columns of :func:`rows_of`.
@@ -30,12 +32,22 @@ NOTES: tuple[str, ...] = (
 )
 
 
-def rows_of(points: Sequence[FilePoint]) -> list[tuple[str, ...]]:
+#: What is said beside them where a model is marked.
+MARKED = f"{FELL_BACK_MARK} {FELL_BACK}."
+
+
+def with_mark(name: str, marked: bool) -> str:
+    """The name of a model in a table, marked where it is not calibrated as was asked for."""
+    return f"{name} {FELL_BACK_MARK}" if marked else name
+
+
+def rows_of(points: Sequence[FilePoint], marked: Collection[str] = ()) -> list[tuple[str, ...]]:
     """A row for each file, in words.
 
     Args:
         points: the files; of the dense model, that as f16 may be missing or have no finite perplexity, and then no loss
             is told.
+        marked: the models among them that are not calibrated as was asked for.
     """
     base = next((x.ppl for x in points if x.model == DENSE and x.kind == BASE and math.isfinite(x.ppl)), None)
     small, fast = best_of(points, lambda x: x.size), best_of(points, lambda x: -x.decode.ratio)
@@ -44,12 +56,12 @@ def rows_of(points: Sequence[FilePoint]) -> list[tuple[str, ...]]:
         best = [name for name, those in (("size", small), ("speed", fast)) if (x.model, x.kind) in those]
         rows.append(
             (
-                DENSE if x.model == DENSE else "pruned",
+                DENSE if x.model == DENSE else with_mark("pruned", x.model in marked),
                 f"{x.sparsity:g}",
                 x.kind.upper(),
                 f"{x.size / 2**20:.1f}",
                 f"{x.ppl:.2f}",
-                "" if base is None else f"{x.ppl / base - 1:+.1%}",
+                "" if base is None else change_text(x.ppl, base),
                 f"{x.decode.tokens:.1f}",
                 f"{x.decode.ratio:.2f}",
                 f"{x.prefill.ratio:.2f}",

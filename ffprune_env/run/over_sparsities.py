@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from ffprune_env.budget.even import BASELINES
+from ffprune_env.lm.excess import change_text
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 from ffprune_env.run.results import Measured, label
 
@@ -35,7 +36,7 @@ def sparsities_table(results: Mapping[float, Measured]) -> Table:
         uniform, chosen = final.get("uniform"), final["chosen"]
         if compared:
             alike = uniform is not None and uniform.calibration == chosen.calibration
-            row.append(f"{chosen.test_ppl / uniform.test_ppl - 1:+.1%}" if uniform is not None and alike else "")
+            row.append(change_text(chosen.test_ppl, uniform.test_ppl) if uniform is not None and alike else "")
         table.add_row(*row)
     if fell_back:
         table.caption, table.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"

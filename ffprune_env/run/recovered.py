@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +11,7 @@ import torch
 from rich.table import Table
 
 from ffprune_env.export.rewritten import save_rewritten
+from ffprune_env.lm.batches import release_memory
 from ffprune_env.lm.excess import excess, share_removed, share_text
 from ffprune_env.lm.loss import perplexity_in_steps
 from ffprune_env.lm.phases import phase
@@ -23,16 +22,13 @@ from ffprune_env.recovery.session import Recovery
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.teacher import Teacher
 from ffprune_env.recovery.text import RecoveryText
+from ffprune_env.run.best import read_best
 from ffprune_env.run.config import CONFIG
 from ffprune_env.run.folder import RunFolder
+from ffprune_env.run.recovery_files import FACTS, FOLDER, WORK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-#: Where the model goes, beside ``model/``, and what is told of it.
-FOLDER, FACTS = "recovered", "recovery.json"
-#: Where an interrupted recovery keeps what it goes on from.
-WORK = "recovery"
 
 
 @dataclass(frozen=True)
@@ -44,6 +40,7 @@ class RecoveredModel:
         recovery: what training did.
         dense_ppl, pruned_ppl, test_ppl: perplexities on test text: of the dense model, of ``model/``, and of what was
             written; the last is None where the model from before was kept.
+        earlier: whether ``recovered/`` holds the model of an earlier recovery, where this one wrote none.
     """
 
     run: Path
@@ -51,13 +48,18 @@ class RecoveredModel:
     dense_ppl: float
     pruned_ppl: float
     test_ppl: float | None
+    earlier: bool = False
 
     @property
     def failure(self) -> str | None:
         """One line that says why there is no recovered model; None if there is one."""
         if self.test_ppl is not None:
             return None
-        return f"nothing was written, model/ in {self.run} is the best there is: {self.recovery.stopped}"
+        if self.earlier:
+            why = f"nothing was written, and {FOLDER}/ in {self.run}, of an earlier recovery, stays"
+        else:
+            why = f"nothing was written, model/ in {self.run} is the best there is"
+        return f"{why}: {self.recovery.stopped}"
 
     def table(self) -> Table:
         """The table a person reads at the end."""
@@ -91,7 +93,7 @@ class RecoveredModel:
 
 
 def written_before(run: RunFolder) -> dict[str, Any]:
-    """``best.json`` of a run that wrote its model.
+    """``best.json`` of a run that wrote its model; see :func:`~ffprune_env.run.best.read_best`.
 
     Args:
         run: the folder of a sparsity.
@@ -99,11 +101,9 @@ def written_before(run: RunFolder) -> dict[str, Any]:
     Raises:
         ValueError: there is no model, or it was never measured.
     """
-    best = run.read_json("best.json")
-    if best is None and (run.path / CONFIG).is_file():
-        raise ValueError(f"{run.path} has not ended: go on with it by --resume {run.path}")
-    if best is None:
+    if not any((run.path / name).is_file() for name in (CONFIG, "best.json")):
         raise ValueError(f"{run.path} holds no model of a run: there is no best.json in it")
+    best = read_best(run, run.path)
     if not (run.path / "model").is_dir() or not isinstance(best.get("saved"), dict):
         raise ValueError(f"{run.path} holds no model that was written and measured: search it without --no-save-model")
     return best
@@ -119,6 +119,9 @@ def recover_run(
     batch_size: int | None,
 ) -> RecoveredModel:
     """Recovers ``model/`` of a run to ``recovered/``, and adds what came of it to ``best.json``.
+
+    What is no better leaves all of that as it is. What was trained is kept until everything is written: who gives the
+    same command again after a full disk, or Ctrl-C, does not train again.
 
     Args:
         run: the folder of a sparsity.
@@ -145,10 +148,12 @@ def recover_run(
         tensorboard=run.path / "tb" / WORK,
     )
     facts = {"text": text.name, "settings": asdict(settings), **asdict(result)}
-    test_ppl = None
+    test_ppl, earlier = None, target.is_dir()
     if result.kept:
         with phase("writing", f"the recovered model to {target}"):
             save_rewritten(model, target, source, card_section(result, settings, text))
+        del model  # before it is read once more
+        release_memory()
         with phase("reading back", str(target), len(test_windows)) as advance:
             read = load_pruned(target, device=device)
             test_ppl = perplexity_in_steps(read, test_windows, batch_size, advance)
@@ -156,12 +161,12 @@ def recover_run(
         sinks = find_sinks(teacher, test_windows, best.get("bos", "never")) if is_there else None
         lost = lost_sinks(sinks, read)
         measured = {"test_ppl": test_ppl, "search_ppl": None, "lost_sinks": lost}
-        saved = {name: value for name, value in best["saved"].items() if name != "non_finite"}
-        best["recovered"] = saved | measured | {"recovery": facts}
+        best["recovered"] = best["saved"] | measured | {"recovery": facts}
         run.write_json("best.json", best)
-    run.write_json(FACTS, {**facts, "test_ppl": test_ppl})
-    shutil.rmtree(run.path / WORK, ignore_errors=True)
-    return RecoveredModel(run.path, result, _ppl(best, "dense"), _ppl(best, "saved"), test_ppl)
+        run.write_json(FACTS, {**facts, "test_ppl": test_ppl})
+    shutil.rmtree(run.path / WORK, ignore_errors=True)  # what was trained is there until now
+    dense_ppl, pruned_ppl = best["dense"]["test_ppl"], best["saved"]["test_ppl"]
+    return RecoveredModel(run.path, result, dense_ppl, pruned_ppl, test_ppl, earlier)
 
 
 def card_section(result: Recovery, settings: RecoverySettings, text: RecoveryText) -> str:
@@ -188,8 +193,3 @@ def card_section(result: Recovery, settings: RecoverySettings, text: RecoveryTex
         "## Recovery\n\nAfter pruning, and after what the table above tells of, the model was trained towards the "
         f"predictions of the dense one.\n\n| | |\n|---|---|\n{table}\n"
     )
-
-
-def _ppl(best: Mapping[str, Any], name: str) -> float:
-    found = best[name]["test_ppl"]
-    return math.inf if found is None else float(found)

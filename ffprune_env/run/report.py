@@ -21,7 +21,7 @@ from ffprune_env.run.tensorboard import log_final
 from ffprune_env.search.run_search import Outcome
 from ffprune_env.search.samples import share_at_bound
 from ffprune_env.search.settings import SearchSettings
-from ffprune_env.texts.window_plan import windows_made
+from ffprune_env.texts.plan_rows import windows_made
 
 
 class Report(AnswerReport):

@@ -8,6 +8,7 @@ import torch
 from rich.table import Table
 
 from ffprune_env.evaluators.objectives.mix import reward_of
+from ffprune_env.lm.excess import change_text
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 from ffprune_env.run.results import Measured, PolicyResult, label
 from ffprune_env.texts.bos import BosProtocol, stated
@@ -62,9 +63,7 @@ def results_table(results: Measured, texts: Mapping[str, torch.Tensor], bos: Bos
                 f"{result.test_ppl:.2f}",
             ]
             if "uniform" in results.plain:
-                row.append(
-                    f"{result.test_ppl / uniform.test_ppl - 1:+.1%}" if uniform is not None and comparable else ""
-                )
+                row.append(change_text(result.test_ppl, uniform.test_ppl) if uniform is not None and comparable else "")
             table.add_row(*row, *held_out_cells(result, dense, measures))
         table.add_section()
     if fell_back:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.evaluators.protocol import Windows
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.run.strict_json import as_measured, strict_json
 from ffprune_env.search.samples import Sample
@@ -124,8 +125,7 @@ def _read(path: Path) -> list[Sample]:
                 raise ValueError(f"step {sample.step} where {i} is due")
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if i < len(lines) - 1:
-                reason = " ".join(str(error).split())
-                raise ValueError(f"line {i + 1} of {path} is not sample {i} of a search: {reason}") from error
+                raise ValueError(f"line {i + 1} of {path} is not sample {i} of a search: {one_line(error)}") from error
             whole = b"".join(line + b"\n" for line in lines[:i])
         else:
             samples.append(sample)

@@ -20,8 +20,9 @@ from ffprune_env.run.sample_log import SampleLog
 from ffprune_env.run.start_file import read_start, start_content
 from ffprune_env.search.saved_policy import copy_policy
 from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.names import NAMES
 from ffprune_env.search.starts.other_run import OtherRun
-from ffprune_env.search.starts.parse import NAMES, parse_start
+from ffprune_env.search.starts.parse import parse_start
 from ffprune_env.search.starts.start import Start, StartScores
 from ffprune_env.search.workers import require_same_rollouts
 

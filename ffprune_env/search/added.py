@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ffprune_env.search.in_words import windows_in_words
+
 #: What the scores that a search started from are called among its last candidates.
 START = "the start"
 #: Candidates that nobody has to search for.
@@ -48,7 +50,7 @@ class Added:
             of_text: whether losses are those of text, per token, and not of something else that is rewarded.
         """
         unit = "nats per token" if of_text else "of the rewarded loss"
-        on = f"on {self.windows} window{'s' if self.windows > 1 else ''}"
+        on = f"on {windows_in_words(self.windows)}"
         rival = ""
         if self.next_best is not None and self.next_nats is not None:
             chance = ", no more than chance," if self.next_nats < 0 else ""

@@ -65,9 +65,10 @@ class SampleCallback(BaseCallback):
     """Makes a :class:`Sample` of every environment step, logs it, and hands it on.
 
     Logs under ``search/``: sparsity, collapsed_rate, at_bound_rate (of all scores, those that were clipped to the bound
-    of the action space), seconds; and under ``search_on_<n_t>/``, since others do not
-    compare and TensorBoard smooths its curves: reward, ppl, dense_ppl, and best_reward (so far, at the same σ_t). Of
-    windows that are drawn anew rewards do not compare either: there merit and best_merit take the place of best_reward.
+    of the action space), seconds. Logs under ``search_on_<n_t>/``, since what is measured on another number of windows
+    does not compare and TensorBoard smooths its curves: reward, ppl, dense_ppl, and best_reward (so far, at the same
+    σ_t). Of windows that are drawn anew rewards do not compare either: there merit and best_merit take the place of
+    best_reward.
 
     Args:
         listeners: called with each sample in turn: an archive, a log file, a progress bar.

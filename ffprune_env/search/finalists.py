@@ -11,11 +11,12 @@ import numpy as np
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray, IntArray
-from ffprune_env.budget.even import ffn_only
 from ffprune_env.budget.mapping import allocate, says_rates
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.search.added import START, Added, compare
-from ffprune_env.search.mean import scores_of
+from ffprune_env.search.affordable import rounds, windows_everywhere
+from ffprune_env.search.in_words import windows_in_words
+from ffprune_env.search.mean import ffn_only_scores
 from ffprune_env.search.samples import Archive
 from ffprune_env.search.settings import SearchSettings
 
@@ -68,7 +69,7 @@ def candidates(
     if simple and says_rates(settings.mapping):
         # The best of the simple answers, and often hard to beat: a search should not end behind it.
         with suppress(ValueError):  # that attention stays whole is not always possible
-            scores[SAFETY_NET] = scores_of(ffn_only(settings.target, units), **settings.bounds)
+            scores[SAFETY_NET] = ffn_only_scores(settings.target, units, **settings.bounds)
     return scores | {f"archived sample {i}": sample.scores for i, sample in enumerate(archive.best(), 1)}
 
 
@@ -100,8 +101,8 @@ def choose(
     # What comes first wins ties; candidates that keep the same are one.
     ranked = list({x.allocation.kept.tobytes(): x for x in reversed(answers)}.values())[::-1]
     losses: dict[str, dict[int, FloatArray]] = {x.name: {} for x in ranked}
-    for rivals, n_samples in settings.rounds(len(ranked)):
-        text = f"{n_samples} window{'s' if n_samples > 1 else ''} that {unseen}"
+    for rivals, n_samples in rounds(settings, len(ranked)):
+        text = f"{windows_in_words(n_samples)} that {unseen}"
         logger.info("measuring %d finalists at sparsity %g on %s", rivals, settings.target, text)
         found = {x.name: measure(x.allocation.kept, n_samples) for x in ranked[:rivals]}
         ranked = sorted(ranked[:rivals], key=lambda x: float(found[x.name].mean()))
@@ -171,8 +172,8 @@ def choose_everywhere(
     Returns:
         By target, what the best function says; what was added is the mean over the targets.
     """
-    n_samples = settings.windows_everywhere
-    text = f"{n_samples} window{'s' if n_samples > 1 else ''} that {unseen}"
+    n_samples = windows_everywhere(settings)
+    text = f"{windows_in_words(n_samples)} that {unseen}"
     logger.info("measuring %s at %d sparsities on %s", ", ".join(functions), len(settings.targets), text)
     bounds = settings.bounds
     answers = {
@@ -214,5 +215,5 @@ def functions_of(
     functions = {START: dict(starts), MEAN: dict(means)}
     if simple and says_rates(settings.mapping):
         with suppress(ValueError):
-            functions[SAFETY_NET] = {at: scores_of(ffn_only(at, units), **settings.bounds) for at in starts}
+            functions[SAFETY_NET] = {at: ffn_only_scores(at, units, **settings.bounds) for at in starts}
     return functions

@@ -8,16 +8,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.env import measure_reward
-from ffprune_env.evaluators.objectives.reward import Kind
-from ffprune_env.evaluators.protocol import SearchEvaluator, Windows
+from ffprune_env.evaluators.objectives.reward import RewardKind
+from ffprune_env.evaluators.protocol import SearchEvaluator
+from ffprune_env.search.noted import Note, reward_noted
 from ffprune_env.search.samples import Sample
 from ffprune_env.search.schedule import ProgressiveSchedule
 
 logger = logging.getLogger(__name__)
-
-#: Takes what was measured, to be kept for a search that is cut off: groups kept, windows, perplexity, divergence.
-Note = Callable[[IntArray, Windows, float, float | None], None]
 
 
 def deal(pool: Sequence[int], counts: Sequence[int], seed: int) -> list[tuple[int, ...]]:
@@ -81,7 +78,9 @@ class StartBeside:
         spent: windows measured so far.
     """
 
-    def __init__(self, evaluator: SearchEvaluator, kind: Kind, kept: Callable[[float], IntArray], note: Note) -> None:
+    def __init__(
+        self, evaluator: SearchEvaluator, kind: RewardKind, kept: Callable[[float], IntArray], note: Note
+    ) -> None:
         self.evaluator, self.kind, self.kept, self.note = evaluator, kind, kept, note
         self.spent = 0
         self._rewards: dict[tuple[float, tuple[int, ...]], float] = {}
@@ -91,30 +90,13 @@ class StartBeside:
         key = (sparsity, windows)
         if key not in self._rewards:
             kept = self.kept(sparsity)
-            self._rewards[key] = measure_noted(self.evaluator, kept, windows, self.kind, self.note)
+            self._rewards[key] = reward_noted(self.evaluator, kept, windows, self.kind, self.note)[0]
             self.spent += len(windows)
         return self._rewards[key]
 
 
-def measure_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, kind: Kind, note: Note) -> float:
-    """The reward of an allocation, noted unless the evaluator knew what it was measured as.
-
-    Args:
-        evaluator: measures.
-        kept: [N] groups kept.
-        windows: to measure on.
-        kind: of reward.
-        note: what is to be told.
-    """
-    known = evaluator.remembers(kept, windows, kind == "kl")
-    reward, measured = measure_reward(evaluator, kept, windows, kind)
-    if not known:
-        note(kept, windows, measured["ppl"], measured.get("kl"))
-    return reward
-
-
-def told_beside(samples: Sequence[Sample], of_start: int) -> int:
-    """Logs what a search on fresh windows measured beside its candidates.
+def log_and_count_beside(samples: Sequence[Sample], of_start: int) -> int:
+    """Logs on how many windows a search on fresh windows measured what is not a candidate, and counts them.
 
     Args:
         samples: all of them.
@@ -130,7 +112,3 @@ def told_beside(samples: Sequence[Sample], of_start: int) -> int:
         *(total, of_start, of_dense),
     )
     return of_start + of_dense
-
-
-def unnoted(kept: IntArray, windows: Windows, ppl: float, kl: float | None) -> None:
-    """For who keeps nothing."""

@@ -26,10 +26,10 @@ from ffprune_env.search.mean import write_bias, write_mean
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.workers import WorkersVecEnv
 
-#: Height of a tent: a step of Adam moves every weight about as far, so that what the start knows at a knot stays, and
-#: what is learned goes where all σ see it. A power of two, which costs no digits.
+#: Height of a tent. Adam moves every weight by about as much. A tent is tiny, so its weight hardly moves the mean: the
+#: start stays, and learning goes to bias and slope, which all σ share. A power of two, which rounds nothing.
 TENT = 2.0**-10
-#: Of the slope: from the middle of the range to its end the mean turns half as fast as it moves in all.
+# Value of the slope feature at the ends of the range: there the slope moves the mean half as much as the bias does.
 _SLOPE = 0.5
 # Without momentum: it would go on with what eight noisy measurements said long after others said otherwise.
 _ADAM = {"betas": (0.0, 0.99), "eps": 1e-5}
@@ -109,7 +109,7 @@ def make_policy(
         actions: [N] mean actions by sparsity, the targets among them: the knots of the policy.
     """
     knots = tuple(sorted(actions))
-    policy = PPO(
+    ppo = PPO(
         ActorCriticPolicy if settings.network == "mlp" else OneDeviation,
         # Wrapped here, or SB3 adds a monitor that logs the mean reward of 100 episodes, whatever they were measured on.
         DummyVecEnv([lambda: env]) if isinstance(env, PruneBanditEnv) else env,
@@ -125,10 +125,10 @@ def make_policy(
         device="cpu",  # the policy is tiny; the model may be anywhere
     )
     if settings.network == "knots":
-        write_mean(policy, [actions[at] for at in knots], TENT)
+        write_mean(ppo, [actions[at] for at in knots], TENT)
     else:
-        write_bias(policy, actions[settings.target])
-    return policy
+        write_bias(ppo, actions[settings.target])
+    return ppo
 
 
 def _network(settings: SearchSettings, knots: tuple[float, ...]) -> dict[str, Any]:

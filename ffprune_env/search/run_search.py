@@ -11,26 +11,23 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
-from ffprune_env.budget.arrays import FloatArray, IntArray
+from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Ledger
 from ffprune_env.evaluators.protocol import SearchEvaluator
 from ffprune_env.lm.phases import phase
-from ffprune_env.search.callbacks import ProgressiveSchedulingCallback, SampleCallback
-from ffprune_env.search.evaluation import EvalCallback, rollouts_between_looks
 from ffprune_env.search.finalists import Answer, candidates, choose, choose_everywhere, functions_of
-from ffprune_env.search.fresh_windows import FreshWindows, Note, StartBeside, told_beside, unnoted
-from ffprune_env.search.mean import mean_actions, mean_allocation, mean_scores
-from ffprune_env.search.patience import PatienceCallback
+from ffprune_env.search.mean import mean_actions, mean_scores
+from ffprune_env.search.noted import Note, unnoted
 from ffprune_env.search.policy import make_env, make_policy
-from ffprune_env.search.samples import Archive, Sample, told
+from ffprune_env.search.samples import Archive, Sample
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.schedule import ProgressiveSchedule
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.start import Start, StartScores
-from ffprune_env.search.watch import Watch
+from ffprune_env.search.training import onlookers, train
 from ffprune_env.search.workers import WorkersVecEnv
 
 
@@ -39,7 +36,7 @@ class Outcome:
     """What a search leaves.
 
     Attributes:
-        policy: as it was trained.
+        policy: Stable-Baselines3's PPO, with the policy as it was trained.
         samples: every evaluation, in order.
         answers: what was chosen, by target sparsity.
         learned: what it says of any sparsity: the function of σ that was chosen; around a sample, the policy's mean.
@@ -104,71 +101,58 @@ def run_search(
     Raises:
         ValueError: the settings ask for what the units or the evaluator cannot give.
     """
+    settings = within_text(settings, evaluator)
     units, schedule = evaluator.units, settings.schedule()
-    actions = mean_actions(scores, settings.action_scale, settings.action_bound).everywhere
-    policy = make_policy(settings, env or make_env(settings, evaluator), actions)
+    actions = mean_actions(scores.everywhere, settings.action_scale, settings.action_bound)
+    ppo = make_policy(settings, env or make_env(settings, evaluator), actions)
     if logger is not None:
-        policy.set_logger(logger)
+        ppo.set_logger(logger)
+    looking = onlookers(settings, evaluator, learned(settings, units, scores.everywhere), note, logger is not None)
+    ledger, devices = ledger or Ledger(), evaluator.devices if isinstance(evaluator, LMEvaluator) else 1
+    workers = devices
+    if isinstance(env, WorkersVecEnv):
+        workers = len(env.workers.actors)
+        env.beside = None if looking.fresh is None else looking.beside.kept
     samples: list[Sample] = []
     archive = Archive(settings.target, settings.finalists)
-
-    def keep(sample: Sample) -> None:
-        samples.append(sample)
-        archive(sample)
-
-    started = learned(settings, units, scores.everywhere)
-
-    def of_start(sparsity: float) -> IntArray:
-        return started.allocate(sparsity).kept
-
-    def of_mean(policy: PPO, target: float) -> IntArray:
-        return mean_allocation(replace(settings, sparsity=target), units, policy).kept
-
-    fresh = FreshWindows(schedule, evaluator.pool, settings.seed) if settings.draws and settings.total else None
-    beside = StartBeside(evaluator, settings.rewarded.kind, of_start, note)
-    if fresh is not None and isinstance(env, WorkersVecEnv):
-        env.beside = of_start
-    watch = Watch(evaluator, note)
-    looking: list[EvalCallback] = []
-    if logger is not None and evaluator.watch and settings.total and settings.eval_every != 0:
-        every = rollouts_between_looks(settings)
-        looking.append(
-            EvalCallback(every, settings.per_update, watch, settings.targets, of_mean, settings.rewarded.kind)
-        )
-    watching: list[BaseCallback] = []
-    if settings.patience is not None and settings.total:
-        watch.require_windows("patience")
-        starts = {target: of_start(target) for target in settings.targets}
-        watching.append(
-            PatienceCallback(settings.patience, settings.look_every, settings.per_update, watch, starts, of_mean)
-        )
-    ledger, devices = ledger or Ledger(), evaluator.devices if isinstance(evaluator, LMEvaluator) else 1
-    workers = len(env.workers.actors) if isinstance(env, WorkersVecEnv) else devices
     began = time.perf_counter()
     if settings.total:
-        with (
-            ledger.part("search", workers),
-            phase("search", f"{settings.total} evaluations", settings.total) as advance,
-        ):
-            heard = (keep, *listeners, lambda sample: advance(note=told(sample, settings.rewarded.of_text)))
-            record = SampleCallback(*heard, start_reward=beside.reward)
-            curriculum = ProgressiveSchedulingCallback(schedule, fresh)
-            policy.learn(settings.total, [curriculum, *looking, record, *watching, *callbacks])
-            for at_the_end in looking:
-                at_the_end.look()
+        with ledger.part("search", workers):
+            train(settings, ppo, looking, (samples.append, archive, *listeners), callbacks)
     seconds = time.perf_counter() - began
-    windows = sum(sample.n_samples for sample in samples)
-    if fresh is not None:
-        windows += told_beside(samples, beside.spent)
-    windows += watch.spent
+    windows = sum(sample.n_samples for sample in samples) + looking.spent(samples)
     means = dict(scores.everywhere)
     if samples:
-        means = {at: mean_scores(policy, at, settings.action_scale) for at in means}
+        means = {at: mean_scores(ppo, at, settings.action_scale) for at in means}
     with ledger.part("finalists", devices):
         answers, table = last_look(settings, evaluator, start, scores, means, archive, simple)
-    windows += sum(answer.spent for answer in answers.values())
-    left, of_text = learned(settings, units, table), settings.rewarded.of_text
-    return Outcome(policy, samples, answers, left, schedule, seconds, start.name, windows, of_text)
+    return Outcome(
+        policy=ppo,
+        samples=samples,
+        answers=answers,
+        learned=learned(settings, units, table),
+        schedule=schedule,
+        seconds=seconds,
+        start=start.name,
+        windows=windows + sum(answer.spent for answer in answers.values()),
+        of_text=settings.rewarded.of_text,
+    )
+
+
+def within_text(settings: SearchSettings, evaluator: SearchEvaluator) -> SearchSettings:
+    """Settings whose last look takes no more windows than a short text left for it.
+
+    Args:
+        settings: of the search.
+        evaluator: has the windows.
+
+    Raises:
+        ValueError: it has none.
+    """
+    there = evaluator.max_final_samples
+    if not there:
+        raise ValueError("a search ranks its last candidates on windows of their own, and the evaluator has none")
+    return replace(settings, final_windows=min(settings.final_windows, there))
 
 
 def last_look(

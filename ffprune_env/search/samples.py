@@ -9,6 +9,10 @@ import numpy as np
 
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.env import COLLAPSE_REWARD
+from ffprune_env.search.in_words import windows_in_words
+
+# Of the final sparsity: from here on rewards count as comparable.
+_NEARLY = 0.95
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,8 @@ def told(sample: Sample, of_text: bool = True) -> str:
     """
     against = "" if sample.start_reward is None else f" ({sample.merit:.3f} of the start's)"
     perplexities = f"PPL {sample.ppl:.2f} (dense {sample.dense_ppl:.2f}) " if of_text else ""
-    windows = f"{sample.n_samples} window{'s' if sample.n_samples > 1 else ''}"
-    return f"reward {sample.reward:.3f}{against}  {perplexities}on {windows}  σ {sample.target_sparsity:.3f}"
+    on = windows_in_words(sample.n_samples)
+    return f"reward {sample.reward:.3f}{against}  {perplexities}on {on}  σ {sample.target_sparsity:.3f}"
 
 
 def share_at_bound(samples: Sequence[Sample], bound: float) -> float:
@@ -83,22 +87,21 @@ class Archive:
     """The best samples of a search, by reward or, on windows that were drawn anew, by their lead on the start there.
 
     Rewards at different sparsities do not compare: a lighter pruning always looks better. So a sample made at less
-    than ``nearly`` times the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
+    than 95 % of the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
     rewards on different windows, some of which are easy: a sample measured on fewer ranks behind all that were measured
     on more.
 
     Args:
         final_sparsity: S_final.
         size: samples kept; each differs from the others in ``kept``.
-        nearly: fraction of S_final from which rewards count as comparable.
 
     Attributes:
         seen: samples that it was given.
     """
 
-    def __init__(self, final_sparsity: float, size: int = 8, nearly: float = 0.95) -> None:
+    def __init__(self, final_sparsity: float, size: int = 8) -> None:
         self.size, self.seen = size, 0
-        self._comparable = (final_sparsity * nearly, final_sparsity * (1 + 1e-6))
+        self._comparable = (final_sparsity * _NEARLY, final_sparsity * (1 + 1e-6))
         self._samples: dict[bytes, Sample] = {}
 
     def __call__(self, sample: Sample) -> None:

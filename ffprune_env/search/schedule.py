@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ffprune_env.budget.halving import halving
+from ffprune_env.budget.van_der_corput import van_der_corput
 
 _PAPER_STEPS = 1000
 
@@ -86,7 +86,7 @@ class ProgressiveSchedule:
         """The sparsity that σ_t is on its way to."""
         if self.span is not None:
             low, high = self.span
-            return low + (high - low) * halving(int(t) // self.turn + 1)
+            return low + (high - low) * van_der_corput(int(t) // self.turn + 1)
         return self.targets[int(t) // self.turn % len(self.targets)] if self.targets else self.final_sparsity
 
     def counts_for(self, t: float) -> float:

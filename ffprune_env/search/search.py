@@ -117,22 +117,7 @@ def search(
         TypeError: there is no such setting, or a model in memory has no tokenizer beside it.
         OSError: something cannot be loaded.
     """
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}")
-    if not isinstance(sparsity, int | float):
-        raise ValueError(
-            f"ff.search finds a model of one sparsity, got {sparsity!r}: give one number; of several, or of a range, "
-            f"ffprune search --sparsity leaves a policy"
-        )
-    asked = {**PRESETS[preset], **settings}
-    searching = SearchSettings(sparsity=sparsity, **_of(SearchSettings, asked))
-    measuring = EvaluatorSettings(**_of(EvaluatorSettings, {**asked, **searching.needless}))
-    unknown = asked.keys() - asdict(searching).keys() - asdict(measuring).keys()
-    if unknown:
-        raise TypeError(f"there is no setting {min(unknown)!r}; allowed are those of SearchSettings, EvaluatorSettings")
-    searching.require_allowed()
-    measuring.require_allowed()
-    require_heeded(searching, settings.keys())
+    searching, measuring = _settings_of(preset, sparsity, settings)
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     text = text_for(name, text)
     for asked_for in filter(None, (text, test_text)):
@@ -175,21 +160,42 @@ def search(
         calibration_asked=evaluator.calibration_asked,
     )
     return SearchResult(
-        answer.allocation,
-        answer.scores,
-        outcome.samples,
-        outcome.policy,
-        dense_ppl,
-        search_ppl,
-        test_ppl,
-        evaluator,
-        tokenizer,
-        facts,
-        ledger.parts,
+        allocation=answer.allocation,
+        scores=answer.scores,
+        samples=outcome.samples,
+        policy=outcome.policy,
+        dense_ppl=dense_ppl,
+        search_ppl=search_ppl,
+        test_ppl=test_ppl,
+        evaluator=evaluator,
+        tokenizer=tokenizer,
+        facts=facts,
+        cost=ledger.parts,
     )
 
 
-def _of(group: type, settings: dict[str, Any]) -> dict[str, Any]:
+def _settings_of(preset: str, sparsity: float, settings: Mapping[str, Any]) -> tuple[SearchSettings, EvaluatorSettings]:
+    """What a search is told and what it measures with: a preset, and the settings that somebody gave beside it."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; allowed are {', '.join(PRESETS)}")
+    if not isinstance(sparsity, int | float):
+        raise ValueError(
+            f"ff.search finds a model of one sparsity, got {sparsity!r}: give one number; of several, or of a range, "
+            f"ffprune search --sparsity leaves a policy"
+        )
+    asked = {**PRESETS[preset], **settings}
+    searching = SearchSettings(sparsity=sparsity, **_of(SearchSettings, asked))
+    measuring = EvaluatorSettings(**_of(EvaluatorSettings, {**asked, **searching.needless}))
+    unknown = asked.keys() - asdict(searching).keys() - asdict(measuring).keys()
+    if unknown:
+        raise TypeError(f"there is no setting {min(unknown)!r}; allowed are those of SearchSettings, EvaluatorSettings")
+    searching.require_allowed()
+    measuring.require_allowed()
+    require_heeded(searching, settings.keys())
+    return searching, measuring
+
+
+def _of(group: type, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of some settings that a group has a field for."""
     names = {field.name for field in fields(group)}
     return {name: value for name, value in settings.items() if name in names}

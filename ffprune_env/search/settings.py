@@ -1,9 +1,9 @@
-"""SearchSettings: what a search by PPO is told, and how long a search a budget of windows affords."""
+"""SearchSettings: what a search by PPO is told."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ffprune_env.budget.mapping import MappingName, says_rates
@@ -12,21 +12,18 @@ from ffprune_env.evaluators.objectives.settings import RewardSettings
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.saved_policy import MEANING
 from ffprune_env.search.schedule import ProgressiveSchedule
+from ffprune_env.search.starts.names import EQUAL, FFN_ONLY, FISHER_ITERATED, FROM_CURVES, NAMES, NO_CURVES
 from ffprune_env.search.target_settings import TargetSettings
 from ffprune_env.texts.window_settings import WindowSettings
 
 Network = Literal["knots", "mlp"]
 
-# Of updates that go every way about as often the mean moves by the root of their number: what short searches need to
-# get anywhere and long ones to come to rest. Found on invented models of 24 layers (docs/presets.md).
-_LEARNED = 0.5
+# Rate = 0.5 / √evaluations. n updates in random directions move the mean by about √n times the rate: a short search
+# still gets somewhere, a long one still settles. Found on invented models of 24 layers (docs/presets.md).
+_RATE_OF_ONE = 0.5
 _EVALUATIONS = 96  # for every sparsity
-# Starts from damage curves: at σ = 0.2 and 0.3 no search from them found anything better (docs/search.md).
-_FROM_CURVES = ("fisher", "fisher-iterated")
-_NO_CURVES = ("none", "ffn-only")
 _ROUNDING = 1e-9
 _LEAST_ROOM = 0.02  # of rates, between what is kept in the mean and the lowest
-_LAST_LOOK = 1 / 6  # of a budget: what is left of a short one is for the search
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
             ("--evaluations", self.wanted or 2, 2, math.inf),
             ("--rollout", self.rollout, 2, math.inf),
             ("--n-epochs", self.n_epochs, 1, math.inf),
-            ("--init-steps", self.init_steps, 2 if self.init == "fisher-iterated" else 0, math.inf),
+            ("--init-steps", self.init_steps, 2 if self.init == FISHER_ITERATED else 0, math.inf),
             ("--finalists", self.finalists, 0, math.inf),
             ("--final-windows", self.final_windows, 1, math.inf),
             ("--seed", self.seed, 0, 2**32 - 1),
@@ -104,7 +101,7 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
             ("--action-bound", self.action_bound, 1e-6, 1e6),
         ):
             require_in_range(flag, value, least, most)
-        if self.network == "mlp" and self.init in ("ffn-only", *_FROM_CURVES):
+        if self.network == "mlp" and self.init in (FFN_ONLY, *FROM_CURVES):
             raise ValueError(
                 f"--network mlp starts from nothing or a run: --init must be none or runs/<other>, got {self.init!r}"
             )
@@ -115,7 +112,7 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
                 f"unit ends at it: give one of {max(0.0, 0.8 - self.target):.2g} or less"
             )
         if not self.wanted and self.starts_equal:
-            start = "--init none" if self.init == "none" else f"the start of --mapping {self.mapping}"
+            start = "--init none" if self.init == EQUAL else f"the start of --mapping {self.mapping}"
             raise ValueError(f"{start} knows nothing: it needs a search, --evaluations must be 2 or more")
         if self.draws and self.ramp_sparsity:
             raise ValueError(
@@ -145,14 +142,14 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
     @property
     def starts_equal(self) -> bool:
         """Whether the policy starts from equal scores: as told, or since their order alone can say no other start."""
-        return self.init == "none" or (not says_rates(self.mapping) and self.init in (*_FROM_CURVES, *_NO_CURVES))
+        return self.init == EQUAL or (not says_rates(self.mapping) and self.init in NAMES)
 
     @property
     def needless(self) -> dict[str, Any]:
         """Settings of windows that nobody would look at, with the values that make them none."""
         of_search = {} if self.total else {"patience": None, "eval_every": 0}
         of_search |= {} if self.draws and self.total else {"fresh_windows": False}
-        return of_search | ({"curve_windows": 0} if self.init in _NO_CURVES else {})
+        return of_search | ({"curve_windows": 0} if self.init in NO_CURVES else {})
 
     @property
     def draws(self) -> bool:
@@ -179,12 +176,13 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
         """Evaluations that were asked for, or what is worth while from this start."""
         if self.evaluations is not None:
             return self.evaluations
-        return 0 if self.init in _FROM_CURVES and says_rates(self.mapping) else _EVALUATIONS * len(self.targets)
+        # At σ = 0.2 and 0.3 no search found anything better than starts from damage curves (docs/search.md).
+        return 0 if self.init in FROM_CURVES and says_rates(self.mapping) else _EVALUATIONS * len(self.targets)
 
     @property
     def rate_of_learning(self) -> float:
         """Adam's: what was asked for, or what a search of this length does best with."""
-        return _LEARNED / math.sqrt(max(1, self.total)) if self.learning_rate is None else self.learning_rate
+        return _RATE_OF_ONE / math.sqrt(max(1, self.total)) if self.learning_rate is None else self.learning_rate
 
     @property
     def per_update(self) -> int:
@@ -217,67 +215,3 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
             turn=self.per_update,
             span=(self.sparsity.low, self.sparsity.high) if isinstance(self.sparsity, SparsityRange) else None,
         )
-
-    def windows(self) -> int:
-        """Windows of search text that the search measures at the most, the finalists of every target included.
-
-        With fresh windows also what the start and the dense model are measured on beside the candidates, and with
-        patience what the policy's mean is; not what is measured for TensorBoard alone, which no budget pays for.
-        """
-        schedule, more = self.schedule(), self.windows_at_last
-        if self.draws:
-            beside = sum(schedule.samples(t) for t in range(0, self.total, self.per_update))
-            more += beside + min(beside, self.windows_wanted["pool"])
-        if self.patience is not None and self.total:
-            # The start, the mean before the first update, that after the last one, and every few between them.
-            looks = 3 + (self.total // self.per_update - 1) // self.look_every
-            more += looks * len(self.targets) * self.watch_windows
-        return sum(schedule.samples(t) for t in range(self.total)) + more
-
-    @property
-    def windows_at_last(self) -> int:
-        """Windows that the last look at the candidates measures at the most."""
-        if len(self.targets) > 1:
-            return 3 * len(self.targets) * self.windows_everywhere
-        return sum(rivals * n for rivals, n in self.rounds(3 + self.finalists))
-
-    @property
-    def windows_everywhere(self) -> int:
-        """Windows that a function of σ is measured on at every target, when a search over several ends."""
-        return max(1, self.final_windows // 2)
-
-    def rounds(self, candidates: int) -> list[tuple[int, int]]:
-        """Successive halving of the finalists: how many are measured, on how many windows, round after round."""
-        if candidates == 2:  # a first look would leave both
-            return [(2, self.final_windows)]
-        plan = [(candidates, min(2 * self.search_windows, self.final_windows))]
-        while plan[-1][1] < self.final_windows and plan[-1][0] > 1:
-            rivals, n = plan[-1]
-            plan.append((max(2, rivals // 2) if rivals > 2 else rivals, min(2 * n, self.final_windows)))
-        return plan
-
-
-def affordable(settings: SearchSettings, windows: int) -> SearchSettings:
-    """The longest search, in whole rollouts, that measures no more than ``windows`` windows.
-
-    Its last look takes fewer windows than the settings say where it would take more than a sixth of all.
-
-    Raises:
-        ValueError: not even two evaluations and the finalists fit.
-    """
-    while settings.final_windows > 1 and settings.windows_at_last > windows * _LAST_LOOK:
-        settings = replace(settings, final_windows=settings.final_windows // 2)
-    rollouts, too_many = 0, windows // settings.rollout + 1  # an evaluation takes one window at the least
-    while too_many - rollouts > 1:
-        middle = (rollouts + too_many) // 2
-        fits = replace(settings, evaluations=middle * settings.rollout).windows() <= windows
-        rollouts, too_many = (middle, too_many) if fits else (rollouts, middle)
-    if rollouts:
-        return replace(settings, evaluations=rollouts * settings.rollout)
-    if settings.final_windows > 1:  # rather a search than a closer look at what it found
-        return affordable(replace(settings, final_windows=settings.final_windows // 2), windows)
-    shorter = [replace(settings, evaluations=evaluations) for evaluations in range(settings.rollout, 1, -1)]
-    for candidate in shorter:
-        if candidate.windows() <= windows:
-            return candidate
-    raise ValueError(f"ppo needs a budget of at least {shorter[-1].windows()} windows, got {windows}")

@@ -29,7 +29,7 @@ class SparsitySettings:
 
 
 @dataclass(frozen=True)
-class BudgetSettings:
+class EvaluationsSettings:
     """How long may be searched; the field is a flag, with its help."""
 
     evaluations: int | None = None
@@ -39,13 +39,13 @@ class BudgetSettings:
     more"""
 
     @property
-    def budget(self) -> int:
-        """Evaluations, where every search is to have as many; ValueError if it is not said how many."""
+    def evaluations_each(self) -> int:
+        """Of every search, where all are to have as many; ValueError if it is not said how many."""
         if self.evaluations is None:
             raise ValueError("--evaluations takes a number here, got None")
         return self.evaluations
 
 
 @dataclass(frozen=True)
-class TargetSettings(BudgetSettings, SparsitySettings):
+class TargetSettings(EvaluationsSettings, SparsitySettings):
     """What is to be found, and how long it may be searched for; the fields are flags."""

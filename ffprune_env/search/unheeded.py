@@ -7,6 +7,7 @@ from collections.abc import Collection
 
 from ffprune_env.budget.mapping import says_rates
 from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.names import EQUAL
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ def require_heeded(settings: SearchSettings, asked: Collection[str]) -> None:
         return
     why = f"--mapping {settings.mapping} keeps the order of scores alone"
     other = settings.init if settings.starts_equal else None
-    if "init" in asked and other not in (None, "none"):
+    if "init" in asked and other not in (None, EQUAL):
         raise ValueError(
             f"{why}, which cannot say --init {other}: leave that out, say --init none or runs/<other>, or take "
             f"--mapping waterfill"
@@ -36,5 +37,5 @@ def require_heeded(settings: SearchSettings, asked: Collection[str]) -> None:
     ignored += [] if settings.fresh_windows else ["--pool-windows"]
     start = "the policy of another run is taken as it is" if other is None else "the search starts from equal scores"
     # That a default is not what it says is more than a note.
-    level = logging.INFO if other in (None, "none") else logging.WARNING
+    level = logging.INFO if other in (None, EQUAL) else logging.WARNING
     logger.log(level, "%s: %s, and nobody looks at %s", why, start, ", ".join(ignored))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.env import measure_reward
-from ffprune_env.evaluators.objectives.reward import Kind
+from ffprune_env.evaluators.objectives.reward import RewardKind
 from ffprune_env.evaluators.protocol import SearchEvaluator
-from ffprune_env.search.fresh_windows import Note
+from ffprune_env.search.noted import Note, ppl_noted, reward_noted
 
 
 class Watch:
@@ -36,26 +37,25 @@ class Watch:
         """Perplexity with so many groups kept: [N]."""
         key = kept.tobytes()
         if key not in self._ppls:
-            known = self.evaluator.remembers(kept, self.evaluator.watch)
-            self._ppls[key] = self.evaluator.measure(kept, self.evaluator.watch)
-            self._count(kept, known, self._ppls[key], None)
+            self._ppls[key] = ppl_noted(self.evaluator, kept, self.evaluator.watch, self.note)
+            self._count(key)
         return self._ppls[key]
 
-    def reward(self, kept: IntArray, kind: Kind) -> tuple[float, dict[str, float]]:
-        """The reward with so many groups kept, [N], and what was measured, as :func:`measure_reward` has it."""
+    def loss(self, kept: IntArray, kind: RewardKind) -> float:
+        """What a search minimizes, in nats: the divergence if ``kl`` is rewarded, else ln PPL or what stands for it."""
+        return self.reward(kept, kind)[1]["kl"] if kind == "kl" else math.log(self.ppl(kept))
+
+    def reward(self, kept: IntArray, kind: RewardKind) -> tuple[float, dict[str, float]]:
+        """The reward with so many groups kept, [N], and what was measured, as ``measure_reward`` has it."""
         key = kept.tobytes()
         if key not in self._rewards:
             if not self._rewards:
                 self.spent += len(self.evaluator.watch)  # of the dense model
-            known = self.evaluator.remembers(kept, self.evaluator.watch, kind == "kl")
-            self._rewards[key] = measure_reward(self.evaluator, kept, self.evaluator.watch, kind)
-            measured = self._rewards[key][1]
-            self._count(kept, known, measured["ppl"], measured.get("kl"))
+            self._rewards[key] = reward_noted(self.evaluator, kept, self.evaluator.watch, kind, self.note)
+            self._count(key)
         return self._rewards[key]
 
-    def _count(self, kept: IntArray, known: bool, ppl: float, kl: float | None) -> None:
-        if not known:
-            self.note(kept, self.evaluator.watch, ppl, kl)
-        if kept.tobytes() not in self._seen:
-            self._seen.add(kept.tobytes())
+    def _count(self, key: bytes) -> None:
+        if key not in self._seen:
+            self._seen.add(key)
             self.spent += len(self.evaluator.watch)

@@ -27,6 +27,7 @@ from ffprune_env.lm.identity import (
     require_same,
     text_names,
 )
+from ffprune_env.search.noted import Note, unnoted
 from ffprune_env.search.worker_places import give_back, require_listening, reserve_places
 
 logger = logging.getLogger(__name__)
@@ -208,7 +209,7 @@ class WorkersVecEnv(DummyVecEnv):
         self,
         envs: Sequence[PruneBanditEnv],
         workers: Workers,
-        note: Callable[[IntArray, Windows, float, float | None], None] = lambda *answer: None,
+        note: Note = unnoted,
     ) -> None:
         super().__init__([_giving(env) for env in envs])
         self.workers, self.note = workers, note
@@ -227,7 +228,7 @@ class WorkersVecEnv(DummyVecEnv):
             if self.beside is not None and not isinstance(n_samples, int):
                 pairs.append(self.beside(env.sparsity))
             for wanted in pairs:
-                question = Question(tuple(wanted.tolist()), n_samples, env.reward == "kl")
+                question = Question(tuple(wanted.tolist()), n_samples, env.reward_kind == "kl")
                 if not self.evaluator.remembers(wanted, n_samples, question.kl):
                     asked[question] = wanted
 

@@ -18,6 +18,7 @@ import torch
 from ffprune_env.budget.budget import MeasureName
 from ffprune_env.budget.measure import Measure
 from ffprune_env.export.dense_folder import save_dense
+from ffprune_env.lm.identity import identity_of_versions
 from ffprune_env.lm.models import cache_folder
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.replacing import replacing
@@ -86,7 +87,7 @@ def provenance_of(prunable: PrunableModel, server: Server) -> dict[str, Any]:
         "units": [[unit.kind, unit.n_groups, unit.n_params, unit.rest_params] for unit in prunable.units],
         "dtype": str(prunable.model.dtype),
         "backend": server.backend.name,
-        "versions": versions_of(server.backend),
+        "versions": versions_of(server.backend) | {"ffprune": identity_of_versions()["source"]},
         "type": server.gguf_type if server.backend.name == "llama.cpp" else None,
         "job": asdict(server.job),
         "rounds": server.rounds,

@@ -19,7 +19,7 @@ from ffprune_env.export.gguf.families import why_no_gguf
 from ffprune_env.export.gguf.file import write_gguf
 from ffprune_env.export.gguf.kinds import TOLERANCES, GgufType, kind_of
 from ffprune_env.export.gguf.llama_cpp import LlamaCpp
-from ffprune_env.export.trial import Fault
+from ffprune_env.export.trial import Fault, continued
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.tiny_families import VOCABULARY, byte_tokenizer, tiny_of_family
@@ -42,7 +42,7 @@ _PROMPTS, _PROMPT, _NEW = 8, 8, 8
 
 
 @dataclass(frozen=True)
-class InLlamaCpp:
+class LlamaCppFinding:
     """What llama.cpp made of one family.
 
     Attributes:
@@ -55,7 +55,7 @@ class InLlamaCpp:
 
 
 @dataclass(frozen=True)
-class InVllm:
+class VllmFinding:
     """What vLLM made of one family.
 
     Attributes:
@@ -87,7 +87,7 @@ def write_tiny(family: str, folder: Path) -> None:
     save_pruned(prunable, kept, folder, tokenizer=byte_tokenizer([("e", "n"), ("1", "2")]))
 
 
-def by_llama_cpp(folder: Path) -> InLlamaCpp:
+def by_llama_cpp(folder: Path) -> LlamaCppFinding:
     """Compares llama.cpp's perplexity with ours, on text that the model wrote itself, by type of the file.
 
     On such text any other model has a higher perplexity, so that errors do not cancel.
@@ -102,7 +102,7 @@ def by_llama_cpp(folder: Path) -> InLlamaCpp:
     model = load_pruned(folder, device="cpu").float()
     reason = why_no_gguf(model)
     if reason is not None:
-        return InLlamaCpp({}, reason.partition(";")[0])  # less what else could be written
+        return LlamaCppFinding({}, reason.partition(";")[0])  # less what else could be written
     windows = written_by(model)
     ours, off = perplexity(model, windows), {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -113,10 +113,10 @@ def by_llama_cpp(folder: Path) -> InLlamaCpp:
             if abs(math.log(theirs / ours)) > TOLERANCES.get(name, math.inf):
                 raise Fault(f"its perplexity as {name} in llama.cpp is {theirs:.4f}, and should be {ours:.4f}")
             off[name] = theirs / ours - 1
-    return InLlamaCpp(off, "")
+    return LlamaCppFinding(off, "")
 
 
-def by_vllm(folders: Mapping[str, Path], python: Path, eager: bool = True) -> dict[str, InVllm]:
+def by_vllm(folders: Mapping[str, Path], python: Path, eager: bool = True) -> dict[str, VllmFinding]:
     """Compares vLLM's greedy tokens and their log-probabilities with ours, in float32.
 
     Args:
@@ -143,30 +143,24 @@ def by_vllm(folders: Mapping[str, Path], python: Path, eager: bool = True) -> di
     return {family: _compared(folder, prompts, found[str(folder)]) for family, folder in folders.items()}
 
 
-def _compared(folder: Path, prompts: torch.Tensor, found: list[dict[str, list[float]]] | str) -> InVllm:
+def _compared(folder: Path, prompts: torch.Tensor, found: list[dict[str, list[float]]] | str) -> VllmFinding:
     if isinstance(found, str):
-        return InVllm(math.inf, found)
+        return VllmFinding(math.inf, found)
     model, off = load_pruned(folder, device="cpu").float(), 0.0
     for prompt, answer in zip(prompts, found, strict=True):
-        tokens = _continued(model, prompt[None], _NEW)[0]
-        if tokens[_PROMPT:].tolist() != answer["tokens"]:
-            return InVllm(math.inf)
+        new = continued(model, prompt[None], _NEW)[0]
+        if new.tolist() != answer["tokens"]:
+            return VllmFinding(math.inf)
         with torch.no_grad():
-            logits = model(tokens[None]).logits[0, _PROMPT - 1 : -1].float()
-        ours = logits.log_softmax(-1).gather(1, tokens[_PROMPT:, None])[:, 0]
+            logits = model(torch.cat([prompt, new])[None]).logits[0, _PROMPT - 1 : -1].float()
+        ours = logits.log_softmax(-1).gather(1, new[:, None])[:, 0]
         off = max(off, float((ours - torch.tensor(answer["logprobs"])).abs().max()))
-    return InVllm(off)
+    return VllmFinding(off)
 
 
 def written_by(model: PreTrainedModel) -> torch.Tensor:
     """Windows of tokens drawn from a model, int64 [n, seq_len]."""
     torch.manual_seed(0)
     start = torch.randint(3, VOCABULARY - 8, (_WINDOWS, 1))
-    return _continued(model, start, _SEQ_LEN - 1, do_sample=True, top_k=0, temperature=1.0)
-
-
-def _continued(model: PreTrainedModel, prompts: torch.Tensor, n: int, **options: object) -> torch.Tensor:
-    settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "disable_compile": True, **options}
-    mask = torch.ones_like(prompts)
-    tokens: torch.Tensor = model.generate(prompts, attention_mask=mask, max_new_tokens=n, **settings)
-    return tokens
+    drawn = continued(model, start, _SEQ_LEN - 1, do_sample=True, top_k=0, temperature=1.0)
+    return torch.cat([start, drawn], dim=1)

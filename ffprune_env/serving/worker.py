@@ -183,11 +183,21 @@ class InVllm:
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        kind, _, index = job.device.partition(":")
+        if index:
+            os.environ["CUDA_VISIBLE_DEVICES"] = index
         from vllm import LLM, SamplingParams
+        from vllm.platforms import current_platform
 
+        if current_platform.device_type != kind:
+            raise ValueError(
+                f"this vLLM is a build for {current_platform.device_type}, and {job.device} was asked for: "
+                f"give another --device, or --vllm-python with a build for it"
+            )
         self.job, self.sampling = job, SamplingParams
         self.llm = LLM(
             source,
+            dtype=stored_dtype(source),  # its own choice would round float32
             skip_tokenizer_init=True,
             max_model_len=job.longest,
             max_num_seqs=job.batches[-1],
@@ -221,6 +231,13 @@ class InVllm:
     def _generate(self, prompts: list[list[int]], n: int) -> None:
         sampling = self.sampling(temperature=0, max_tokens=n, min_tokens=n, ignore_eos=True, detokenize=False)
         self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+
+
+def stored_dtype(folder: str) -> str:
+    """The number format that the config of a folder names; ``auto`` if it names none."""
+    with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+        config = json.load(file)
+    return str(config.get("dtype") or config.get("torch_dtype") or "auto")
 
 
 BACKENDS: dict[str, Any] = {"transformers": InTransformers, "llama.cpp": InLlamaCpp, "vllm": InVllm}

@@ -11,6 +11,7 @@ import torch
 from ffprune_env.lm.intervals import LEAST_WINDOWS
 from ffprune_env.texts.bos import Bos
 from ffprune_env.texts.overlap import unseen
+from ffprune_env.texts.spread import middles
 from ffprune_env.texts.windows import Split, has_unknown, load_windows
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def load_unseen_windows(
             as_reported = load_windows(text, tokenizer, "test", seq_len, most, or_fewer=True, model=model, bos=bos)
             free[: _reach(as_reported, seen["test"])] = False
         left = windows[free]
-        found = torch.cat([found, spread(left, n_windows - len(found))])
+        found = torch.cat([found, _at_most(left, n_windows - len(found))])
     if len(found) < LEAST_WINDOWS:
         raise ValueError(
             f"text {text} has {len(found)} windows of {seq_len} tokens that neither search nor calibration nor test "
@@ -88,8 +89,6 @@ def _reach(windows: torch.Tensor, reported: torch.Tensor) -> int:
     return int(hit.max()) + 1 if len(hit) else 0
 
 
-def spread(windows: torch.Tensor, n: int) -> torch.Tensor:
+def _at_most(windows: torch.Tensor, n: int) -> torch.Tensor:
     """At most n of some windows, in the middles of equal stretches of them."""
-    if len(windows) <= n:
-        return windows
-    return windows[[(2 * i + 1) * len(windows) // (2 * n) for i in range(n)]]
+    return windows if len(windows) <= n else windows[middles(len(windows), n)]

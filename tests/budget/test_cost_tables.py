@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from ffprune_env.budget.allocation import group_bounds, one_group, reachable_sparsities, settle
 from ffprune_env.budget.cost_tables import CostTables
 from ffprune_env.budget.even import BASELINES, ffn_only, uniform
+from ffprune_env.budget.least_damage import least_damage
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.methods.flap import threshold
-from ffprune_env.search.starts.fisher import least_damage
 
 MAPPINGS = ("paper", "greedy", "waterfill")
 LLAMA = tuple(

@@ -21,6 +21,7 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.run.config import evaluator_settings, read_config
+from ffprune_env.run.frontier import frontier
 from ffprune_env.texts.overlap import unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 
@@ -459,6 +460,19 @@ def test_rewards_are_not_studied_on_a_run_that_has_hardly_any_samples(runs, monk
         assert code == 2
         says = f"{run} holds {n} samples at nearly its sparsity, 3 are needed: search with --evaluations 96"
         assert err == f"error: {says}\n"
+
+
+@pytest.mark.parametrize(("name", "value"), [("budget", "parameters 20%"), ("max_loss", "5%")])
+def test_runs_that_were_not_asked_for_a_sparsity_have_none(runs, name, value, monkeypatch, capsys, tmp_path):
+    """Of a budget the config keeps the default of --sparsity, at which nothing was searched."""
+    run = other_run(runs / "one", tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, name: value}))
+    says = f"{run} was asked for --{name.replace('_', '-')} {value}, and runs are compared by sparsity"
+    code, _, err = run_script("evaluate/reward_study.py", monkeypatch, capsys, run)
+    assert (code, err) == (2, f"error: {says}\n")
+    with pytest.raises(ValueError, match=re.escape(says)):
+        frontier(runs / "two", [run])
 
 
 def test_noise_is_what_one_window_says_and_others_do_not():

@@ -9,7 +9,7 @@ import pytest
 from conftest import load_script
 from tiny_runs import run_main
 
-from ffprune_env.cli.flags import one_line
+from ffprune_env.cli.flags import sentence_of
 from ffprune_env.cli.settings import parse_settings
 
 
@@ -70,11 +70,11 @@ def test_what_a_box_says_comes_first_and_then_what_it_suggests(drawn):
         lines = ["╭─ Title ─╮", *(f"│ {line} │" for line in (*said, "─" * 8, *rest)), "╰─────────╯"]
     else:
         lines = [" Title ", " --------- ", *(f"  {line}  " for line in (*said, "-" * 8, *rest)), "   "]
-    assert one_line("\n".join(lines)) == "unrecognized options: --seed, 3, and --x; perhaps --seeds"
+    assert sentence_of("\n".join(lines)) == "unrecognized options: --seed, 3, and --x; perhaps --seeds"
 
 
 def test_what_is_no_box_is_kept():
-    assert one_line("  no box   at all\n") == "no box at all"
+    assert sentence_of("  no box   at all\n") == "no box at all"
 
 
 def test_scripts_say_what_is_missing_in_one_line(monkeypatch, capsys):

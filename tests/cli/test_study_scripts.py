@@ -7,9 +7,11 @@ import json
 import numpy as np
 import pytest
 from conftest import load_script
+from safetensors.torch import load_file, save_file
 from test_evaluate_scripts import ENDS, failing, run_script
 
 import ffprune_env as ff
+from ffprune_env.lm.identity import identity_of_versions
 
 
 @pytest.mark.parametrize(
@@ -64,16 +66,22 @@ def test_searches_that_were_studied_are_printed_whatever_comes_then(error, exit_
 
 
 @pytest.fixture
-def preset_study(monkeypatch, tmp_path):
-    """The script, with two settings to study, and the words that name curves of an invented model."""
+def preset_study(monkeypatch, tiny_folder, text_file, tmp_path):
+    """The script, with two settings to study, and the words that name a model; its curves are invented."""
     study = load_script("evaluate/preset_study.py")
     surrogate = ff.SurrogateEvaluator.synthetic(n_layers=3)
-    arrays = {f"curve_{i}": curve for i, curve in enumerate(surrogate.curves)}
     names = [f"{unit.name} {unit.kind} {unit.layer} {unit.n_groups} {unit.n_params}" for unit in surrogate.units]
-    about = study.described(study.Args(text="python-docs"))
-    np.savez(tmp_path / "curves.npz", units=np.array(names), about=np.array(about), **arrays)
+
+    def invented(args, evaluator, identity):
+        arrays = {f"curve_{i}": curve for i, curve in enumerate(surrogate.curves)}
+        about = {"about": np.array(study.described(args)), "identity": np.array(json.dumps(identity))}
+        np.savez(args.curves, units=np.array(names), **about, **arrays)
+
+    monkeypatch.setattr(study, "measure_curves", invented)
     monkeypatch.setattr(study, "CHANGES", ({}, {"log_std_init": -9.0}))
-    return study, ("--curves", tmp_path / "curves.npz", "--seeds", 2, "--inits", "ffn-only")
+    model = ("--model", tiny_folder, "--text", text_file, "--seq-len", 64, "--search-windows", 2)
+    curves = ("--calibration-windows", 2, "--curve-windows", 2, "--curves", tmp_path / "curves.npz")
+    return study, (*model, *curves, "--seeds", 2, "--inits", "ffn-only")
 
 
 @pytest.mark.parametrize(("error", "exit_code"), ENDS)
@@ -96,3 +104,41 @@ def test_presets_are_studied_on_curves(preset_study, monkeypatch, capsys, tmp_pa
     for other in (("--criterion", "wanda"), ("--data-dir", tmp_path)):
         code, _, err = run_script("evaluate/preset_study.py", monkeypatch, capsys, *arguments, *other)
         assert (code, "holds curves of another model, text or setting: give another --curves" in err) == (2, True)
+
+
+def test_curves_are_measured_once_of_the_same_model_text_and_code(tmp_path, monkeypatch, capsys, save_tiny, text_file):
+    """A name says where a model or a text was, and not what lies there now."""
+    study, model, text = load_script("evaluate/preset_study.py"), save_tiny(), tmp_path / "words.txt"
+    text.write_text(text_file.read_text())
+    monkeypatch.setattr(study, "CHANGES", ({},))
+    curves = tmp_path / "curves.npz"
+    words = ("--model", model, "--text", text, "--seq-len", 64, "--search-windows", 2, "--calibration-windows", 2)
+    more = ("--curve-windows", 2, "--curves", curves, "--seeds", 1, "--evaluations", 4, "--heads", "single")
+
+    def run(dtype="float32"):
+        return run_script("evaluate/preset_study.py", monkeypatch, capsys, *words, *more, "--dtype", dtype)
+
+    assert run()[0] == 0
+    content = curves.read_bytes()
+    code, out, _ = run()
+    assert (code, "default" in out, curves.read_bytes() == content) == (0, True, True)
+
+    def refused(dtype="float32"):
+        code, out, err = run(dtype)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+        return err
+
+    assert f"has changed from torch.float32 to torch.bfloat16 since {curves} was made" in refused("bfloat16")
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "identity_of_versions", lambda: identity_of_versions() | {"source": "edited"})
+        assert f"the source of ffprune has changed since {curves} was made: give another --curves" in refused()
+    text.write_text(text_file.read_text().replace("says", "said"))
+    assert f"text {text} has changed since {curves} was made" in refused()
+    text.write_text(text_file.read_text())
+    weights = load_file(model / "model.safetensors")
+    save_file({name: 2 * x for name, x in weights.items()}, model / "model.safetensors", {"format": "pt"})
+    assert f"the weights of {model} have changed since {curves} was made" in refused()
+    with np.load(curves) as saved:
+        before = {name: saved[name] for name in saved.files if name != "identity"}
+    np.savez(curves, **before)
+    assert f"{curves} does not say what its curves were measured with: give another --curves" in refused()

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import sys
-from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +22,7 @@ from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS
 from ffprune_env.lm.identity import ChangedError
 from ffprune_env.methods.ppo import ppo
-from ffprune_env.methods.registry import Method
+from ffprune_env.methods.registry import by_ppo
 from ffprune_env.search.settings import SearchSettings
 
 
@@ -117,7 +116,7 @@ def test_a_cell_of_another_folder_or_other_defaults_is_refused_by_name(compare, 
     file.write_text(json.dumps(cell))
     settings = SearchSettings(clip_range=0.3)
     with monkeypatch.context() as patch:
-        patch.setitem(ANSWERING, "ppo", Method(partial(ppo, settings=settings), searches=True))
+        patch.setitem(ANSWERING, "ppo", by_ppo(ppo, settings))
         code, out, err = compare("--methods", "ppo")
     assert code == 2
     (line,) = err.splitlines()

@@ -16,7 +16,8 @@ from ffprune_env.comparison.contest import search_and_measure
 from ffprune_env.comparison.plan import named_methods
 from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import METHODS
-from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.meter import Meter
+from ffprune_env.search.problem import Problem
 
 
 def searches_of(monkeypatch):

@@ -21,9 +21,10 @@ from made_comparison import (
 from rich.console import Console
 
 from ffprune_env.comparison.report.ablation import ablation_markdown
+from ffprune_env.comparison.report.findings import findings
 from ffprune_env.comparison.report.page import comparison_page
 from ffprune_env.comparison.report.rewarded import rewarded_grid
-from ffprune_env.comparison.report.rows import findings, rows_at
+from ffprune_env.comparison.report.rows import rows_at
 from ffprune_env.comparison.report.tables import comparison_markdown, comparison_table, overview_table
 
 

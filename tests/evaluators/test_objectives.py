@@ -20,10 +20,13 @@ from ffprune_env.budget.even import ffn_only, uniform
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.objectives.lines import Line, answer_line, line_losses
 from ffprune_env.evaluators.objectives.lm_eval_questions import questions_of
+from ffprune_env.evaluators.objectives.reward import parse_reward
 from ffprune_env.evaluators.objectives.terms import margin
 from ffprune_env.evaluators.objectives.unseen import keep_unseen, unseen_alone
 from ffprune_env.evaluators.zero_shot_tasks import TASKS, open_tasks
 from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
+from ffprune_env.search.noted import unnoted
+from ffprune_env.search.watch import Watch
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}"
@@ -206,12 +209,49 @@ def test_a_mix_adds_losses(evaluator, questions, windows):
     assert own.dense(windows) / own.measure(np.array([x.n_groups for x in own.units]), windows) == pytest.approx(1)
 
 
+def test_finalists_of_a_divergence_are_ranked_by_it(evaluator, monkeypatch):
+    """Steps are measured by compare(), which has both; a last look has one number, and it is what is rewarded."""
+    kept = uniform(0.3, evaluator.units).kept
+    own = evaluator.rewarding("kl")
+    windows = evaluator.texts["finalists"][:2]
+    states = final_hidden_states(evaluator.prunable.model, windows)
+    with evaluator.prunable.pruned(kept) as model:
+        _, kl = compare_with_dense(model, windows, states)
+    assert own.final_losses(kept, 2) == pytest.approx([kl], rel=1e-6)
+    assert own.measure(kept, 2) == evaluator.measure(kept, 2)
+    monkeypatch.setattr(type(own), "watch", (0, 1))
+    assert Watch(own, unnoted).loss(kept, "ppl") == math.log(evaluator.measure(kept, own.watch))
+    assert Watch(own, unnoted).loss(kept, "kl") == own.compare(kept, own.watch)[1]
+
+
+def test_a_divergence_of_other_held_out_text_is_of_that_text(evaluator):
+    kept = uniform(0.3, evaluator.units).kept
+    own = evaluator.rewarding("kl")
+    found = {}
+    for name, windows in (("one", evaluator.further[:2]), ("other", evaluator.further[2:4])):
+        measure = own.held_out(windows)
+        states = final_hidden_states(evaluator.prunable.model, windows)
+        with evaluator.prunable.pruned(kept) as model:
+            assert measure(model)["kl"] == pytest.approx(compare_with_dense(model, windows, states)[1], rel=1e-6)
+            found[name] = measure(model)["kl"]
+    assert found["one"] != found["other"]
+
+
+def test_an_environment_does_not_take_another_reward_for_its_own(evaluator, questions):
+    for there in (f"tasks:{questions}", lambda model, tokenizer: 1.0):
+        with pytest.raises(ValueError, match=r"the evaluator measures .* not 'ppl': give that as reward"):
+            ff.PruneBanditEnv(evaluator.rewarding(there), 0.3)
+    with pytest.raises(ValueError, match="the evaluator measures 'kl', not 'ppl'"):
+        ff.PruneBanditEnv(evaluator.rewarding("kl", stands_in=True), 0.3)
+    ff.PruneBanditEnv(evaluator.rewarding("kl"), 0.3, reward="ppl")  # measures text at every step
+
+
 def test_text_can_be_compared_beside_what_is_rewarded(evaluator, questions):
     kept = uniform(0.3, evaluator.units).kept
     own = evaluator.rewarding(f"tasks:{questions}")
     cost = own.measure(kept, 2)
     assert own.compare(kept, 2)[0] == pytest.approx(evaluator.measure(kept, 2))
-    assert own.measure(kept, 2) == cost != own.of_text.measure(kept, 2)
+    assert own.measure(kept, 2) == cost != own.text_evaluator.measure(kept, 2)
 
 
 def test_a_broken_model_collapses(evaluator, questions, chats):
@@ -343,14 +383,14 @@ def test_tasks_of_lm_eval_are_rewarded_and_then_not_asked(evaluator, data, tmp_p
     seen = set(own.objectives.seen)
     with open_tasks(["piqa", "boolq"], data) as opened:
         asked = {name: [question.asked for question in questions_of(name, task)] for name, task in opened.items()}
-        assert unseen_alone(opened, "ppl", data) == ""
-        digest = unseen_alone(opened, "tasks:piqa,arc_easy", data)
+        assert unseen_alone(opened, parse_reward("ppl"), data) == ""
+        digest = unseen_alone(opened, parse_reward("tasks:piqa,arc_easy"), data)
         left = {name: [question.asked for question in questions_of(name, task)] for name, task in opened.items()}
     assert left["boolq"] == asked["boolq"]
     assert left["piqa"] == [x for x in asked["piqa"] if x not in seen]
     assert 0 < len(left["piqa"]) < len(asked["piqa"])
     with open_tasks(["piqa", "boolq"], data) as opened:
-        assert unseen_alone(opened, "ppl", data, held_out=True) != digest
+        assert unseen_alone(opened, parse_reward("ppl"), data, held_out=True) != digest
         assert [x.asked for x in questions_of("piqa", opened["piqa"])] == left["piqa"]
         assert len(questions_of("boolq", opened["boolq"])) < len(asked["boolq"])
 

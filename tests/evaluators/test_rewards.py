@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ffprune_env.evaluators.objectives.build import require_reward
 from ffprune_env.evaluators.objectives.function import load_function
 from ffprune_env.evaluators.objectives.questions import read_questions, seen_among
-from ffprune_env.evaluators.objectives.reward import RewardMix, Term, kind_of, parse_reward, written
+from ffprune_env.evaluators.objectives.reward import RewardMix, Term, mix_of, parse_reward, written
 from ffprune_env.evaluators.objectives.settings import parse_words
 from ffprune_env.evaluators.objectives.shares import Bundles, Counts, is_held_out, split
 
@@ -32,7 +32,7 @@ from ffprune_env.evaluators.objectives.shares import Bundles, Counts, is_held_ou
 def test_a_reward_is_read(text, terms, kind):
     mix = parse_reward(text)
     assert mix.terms == tuple(Term(*term) for term in terms)
-    assert (mix.kind, kind_of(text)) == (kind, kind)
+    assert (mix, mix.kind) == (mix_of(text), kind)
     assert mix.of_text == (text in ("ppl", "kl"))
     assert parse_reward(written(mix)) == mix
 
@@ -89,7 +89,7 @@ def test_a_line_that_is_no_question_is_named(tmp_path, row, says):
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps(ROW) + "\n" + (row if isinstance(row, str) else json.dumps(row)))
     with pytest.raises(ValueError, match=says) as error:
-        require_reward(f"tasks:{file}")
+        require_reward(parse_reward(f"tasks:{file}"))
     assert "\n" not in str(error.value)
 
 
@@ -123,9 +123,9 @@ def test_what_is_not_there_is_said_before_a_model_is_loaded(tmp_path, monkeypatc
     (tmp_path / "needy.py").write_text("import not_there")
     (tmp_path / "fine.py").write_text("def f(model, tokenizer):\n    return 1.0\n")
     with pytest.raises(error, match=says):
-        require_reward(reward)
+        require_reward(parse_reward(reward))
     with pytest.raises(OSError, match=r"has no piqa.jsonl; it has none"):
-        require_reward("tasks:piqa", tmp_path)
+        require_reward(parse_reward("tasks:piqa"), tmp_path)
 
 
 def test_a_function_is_found_where_the_user_is(tmp_path, monkeypatch):

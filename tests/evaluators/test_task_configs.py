@@ -44,7 +44,7 @@ def only_term(reward):
 
 def test_questions_are_worded_as_the_file_says(colours):
     file = colours()
-    require_reward(f"tasks:{file}")
+    require_reward(parse_reward(f"tasks:{file}"))
     ((name, questions),) = read_tasks(only_term(f"tasks:{file}"), None).items()
     assert name == "colours"
     assert [question.answer for question in questions] == [1, 2]
@@ -93,4 +93,4 @@ def test_what_is_no_config_is_refused_in_a_line(tmp_path):
 
 def test_a_file_that_is_not_there_is_refused_before_a_model_is_loaded():
     with pytest.raises(OSError, match=r"there is no task config mine\.yaml, neither here nor in "):
-        require_reward("tasks:mine.yaml")
+        require_reward(parse_reward("tasks:mine.yaml"))

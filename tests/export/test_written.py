@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 import ffprune_env as ff
-from ffprune_env.export.writable import can_be_saved
+from ffprune_env.export.writable import why_not_saved
 from ffprune_env.modeling.config_names import PRUNED_KEYS
 from ffprune_env.pruning.flap_bias import FlapBias
 from ffprune_env.pruning.prunable import PrunableModel
@@ -213,9 +213,9 @@ def test_a_model_with_code_of_its_own_is_refused_whatever_its_config_calls_itsel
             output.logits = output.logits / 2
             return output
 
-    assert can_be_saved(model)
+    assert why_not_saved(model) is None
     model.__class__ = Scaled
-    assert not can_be_saved(model)
+    assert why_not_saved(model) is not None
     with pytest.raises(ValueError, match=r"Scaled cannot be written: .* brings code of its own"):
         ff.save_pruned(ranked(model), KEPT, tmp_path / "out")
 

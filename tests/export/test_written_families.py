@@ -19,7 +19,7 @@ from ffprune_env.modeling.families import FAMILIES
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.sizes import removed_params
 
-# Those that tests/export/test_export.py does not write.
+# Those that tests/export/pruned_models.py does not name.
 MORE = ("qwen3", "gemma", "gemma2", "gemma3", "smollm3", "granite", "cohere", "cohere2", "olmo2", "phi3")
 # Of four query heads on two key/value heads: the first layer shares them unevenly.
 KEPT = [3, 20, 2, 7, 4, 24]

@@ -21,7 +21,7 @@ from ffprune_env.lm.divergence import compare_with_dense, final_hidden_states
 from ffprune_env.lm.head import head_of
 from ffprune_env.lm.loss import perplexity, window_losses
 from ffprune_env.lm.probing import usual_error
-from ffprune_env.pruning.backward import back_propagate, frozen
+from ffprune_env.pruning.backward import back_propagate, without_parameter_gradients
 from ffprune_env.pruning.prunable import PrunableModel
 
 MAMBA = {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
@@ -184,7 +184,7 @@ def test_gradients_are_those_of_the_models_own_loss(model_type, windows):
 
     head_of(model)
     hook = down.down_proj.register_forward_hook(note)
-    with frozen(model):
+    with without_parameter_gradients(model):
         back_propagate(model, windows[:1])
     model.zero_grad()
     logits = model(input_ids=windows[:1], use_cache=False).logits
@@ -333,7 +333,7 @@ def test_what_wrapping_pruning_and_training_do_to_a_model_is_no_change(windows, 
     with prunable.pruned([2, 10] * 3):
         assert not torch.allclose(window_losses(model, windows), first)
     model.train()
-    with frozen(model):
+    with without_parameter_gradients(model):
         back_propagate(model, windows[:1])
     torch.testing.assert_close(window_losses(model, windows), first)
     assert len(looks) == 1

@@ -11,7 +11,8 @@ from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.methods import eas as eas_module
 from ffprune_env.methods.eas import FIRST, LATER, Chances, Sizes, draw_ratios, eas, mutate
 from ffprune_env.methods.random_search import random_search
-from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.meter import Meter
+from ffprune_env.search.problem import Problem
 
 CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
 MANY = SurrogateEvaluator.synthetic(n_layers=1000).units

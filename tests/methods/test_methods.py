@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ffprune_env.budget.allocation import group_bounds, settle
 from ffprune_env.budget.even import ffn_only, uniform
+from ffprune_env.budget.least_damage import least_damage
 from ffprune_env.budget.mapping import allocate_rates
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators import language_model as evaluator_module
@@ -28,9 +29,9 @@ from ffprune_env.pruning import damage as damage_module
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.units import find_units
-from ffprune_env.search.problem import BudgetSpentError, Meter, Problem
+from ffprune_env.search.meter import BudgetSpentError, Meter
+from ffprune_env.search.problem import Problem
 from ffprune_env.search.settings import SearchSettings
-from ffprune_env.search.starts.fisher import least_damage
 
 ALL = METHODS | ABLATIONS | PAPER_ABLATIONS
 SEARCHES = [name for name, method in ALL.items() if method.searches]
@@ -167,6 +168,8 @@ def test_nothing_is_measured_beyond_the_budget():
     with pytest.raises(BudgetSpentError, match="1 windows asked for, 0 of 8 are left"):
         meter.measure(kept, 1)
     assert meter.spent == 8
+    with pytest.raises(ValueError, match=r"random needs a budget .* got 0: give --evaluations 1 or more"):
+        meter.require_evaluation("random")
     with pytest.raises(ValueError, match="at least 0, got -1"):
         Meter(CURVES, -1)
 

@@ -14,9 +14,11 @@ from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.policy import answer_all, policy
 from ffprune_env.methods.ppo import ppo
 from ffprune_env.methods.registry import METHODS, settings_of
-from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.affordable import affordable
+from ffprune_env.search.meter import Meter
+from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import run_search
-from ffprune_env.search.settings import SearchSettings, affordable
+from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.parse import parse_start
 
 CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)

@@ -18,7 +18,6 @@ from ffprune_env.search.mean import mean_actions, mean_scores
 from ffprune_env.search.policy import make_env, make_policy
 from ffprune_env.search.presets import search_settings
 from ffprune_env.search.problem import Problem
-from ffprune_env.search.starts.start import StartScores
 
 CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
 
@@ -26,7 +25,7 @@ CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
 def test_the_paper_s_network_starts_at_the_scores_that_it_is_given():
     settings = replace(search_settings("paper"), sparsity=0.3, evaluations=16)
     scores = np.linspace(-3, 3, len(CURVES.units))
-    actions = mean_actions(StartScores({0.3: scores}), settings.action_scale, settings.action_bound).everywhere
+    actions = mean_actions({0.3: scores}, settings.action_scale, settings.action_bound)
     policy = make_policy(settings, make_env(settings, CURVES), actions)
     assert mean_scores(policy, 0.3, settings.action_scale) == pytest.approx(scores, abs=0.05)
 

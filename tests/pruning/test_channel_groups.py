@@ -24,8 +24,9 @@ from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics
 from ffprune_env.pruning.sequential import SequentialCalibration
-from ffprune_env.pruning.units import find_units
-from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.pruning.units import find_parts
+from ffprune_env.search.meter import Meter
+from ffprune_env.search.problem import Problem
 
 CHANNELS = 64
 FAMILIES = ("llama-gqa", "opt")
@@ -47,7 +48,7 @@ FAMILIES = ("llama-gqa", "opt")
     ],
 )
 def test_a_group_is_the_most_channels_that_fit(channels, asked, width):
-    attention, ffn = find_units(tiny_model("llama", channels=channels), asked)[:2]
+    attention, ffn = find_parts(tiny_model("llama", channels=channels), asked).layouts[:2]
     assert (ffn.width, ffn.unit.n_groups, ffn.n_members) == (width, channels // width, channels)
     assert ffn.unit.group_params == 3 * 32 * width
     assert (attention.width, attention.unit.n_groups, attention.n_members) == (8, 4, 4)

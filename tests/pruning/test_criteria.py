@@ -10,7 +10,6 @@ from plain import plain
 
 import ffprune_env as ff
 from ffprune_env.evaluators.build import build_evaluator
-from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.criteria import CRITERIA, Evidence, average_ranks, taylor_scores
 from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.prunable import PrunableModel
@@ -155,10 +154,3 @@ def test_an_evaluator_ranks_by_any_criterion(name, tokenizer, text_file):
     assert evaluator.prunable.rankings == 1
     in_order = ff.load_windows(str(text_file), tokenizer, "search", 64, 8)
     assert torch.equal(evaluator.windows, in_order[[0, 4, 2, 6, 1, 5, 3, 7]])  # every prefix is spread over the text
-
-
-def test_some_windows_are_spread_over_all():
-    windows = torch.arange(10)[:, None].repeat(1, 4)
-    assert spread_windows(windows, 12)[:, 0].tolist() == [0, 4, 9]  # 4.5 is rounded to even
-    assert len(spread_windows(windows, 1000)) == 10
-    assert len(spread_windows(windows, 1)) == 1

@@ -12,6 +12,7 @@ import torch
 from conftest import tiny_model
 
 from ffprune_env.budget.even import uniform
+from ffprune_env.budget.least_damage import least_damage
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.lm.loss import window_losses
@@ -22,7 +23,6 @@ from ffprune_env.pruning.gradients import collect_gradients
 from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
-from ffprune_env.search.starts.fisher import least_damage
 
 
 def ranked(family: str, windows: torch.Tensor, heads: HeadGroups = "single") -> tuple[PrunableModel, RidgeCalibration]:

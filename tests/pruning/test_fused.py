@@ -10,8 +10,8 @@ import torch
 from test_head import tiny
 
 from ffprune_env.lm.loss import window_losses
-from ffprune_env.methods.rebuilding.projections import linear_of
 from ffprune_env.pruning.calibration import RidgeCalibration
+from ffprune_env.pruning.linear_from import linear_from
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
@@ -82,6 +82,6 @@ def test_what_is_fused_is_named():
     whole = PrunableModel(model).whole
     assert whole[0] == "model.layers.0.self_attn.qkv_proj holds queries, keys and values in one matrix"
     model = tiny("phi3", **FUSED["phi3"])
-    model.model.layers[1].mlp.gate_up_proj = linear_of(torch.randn(40, 32, dtype=torch.float64))
+    model.model.layers[1].mlp.gate_up_proj = linear_from(torch.randn(40, 32, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"layers\.1\.mlp: gate_up_proj does not hold as many gates and channels"):
         find_units(model)

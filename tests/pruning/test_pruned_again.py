@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import ffprune_env as ff
 from ffprune_env.export.gguf.file import export_gguf
-from ffprune_env.export.writable import can_be_saved
+from ffprune_env.export.writable import why_not_saved
 from ffprune_env.pruning.calibration import RidgeCalibration
 from ffprune_env.pruning.criteria import CRITERIA, Evidence
 from ffprune_env.pruning.gradients import collect_gradients
@@ -65,7 +65,7 @@ def test_it_computes_what_a_masked_copy_computes_in_memory_and_on_disk(once, tmp
     model = ff.load_pruned(folder)
     before, reference = logits(model), copy.deepcopy(model)
     prunable = ranked(model, 1)
-    assert can_be_saved(model)
+    assert why_not_saved(model) is None
     assert [unit.n_groups for unit in prunable.units] == FIRST
     torch.testing.assert_close(logits(model), before, rtol=0, atol=1e-9)
     expected = logits(masked(reference, prunable.kept_groups(SECOND)))

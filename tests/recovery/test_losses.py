@@ -15,9 +15,9 @@ from ffprune_env.recovery import student
 from ffprune_env.recovery.chunks import Task, linear_losses, native_losses
 from ffprune_env.recovery.hidden import hidden_errors
 from ffprune_env.recovery.passages import collate, passages_of, scored_rows
+from ffprune_env.recovery.soft_targets import TopRows, WholeRows, top_rows
 from ffprune_env.recovery.student import batch_losses
 from ffprune_env.recovery.teacher import DenseTeacher, usable_head
-from ffprune_env.recovery.wanted import TopRows, WholeRows, top_rows
 
 ROWS, WIDTH, VOCABULARY = 7, 5, 11
 
@@ -103,8 +103,8 @@ def test_what_is_missing_of_a_teacher_is_one_more_outcome(made):
 
 def test_a_token_that_the_teacher_forbids_costs_nothing():
     log_p = torch.tensor([[0.0, -torch.inf]])
-    for wanted in (WholeRows(log_p), TopRows(log_p[:, :1], torch.tensor([[0]]), torch.tensor([-torch.inf]))):
-        kl, target = wanted.measured(torch.tensor([[0.25, 0.75]]).log())
+    for soft in (WholeRows(log_p), TopRows(log_p[:, :1], torch.tensor([[0]]), torch.tensor([-torch.inf]))):
+        kl, target = soft.measured(torch.tensor([[0.25, 0.75]]).log())
         torch.testing.assert_close(kl, torch.tensor([4.0]).log())
         torch.testing.assert_close(target, torch.tensor([[1.0, 0.0]]))
 

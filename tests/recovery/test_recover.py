@@ -13,7 +13,7 @@ from conftest import tiny_model
 import ffprune_env as ff
 from ffprune_env.export.smaller_model import smaller_model
 from ffprune_env.recovery import session
-from ffprune_env.recovery.lessons import Lessons
+from ffprune_env.recovery.distillation_loss import DistillationLoss
 from ffprune_env.recovery.passages import passages_of
 from ffprune_env.recovery.session import smaller_batch
 from ffprune_env.recovery.stored_teacher import store_teacher
@@ -104,7 +104,7 @@ def test_an_interrupted_recovery_goes_on_as_if_nothing_had_happened(dense, prune
     settings = dataclasses.replace(QUICK, lora=lora, looks=3, tokens=5 * 16)
     expected = copy.deepcopy(pruned)
     told = ff.recover(expected, dense, TEXT, settings)
-    model, losses, calls = copy.deepcopy(pruned), Lessons.losses, []
+    model, losses, calls = copy.deepcopy(pruned), DistillationLoss.losses, []
 
     def stopping(self, batch, forward=None, look=False):
         calls.append(look)
@@ -112,10 +112,10 @@ def test_an_interrupted_recovery_goes_on_as_if_nothing_had_happened(dense, prune
             raise KeyboardInterrupt
         return losses(self, batch, forward, look)
 
-    monkeypatch.setattr(Lessons, "losses", stopping)
+    monkeypatch.setattr(DistillationLoss, "losses", stopping)
     with pytest.raises(KeyboardInterrupt):
         ff.recover(model, dense, TEXT, settings, folder=tmp_path / "work")
-    monkeypatch.setattr(Lessons, "losses", losses)
+    monkeypatch.setattr(DistillationLoss, "losses", losses)
     assert_same(model, pruned)
     assert model.config.use_cache == pruned.config.use_cache
     other = dataclasses.replace(settings, learning_rate=1e-4)
@@ -125,18 +125,49 @@ def test_an_interrupted_recovery_goes_on_as_if_nothing_had_happened(dense, prune
     assert (result.tokens, result.steps, result.before) == (told.tokens, told.steps, told.before)
     assert result.after == told.after
     assert_same(model, expected)
-    assert list((tmp_path / "work").iterdir()) == []
+    assert not (tmp_path / "work" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("lora", [None, 2])
+def test_a_recovery_that_has_ended_is_not_trained_again(dense, pruned, tmp_path, monkeypatch, lora):
+    """Until its folder is removed: whoever could not write the model gives the same command once more."""
+    settings = dataclasses.replace(QUICK, lora=lora, learning_rate=1e-2, tokens=80, minutes=60)
+    expected, model = copy.deepcopy(pruned), copy.deepcopy(pruned)
+    told = ff.recover(expected, dense, TEXT, settings, folder=tmp_path)
+    assert told.kept
+    for other, what in (
+        (dataclasses.replace(settings, learning_rate=1e-4), "another settings"),
+        (dataclasses.replace(settings, minutes=50), "another number of minutes"),
+    ):
+        with pytest.raises(ValueError, match=f"holds a recovery that has ended and began with {what}: go on with"):
+            ff.recover(copy.deepcopy(pruned), dense, TEXT, other, folder=tmp_path)
+    monkeypatch.setattr(session.Session, "_train", lambda *_: pytest.fail("it was trained again"))
+    assert ff.recover(model, dense, TEXT, settings, folder=tmp_path) == told
+    assert_same(model, expected)
+
+
+def test_one_that_came_to_nothing_has_ended_too(dense, pruned, tmp_path, monkeypatch):
+    model, settings = copy.deepcopy(pruned), dataclasses.replace(QUICK, learning_rate=0.5)
+    told = ff.recover(model, dense, TEXT, settings, folder=tmp_path)
+    assert not told.kept
+    monkeypatch.setattr(session.Session, "_train", lambda *_: pytest.fail("it was trained again"))
+    assert ff.recover(model, dense, TEXT, settings, folder=tmp_path) == told
+    assert_same(model, pruned)
+    (tmp_path / "begun.json").write_text("{")  # cut off: nobody knows any more what that was of
+    monkeypatch.undo()
+    again = ff.recover(model, dense, TEXT, QUICK, folder=tmp_path)
+    assert (again.kept, again.stopped) == (True, "all tokens were seen")
 
 
 def test_a_loss_that_is_no_number_leaves_the_model_from_before(dense, pruned, monkeypatch, caplog):
-    model, losses, calls = copy.deepcopy(pruned), Lessons.losses, []
+    model, losses, calls = copy.deepcopy(pruned), DistillationLoss.losses, []
 
     def breaking(self, batch, forward=None, look=False):
         found = losses(self, batch, forward, look)
         calls.append(look)
         return dataclasses.replace(found, loss=found.loss * torch.nan) if calls.count(False) > 2 else found
 
-    monkeypatch.setattr(Lessons, "losses", breaking)
+    monkeypatch.setattr(DistillationLoss, "losses", breaking)
     result = ff.recover(model, dense, TEXT, QUICK)
     assert (result.kept, result.stopped) == (False, "the loss became nan at step 2")
     assert result.after == result.before
@@ -166,14 +197,14 @@ def test_looks_without_a_better_loss_do_not_end_a_recovery_by_default(dense, pru
 def test_where_memory_runs_out_the_batch_is_halved_and_the_steps_are_the_same(
     whole, dense, pruned, monkeypatch, caplog
 ):
-    losses, model = Lessons.losses, copy.deepcopy(pruned)
+    losses, model = DistillationLoss.losses, copy.deepcopy(pruned)
 
     def narrow(self, batch, forward=None, look=False):
         if len(batch["index"]) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return losses(self, batch, forward, look)
 
-    monkeypatch.setattr(Lessons, "losses", narrow)
+    monkeypatch.setattr(DistillationLoss, "losses", narrow)
     monkeypatch.setattr(session, "first_batch", lambda on_cpu, per_step: per_step)
     result = ff.recover(model, dense, TEXT, QUICK)
     assert "out of memory with 2 windows at once: going on with 1" in caplog.text
@@ -182,14 +213,14 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_steps_are_the_same(
 
 
 def test_memory_that_is_too_small_for_one_window_is_one_line_and_the_model_from_before(dense, pruned, monkeypatch):
-    losses, model = Lessons.losses, copy.deepcopy(pruned)
+    losses, model = DistillationLoss.losses, copy.deepcopy(pruned)
 
     def nothing(self, batch, forward=None, look=False):
         if not look:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return losses(self, batch, forward, look)
 
-    monkeypatch.setattr(Lessons, "losses", nothing)
+    monkeypatch.setattr(DistillationLoss, "losses", nothing)
     with pytest.raises(RuntimeError, match=r"^memory runs out with a single window: give shorter windows"):
         ff.recover(model, dense, TEXT, QUICK)
     assert_same(model, pruned)
@@ -242,7 +273,7 @@ def test_what_cannot_be_is_refused_in_one_line(dense, pruned):
         "the text has token 300, the model knows 0 to 255": lambda: ff.recover(pruned, dense, TEXT + 300 - TEXT),
         "hidden states cannot be compared": lambda: ff.recover(pruned, shallow, TEXT, short),
         "minutes of a recovery must be more than 0, got 0": lambda: ff.RecoverySettings(minutes=0),
-        "share of cross-entropy must be between 0 and 1": lambda: ff.RecoverySettings(cross_entropy=2),
+        "cross_entropy of a recovery must be between 0 and 1, got 2": lambda: ff.RecoverySettings(cross_entropy=2),
         "give either a rank, or which weights": lambda: ff.RecoverySettings(lora=2, trained="outputs"),
         "hidden states are not kept on disk": lambda: ff.RecoverySettings(teacher_topk=2, hidden=1),
     }.items():

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import sys
 
 import pytest
 import torch
 from conftest import load_script
 
+from ffprune_env.comparison.recovered import RecoveredCell
 from ffprune_env.pruning.sequential import SequentialCalibration
 
 QUICK = ["--recover-rate", "1e-3", "--recover-tokens", "250", "--recover-held-out", "1"]
@@ -85,6 +88,34 @@ def test_a_study_ranks_cells_of_one_text_and_one_version(whole, run_script, tmp_
     assert len(list(out.glob("cell-*"))) == 1
 
 
+def test_a_study_is_of_the_model_that_the_run_holds(whole, run_script, tmp_path):
+    """A run that is made again at the same place has another; a study of before says of its own what it measured."""
+    run, out = (
+        shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", "tb")),
+        tmp_path / "study",
+    )
+    lists = ["--rates", "1e-3", "--weights", "outputs", "--objectives", "kl", "--batches", 1, "--token-budgets", 250]
+    words = ["evaluate/recovery_study.py", run, "--out", out, *lists, "--recover-held-out", 1]
+    assert run_script(*words)[0] == 0
+    best, begun = (json.loads(file.read_text()) for file in (run / "best.json", out / "study.json"))
+    earlier = {name: value for name, value in begun.items() if name != "model"}
+
+    def told(study, **saved):
+        (out / "study.json").write_text(json.dumps(study))
+        (run / "best.json").write_text(json.dumps(best | {"saved": best["saved"] | saved}))
+        return run_script(*words)
+
+    another = {"test_ppl": 1.1 * best["saved"]["test_ppl"]}
+    for study in (begun, earlier, {name: value for name, value in earlier.items() if name != "before"}):
+        code, shown, err = told(study)
+        assert (code, err, "| outputs |" in shown) == (0, "", True)
+        code, shown, err = told(study, **another)
+        assert (code, "| outputs |" in shown) == (2, False)
+        assert err.startswith(f"error: {out} is a study of another model/ than ")
+    others = best["saved"]["kept"][::-1]
+    assert told(begun, kept=others)[0] == 2
+
+
 def test_a_study_goes_on_behind_a_combination_that_fails(whole, run_script, monkeypatch, tmp_path):
     script, out = load_script("evaluate/recovery_study.py"), tmp_path / "study"
     recover = script.recover
@@ -141,6 +172,39 @@ def test_methods_are_compared_after_recovery(compare, run_script):
     assert (code, "was recovered with recovery_text None, not 'python-docs': remove it" in err) == (2, True)
     code, _, err = run_script("evaluate/recover_compared.py", compare.out / "cells", *QUICK)
     assert (code, "is no comparison: evaluate/compare.py makes one" in err) == (2, True)
+
+
+def test_what_two_processes_recover_otherwise_is_not_mixed(compare, run_script, monkeypatch):
+    """Both began while nothing was recovered yet: who comes second is told, and neither trains for nothing."""
+    assert compare("--methods", "uniform", "ffn-only", "--sparsity", "0.3", "--calibration", "ridge")[0] == 0
+    script, trained = load_script("evaluate/recover_compared.py"), []
+
+    def invented(subject, cell, text, settings, dense):
+        trained.append(cell.method)
+        facts = {"method": cell.method, "target_sparsity": cell.target_sparsity, "seed": cell.seed}
+        ppls = {"dense_ppl": 2.0, "before_ppl": 3.0, "after_ppl": 2.5}
+        more = {"zero_shot_before": None, "zero_shot_after": None, "recovery": {}}
+        found = RecoveredCell(
+            **facts, **ppls, **more, recovery_seed=settings.seed, settings=dataclasses.asdict(settings)
+        )
+        if len(trained) == 1:  # the other process ends first
+            other = dataclasses.replace(settings, windows_per_step=7)
+            job = dataclasses.replace(jobs[0], recovery=other)
+            about = {"text_digest": "x", "versions": script.identity_of_versions()}
+            script.keep(job, cell, dataclasses.replace(found, settings=dataclasses.asdict(other), **about))
+        return found
+
+    plan, jobs = script.plan, []
+    monkeypatch.setattr(script, "plan", lambda args: jobs.append(plan(args)) or jobs[0])
+    monkeypatch.setattr(script, "recover_cell", invented)
+    code, shown, err = run_script("evaluate/recover_compared.py", compare.out, *QUICK)
+    assert (code, len(trained), "|" in shown) == (2, 1, False)
+    assert "was recovered with windows_per_step 7, not 1: remove it" in err
+    (file,) = (compare.out / "recovered").glob("*.json")
+    assert json.loads(file.read_text())["settings"]["windows_per_step"] == 7
+    with pytest.raises(ValueError, match="was recovered with windows_per_step 7"):
+        script.report(jobs[0])
+    assert not (compare.out / "recovered.md").exists()
 
 
 def test_a_cell_that_cannot_be_made_again_does_not_stop_the_others(compare, run_script, monkeypatch):

@@ -18,7 +18,8 @@ import ffprune_env as ff
 from ffprune_env.cli.settings import parse_settings
 from ffprune_env.lm.same_model import rounding_tolerance
 from ffprune_env.run import answer_report
-from ffprune_env.run.frontier import ALONE, frontier, frontier_plot
+from ffprune_env.run.frontier import ALONE, frontier
+from ffprune_env.run.frontier_plot import frontier_plot
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -161,10 +162,12 @@ def test_at_a_sparsity_that_the_run_measured_nothing_is_lost(own, allocate):
     assert not (own / "s35" / "model").exists()
 
 
-def test_a_model_can_go_elsewhere(own, allocate, tmp_path):
-    assert allocate(own, "--sparsity", 0.15, "--out", tmp_path / "out")[0] == 0
+def test_a_model_can_go_elsewhere(own, allocate, tmp_path, monkeypatch):
+    monkeypatch.chdir(own.parent)
+    assert allocate(own.name, "--sparsity", 0.15, "--out", tmp_path / "out")[0] == 0
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
     assert not (own / "s15").exists()
+    assert best_of(tmp_path / "out")["allocated_by"] == str(own.resolve())  # known from any folder
 
 
 def test_what_cannot_be_allocated_gets_one_line_and_writes_nothing(own, whole, allocate, tmp_path):

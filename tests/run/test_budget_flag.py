@@ -10,8 +10,8 @@ from tiny_runs import assert_same, cut_off, run_main, settings
 
 import ffprune_env as ff
 from ffprune_env.run import budget_report
-from ffprune_env.run.budget_report import stored_cache, stored_numbers
 from ffprune_env.run.start_file import read_start, start_content
+from ffprune_env.run.stored_amounts import stored_cache, stored_numbers
 from ffprune_env.search.starts.start import StartScores
 from ffprune_env.serving.latency import UnitTimes
 from ffprune_env.serving.unit_times import ShapeTimes, shapes_of

@@ -18,9 +18,10 @@ from matplotlib.image import imread
 
 from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.run.folder import RunFolder
-from ffprune_env.run.frontier import ALONE, Point, frontier, frontier_plot
-from ffprune_env.run.frontier_drawing import files_plot
-from ffprune_env.run.frontier_files import FilePoint, KeptFiles, Pace, Source, best_of
+from ffprune_env.run.frontier import ALONE, Point, frontier
+from ffprune_env.run.frontier_files import FilePoint, KeptFiles, Pace, Source, best_of, sources_of
+from ffprune_env.run.frontier_files_plot import files_plot
+from ffprune_env.run.frontier_plot import frontier_plot
 from ffprune_env.run.frontier_rows import COLUMNS, rows_of
 from ffprune_env.run.strict_json import as_measured, strict_json
 
@@ -271,7 +272,7 @@ def test_a_file_that_collapsed_is_kept_and_told_and_not_drawn(tmp_path):
     found = KeptFiles(RunFolder(tmp_path), {}, {}).of([Source("dense", 0.0, ""), Source("s50", 0.5, "")], ["q8_0"])
     assert found == [COLLAPSED[1], COLLAPSED[-1]]
     row = dict(zip(COLUMNS, rows_of(COLLAPSED)[-1], strict=True))
-    assert (row["PPL"], row["loss"], row["the best of"]) == ("inf", "+inf%", "")
+    assert (row["PPL"], row["loss"], row["the best of"]) == ("inf", "", "")
     assert {x[COLUMNS.index("loss")] for x in rows_of([point("dense", "f16", 400, math.inf), *POINTS[1:]])} == {""}
     beside = [Point("dense", 0.0, 380.0, 10.0), Point("chosen", 0.2, 290.0, 11.0), Point("chosen", 0.5, 90.0, math.inf)]
     left, _ = files_plot(COLLAPSED, "tiny", "words", beside).axes
@@ -346,3 +347,72 @@ def test_a_search_with_a_limit_has_the_models_that_it_left(ended, limit):
         (ended / part / "best.json").unlink()
     with pytest.raises(ValueError, match=r"holds no s\*/best\.json: it has not ended, .*; or no model meets its limit"):
         frontier(ended)
+
+
+def test_what_processes_measure_at_once_is_all_kept(tmp_path):
+    """Each begins with what there is, and another one may add to it meanwhile; nobody drops what that measured."""
+    run, way = RunFolder(tmp_path), {"rounds": 1}
+    sources = [Source(name, 0.0, "") for name in ("dense", "s20", "s40")]
+    one, two = (KeptFiles(run, way, {"machine": "one"}) for _ in range(2))
+    for kept, point in ((one, POINTS[0]), (two, POINTS[2]), (one, POINTS[4])):
+        kept.add(point)
+    assert len(KeptFiles(run, way, None).of(sources, ["f16"])) == 3
+    assert [x.model for x in one.of(sources, ["f16"])] == ["dense", "s20", "s40"]
+    otherwise = KeptFiles(run, {"rounds": 2}, {"machine": "one"})
+    otherwise.add(POINTS[0])  # its own replace those of before
+    with pytest.raises(ValueError, match=r"another process measures files of .* in other rounds"):
+        one.add(POINTS[2])
+    assert len(KeptFiles(run, {"rounds": 2}, None).of(sources, ["f16"])) == 1
+    assert run._claim.is_free is False
+    (tmp_path / "frontier.json").unlink()
+    assert run._claim.is_free  # a lock is no run
+
+
+def calibrated_json(folder, kind, asked="sequential"):
+    """A best.json of a model that is calibrated, as was asked for or otherwise."""
+    sparsity = float(folder.name[1:]) / 100
+    final = {name: {"params": n, "test_ppl": ppl, "calibration": how, "calibrated": True} for name, n, ppl, how in (
+        ("dense", 2**20, 10.0, asked), ("uniform", 2**19, 12.0, asked), ("chosen", 2**19, 11.0, kind),
+    )}  # fmt: skip
+    asked_for = {} if asked is None else {"calibration_asked": asked}
+    about = {"target_sparsity": sparsity, **asked_for, "calibration": final}
+    RunFolder(folder).write_json("best.json", {**about, "chosen": {}, "dense": {}})
+
+
+def test_a_model_that_is_not_calibrated_as_was_asked_for_is_marked(tmp_path, run_frontier, monkeypatch):
+    """As in all other tables: it does not compare with those that are."""
+    without_llama_cpp(monkeypatch)
+    (tmp_path / "config.yaml").write_text("model: m\ntext: words\nsparsity: [0.2, 0.5]\ncalibration: sequential\n")
+    (tmp_path / "identity.json").write_text('{"weights": "x", "test text": "x"}')
+    for part, kind in (("s20", "sequential"), ("s50", "ridge")):
+        (tmp_path / part).mkdir()
+        calibrated_json(tmp_path / part, kind)
+    points = frontier(tmp_path)
+    assert [(x.policy, x.sparsity) for x in points if x.fell_back] == [("chosen", 0.5)]
+    (axes,) = frontier_plot(points, "tiny", "words").axes
+    (mark,) = (text for text in axes.texts if text.get_text() == "‡")
+    assert mark.xy == (2**19 * 2 / 2**20, 11.0)
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert legend == ["‡ calibrated by Eqs. 6-7 alone"]
+    code, said, _ = run_frontier(tmp_path, "--no-files")
+    assert code == 0
+    assert [line.split("│")[1].strip() for line in said.splitlines() if "0.5" in line] == ["uniform", "searched ‡"]
+    for shown in (said, (tmp_path / "frontier.html").read_text()):
+        assert shown.count("searched ‡") == 1
+        assert "‡ calibrated by Eqs. 6-7 alone, not in sequence as asked for" in " ".join(shown.split())
+    (left, _) = files_plot(POINTS, "tiny", "words", points, marked={"s40"}).axes
+    assert [text.get_text() for text in left.texts].count("‡") == 2
+    assert [row[0] for row in rows_of(POINTS, {"s40"})] == ["dense", "dense", "pruned", "pruned", "pruned ‡"]
+    calibrated_json(tmp_path / "s50", "ridge", asked=None)  # of before: the settings of the run say it
+    assert [x.fell_back for x in frontier(tmp_path) if x.policy == "chosen"] == [False, True]
+    (tmp_path / "s50" / "model").mkdir()
+    (tmp_path / "s50" / "model" / "config.json").write_text("{}")
+    assert [(x.model, x.fell_back) for x in sources_of(RunFolder(tmp_path))] == [("dense", False), ("s50", True)]
+
+
+def test_where_all_are_calibrated_alike_nothing_is_marked(ended):
+    points = frontier(ended)
+    assert not any(x.fell_back for x in points)
+    figure = frontier_plot(points, "tiny", "words")
+    assert "‡" not in [text.get_text() for text in figure.axes[0].texts]
+    assert figure.axes[0].get_legend() is None

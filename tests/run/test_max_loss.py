@@ -173,14 +173,19 @@ def test_a_run_that_is_interrupted_at_its_limit_goes_on(
     run, (models, most) = tmp_path / "run", measuring
     flags = tiny_runs.settings(tiny_folder, text_file, run, **RANGE, **{"max-loss": LOSS})
     most[0] = 4
-    assert tiny_runs.run_main(ppo_script, [*flags, "--no-baselines"]) == 130
+    assert tiny_runs.run_main(ppo_script, flags) == 130
     said = capsys.readouterr().err
     assert "what was measured is kept" in said
     assert f"--resume {run} goes on" in said
     most[0] = math.inf
     assert tiny_runs.run_main(ppo_script, ["--resume", run]) == 0
-    whole, best = found_in(limited[0])[1], found_in(run)[1]
+    whole, (folder, best) = found_in(limited[0])[1], found_in(run)
     assert best["limit"] == whole["limit"]
+    compared = {"uniform", "ffn-only"}  # at the sparsity that was found, unless nobody wants them
+    assert set(best["calibration"]) == set(best) & {*compared, "dense", "chosen"} == {*compared, "dense", "chosen"}
+    assert best["calibration"]["uniform"]["sparsity"] >= best["limit"]["sparsity"]
+    assert not compared & set(whole["calibration"])
+    assert (folder / "plots" / "retention.png").is_file()
     tried_in_all = 2 + len(whole["limit"]["tried"])  # the dense model by both
     assert len(models) == tried_in_all
     assert best["cost"]["limit"]["forward_passes"] >= tried_in_all * 32

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import load_script
+from safetensors.torch import load_file, save_file
 from tiny_runs import run_main, settings
 from transformers import AutoModelForCausalLM
 
@@ -21,7 +22,9 @@ from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.rewritten import card_with, save_rewritten
 from ffprune_env.lm import identity
+from ffprune_env.recovery import session
 from ffprune_env.recovery.text import load_recovery_text
+from ffprune_env.run import recovered, saved_model
 from ffprune_env.run.config import read_config
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.texts.window_settings import WindowSettings
@@ -93,8 +96,75 @@ def test_what_is_no_better_is_not_written_and_said_so(whole, recover, tmp_path):
     code, _, err = recover(run, "--recover-rate", 100, "--recover-tokens", 200)
     assert code == 1
     assert "nothing was written, model/ in" in err
-    assert not (run / "recovered").exists()
-    assert json.loads((run / "recovery.json").read_text())["test_ppl"] is None
+    assert not any((run / name).exists() for name in ("recovered", "recovery.json", "recovery"))
+
+
+def test_a_worse_recovery_leaves_an_earlier_one_and_all_that_is_told_of_it(copied, recover, tmp_path):
+    run = shutil.copytree(copied, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", "tb"))
+    assert recover(run, *QUICK)[0] == 0
+    told = [(run / name).read_bytes() for name in ("best.json", "recovery.json", "recovered/model.safetensors")]
+    code, _, err = recover(run, "--recover-rate", 100, "--recover-tokens", 200)
+    assert code == 1
+    assert f"nothing was written, and recovered/ in {run}, of an earlier recovery, stays: " in err
+    assert "the best there is" not in err
+    assert told == [(run / name).read_bytes() for name in ("best.json", "recovery.json", "recovered/model.safetensors")]
+
+
+@pytest.mark.parametrize("fails", ["save_rewritten", "load_pruned"])
+def test_what_was_trained_outlives_what_goes_wrong_when_it_is_written(copied, recover, tmp_path, monkeypatch, fails):
+    run = shutil.copytree(copied, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", "tb", "recovered"))
+    (run / "recovery.json").unlink(missing_ok=True)
+    real = getattr(recovered, fails)
+
+    def full(*arguments, **more):
+        if fails == "load_pruned" and arguments[0] == run / "model":
+            return real(*arguments, **more)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovered, fails, full)
+        code, _, err = recover(run, *QUICK)
+    assert code == 1
+    assert "No space left on device" in err
+    assert f"what was trained is kept, and python train/recover.py {run} with the same flags goes on" in err
+    monkeypatch.setattr(session.Session, "_train", lambda *_: pytest.fail("it was trained again"))
+    code, _, _ = recover(run, *QUICK)
+    best, facts = (json.loads((run / name).read_text()) for name in ("best.json", "recovery.json"))
+    assert (code, best["recovered"]["test_ppl"]) == (0, facts["test_ppl"])
+    assert not (run / "recovery").exists()
+    assert ff.load_pruned(run / "recovered", device="cpu").config.vocab_size == 256
+
+
+def test_a_model_that_is_written_again_is_still_recovered_and_another_is_not(
+    copied, recover, ppo_script, tmp_path, monkeypatch
+):
+    """By a run that goes on, or an allocation that is made again, whatever is cut off on the way."""
+    run = shutil.copytree(copied, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", "tb"))
+    assert recover(run, *QUICK)[0] == 0
+    before = json.loads((run / "best.json").read_text())
+    resume = ["--resume", run]
+
+    def cut_off(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saved_model, "save_pruned", cut_off)
+        assert run_main(ppo_script, resume) == 130
+    best = json.loads((run / "best.json").read_text())
+    assert [best[name] for name in ("saved", "recovered")] == [before[name] for name in ("saved", "recovered")]
+    assert ff.load_pruned(run / "model", device="cpu").config.vocab_size == 256  # until there is another
+    assert run_main(ppo_script, resume) == 0
+    best = json.loads((run / "best.json").read_text())
+    assert (best["recovered"], best["saved"]["test_ppl"]) == (before["recovered"], before["saved"]["test_ppl"])
+    assert all((run / name).exists() for name in ("recovered", "recovery.json"))
+    weights = load_file(run / "model" / "model.safetensors")
+    save_file({name: x + 1 for name, x in weights.items()}, run / "model" / "model.safetensors")
+    (run / "recovery").mkdir()
+    assert run_main(ppo_script, resume) == 0
+    best = json.loads((run / "best.json").read_text())
+    assert "recovered" not in best
+    assert best["saved"]["test_ppl"] == before["saved"]["test_ppl"]
+    assert not any((run / name).exists() for name in ("recovered", "recovery.json", "recovery"))
 
 
 def test_what_cannot_be_recovered_is_refused_in_one_line(whole, recover, tmp_path, text_file):
@@ -111,7 +181,7 @@ def test_what_cannot_be_recovered_is_refused_in_one_line(whole, recover, tmp_pat
         (tmp_path,): "is not a run, it has no config.yaml; give the folder that",
         (tmp_path / "nowhere" / "run",): "is not a run, there is no such folder",
         (whole / "s30",): "s30 holds no model of a run: there is no best.json in it",
-        (cut_off,): f"has not ended: go on with it by --resume {cut_off}",
+        (cut_off,): f"has not ended: there is no {cut_off}/best.json; go on with it by --resume {cut_off}",
         (lost,): "holds no model that was written and measured",
         (tmp_path / "several",): "has models of several sparsities: give one of",
         (whole, "--recover-minutes", 0): "--recover-minutes must be more than 0, got 0.0",

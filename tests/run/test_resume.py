@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import SCRIPT, assert_same, best_of, cut_off, run_main, samples_of, settings
 
 from ffprune_env.cli import model_flags
-from ffprune_env.search.starts.known import FisherIterated
+from ffprune_env.search.starts.fisher_iterated import FisherIterated
 
 
 @pytest.mark.parametrize("part", [0.0, 0.04, 0.31, 0.5, 0.77, 0.999, 1.0])

@@ -171,3 +171,32 @@ def test_the_reward_of_a_run_is_known_of_every_model_in_it(tmp_path):
         assert script.reward_of_run(str(model)) == "tasks:piqa"
     for model in ("smollm2-135m", str(tmp_path / "other" / "model")):
         assert script.reward_of_run(model) == "ppl"
+
+
+def test_the_reward_of_a_run_is_known_from_wherever_it_is_asked(tmp_path, monkeypatch):
+    """From inside the model, from elsewhere, of a run that was moved; and where nobody knows it that is said."""
+    script = load_script("evaluate/zero_shot.py")
+    run, other, elsewhere = (tmp_path / name for name in ("run", "other", "elsewhere"))
+    for folder in (run / "s30" / "model", other / "out" / "model", elsewhere / "model"):
+        folder.mkdir(parents=True)
+    (run / "config.yaml").write_text("reward: tasks:piqa\nsparsity: 0.3\n")
+    (other / "config.yaml").write_text("reward: ppl\nsparsity: 0.3\n")
+    for folder, by in ((run / "s30", run), (other / "out", run), (elsewhere, "run")):
+        (folder / "best.json").write_text(json.dumps({"allocated_by": str(by)}))
+    monkeypatch.chdir(run / "s30" / "model")
+    assert script.reward_of_run(".") == "tasks:piqa"
+    monkeypatch.chdir(tmp_path)
+    assert script.reward_of_run("other/out/model") == "tasks:piqa"  # the folder that it lies in is not its run
+    assert script.reward_of_run("elsewhere/model") == "tasks:piqa"  # as earlier versions wrote it
+    (tmp_path / "best.json").write_text(json.dumps({"allocated_by": "run"}))
+    assert script.reward_of_run("smollm2-135m") == "ppl"
+    monkeypatch.chdir(other)
+    says = "elsewhere/best.json says that run allocated this model, and there is no config.yaml in that: nobody knows"
+    with pytest.raises(ValueError, match=says):
+        script.reward_of_run(str(elsewhere / "model"))
+    assert script.reward_of_run(str(elsewhere / "model"), held_out=True) == "ppl"
+    (tmp_path / "moved").mkdir()
+    run.rename(tmp_path / "moved" / "run")
+    assert script.reward_of_run(str(tmp_path / "moved" / "run" / "s30" / "model")) == "tasks:piqa"
+    with pytest.raises(ValueError, match="put the run back there, or add --held-out"):
+        script.reward_of_run(str(other / "out" / "model"))

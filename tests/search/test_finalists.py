@@ -8,11 +8,22 @@ import pytest
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.search.added import START
-from ffprune_env.search.finalists import candidates, choose, choose_everywhere, settled, spoken_for
+from ffprune_env.search.affordable import affordable, most_windows, rounds
+from ffprune_env.search.finalists import (
+    SAFETY_NET,
+    candidates,
+    choose,
+    choose_everywhere,
+    functions_of,
+    settled,
+    spoken_for,
+)
+from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import last_look
 from ffprune_env.search.samples import Archive, Sample
-from ffprune_env.search.settings import SearchSettings, affordable
+from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.equal import Equal
+from ffprune_env.search.starts.known import FfnOnly
 from ffprune_env.search.starts.start import StartScores
 
 CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
@@ -22,19 +33,35 @@ CURVES = SurrogateEvaluator.synthetic(n_layers=6, seed=3)
 def test_ppo_runs_as_many_rollouts_as_the_windows_last(windows):
     settings = SearchSettings(search_windows=4, rollout=8)
     affording = affordable(settings, windows)
-    assert affording.windows() <= windows
+    assert most_windows(affording) <= windows
     assert affording.evaluations % settings.rollout == 0
-    longer = affordable(settings, affording.windows() + 8 * 4)  # a rollout more always fits in eight evaluations more
+    # A rollout more always fits in eight evaluations more.
+    longer = affordable(settings, most_windows(affording) + 8 * 4)
     assert longer.evaluations > affording.evaluations
-    finals = 8 * 4 + sum(rivals * n for rivals, n in settings.rounds(8))
+    finals = 8 * 4 + sum(rivals * n for rivals, n in rounds(settings, 8))
     assert affording.evaluations > (windows - finals) / 4 - 9  # the curriculum buys evaluations
 
 
 def test_finalists_are_halved_while_their_text_doubles():
     settings = SearchSettings(search_windows=4, final_windows=16)
-    assert settings.rounds(8) == [(8, 8), (4, 16)]
-    assert settings.rounds(1) == [(1, 8)]
-    assert SearchSettings(search_windows=4, final_windows=4).rounds(8) == [(8, 4)]
+    assert rounds(settings, 8) == [(8, 8), (4, 16)]
+    assert rounds(settings, 1) == [(1, 8)]
+    assert rounds(SearchSettings(search_windows=4, final_windows=4), 8) == [(8, 4)]
+
+
+@pytest.mark.parametrize(("sparsity", "within"), [(0.3, True), (0.65, False)])
+def test_what_the_bounds_do_not_allow_is_not_called_ffn_only(sparsity, within, caplog):
+    """Rates that would be clipped are those of another model than the baseline of that name."""
+    settings = SearchSettings(sparsity=sparsity, a_min=0.15, init="ffn-only")
+    start = np.zeros(len(CURVES.units))
+    rivals = candidates(settings, CURVES.units, start, start, Archive(sparsity))
+    assert (SAFETY_NET in rivals) == within
+    assert (SAFETY_NET in functions_of(settings, CURVES.units, {sparsity: start}, {sparsity: start})) == within
+    problem = Problem.of(CURVES, sparsity, a_min=0.15)
+    scores = FfnOnly().scores(problem, (sparsity,))
+    assert ("from what is nearest within the bounds, 0.15 to 1" in caplog.text) != within
+    if within:
+        np.testing.assert_array_equal(scores.targets[sparsity], rivals[SAFETY_NET])
 
 
 def test_luck_on_the_windows_of_the_search_does_not_count():

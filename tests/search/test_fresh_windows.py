@@ -17,8 +17,10 @@ from ffprune_env.budget.mapping import allocate
 from ffprune_env.budget.sparsity_range import SparsityRange
 from ffprune_env.evaluators.protocol import number_of
 from ffprune_env.methods.ppo import ppo
+from ffprune_env.search.affordable import most_windows
 from ffprune_env.search.fresh_windows import FreshWindows, deal
-from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.meter import Meter
+from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import learned, run_search
 from ffprune_env.search.samples import Archive
 from ffprune_env.search.settings import SearchSettings
@@ -130,11 +132,12 @@ def test_the_cost_is_what_was_measured_and_what_was_announced():
     asked = sum(number_of(n) for _, n in evaluator.asked)
     assert outcome.windows == asked + dense + outcome.answers[0.3].spent
     assert outcome.windows - outcome.answers[0.3].spent - fixed == sum(map(len, sets)) + dense
-    assert outcome.windows <= settings.windows()
+    assert outcome.windows <= most_windows(settings)
     plain = dataclasses.replace(settings, fresh_windows=False)
-    assert settings.windows() > plain.windows() > fixed
+    assert most_windows(settings) > most_windows(plain) > fixed
     few = dataclasses.replace(settings, pool_windows=1)  # a pool has what one evaluation takes, at the least
-    assert few.windows() == dataclasses.replace(settings, pool_windows=settings.search_windows).windows()
+    fewest = dataclasses.replace(settings, pool_windows=settings.search_windows)
+    assert most_windows(few) == most_windows(fewest)
 
 
 def test_a_meter_counts_the_start_and_the_dense_model_too():
@@ -188,7 +191,7 @@ def test_over_a_range_the_start_is_asked_at_the_sparsity_of_every_rollout():
     for sample in outcome.samples:
         start = started.allocate(sample.target_sparsity).kept
         assert sample.start_reward == evaluator.dense(sample.windows) / evaluator.measure(start, sample.windows)
-    assert outcome.windows <= settings.windows()
+    assert outcome.windows <= most_windows(settings)
     assert len({answer.added for answer in outcome.answers.values()}) == 1  # one function of σ was chosen
     line = outcome.told()
     assert line.startswith("PPO added")

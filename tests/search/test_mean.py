@@ -15,7 +15,6 @@ from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import run_search
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.parse import parse_start
-from ffprune_env.search.starts.start import StartScores
 
 #: The units of smollm2-135m with FFN channels in blocks of 32: 9 heads, 48 blocks.
 UNITS = tuple(
@@ -35,7 +34,7 @@ def come_back(sparsity, allocations):
     """What a policy's mean keeps, after it was given allocations by sparsity as its start."""
     settings = SearchSettings(sparsity=sparsity, init="ffn-only")
     targets = {at: scores_of(x, **settings.bounds) for at, x in allocations.items()}
-    actions = mean_actions(StartScores(targets), settings.action_scale).everywhere
+    actions = mean_actions(targets, settings.action_scale)
     policy = make_policy(settings, make_env(settings, EVALUATOR), actions)
     return {at: mean_allocation(SearchSettings(sparsity=at), UNITS, policy) for at in allocations}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
 
@@ -33,6 +34,20 @@ def test_a_folder_goes_in_and_a_smaller_model_comes_out(tiny_folder, text_file, 
     assert ff.perplexity(model, test) == pytest.approx(result.test_ppl, rel=1e-4)
     assert ff.perplexity(ff.load_model(str(tiny_folder))[0], test) == pytest.approx(result.dense_ppl, rel=1e-4)
     assert f"| perplexity, pruned | {result.test_ppl:.2f} |" in (tmp_path / "pruned" / "README.md").read_text()
+
+
+def test_a_short_text_leaves_fewer_windows_for_the_last_look(tiny_folder, text_file, tmp_path, caplog):
+    """The plan says so, and the search keeps to it: it used to end with an error when everything was measured."""
+    caplog.set_level(logging.INFO)
+    short = tmp_path / "short.txt"
+    words = text_file.read_text()
+    short.write_text(words[: 64 * 13 * 4])
+    more = {**SMALL, "final_windows": 8, "curve_windows": 8, "pool_windows": 2}
+    result = ff.search(tiny_folder, text=str(short), sparsity=0.3, **more)
+    left = result.evaluator.max_final_samples
+    assert 1 < left < 8
+    assert f"finalists {left} of 8" in caplog.text
+    assert f"finalists at sparsity 0.3 on {left} windows that neither" in caplog.text
 
 
 def test_a_model_in_memory_is_dense_afterwards_and_finds_the_same(tiny_folder, text_file, windows):

@@ -22,16 +22,18 @@ from ffprune_env.pruning.backward import back_propagate
 from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.search.mean import mean_actions, mean_scores
+from ffprune_env.search.meter import Meter
 from ffprune_env.search.policy import make_env, make_policy
 from ffprune_env.search.presets import search_settings
-from ffprune_env.search.problem import Meter, Problem
+from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import learned
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts import other_run
-from ffprune_env.search.starts.fisher_iterated import iterate, step_windows
-from ffprune_env.search.starts.known import FfnOnly, FisherIterated
-from ffprune_env.search.starts.parse import NAMES, parse_start
+from ffprune_env.search.starts.fisher_iterated import FisherIterated, iterate, step_windows
+from ffprune_env.search.starts.known import FfnOnly
+from ffprune_env.search.starts.names import NAMES
+from ffprune_env.search.starts.parse import parse_start
 from ffprune_env.search.starts.start import cheap_enough
 from ffprune_env.search.unheeded import require_heeded
 
@@ -52,7 +54,7 @@ def scores_for(settings, problem):
 
 
 def policy_from(settings, problem, scores):
-    actions = mean_actions(scores, settings.action_scale).everywhere
+    actions = mean_actions(scores.everywhere, settings.action_scale)
     return make_policy(settings, make_env(settings, problem.meter), actions)
 
 

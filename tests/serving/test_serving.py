@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from importlib import metadata
@@ -118,23 +119,41 @@ class OnGpu:
         return [16 * GIB]
 
 
-def test_two_models_in_vllm_share_a_gpu_and_the_cache_is_that_of_the_model(monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=OnGpu, SamplingParams=None))
+@pytest.fixture
+def vllm_on_gpu(monkeypatch, tmp_path):
+    """A build of vLLM for GPUs, and folders that it loads, whose names say what their cache takes per token."""
+    platforms = SimpleNamespace(current_platform=SimpleNamespace(device_type="cuda"))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=OnGpu, SamplingParams=None, platforms=platforms))
+    monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     monkeypatch.setattr(os, "environ", {})
     monkeypatch.setattr(OnGpu, "free", 80 * GIB)
+    monkeypatch.chdir(tmp_path)
+    for name, key in (("4096", "dtype"), ("3072", "torch_dtype")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({key: "float32"}))
+
+
+@pytest.mark.usefixtures("vllm_on_gpu")
+def test_two_models_in_vllm_share_a_gpu_and_the_cache_is_that_of_the_model():
     models = {per_token: InVllm(str(per_token), Job(8, 2, [1], 1, "cuda")) for per_token in (4096, 3072)}
     for per_token, model in models.items():
         assert model.memory()["cache"] == pytest.approx(per_token, rel=1e-3)
     assert OnGpu.free == 80 * GIB - 2 * (16 * GIB + VLLM_CACHE)
 
 
+@pytest.mark.usefixtures("vllm_on_gpu")
 @pytest.mark.parametrize("trusted", [True, False])
-def test_vllm_runs_code_of_a_model_only_where_that_was_said(trusted, monkeypatch):
-    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=OnGpu, SamplingParams=None))
-    monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(OnGpu, "free", 80 * GIB)
+def test_vllm_runs_code_of_a_model_only_where_that_was_said(trusted):
     model = InVllm("4096", Job(8, 2, [1], 1, "cuda", trust_remote_code=trusted))
     assert model.llm.options["trust_remote_code"] is trusted
+
+
+@pytest.mark.usefixtures("vllm_on_gpu")
+def test_vllm_runs_where_and_in_what_numbers_was_said_or_not_at_all():
+    assert InVllm("4096", Job(8, 2, [1], 1, "cuda:1")).llm.options["dtype"] == "float32"
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
+    with pytest.raises(ValueError, match="this vLLM is a build for cuda, and cpu was asked for: give another --device"):
+        InVllm("4096", Job(8, 2, [1], 1, "cpu"))
 
 
 def test_versions_are_those_of_the_python_that_runs_a_server(tmp_path):

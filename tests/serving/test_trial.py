@@ -105,10 +105,12 @@ def test_the_table_tells_what_is_wrong_in_a_server():
     script = load_script("evaluate/families.py")
     outcome = script.Outcome("llama", *[True] * 5)
     off = dict.fromkeys(trial.TYPES, 0.01)
-    right = script.Tried(outcome, trial.InLlamaCpp(off, ""), trial.InVllm(1e-5))
+    right = script.Tried(outcome, trial.LlamaCppFinding(off, ""), trial.VllmFinding(1e-5))
     assert script.served_row(right)[4:] == ["yes", "+1.00%", "+1.00%", "+1.00%", "+1.00%", ""]
-    wrong = script.Tried(outcome, trial.InLlamaCpp({}, "no architecture"), trial.InVllm(0.5))
+    wrong = script.Tried(outcome, trial.LlamaCppFinding({}, "no architecture"), trial.VllmFinding(0.5))
     assert script.served_row(wrong)[4:] == ["no", *["no"] * 4, "FAULT: log-probabilities in vLLM are off by 0.5 nats"]
-    refused = script.Tried(outcome, trial.InLlamaCpp({}, "no architecture"), trial.InVllm(math.inf, "no class"))
+    refused = script.Tried(
+        outcome, trial.LlamaCppFinding({}, "no architecture"), trial.VllmFinding(math.inf, "no class")
+    )
     assert script.served_row(refused)[-1] == "no architecture; no class"
     assert script.served_row(script.Tried(outcome))[4:-1] == ["not tried"] * 5

@@ -11,7 +11,8 @@ from ffprune_env.export.model_card import CardFacts
 from ffprune_env.lm.identity import identity_of_settings, require_same
 from ffprune_env.run.config import translated
 from ffprune_env.texts.bos import bos_protocol, stated
-from ffprune_env.texts.window_plan import load_planned_windows, windows_made
+from ffprune_env.texts.plan_rows import windows_made
+from ffprune_env.texts.window_plan import load_planned_windows
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import load_test_windows, load_windows
 

@@ -22,7 +22,8 @@ from ffprune_env.making import make_prune_bandit
 from ffprune_env.run.config import evaluator_settings, read_config
 from ffprune_env.search.workers import Workers, _Worker
 from ffprune_env.texts.overlap import require_apart
-from ffprune_env.texts.window_plan import load_planned_windows, plan_rows
+from ffprune_env.texts.plan_rows import plan_rows
+from ffprune_env.texts.window_plan import load_planned_windows
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import load_windows
 

@@ -14,7 +14,8 @@ from conftest import byte_tokenizer, load_script, tiny_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ffprune_env.texts.window_plan import Shares, load_planned_windows, plan_rows, ranges, share_out
+from ffprune_env.texts.plan_rows import plan_rows, ranges
+from ffprune_env.texts.window_plan import Shares, load_planned_windows, share_out
 from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import _text, load_test_windows
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -17,10 +16,12 @@ from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.shapes import GIB, Shape, gpus_for
 from ffprune_env.methods.registry import Method
 from ffprune_env.pruning.criteria import CRITERIA
-from ffprune_env.search.problem import LOOK_COST
-from ffprune_env.search.settings import SearchSettings, affordable
+from ffprune_env.search.affordable import affordable, most_windows, windows_at_last
+from ffprune_env.search.meter import LOOK_COST
+from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.fisher import CURVE_TOKENS
 from ffprune_env.search.starts.fisher_iterated import STEPS
+from ffprune_env.search.starts.names import FISHER, FISHER_ITERATED
 from ffprune_env.search.starts.other_run import STEPS as OTHER_STEPS
 
 #: Tokens of the test split of WikiText-2 by the tokenizer of LLaMA; others make fewer of it.
@@ -39,7 +40,8 @@ QUESTIONS = {
     "arc_challenge": (1172, 149.0),
     "openbookqa": (500, 59.0),
 }
-_LOOKS = {"none": 0, "ffn-only": 0, "fisher": 1, "fisher-iterated": 1 + STEPS}
+# At the model, by start; of all others none.
+_LOOKS = {FISHER: 1, FISHER_ITERATED: 1 + STEPS}
 
 
 @dataclass(frozen=True)
@@ -237,9 +239,8 @@ def searched(method: Method, sparsity: float, protocol: Protocol) -> tuple[int, 
     """
     settings = protocol.settings
     budget = method.budget(protocol.evaluations) * settings.search_windows
-    parameter = inspect.signature(method.answer).parameters.get("settings")
-    told = None if parameter is None else parameter.default
-    if not budget or not isinstance(told, SearchSettings):
+    told = method.settings
+    if not budget or told is None:
         return 0, budget, 0
     told = replace(
         told,
@@ -251,7 +252,8 @@ def searched(method: Method, sparsity: float, protocol: Protocol) -> tuple[int, 
     )
     start = _looked_at(method, told, settings)
     afforded = affordable(told, budget - start)
-    return start, afforded.windows() - afforded.windows_at_last, afforded.windows_at_last
+    at_last = windows_at_last(afforded)
+    return start, most_windows(afforded) - at_last, at_last
 
 
 def _looked_at(method: Method, told: SearchSettings, settings: EvaluatorSettings) -> int:

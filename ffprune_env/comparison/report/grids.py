@@ -11,14 +11,13 @@ from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.rows import (
     Row,
     Spread,
-    change,
     code,
     find,
     left_out,
     ppl_text,
     rows_at,
 )
-from ffprune_env.lm.excess import share_removed
+from ffprune_env.lm.excess import change, share_removed
 from ffprune_env.lm.intervals import LEAST_WINDOWS, neighbours_note
 from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.drawing import LOOK
 from ffprune_env.comparison.report.figures import perplexity_figure, retention_figure, search_figure
+from ffprune_env.comparison.report.findings import findings
 from ffprune_env.comparison.report.grids import Grid, command_line, perplexity_grid, settings_items, zero_shot_grid
 from ffprune_env.comparison.report.overview import overview_grid
 from ffprune_env.comparison.report.rewarded import rewarded_grid
-from ffprune_env.comparison.report.rows import findings, target_sparsities
+from ffprune_env.comparison.report.rows import target_sparsities
 from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ffprune_env.comparison.cell import Comparison
+from ffprune_env.comparison.report.findings import findings
 from ffprune_env.comparison.report.grids import Grid, command_line, perplexity_grid, settings_items, zero_shot_grid
 from ffprune_env.comparison.report.overview import overview_grid
 from ffprune_env.comparison.report.rewarded import rewarded_grid
-from ffprune_env.comparison.report.rows import findings, target_sparsities
+from ffprune_env.comparison.report.rows import target_sparsities
 
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|~&])")
 

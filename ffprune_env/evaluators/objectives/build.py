@@ -13,7 +13,7 @@ from ffprune_env.evaluators.objectives.function import FunctionValue, digest_of_
 from ffprune_env.evaluators.objectives.lines import Line, answer_line, conversation_line
 from ffprune_env.evaluators.objectives.mix import Objectives
 from ffprune_env.evaluators.objectives.questions import Question, read_questions, seen_among
-from ffprune_env.evaluators.objectives.reward import RewardMix, Term, parse_reward
+from ffprune_env.evaluators.objectives.reward import RewardMix, Term
 from ffprune_env.evaluators.objectives.shares import Bundles, Counts, split
 from ffprune_env.evaluators.objectives.terms import (
     Asked,
@@ -32,18 +32,18 @@ if TYPE_CHECKING:
 _FILES = (".jsonl", ".json")
 
 
-def require_reward(reward: str, data_dir: str | Path | None = None) -> None:
+def require_reward(reward: RewardMix, data_dir: str | Path | None = None) -> None:
     """Refuses a reward whose data or function is not there, before a model is loaded for it.
 
     Args:
-        reward: see :func:`~ffprune_env.evaluators.objectives.reward.parse_reward`.
+        reward: what is rewarded.
         data_dir: folder of questions.
 
     Raises:
-        ValueError: no reward, or bad data.
+        ValueError: bad data, or no such function.
         OSError: a file is missing.
     """
-    for term in parse_reward(reward).terms:
+    for term in reward.terms:
         if term.kind == "function":
             load_function(term.of)
         if term.kind == "chat" and not Path(term.of).is_file():
@@ -56,43 +56,41 @@ def require_reward(reward: str, data_dir: str | Path | None = None) -> None:
 
 
 def build_objectives(
-    reward: str | Callable[..., Any],
+    reward: RewardMix,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     texts: dict[str, torch.Tensor],
     counts: Counts,
     data_dir: str | Path | None = None,
     batch_size: int | None = None,
+    function: Callable[..., Any] | None = None,
 ) -> Objectives:
     """Reads what a reward is measured on, and shares it out as the windows of text are.
 
     Args:
-        reward: see :func:`~ffprune_env.evaluators.objectives.reward.parse_reward`; or a function itself.
+        reward: what is rewarded.
         model: whose context questions must fit in.
         tokenizer: its tokenizer.
         texts: windows by place, int64 [n, seq_len]; those that are reported on may be added later.
         counts: how many windows there are by purpose.
         data_dir: folder of ``<task>.jsonl``; None takes the hub's.
         batch_size: at once, at the most; None chooses.
+        function: of model and tokenizer, that was given as itself and is all that is rewarded; None looks functions up
+            by their names.
 
     Raises:
-        ValueError: no reward, bad data, or too little of it.
+        ValueError: bad data, too little of it, or no such function.
         OSError: a file is missing, or the hub is needed and out of reach.
     """
-    if callable(reward):
-        name = getattr(reward, "__name__", type(reward).__name__)
-        mix, functions = RewardMix((Term("function", name),)), {name: reward}
-    else:
-        mix = parse_reward(reward)
-        functions = {term.of: load_function(term.of) for term in mix.terms if term.kind == "function"}
     longest = context_length(model)
     terms: list[Objective] = []
     identity: dict[str, str] = {}
     seen: list[str] = []
-    for term in mix.terms:
+    for term in reward.terms:
         if term.kind == "function":
-            terms.append(FunctionValue(term.of, functions[term.of], tokenizer))
-            identity[f"function {term.of}"] = digest_of_function(functions[term.of])
+            called = load_function(term.of) if function is None else function
+            terms.append(FunctionValue(term.of, called, tokenizer))
+            identity[f"function {term.of}"] = digest_of_function(called)
         elif term.kind == "tasks":
             questions = read_tasks(term, data_dir)
             identity[f"questions of {term}"] = _digest(questions)
@@ -105,7 +103,7 @@ def build_objectives(
             terms.append(Conversations(bundles, batch_size))
         else:
             terms.append((TextLoss if term.kind == "ppl" else TextDivergence)(texts, batch_size))
-    return Objectives(mix, tuple(terms), texts, identity, tuple(seen))
+    return Objectives(reward, tuple(terms), texts, identity, tuple(seen))
 
 
 def _bundles(

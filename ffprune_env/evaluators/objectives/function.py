@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from ffprune_env.evaluators.objectives.shares import HELD_OUT, Place
-from ffprune_env.lm.identity import tensors_digest
+from ffprune_env.lm.identity import weights_digest
 from ffprune_env.lm.probing import calm
 
 if TYPE_CHECKING:
@@ -102,13 +102,13 @@ class FunctionValue:
             RewardFunctionError: the function raised, said no number or one out of range, or changed the model.
         """
         told = {"held_out": place[0] == HELD_OUT} if self._asks_which else {}
-        before = tensors_digest(model)
+        before = weights_digest(model)
         with calm(model), _drawing_apart():
             try:
                 value = self.function(model, self.tokenizer, **told)
             except Exception as error:
                 raise RewardFunctionError(f"the reward {self.name} raised {_told(error)}") from error
-        if tensors_digest(model) != before:
+        if weights_digest(model) != before:
             raise RewardFunctionError(
                 f"the reward {self.name} changed parameters of the model: it may look at them and no more"
             )

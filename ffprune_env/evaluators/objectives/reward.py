@@ -1,4 +1,4 @@
-"""``--reward``, parsed once into a value."""
+"""What stands behind ``--reward``, as a value. Settings and files keep the text, which is read once and remembered."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 #: How a measurement becomes a reward: PPL_dense / PPL, exp(-KL), or the value itself.
-Kind = Literal["ppl", "kl", "value"]
+RewardKind = Literal["ppl", "kl", "value"]
 
 NAMED = ("ppl", "kl", "tasks", "chat")
 _GIVEN = "given:function"
@@ -49,7 +49,7 @@ class RewardMix:
     terms: tuple[Term, ...]
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> RewardKind:
         """How what is measured becomes a reward."""
         only = self.terms[0].kind if len(self.terms) == 1 else ""
         if only == "kl":
@@ -65,6 +65,10 @@ class RewardMix:
     def reads_data(self) -> bool:
         """Whether anything is measured on windows, questions or conversations: functions bring their own."""
         return any(term.kind != "function" for term in self.terms)
+
+
+#: The perplexity of text alone: what every evaluator measures where nothing else is asked for.
+PERPLEXITY = RewardMix((Term("ppl"),))
 
 
 @lru_cache
@@ -102,9 +106,18 @@ def written(mix: RewardMix) -> str:
     return shlex.join(f"{name}={term.weight:g}" for name, term in zip(names, mix.terms, strict=True))
 
 
-def kind_of(reward: str | Callable[..., Any]) -> Kind:
-    """How what is measured of a reward, or of a function in its place, becomes a number."""
-    return parse_reward(reward).kind if isinstance(reward, str) else "value"
+def mix_of(reward: str | Callable[..., Any]) -> RewardMix:
+    """What is rewarded.
+
+    Args:
+        reward: as :func:`parse_reward` reads it; or a function itself, which is then the only term, by its name.
+
+    Raises:
+        ValueError: a text that is no reward.
+    """
+    if isinstance(reward, str):
+        return parse_reward(reward)
+    return RewardMix((Term("function", getattr(reward, "__name__", type(reward).__name__)),))
 
 
 def _allowed() -> str:

@@ -70,13 +70,14 @@ class TextDivergence:
 
     def __post_init__(self) -> None:
         """Knows nothing of the dense model yet."""
-        self._dense: tuple[Place, list[torch.Tensor]] | None = None
+        self._dense: tuple[Place, torch.Tensor, list[torch.Tensor]] | None = None
 
     def prepare(self, model: PreTrainedModel, place: Place) -> None:
         """Keeps what the dense model makes of these windows, until others are asked for."""
-        if self._dense is None or self._dense[0] != place:
+        windows = _windows(self.texts, place)  # what stands at one place may be other text by now
+        if self._dense is None or self._dense[0] != place or not torch.equal(self._dense[1], windows):
             self._dense = None  # there may be no room for two
-            self._dense = place, final_hidden_states(model, _windows(self.texts, place), self.batch_size)
+            self._dense = place, windows, final_hidden_states(model, windows, self.batch_size)
 
     def measured(self, model: PreTrainedModel, place: Place) -> tuple[float, dict[str, float]]:
         """Mean KL(dense ‖ pruned).
@@ -86,7 +87,8 @@ class TextDivergence:
         """
         if self._dense is None or self._dense[0] != place:
             raise RuntimeError(f"the dense model was not looked at on {place[0]} windows: prepare for them first")
-        kl = compare_with_dense(model, _windows(self.texts, place), self._dense[1], self.batch_size)[1]
+        _, windows, states = self._dense
+        kl = compare_with_dense(model, windows, states, self.batch_size)[1]
         return kl, {"kl": kl}
 
 

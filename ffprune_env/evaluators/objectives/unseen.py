@@ -11,32 +11,34 @@ from typing import Any
 from ffprune_env.evaluators.objectives.build import read_tasks
 from ffprune_env.evaluators.objectives.lm_eval_questions import asked_of
 from ffprune_env.evaluators.objectives.questions import seen_among
-from ffprune_env.evaluators.objectives.reward import parse_reward
+from ffprune_env.evaluators.objectives.reward import RewardMix
 from ffprune_env.evaluators.objectives.shares import is_held_out
 
 logger = logging.getLogger(__name__)
 
 
-def searched_questions(reward: str, data_dir: str | Path | None) -> list[str]:
+def searched_questions(reward: RewardMix, data_dir: str | Path | None) -> list[str]:
     """The questions that a search with a reward may see, as they are asked.
 
     Args:
-        reward: see :func:`~ffprune_env.evaluators.objectives.reward.parse_reward`.
+        reward: what is rewarded.
         data_dir: folder of ``<task>.jsonl``; None takes the hub's.
 
     Raises:
         ValueError: bad data.
         OSError: a file is missing, or the hub is needed and out of reach.
     """
-    tasks = [read_tasks(term, data_dir) for term in parse_reward(reward).terms if term.kind == "tasks"]
+    tasks = [read_tasks(term, data_dir) for term in reward.terms if term.kind == "tasks"]
     return [
         x.asked for of_term in tasks for questions in of_term.values() for x in questions if not is_held_out(x.asked)
     ]
 
 
-def unseen_alone(tasks: Mapping[str, Any], reward: str, data_dir: str | Path | None, held_out: bool = False) -> str:
+def unseen_alone(
+    tasks: Mapping[str, Any], reward: RewardMix, data_dir: str | Path | None, held_out: bool = False
+) -> str:
     """Takes out of tasks what a search with a reward may see of them: :func:`keep_unseen` of its questions."""
-    if not tasks or not (held_out or any(term.kind == "tasks" for term in parse_reward(reward).terms)):
+    if not tasks or not (held_out or any(term.kind == "tasks" for term in reward.terms)):
         return ""
     return keep_unseen(tasks, searched_questions(reward, data_dir), held_out)
 

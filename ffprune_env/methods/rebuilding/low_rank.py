@@ -7,12 +7,10 @@ import logging
 import torch
 from torch import nn
 
-from ffprune_env.methods.rebuilding.projections import linear_of
+from ffprune_env.pruning.linear_from import linear_from
+from ffprune_env.pruning.raised_cholesky import LEAST_RIDGE, raised_cholesky
 
 logger = logging.getLogger(__name__)
-
-# What is added to G, as a fraction of its mean diagonal, and how far it is raised where G has no Cholesky factor.
-_RIDGE, _RAISE, _MOST_RIDGE = 1e-8, 10.0, 1e6
 
 
 class LowRankLinear(nn.Module):
@@ -60,27 +58,26 @@ def lacking_update(model: nn.Module) -> int:
 
 
 def whitening_root(gram: torch.Tensor) -> torch.Tensor:
-    """The lower triangular S with S Sᵀ = G + λI, λ as small as it can be.
+    """The lower triangular S with S Sᵀ = G + λI: λ is 1e-8 of the mean diagonal of G, or more where that is too little.
 
     Args:
         gram: [n, n], G = XᵀX.
 
     Returns:
         float64 [n, n].
+
+    Raises:
+        ValueError: G is no Gram matrix.
     """
-    matrix = gram.double()
-    mean = float(matrix.diagonal().mean())
+    mean = float(gram.diagonal().double().mean())
     scale = mean if mean > 0 else 1.0  # an input that is always zero: any weights will do
-    root: torch.Tensor
-    ridge = _RIDGE
-    while ridge <= _MOST_RIDGE:
-        shift = torch.full_like(matrix.diagonal(), ridge * scale)
-        root, failed = torch.linalg.cholesky_ex(matrix + torch.diag(shift))
-        if not int(failed):
-            return root
-        logger.debug("G + λI has no Cholesky factor with λ = %g of the mean diagonal", ridge)
-        ridge *= _RAISE
-    raise ValueError("the second moments of an input have no Cholesky factor: they are no Gram matrix")
+    try:
+        root, used = raised_cholesky(gram, LEAST_RIDGE, scale, scale)
+    except ValueError as error:
+        raise ValueError(f"the second moments of an input are wrong: {error}") from error
+    if used > LEAST_RIDGE:
+        logger.debug("G + λI has no Cholesky factor with less than λ = %g of the mean diagonal", used)
+    return root
 
 
 def low_rank_factors(weight: torch.Tensor, root: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,5 +110,5 @@ def factored(linear: nn.Linear, root: torch.Tensor, rank: int) -> LowRankLinear:
     weight = linear.weight
     second, first = low_rank_factors(weight, root.to(weight.device), rank)
     return LowRankLinear(
-        linear_of(first.to(weight.dtype)), linear_of(second.contiguous().to(weight.dtype), linear.bias)
+        linear_from(first.to(weight.dtype)), linear_from(second.contiguous().to(weight.dtype), linear.bias)
     )

@@ -136,18 +136,3 @@ def _accumulate(sums: dict[int, torch.Tensor], place: int) -> Callable[[nn.Modul
         add_products(sums[place], x, x)
 
     return hook
-
-
-def linear_of(weight: torch.Tensor, bias: torch.Tensor | None = None) -> nn.Linear:
-    """A linear layer with the given weights, which become its parameters.
-
-    Args:
-        weight: [out_features, in_features].
-        bias: [out_features].
-    """
-    # On the meta device no memory is taken and no random number drawn for weights that are replaced at once.
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias)
-    return linear

@@ -13,7 +13,6 @@ from torch import nn
 
 from ffprune_env.lm.head import decoder_of
 from ffprune_env.methods.rebuilding.principal_components import entry_of, measure_bases
-from ffprune_env.methods.rebuilding.projections import linear_of
 from ffprune_env.methods.rebuilding.residual_blocks import (
     Norm,
     ResidualModel,
@@ -21,6 +20,7 @@ from ffprune_env.methods.rebuilding.residual_blocks import (
     SlicedLayer,
     find_residual_model,
 )
+from ffprune_env.pruning.linear_from import linear_from
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -177,7 +177,7 @@ def _slice(model: PreTrainedModel, parts: ResidualModel, windows: torch.Tensor, 
             entry = entry_of(bases[i + 1], blocks[i + 1].norm).to(output.weight.device)
             _rotate_output(output, entry)
             shortcut = entry.T @ shortcut  # of a linear layer: the transpose of the paper's matrix
-        shortcuts.append(linear_of(shortcut.to(output.weight.dtype)))
+        shortcuts.append(linear_from(shortcut.to(output.weight.dtype)))
     _replace_layers(parts, shortcuts)
 
 
@@ -185,7 +185,7 @@ def _slice_embeddings(model: PreTrainedModel, parts: ResidualModel, entry: torch
     for name, table in parts.embeddings.items():
         there = entry.to(table.weight.device)
         if _is_tied(model, table):
-            narrowed = SlicedEmbedding(table, linear_of(there.T.contiguous().to(table.weight.dtype)))
+            narrowed = SlicedEmbedding(table, linear_from(there.T.contiguous().to(table.weight.dtype)))
             setattr(decoder_of(model), name, narrowed.eval())
         else:
             table.weight = nn.Parameter((table.weight.double() @ there).to(table.weight.dtype))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ffprune_env.search.problem import Problem
+from ffprune_env.search.starts.names import EQUAL
 from ffprune_env.search.starts.start import Start, StartScores
 
 
@@ -15,7 +16,7 @@ from ffprune_env.search.starts.start import Start, StartScores
 class Equal(Start):
     """Starts from nothing."""
 
-    name: str = "none"
+    name: str = EQUAL
 
     def scores(self, problem: Problem, targets: Sequence[float]) -> StartScores:
         """Zeros."""

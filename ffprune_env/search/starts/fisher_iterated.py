@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.lm.phases import phase
-from ffprune_env.pruning.backward import spread_windows
 from ffprune_env.pruning.damage import damage_curves
+from ffprune_env.search.meter import LOOK_COST
 from ffprune_env.search.problem import Problem
-from ffprune_env.search.starts.fisher import cheapest, fisher
+from ffprune_env.search.starts.fisher import Fisher, cheapest, fisher
+from ffprune_env.search.starts.known import FfnOnly, Known
+from ffprune_env.search.starts.names import FISHER_ITERATED
+from ffprune_env.search.starts.start import Start
+from ffprune_env.texts.spread import spread_windows
 
 #: Times that the curves are measured again, at most; all but the first allocation are averaged.
 STEPS = 8
@@ -48,7 +55,7 @@ def iterate(problem: Problem, steps: int, start: Allocation | None = None) -> tu
         steps: as above; where there are fewer than STEPS, each may go farther.
         start: where to begin, which then is as good as a step; None: at `fisher`, which is not.
     """
-    prunable, windows = problem.look_inside("fisher-iterated")
+    prunable, windows = problem.look_inside(FISHER_ITERATED)
     trust = min(_TRUST * max(1.0, STEPS / steps), _MOST_TRUST)
     reach = np.maximum(1, np.floor(trust * np.array([unit.n_groups for unit in problem.units]))).astype(np.int64)
     found, looks = [start or fisher(problem)], []
@@ -74,3 +81,40 @@ def step_windows(windows: torch.Tensor, step: int) -> torch.Tensor:
     n = len(spread_windows(windows, STEP_TOKENS))
     apart = len(windows) // n  # so many steps have text of their own, then it comes round again
     return spread_windows(windows[step % apart :: apart], STEP_TOKENS)
+
+
+def cost_of_steps(problem: Problem, steps: int) -> int:
+    """What a start costs that is improved: a look at the dense model, and one at every step, in windows charged.
+
+    Args:
+        problem: what is to be answered; without text there is nothing to look at.
+        steps: how often it is improved; of no steps the dense model is not looked at either.
+    """
+    if problem.windows is None or not steps:
+        return 0
+    return Fisher().cost(problem) + LOOK_COST * steps * len(step_windows(problem.windows, 0))
+
+
+@dataclass(frozen=True)
+class FisherIterated(Known):
+    """`fisher`, improved step by step on the pruned model."""
+
+    steps: int = STEPS
+    name: str = FISHER_ITERATED
+    looks: bool = True
+
+    def cost(self, problem: Problem) -> int:
+        """A look at the dense model, and one at every step."""
+        return cost_of_steps(problem, self.steps)
+
+    def cheaper(self) -> Iterator[Start]:
+        """Fewer steps, then `fisher`, then `ffn-only`."""
+        yield from (replace(self, steps=steps) for steps in range(self.steps - 1, 1, -1))
+        yield from (Fisher(), FfnOnly())
+
+    def answer(self, problem: Problem) -> Callable[[float], Allocation]:
+        """From curves of the models on the way."""
+        found, curves = iterate(problem, self.steps)
+        return lambda sparsity: (
+            found if sparsity == problem.sparsity else cheapest(replace(problem, sparsity=sparsity), curves)
+        )

@@ -1,10 +1,10 @@
-"""Starts that know something of the model: `ffn-only`, `fisher` and `fisher-iterated`."""
+"""Starts that know something of the model, and the simplest of them: `ffn-only`."""
 
 from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -15,14 +15,12 @@ from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.even import ffn_only
 from ffprune_env.search.mean import scores_of
-from ffprune_env.search.problem import LOOK_COST, Problem
-from ffprune_env.search.starts.fisher import cheapest, dense_curves, drop_looks, windows_of_curves
-from ffprune_env.search.starts.fisher_iterated import STEPS, iterate, step_windows
+from ffprune_env.search.problem import Problem
+from ffprune_env.search.starts.names import FFN_ONLY
 from ffprune_env.search.starts.start import Start, StartScores
 
 logger = logging.getLogger(__name__)
 
-Answer = Callable[[float], Allocation]
 # Sparsities around the target, as fractions of it, that say which way the mean goes as σ changes.
 _AROUND = (0.5, 0.75, 1.25, 1.5)
 
@@ -38,7 +36,7 @@ class Known(Start):
     """A start that answers every sparsity after one look at the model, from the middle of the targets."""
 
     @abstractmethod
-    def answer(self, problem: Problem) -> Answer:
+    def answer(self, problem: Problem) -> Callable[[float], Allocation]:
         """Looks at the model, and says what to keep at any sparsity."""
 
     def scores(self, problem: Problem, targets: Sequence[float]) -> StartScores:
@@ -50,7 +48,7 @@ class Known(Start):
         found: dict[float, FloatArray] = {}
         known: dict[float, FloatArray] = {}
         middle = targets[len(targets) // 2]
-        for start in dict.fromkeys((self, FfnOnly())):
+        for start in dict.fromkeys((self, FfnOnly())):  # this start, then `ffn-only`, once each
             missing = [target for target in targets if target not in found]
             if not missing:
                 break
@@ -72,58 +70,16 @@ class Known(Start):
 class FfnOnly(Known):
     """Attention whole, all FFNs at one rate."""
 
-    name: str = "ffn-only"
+    name: str = FFN_ONLY
 
-    def answer(self, problem: Problem) -> Answer:
-        """Looks at nothing."""
+    def answer(self, problem: Problem) -> Callable[[float], Allocation]:
+        """Looks at nothing; says so where bounds on rates make it start from what is only near it."""
+        with suppress(ValueError):  # what cannot be reached at all is said when it is asked for
+            kept = ffn_only(problem.sparsity, problem.units).rates
+            if kept.min() < problem.a_min or kept.max() > problem.a_max:
+                logger.warning(
+                    "ffn-only keeps %.3g to %.3g of its units at sparsity %g: the search starts from what is nearest "
+                    "within the bounds, %g to %g",
+                    kept.min(), kept.max(), problem.sparsity, problem.a_min, problem.a_max,
+                )  # fmt: skip
         return lambda sparsity: ffn_only(sparsity, problem.units)
-
-
-@dataclass(frozen=True)
-class Fisher(Known):
-    """The least damage by the dense model's curves, a few backward passes."""
-
-    name: str = "fisher"
-    looks: bool = True
-
-    def cost(self, problem: Problem) -> int:
-        """A look at the dense model."""
-        if problem.windows is None:
-            return 0
-        return LOOK_COST * (len(windows_of_curves(problem.windows)) + drop_looks(problem))
-
-    def cheaper(self) -> Iterator[Start]:
-        """`ffn-only`."""
-        yield FfnOnly()
-
-    def answer(self, problem: Problem) -> Answer:
-        """From curves of the dense model."""
-        curves = dense_curves(problem)
-        return lambda sparsity: cheapest(replace(problem, sparsity=sparsity), curves)
-
-
-@dataclass(frozen=True)
-class FisherIterated(Known):
-    """`fisher`, improved step by step on the pruned model."""
-
-    steps: int = STEPS
-    name: str = "fisher-iterated"
-    looks: bool = True
-
-    def cost(self, problem: Problem) -> int:
-        """A look at the dense model, and one at every step."""
-        if problem.windows is None:
-            return 0
-        return Fisher().cost(problem) + LOOK_COST * self.steps * len(step_windows(problem.windows, 0))
-
-    def cheaper(self) -> Iterator[Start]:
-        """Fewer steps, then `fisher`, then `ffn-only`."""
-        yield from (replace(self, steps=steps) for steps in range(self.steps - 1, 1, -1))
-        yield from (Fisher(), FfnOnly())
-
-    def answer(self, problem: Problem) -> Answer:
-        """From curves of the models on the way."""
-        found, curves = iterate(problem, self.steps)
-        return lambda sparsity: (
-            found if sparsity == problem.sparsity else cheapest(replace(problem, sparsity=sparsity), curves)
-        )

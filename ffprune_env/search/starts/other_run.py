@@ -10,11 +10,11 @@ from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.search.mean import scores_of
-from ffprune_env.search.problem import LOOK_COST, Problem
+from ffprune_env.search.problem import Problem
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.starts.fisher import fisher
-from ffprune_env.search.starts.fisher_iterated import iterate, step_windows
-from ffprune_env.search.starts.known import Fisher, others
+from ffprune_env.search.starts.fisher_iterated import cost_of_steps, iterate
+from ffprune_env.search.starts.known import others
 from ffprune_env.search.starts.start import Start, StartScores
 
 #: Steps on the pruned model that what another run says is improved by.
@@ -52,9 +52,7 @@ class OtherRun(Start):
 
     def cost(self, problem: Problem) -> int:
         """A look at the dense model, and one at every step."""
-        if problem.windows is None or not self.steps:
-            return 0
-        return Fisher().cost(problem) + LOOK_COST * self.steps * len(step_windows(problem.windows, 0))
+        return cost_of_steps(problem, self.steps)
 
     def cheaper(self) -> Iterator[Start]:
         """Fewer steps, down to none."""

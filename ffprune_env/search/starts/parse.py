@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 from ffprune_env.budget.mapping import says_rates
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.starts.equal import Equal
-from ffprune_env.search.starts.fisher_iterated import STEPS
-from ffprune_env.search.starts.known import FfnOnly, Fisher, FisherIterated
+from ffprune_env.search.starts.fisher import Fisher
+from ffprune_env.search.starts.fisher_iterated import STEPS, FisherIterated
+from ffprune_env.search.starts.known import FfnOnly
+from ffprune_env.search.starts.names import FFN_ONLY, FISHER, NAMES
 from ffprune_env.search.starts.other_run import STEPS as OTHER_STEPS
 from ffprune_env.search.starts.other_run import OtherRun
 from ffprune_env.search.starts.start import Start
 
 if TYPE_CHECKING:
     from ffprune_env.search.settings import SearchSettings
-
-NAMES = ("none", "ffn-only", "fisher", "fisher-iterated")
 
 
 def parse_start(settings: SearchSettings) -> Start:
@@ -36,7 +36,7 @@ def parse_start(settings: SearchSettings) -> Start:
         return other_run(Policy.load(init), settings)
     if settings.starts_equal:
         return Equal()
-    named: dict[str, Start] = {"ffn-only": FfnOnly(), "fisher": Fisher()}
+    named: dict[str, Start] = {FFN_ONLY: FfnOnly(), FISHER: Fisher()}
     return named.get(init) or FisherIterated(STEPS if steps is None else steps)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ffprune_env.budget.arrays import FloatArray
@@ -26,11 +26,6 @@ class StartScores:
     def everywhere(self) -> dict[float, FloatArray]:
         """Scores by sparsity, of the targets and of what else is known."""
         return {**self.targets, **self.known}
-
-    def map(self, change: Callable[[FloatArray], FloatArray]) -> StartScores:
-        """The same with every array of scores changed."""
-        of = {"targets": self.targets, "known": self.known}
-        return StartScores(**{name: {at: change(x) for at, x in part.items()} for name, part in of.items()})
 
 
 class Start(ABC):

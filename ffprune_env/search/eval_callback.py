@@ -9,7 +9,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 
 from ffprune_env.budget.arrays import IntArray
-from ffprune_env.evaluators.objectives.reward import Kind
+from ffprune_env.evaluators.objectives.reward import RewardKind
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.watch import Watch
 
@@ -48,7 +48,7 @@ class EvalCallback(BaseCallback):
         watch: Watch,
         targets: Sequence[float],
         mean: Callable[[PPO, float], IntArray],
-        kind: Kind,
+        kind: RewardKind,
     ) -> None:
         super().__init__()
         self.every, self.per_update = every, per_update

@@ -1,4 +1,4 @@
-"""What a pruned model is trained towards, and how far it is from that: one object that makes losses of batches."""
+"""The loss of a recovery: how far the pruned model is from its teacher on a batch, and on the held-out part."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ffprune_env.lm.batches import evaluating
 from ffprune_env.lm.devices import pick_dtype
 from ffprune_env.recovery.chunks import Losses
 from ffprune_env.recovery.passages import Passage, PassageData, collate, openings_of_batch
-from ffprune_env.recovery.settings import Precision, RecoverySettings
+from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.student import Forward, batch_losses, batch_losses_with_layers
-from ffprune_env.recovery.teacher import DenseTeacher, Lesson, Teacher
+from ffprune_env.recovery.teacher import DenseTeacher, Teacher, TeacherOutput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -40,7 +40,7 @@ class HeldOut:
         return {f"eval_{name}": value for name, value in asdict(self).items()}
 
 
-class Lessons:
+class DistillationLoss:
     """Makes losses of batches.
 
     Args:
@@ -57,10 +57,8 @@ class Lessons:
     ) -> None:
         self._openings = openings and isinstance(teacher, DenseTeacher)
         self.model, self.teacher, self.settings = model, teacher, settings
-        device = model.get_input_embeddings().weight.device
-        self._device = device
-        self._said: dict[int, Lesson] = {}
-        self._bfloat16 = _precision(settings.precision, device) is torch.bfloat16
+        self._kept: dict[int, TeacherOutput] = {}
+        self._bfloat16 = pick_dtype(settings.precision, self._device) is torch.bfloat16
 
     def losses(self, batch: dict[str, torch.Tensor], forward: Forward | None = None, look: bool = False) -> Losses:
         """Losses of a batch, summed over tokens.
@@ -74,15 +72,16 @@ class Lessons:
             look: whether it is one held-out passage; the teacher is asked even if the loss does not need it.
         """
         share, weight = self.settings.cross_entropy, self.settings.hidden
-        batch = {name: x.to(self._device) for name, x in batch.items()}
+        device = self._device
+        batch = {name: x.to(device) for name, x in batch.items()}
         with self._products(), self._mode():
             if share == 1 and not weight and not look:
                 return batch_losses(self.model, batch, None, share, forward)
-            lesson = self._lesson(batch, look)
+            said = self._teacher_output(batch, look)
             if not weight:
-                losses = batch_losses(self.model, batch, lesson, share, forward)
+                losses = batch_losses(self.model, batch, said, share, forward)
             else:
-                losses = batch_losses_with_layers(self.model, batch, lesson, share, weight, forward)[0]
+                losses = batch_losses_with_layers(self.model, batch, said, share, weight, forward)
             if look or not self._openings:
                 return losses
             pairs = openings_of_batch(batch)
@@ -105,21 +104,26 @@ class Lessons:
                 sums += torch.stack([found.loss, found.kl, found.cross_entropy]).double().cpu()
         return HeldOut(*(sums / sum(passage.scored for passage in passages)).tolist())
 
-    def _lesson(self, batch: dict[str, torch.Tensor], look: bool) -> Lesson:
+    @property
+    def _device(self) -> torch.device:
+        """Where the model is now: of several processes each moves its own to a device of its own."""
+        device: torch.device = self.model.get_input_embeddings().weight.device
+        return device
+
+    def _teacher_output(self, batch: dict[str, torch.Tensor], look: bool) -> TeacherOutput:
         """What the teacher says; of a held-out passage once for all looks, but for hidden states, which are large."""
         if not look or self.settings.hidden:
             return self.teacher.teach(batch, layers=self.settings.hidden > 0)
         number = int(batch["index"])
-        if number not in self._said:
-            self._said[number] = self.teacher.teach(batch)
-        return self._said[number]
+        if number not in self._kept:
+            self._kept[number] = self.teacher.teach(batch)
+        return self._kept[number]
 
     def _products(self) -> AbstractContextManager[object]:
-        return torch.autocast(self._device.type, torch.bfloat16) if self._bfloat16 else nullcontext()
+        """Autocast, where products are to be bfloat16; a CPU has no layer norms of bfloat16 with weights of float16."""
+        device = self._device
+        mixed = device.type == "cpu" and self.model.dtype is torch.float16
+        return torch.autocast(device.type, torch.bfloat16) if self._bfloat16 and not mixed else nullcontext()
 
     def _mode(self) -> AbstractContextManager[object]:
         return nullcontext() if self.settings.save_memory else evaluating(self.model)
-
-
-def _precision(asked: Precision, device: torch.device) -> torch.dtype:
-    return pick_dtype(asked, device)

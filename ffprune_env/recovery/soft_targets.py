@@ -1,4 +1,4 @@
-"""What is wanted of a distribution, the teacher's, whole or its top k: how far another is from it, and its gradient."""
+"""The teacher's distributions, whole or their top k: how far the student's are from them, and the gradient of that."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Protocol
 import torch
 
 
-class Wanted(Protocol):
-    """The teacher's distributions of a few rows."""
+class SoftTargets(Protocol):
+    """The teacher's distributions of a few rows: what the student is to predict."""
 
     def measured(self, log_q: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """KL of every row in nats, and the distribution t of which softmax(z) - t is its gradient by the logits z.
@@ -96,20 +96,20 @@ class RowLosses:
     target: torch.Tensor
 
 
-def row_losses(log_q: torch.Tensor, labels: torch.Tensor, wanted: Wanted | None, share: float) -> RowLosses:
+def row_losses(log_q: torch.Tensor, labels: torch.Tensor, soft: SoftTargets | None, share: float) -> RowLosses:
     """(1 - share) KL + share · cross-entropy of every row.
 
     Args:
         log_q: [rows, vocabulary], the student's log-probabilities.
         labels: int64 [rows], the tokens that follow.
-        wanted: the teacher's distributions; None where ``share`` is 1.
+        soft: the teacher's distributions; None where ``share`` is 1.
         share: of the cross-entropy.
     """
     cross_entropy = -log_q.gather(1, labels[:, None])[:, 0]
-    if wanted is None:
+    if soft is None:
         kl, target = torch.zeros_like(cross_entropy), torch.zeros_like(log_q)
     else:
-        kl, target = wanted.measured(log_q)
+        kl, target = soft.measured(log_q)
         target = target * (1 - share)
     if share:
         target.scatter_add_(1, labels[:, None], target.new_full((len(labels), 1), share))

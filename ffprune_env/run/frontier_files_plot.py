@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING
 
 from ffprune_env.run.frontier import ALONE, Point
+from ffprune_env.run.frontier_axes import light_frame, log_scale, mark_fallen_back
 from ffprune_env.run.frontier_files import BASE, DENSE, FilePoint
 
 if TYPE_CHECKING:
@@ -26,7 +27,13 @@ _TYPE = 14
 _IN_A_ROW = 7  # of the legend: more names than that are wider than the picture
 
 
-def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Sequence[Point] = ()) -> Figure:
+def files_plot(
+    points: Sequence[FilePoint],
+    model: str,
+    text: str,
+    beside: Sequence[Point] = (),
+    marked: Collection[str] = (),
+) -> Figure:
     """Draws files, a line for each type from the dense model on.
 
     Args:
@@ -34,6 +41,7 @@ def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Seque
         model: name of the dense model, for the title.
         text: what perplexity was measured on, for the axis.
         beside: models of the run that were measured and not written, drawn against the size of their weights.
+        marked: the models among ``points`` that are not calibrated as was asked for.
     """
     from matplotlib.figure import Figure
 
@@ -45,12 +53,16 @@ def files_plot(points: Sequence[FilePoint], model: str, text: str, beside: Seque
         for kind, colour, marker in zip(kinds, cycle(_COLOURS), cycle(_MARKERS), strict=False):
             own = sorted((x for x in points if x.kind == kind), key=lambda x: x.sparsity)
             _draw_line(axes, own, along, colour, marker, kind.upper())
-        axes.tick_params(labelsize=_TYPE - 1)
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        places = [(along(x), x.ppl) for x in points if x.model in marked]
+        if axes is left:
+            places += [(x.size, x.test_ppl) for x in beside if x.fell_back and math.isfinite(x.test_ppl)]
+        mark_fallen_back(axes, places, _TYPE)
+        light_frame(axes, _TYPE - 1)
         axes.margins(0.16, 0.13)
     _draw_beside(left, beside)
-    _scale(left, [point.ppl for point in points])
+    ppls = [point.ppl for point in points]
+    if ppls and max(ppls) > _STEEP * min(ppls):
+        log_scale(left, (1, 1.5, 2, 3, 5, 7))
     left.set_xlabel("size of the file, MiB: smaller is better", fontsize=_TYPE)
     right.set_xlabel(f"tokens per second in a decode, dense {BASE.upper()} = 1: more is better", fontsize=_TYPE)
     left.set_ylabel(f"perplexity ({text}): lower is better", fontsize=_TYPE)
@@ -96,17 +108,6 @@ def _draw_beside(axes: Axes, beside: Sequence[Point]) -> None:
             [x.size for x in alone], [x.test_ppl for x in alone], color="black", linestyle="", marker="*", ms=12,
             label=f"a search for {ALONE}",
         )  # fmt: skip
-
-
-def _scale(axes: Axes, ppls: Sequence[float]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
-    if not ppls or max(ppls) <= _STEEP * min(ppls):
-        return
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axes.yaxis.set_major_formatter(ScalarFormatter())
-    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _mebibytes(point: FilePoint) -> float:

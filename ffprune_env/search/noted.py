@@ -1,0 +1,48 @@
+"""Measurements that are noted: told to somebody who keeps them for a search that is cut off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ffprune_env.budget.arrays import IntArray
+from ffprune_env.env import measure_reward
+from ffprune_env.evaluators.objectives.reward import RewardKind
+from ffprune_env.evaluators.protocol import SearchEvaluator, Windows
+
+#: Takes what was measured: groups kept, windows, perplexity, divergence.
+Note = Callable[[IntArray, Windows, float, float | None], None]
+
+
+def unnoted(kept: IntArray, windows: Windows, ppl: float, kl: float | None) -> None:
+    """For who keeps nothing."""
+
+
+def reward_noted(
+    evaluator: SearchEvaluator, kept: IntArray, windows: Windows, kind: RewardKind, note: Note
+) -> tuple[float, dict[str, float]]:
+    """What an allocation is rewarded with, noted unless the evaluator knew what it was measured as.
+
+    Args:
+        evaluator: measures.
+        kept: int [N], groups kept.
+        windows: to measure on.
+        kind: of reward.
+        note: what is to be told.
+
+    Returns:
+        The reward and what was measured, as :func:`~ffprune_env.env.measure_reward` has it.
+    """
+    known = evaluator.remembers(kept, windows, kind == "kl")
+    reward, measured = measure_reward(evaluator, kept, windows, kind)
+    if not known:
+        note(kept, windows, measured["ppl"], measured.get("kl"))
+    return reward, measured
+
+
+def ppl_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, note: Note) -> float:
+    """The perplexity of an allocation, noted unless the evaluator knew it; the arguments are those above."""
+    known = evaluator.remembers(kept, windows)
+    ppl = evaluator.measure(kept, windows)
+    if not known:
+        note(kept, windows, ppl, None)
+    return ppl
