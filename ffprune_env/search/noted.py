@@ -39,6 +39,15 @@ def reward_noted(
     return reward, measured
 
 
+def kl_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, note: Note) -> float:
+    """The divergence of an allocation from the dense model, noted unless the evaluator knew it."""
+    known = evaluator.remembers(kept, windows, kl=True)
+    ppl, kl = evaluator.compare(kept, windows)
+    if not known:
+        note(kept, windows, ppl, kl)
+    return kl
+
+
 def ppl_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, note: Note) -> float:
     """The perplexity of an allocation, noted unless the evaluator knew it; the arguments are those above."""
     known = evaluator.remembers(kept, windows)

@@ -7,7 +7,7 @@ import math
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.evaluators.objectives.reward import RewardKind
 from ffprune_env.evaluators.protocol import SearchEvaluator
-from ffprune_env.search.noted import Note, ppl_noted, reward_noted
+from ffprune_env.search.noted import Note, kl_noted, ppl_noted, reward_noted
 
 
 class Watch:
@@ -26,6 +26,7 @@ class Watch:
         self.spent = 0
         self._seen: set[bytes] = set()
         self._ppls: dict[bytes, float] = {}
+        self._kls: dict[bytes, float] = {}
         self._rewards: dict[bytes, tuple[float, dict[str, float]]] = {}
 
     def require_windows(self, who: str) -> None:
@@ -41,9 +42,17 @@ class Watch:
             self._count(key)
         return self._ppls[key]
 
+    def kl(self, kept: IntArray) -> float:
+        """Divergence from the dense model with so many groups kept: [N]."""
+        key = kept.tobytes()
+        if key not in self._kls:
+            self._kls[key] = kl_noted(self.evaluator, kept, self.evaluator.watch, self.note)
+            self._count(key)
+        return self._kls[key]
+
     def loss(self, kept: IntArray, kind: RewardKind) -> float:
         """What a search minimizes, in nats: the divergence if ``kl`` is rewarded, else ln PPL or what stands for it."""
-        return self.reward(kept, kind)[1]["kl"] if kind == "kl" else math.log(self.ppl(kept))
+        return self.kl(kept) if kind == "kl" else math.log(self.ppl(kept))
 
     def reward(self, kept: IntArray, kind: RewardKind) -> tuple[float, dict[str, float]]:
         """The reward with so many groups kept, [N], and what was measured, as ``measure_reward`` has it."""

@@ -118,20 +118,20 @@ def test_a_damaged_file_of_a_run_to_go_on_with(ppo_script, whole, tmp_path, caps
 def test_a_measurement_that_is_not_a_number(ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, capsys):
     """A collapsed model is a bad sample, not the end; and the search can still be resumed."""
     evaluator = sys.modules["ffprune_env.evaluators.language_model"]
-    real, calls = evaluator.perplexity, []
+    real, calls = evaluator._perplexity, []
 
     def sometimes_nan(model, windows, batch_size):
         calls.append(1)
         return math.nan if len(calls) in (8, 9) else real(model, windows, batch_size)
 
-    monkeypatch.setattr(evaluator, "perplexity", sometimes_nan)
+    monkeypatch.setattr(evaluator, "_perplexity", sometimes_nan)
     flags = settings(tiny_folder, text_file, tmp_path / "run")
     assert run_main(ppo_script, [*flags, "--no-fresh-windows"]) == 0
     samples = samples_of(tmp_path / "run")
     collapsed = [x for x in samples if x["collapsed"]]
     assert len(collapsed) == 2
     assert all(x["ppl"] is None and x["reward"] == 0 for x in collapsed)
-    monkeypatch.setattr(evaluator, "perplexity", real)
+    monkeypatch.setattr(evaluator, "_perplexity", real)
     cut_off(tmp_path / "run", tmp_path / "again", (tmp_path / "run" / "samples.jsonl").stat().st_size)
     assert run_main(ppo_script, ["--resume", tmp_path / "again"]) == 0
     assert_same(tmp_path / "again", tmp_path / "run")
@@ -197,7 +197,7 @@ def test_a_disk_that_fills_while_samples_are_written(
 
 def test_memory_that_runs_out_in_the_middle(ppo_script, tiny_folder, text_file, whole, tmp_path, monkeypatch, capsys):
     evaluator = sys.modules["ffprune_env.evaluators.language_model"]
-    real, calls = evaluator.perplexity, []
+    real, calls = evaluator._perplexity, []
 
     def too_large(model, windows, batch_size):
         calls.append(1)
@@ -205,11 +205,11 @@ def test_memory_that_runs_out_in_the_middle(ppo_script, tiny_folder, text_file, 
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return real(model, windows, batch_size)
 
-    monkeypatch.setattr(evaluator, "perplexity", too_large)
+    monkeypatch.setattr(evaluator, "_perplexity", too_large)
     run = tmp_path / "run"
     assert run_main(ppo_script, settings(tiny_folder, text_file, run)) == 1
     assert "out of memory" in one_line(capsys)
-    monkeypatch.setattr(evaluator, "perplexity", real)
+    monkeypatch.setattr(evaluator, "_perplexity", real)
     assert run_main(ppo_script, ["--resume", run]) == 0
     assert_same(run, whole)
     assert json.loads((run / "manifest.json").read_text())["seed"] == 0

@@ -37,8 +37,8 @@ def test_what_was_measured_is_not_measured_again(ppo_script, whole, tmp_path, mo
     cut_off(whole, tmp_path / "run", (whole / "samples.jsonl").stat().st_size)
     asked = []
     evaluator = sys.modules["ffprune_env.evaluators.language_model"]
-    measure = evaluator.perplexity
-    monkeypatch.setattr(evaluator, "perplexity", lambda *a: asked.append(a) or measure(*a))
+    measure = evaluator._perplexity
+    monkeypatch.setattr(evaluator, "_perplexity", lambda *a: asked.append(a) or measure(*a))
     monkeypatch.setattr(FisherIterated, "scores", lambda *a: pytest.fail("the start was looked for again"))
     assert run_main(ppo_script, ["--resume", tmp_path / "run"]) == 0
     dense, dense_on_those_to_watch, finalists = 2, 4, 7

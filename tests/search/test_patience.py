@@ -80,3 +80,10 @@ def test_the_most_that_it_costs_is_not_too_little_with_several_sparsities_and_fr
 def test_nothing_to_watch_on_is_said():
     with pytest.raises(ValueError, match="patience needs windows to watch the search on"):
         searched(flat(watch=0), patience=4, **FIXED)
+
+
+def test_who_is_rewarded_for_a_divergence_is_watched_by_it():
+    """As many windows are measured for it, which bounds the budget."""
+    settings, _, outcome = searched(flat(), patience=4, evaluations=16, reward="kl", **FIXED)
+    _, _, by_ppl = searched(flat(), patience=4, evaluations=16, **FIXED)
+    assert by_ppl.windows == outcome.windows <= most_windows(settings)
