@@ -64,7 +64,7 @@ class Fault(Exception):  # noqa: N818 - it is one of the library, and a finding 
     """Neither right nor refused."""
 
 
-class Refused(Exception):  # noqa: N818 - a finding, too
+class Refused(Exception):  # noqa: N818 - an outcome that is counted, and no error
     """Said in one line that it cannot be done."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from ffprune_env.budget.arrays import IntArray
@@ -39,19 +40,17 @@ def reward_noted(
     return reward, measured
 
 
-def kl_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, note: Note) -> float:
-    """The divergence of an allocation from the dense model, noted unless the evaluator knew it."""
-    known = evaluator.remembers(kept, windows, kl=True)
-    ppl, kl = evaluator.compare(kept, windows)
+def loss_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, kind: RewardKind, note: Note) -> float:
+    """What a search minimizes, in nats, noted unless the evaluator knew it; the arguments are those above.
+
+    Returns:
+        The divergence from the dense model if ``kl`` is rewarded, otherwise ln PPL, or what stands in its place.
+    """
+    known, kl = evaluator.remembers(kept, windows, kind == "kl"), None
+    if kind == "kl":
+        ppl, kl = evaluator.compare(kept, windows)
+    else:
+        ppl = evaluator.measure(kept, windows)
     if not known:
         note(kept, windows, ppl, kl)
-    return kl
-
-
-def ppl_noted(evaluator: SearchEvaluator, kept: IntArray, windows: Windows, note: Note) -> float:
-    """The perplexity of an allocation, noted unless the evaluator knew it; the arguments are those above."""
-    known = evaluator.remembers(kept, windows)
-    ppl = evaluator.measure(kept, windows)
-    if not known:
-        note(kept, windows, ppl, None)
-    return ppl
+    return math.log(ppl) if kl is None else kl

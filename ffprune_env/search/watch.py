@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from ffprune_env.budget.arrays import IntArray
 from ffprune_env.evaluators.objectives.reward import RewardKind
 from ffprune_env.evaluators.protocol import SearchEvaluator
-from ffprune_env.search.noted import Note, kl_noted, ppl_noted, reward_noted
+from ffprune_env.search.noted import Note, loss_noted, reward_noted
 
 
 class Watch:
@@ -25,8 +23,7 @@ class Watch:
         self.evaluator, self.note = evaluator, note
         self.spent = 0
         self._seen: set[bytes] = set()
-        self._ppls: dict[bytes, float] = {}
-        self._kls: dict[bytes, float] = {}
+        self._losses: dict[tuple[bytes, RewardKind], float] = {}
         self._rewards: dict[bytes, tuple[float, dict[str, float]]] = {}
 
     def require_windows(self, who: str) -> None:
@@ -34,25 +31,18 @@ class Watch:
         if not self.evaluator.watch:
             raise ValueError(f"{who} needs windows to watch the search on: build the evaluator with {who}, too")
 
-    def ppl(self, kept: IntArray) -> float:
-        """Perplexity with so many groups kept: [N]."""
-        key = kept.tobytes()
-        if key not in self._ppls:
-            self._ppls[key] = ppl_noted(self.evaluator, kept, self.evaluator.watch, self.note)
-            self._count(key)
-        return self._ppls[key]
-
-    def kl(self, kept: IntArray) -> float:
-        """Divergence from the dense model with so many groups kept: [N]."""
-        key = kept.tobytes()
-        if key not in self._kls:
-            self._kls[key] = kl_noted(self.evaluator, kept, self.evaluator.watch, self.note)
-            self._count(key)
-        return self._kls[key]
-
     def loss(self, kept: IntArray, kind: RewardKind) -> float:
-        """What a search minimizes, in nats: the divergence if ``kl`` is rewarded, else ln PPL or what stands for it."""
-        return self.kl(kept) if kind == "kl" else math.log(self.ppl(kept))
+        """What a search minimizes, in nats, with so many groups kept: see :func:`~ffprune_env.search.noted.loss_noted`.
+
+        Args:
+            kept: int [N].
+            kind: of reward.
+        """
+        key = kept.tobytes(), kind
+        if key not in self._losses:
+            self._losses[key] = loss_noted(self.evaluator, kept, self.evaluator.watch, kind, self.note)
+            self._count(key[0])
+        return self._losses[key]
 
     def reward(self, kept: IntArray, kind: RewardKind) -> tuple[float, dict[str, float]]:
         """The reward with so many groups kept, [N], and what was measured, as ``measure_reward`` has it."""
