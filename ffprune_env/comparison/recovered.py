@@ -15,6 +15,7 @@ from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
 from ffprune_env.comparison.subject import Subject
 from ffprune_env.lm.excess import share_removed, share_text
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
+from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.text import RecoveryText
@@ -38,6 +39,7 @@ class RecoveredCell:
         recovery_text: what was trained on; None is the text of the comparison.
         text_digest: of all that was trained on and stopped by.
         versions: of what trained and measured, as :func:`~ffprune_env.lm.identity.identity_of_versions` has them.
+        fell_back: whether what was trained was not calibrated as it was to be, as of a cell of a comparison.
     """
 
     method: str
@@ -54,6 +56,7 @@ class RecoveredCell:
     recovery_text: str | None = None
     text_digest: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    fell_back: bool = False
 
 
 def final_copy(subject: Subject, cell: Cell) -> PreTrainedModel:
@@ -108,6 +111,7 @@ def recover_cell(
         zero_shot_after=asked_after,
         recovery=asdict(result),
         settings=asdict(settings),
+        fell_back=cell.fell_back,
     )
 
 
@@ -121,6 +125,7 @@ def recovered_markdown(cells: Sequence[RecoveredCell]) -> str:
     for sparsity in sorted({cell.target_sparsity for cell in cells}):
         here = [cell for cell in cells if cell.target_sparsity == sparsity]
         rows = [_row([cell for cell in here if cell.method == name]) for name in {cell.method: 0 for cell in here}]
+        fell_back = {cell.method for cell in here if cell.fell_back}
         order = {name: i for i, (name, *_) in enumerate(sorted(rows, key=lambda row: row[2]), start=1)}
         lines = [
             f"## σ = {sparsity:g}, dense PPL {here[0].dense_ppl:.2f}",
@@ -131,11 +136,14 @@ def recovered_markdown(cells: Sequence[RecoveredCell]) -> str:
         ]
         for name, n, before, after, low, high, removed, asked in sorted(rows, key=lambda row: row[3]):
             gone = share_text(removed)
+            mark = f" {FELL_BACK_MARK}" if name in fell_back else ""
             lines.append(
-                f"| `{name}` | {before:.2f} | {after:.2f} | {low:.2f} to {high:.2f} | {gone} | {order[name]} "
+                f"| `{name}`{mark} | {before:.2f} | {after:.2f} | {low:.2f} to {high:.2f} | {gone} | {order[name]} "
                 f"| {asked[0]} | {asked[1]} | {n} |"
             )
         parts.append("\n".join(lines))
+    if any(cell.fell_back for cell in cells):
+        parts.append(f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}.")
     return "\n\n".join(parts) + "\n"
 
 

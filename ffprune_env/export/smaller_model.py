@@ -244,7 +244,10 @@ def _require_one_dtype(model: nn.Module) -> None:
     found = {parameter.dtype: name for name, parameter in model.named_parameters() if parameter.is_floating_point()}
     if len(found) > 1:
         examples = ", ".join(f"{str(dtype).removeprefix('torch.')} ({name})" for dtype, name in found.items())
-        raise ValueError(f"the model has parameters of {len(found)} dtypes, {examples}: give it one with model.to(...)")
+        raise ValueError(
+            f"the model has parameters of {len(found)} dtypes, {examples}: give all of them one, by parameter.data = "
+            f"parameter.data.to(...); model.to(...) would round buffers as well"
+        )
 
 
 def _require_same_modules(model: nn.Module, smaller: nn.Module, gone: Collection[str]) -> None:

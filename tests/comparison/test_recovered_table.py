@@ -29,3 +29,10 @@ def test_a_model_whose_answers_have_no_average_is_left_out_of_it():
     table = recovered_markdown([cell("ppo", 0, 0.5), broken])
     (line,) = [line for line in table.splitlines() if line.startswith("| `ppo`")]
     assert line.endswith("| 1 | 0.550 | 0.500 (1 of 2) | 2 |")
+
+
+def test_a_model_that_was_not_calibrated_as_asked_is_marked_and_explained():
+    table = recovered_markdown([cell("ppo", 0, None), replace(cell("uniform", None, None), fell_back=True)])
+    assert "| `uniform` ‡ |" in table and "| `ppo` |" in table
+    assert table.splitlines()[-1].startswith("‡ ")
+    assert "‡" not in recovered_markdown([cell("ppo", 0, None)])
