@@ -47,6 +47,7 @@ from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.limited import limit_part_of, trial_log
 from ffprune_env.run.over_sparsities import sparsities_table
+from ffprune_env.run.told_before import told_before
 from ffprune_env.search.finalists import Answer
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.target_settings import SparsitySettings
@@ -190,8 +191,11 @@ def report(
         (folder.path / "plots").mkdir(parents=True, exist_ok=True)
         compared = args.baselines or "uniform" in (folder.read_json("best.json") or {})
         answer = Answer("the policy", job.policy.scores(sparsity), allocation)
+        told = told_before(folder, sparsity, answer, evaluator.units)
         dense = reports[0].dense if reports else None
-        result = AnswerReport(folder, evaluator, test_windows, sparsity, answer, about, job.ledger.parts, dense)
+        result = AnswerReport(
+            folder, evaluator, test_windows, sparsity, answer, about, job.ledger.parts, dense, told=told
+        )
         result.measure_chosen()
         if args.save_model:
             result.write_model(tokenizer, facts, on_cpu=settings.device_map is not None, gguf=args.gguf)

@@ -29,7 +29,7 @@ from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import ModelFlags
 from ffprune_env.cli.settings import asked_for
 from ffprune_env.cli.text_flags import TextFlags
-from ffprune_env.cli.used_flags import by_questions, require_used
+from ffprune_env.cli.used_flags import by_questions
 from ffprune_env.comparison.filling import NOT_SHARED, Filling, fill
 from ffprune_env.comparison.folder import ComparisonFolder
 from ffprune_env.comparison.measuring import Measuring
@@ -45,6 +45,7 @@ from ffprune_env.evaluators.zero_shot_tasks import open_tasks
 from ffprune_env.lm.identity import ChangedError
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.target_settings import TargetSettings
+from ffprune_env.search.unheeded import require_used
 
 logger = logging.getLogger("ffprune")
 console = wide_console()

@@ -7,8 +7,8 @@
 
 The models that were written, and the dense one, become GGUF files of all --types, which are measured in llama.cpp on
 test text and timed in turns with the dense one as f16: dense and quantized is what people could use instead. What was
-measured is kept in frontier.json in the folder of the run, so that the same command goes on where it stopped. Without
-llama.cpp what the run measured itself is drawn.
+measured is kept in frontier.json in the folder of the run, so that the same command goes on where it stopped. With
+--no-files, or without llama.cpp, what the run measured itself is drawn, and --beside marks other searches there.
 """
 
 from __future__ import annotations
@@ -52,13 +52,14 @@ class Args(SearchedFlags, RoundFlags, TrustFlags):
     """What to measure and to draw."""
 
     beside: tuple[Path, ...] = ()
-    """folders of searches for one sparsity alone, of the same model on the same test text, to draw as single marks"""
+    """folders of searches for one sparsity alone, of the same model on the same test text, re-fitted in the same way,
+    to draw as single marks beside what the run measured: with --no-files"""
     image: Path | None = None
     """file to write the picture to: .png, .svg or .pdf; None: plots/frontier.png in the folder of the run"""
     html: Path | None = None
     """file to write picture and table to as one page; None: frontier.html in the folder of the run"""
     files: bool = True
-    """write models as files, and measure what was not measured yet; otherwise draw what there is"""
+    """write models as files, and measure what was not measured yet; otherwise draw what the run measured itself"""
     file_windows: int | None = 4
     """windows of the run's test text that the perplexity of files is measured on, from its beginning; None takes all"""
     types: Annotated[tuple[GgufType, ...], tyro.conf.arg(metavar="TYPE ...")] = ("f16", "q8_0", "q4_k_m")
@@ -78,6 +79,7 @@ def main() -> int:
         require_picture(args.image)
         if not args.types:
             raise ValueError("--types takes at least one type of file, such as f16")
+        require_beside_alike(args)
         points = frontier(args.of, args.beside)
         files = measured_files(args)
         draw(args, points, files)
@@ -95,14 +97,23 @@ def require_picture(file: Path | None) -> None:
         raise ValueError(f"--image {file} ends in {file.suffix or 'nothing'}; allowed are {', '.join(PICTURES)}")
 
 
+def require_beside_alike(args: Args) -> None:
+    """Raises ValueError for runs that would have to stand beside files of another perplexity."""
+    if args.beside and args.files and args.file_windows is not None:
+        raise ValueError(
+            f"--beside marks what was measured on all test text, beside files on {args.file_windows} windows of it: "
+            f"add --no-files, which draws what the run measured, or --file-windows None"
+        )
+
+
 def measured_files(args: Args) -> list[FilePoint]:
-    """The files of the run: measured now, or kept from before; none where llama.cpp cannot measure them."""
+    """The files of the run: measured now, or kept from before; none where nobody asked, or llama.cpp cannot."""
+    if not args.files:
+        return []
     run = RunFolder(args.of)
     sources = sources_of(run)
     asked = measured_on(run.identity()["test text"], args.file_windows, args.rounds)
     kept = KeptFiles(run, asked, None)
-    if not args.files:
-        return kept.of(sources, args.types)
     try:
         kept = KeptFiles(run, asked, made_by())
         if not all(kept.has(source, kind) for source in sources for kind in args.types):

@@ -34,7 +34,7 @@ from ffprune_env.comparison.filling import NOT_SHARED, Filling, fill
 from ffprune_env.comparison.folder import ComparisonFolder
 from ffprune_env.comparison.measuring import Measuring
 from ffprune_env.comparison.paper_tables.contents import OTHER_TEXT, TABLES, PaperTable
-from ffprune_env.comparison.paper_tables.dry_run import assumptions, needs_table, passes_table
+from ffprune_env.comparison.paper_tables.dry_run import assumptions, needs_table, passes_tables
 from ffprune_env.comparison.paper_tables.estimate import Protocol
 from ffprune_env.comparison.paper_tables.files import write_table
 from ffprune_env.comparison.paper_tables.grids import grids_of
@@ -90,6 +90,14 @@ class Args(
         """The settings of one model: with the text that goes with it, if none was named."""
         return replace(self, text=text_for(model, self.text), calibration_text=calibration_text)
 
+    def require_two_texts(self) -> None:
+        """Raises ValueError where the two rows of table 1 that differ in their calibration text would be the same."""
+        if self.table == 1 and self.calibration_text is not None:
+            raise ValueError(
+                "--table 1 shows ours calibrated on --text and on another text: give --other-text "
+                f"{self.calibration_text} in place of --calibration-text"
+            )
+
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""
         EvaluatorSettings.require_allowed(self)
@@ -134,6 +142,7 @@ def main() -> int:
     table, code = TABLES[args.table], 0
     try:
         args.require_allowed()
+        args.require_two_texts()
         if args.dry_run:
             return estimate(args, table)
         if args.measure:
@@ -152,7 +161,7 @@ def estimate(args: Args, table: PaperTable) -> int:
     """Prints what the table would take; returns the exit code."""
     protocol, gpu = args.protocol(), (args.gpu_memory, args.tflops)
     needs = needs_table(table, args.models, protocol, *gpu)
-    console.print(passes_table(table, protocol), needs)
+    console.print(*passes_tables(table, args.models, protocol), needs)
     console.print(assumptions(protocol, *gpu), highlight=False, style="dim")
     return 0
 
@@ -215,7 +224,9 @@ def folder_name(model: str) -> str:
 
 def filling(part: Part, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
     """What a folder is to hold, in the words of the library."""
-    args = part.args
+    args, questions = part.args, None
+    if tasks is not None:
+        questions = Questions(tasks, args.limit, args.data_dir, score_tasks, apart, args.seeds)
     measuring = Measuring(
         part.model,
         args.text,
@@ -224,7 +235,7 @@ def filling(part: Part, tasks: Mapping[str, Any] | None, apart: str) -> Filling:
         partial(args.load_named, part.model),
         lambda model, tokenizer: args.load_texts(model, tokenizer, args),
         part.targets,
-        questions=None if tasks is None else Questions(tasks, args.limit, args.data_dir, score_tasks, apart),
+        questions=questions,
     )
     return Filling(measuring, part.keys, args.evaluations_each)
 
@@ -246,8 +257,7 @@ def measured(model: str, parts: Sequence[Part]) -> Measured:
     first, *others = (part for part in parts if part.model == model)
     made = first.folder().manifest or {}
     other = others[0].comparison() if others else None
-    prepared, devices = made.get("seconds_prepared"), made.get("devices", 1)
-    return Measured(model, first.comparison(), other, prepared, first.args.other_text, devices)
+    return Measured(model, first.comparison(), other, made.get("seconds_prepared"), first.args.other_text, made)
 
 
 if __name__ == "__main__":

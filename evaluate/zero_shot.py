@@ -26,7 +26,7 @@ from ffprune_env.cli.model_flags import NamedFlags, PlaceFlags
 from ffprune_env.evaluators.objectives.reward import parse_reward
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
 from ffprune_env.evaluators.settings import BatchSettings
-from ffprune_env.evaluators.zero_shot import DEFAULT_BATCH_SIZE, Show, ZeroShot, check_settings, score_tasks
+from ffprune_env.evaluators.zero_shot import Show, ZeroShot, check_settings, score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import TASKS, open_tasks
 from ffprune_env.run.config import CONFIG, read_config
 from ffprune_env.run.folder import RunFolder
@@ -46,16 +46,15 @@ def main() -> int:
     """Measures and prints; returns the exit code."""
     args = read_flags(Args, __doc__)
     start_logging(console)
-    batch_size = DEFAULT_BATCH_SIZE if args.batch_size is None else args.batch_size
     try:
-        check_settings(args.limit, batch_size)
+        check_settings(args.limit, args.batch_size)
         args.require_folder()
         with open_tasks(args.tasks, args.data_dir) as tasks:  # before the model, which may take minutes
             reward = parse_reward(reward_of_run(args.measured, args.held_out))
             unseen_alone(tasks, reward, args.data_dir, args.held_out)
             model, tokenizer = args.load_named(args.measured)
             with progress_bar() as show:
-                result = score_tasks(model, tokenizer, tasks, args.limit, batch_size, show)
+                result = score_tasks(model, tokenizer, tasks, args.limit, args.batch_size, show)
         about = {"dtype": str(model.dtype).removeprefix("torch."), "device": str(model.device)}
         args.write_json(report(args, about, result))
     except (ValueError, OSError) as error:

@@ -106,6 +106,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         render_mode: None; there is nothing to see.
 
     Raises:
+        TypeError: it is to be rendered.
         ValueError: an argument is out of its range.
 
     ## Version history
@@ -128,8 +129,7 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
         action_bound: float = 1.0,
         render_mode: None = None,
     ) -> None:
-        if render_mode is not None:
-            raise ValueError(f"there is nothing to render: render_mode must be None, got {render_mode!r}")
+        require_nothing_rendered(render_mode)
         self.render_mode = None
         mix = mix_of(reward)
         self.reward_kind: RewardKind = mix.kind
@@ -254,6 +254,15 @@ class PruneBanditEnv(gym.Env[Observation, npt.NDArray[np.float32]]):
     @staticmethod
     def _observe(sparsity: float) -> Observation:
         return np.array([sparsity], dtype=np.float32)
+
+
+def require_nothing_rendered(render_mode: object) -> None:
+    """Raises TypeError if there is a render mode.
+
+    Stable-Baselines3 asks for one whenever it makes an environment by its name, and after a TypeError does without.
+    """
+    if render_mode is not None:
+        raise TypeError(f"there is nothing to render: render_mode must be None, got {render_mode!r}")
 
 
 def _said(windows: Windows) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from ffprune_env.env import PruneBanditEnv
+from ffprune_env.env import PruneBanditEnv, require_nothing_rendered
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 
 _shared_evaluators: WeakValueDictionary[tuple[tuple[str, Any], ...], Any] = WeakValueDictionary()
@@ -28,17 +28,21 @@ def make_prune_bandit(
         model: see :func:`ffprune_env.load_model`.
         text: see :func:`ffprune_env.load_windows`, and :func:`ffprune_env.load_evaluator` for ``auto``.
         sparsity: target sparsity.
-        n_samples: windows of search text that a step measures on until ``set_task`` asks for fewer. None: all
-            ``search_windows``. If ``search_windows`` is not given, the evaluator gets ``n_samples`` of them.
+        n_samples: windows of search text that a step measures on until ``set_task`` asks for others. None: all
+            ``search_windows``. If ``search_windows`` is not given, and by default there are fewer, the evaluator gets
+            ``n_samples`` of them.
         **arguments: further arguments of :class:`PruneBanditEnv` and :func:`ffprune_env.load_evaluator`.
     """
     from ffprune_env.evaluators.build import load_evaluator
+    from ffprune_env.evaluators.settings import EvaluatorSettings
     from ffprune_env.texts.default_text import text_for
 
     text = text_for(model, text)
     of_env = _of_env(arguments)
-    if n_samples is not None:
-        arguments.setdefault("search_windows", n_samples)
+    by_default = EvaluatorSettings().search_windows
+    # Whoever asks for no more than there are by default shares the model with those who ask for all of them.
+    enough = n_samples is None or 1 <= n_samples <= by_default
+    arguments.setdefault("search_windows", by_default if enough else n_samples)
     key = (("model", model), ("text", text), *sorted(arguments.items()))
     evaluator = _shared_evaluators.get(key)
     if evaluator is None:
@@ -94,5 +98,6 @@ def _side_by_side(make: Callable[[], PruneBanditEnv], num_envs: int) -> SyncVect
 
 
 def _of_env(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Takes out what the environment itself is told."""
+    """Takes out what the environment itself is told; TypeError, before a model is loaded, if it is to be rendered."""
+    require_nothing_rendered(arguments.get("render_mode"))
     return {name: arguments.pop(name) for name in _ENV_ARGUMENTS if name in arguments}

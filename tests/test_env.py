@@ -16,11 +16,15 @@ from conftest import byte_tokenizer, tiny_model
 from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env as gym_check_env
 from plain import plain, plainly
+from stable_baselines3 import PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.env_util import make_vec_env
 
 import ffprune_env as ff
 from ffprune_env.budget.mapping import allocate
+from ffprune_env.evaluators import build
 from ffprune_env.evaluators.build import build_evaluator
+from ffprune_env.evaluators.settings import EvaluatorSettings
 
 
 @pytest.fixture
@@ -255,6 +259,24 @@ def test_envs_of_the_same_model_share_it(tiny_folder, text_file):
     assert one.evaluator is other.evaluator
 
 
+def test_environments_share_a_model_whatever_part_of_its_windows_they_measure_on(tiny_folder, text_file):
+    arguments = make_kwargs(tiny_folder, text_file)
+    by_default = arguments.pop("search_windows")
+    assert by_default == EvaluatorSettings().search_windows
+
+    def made(**asked):
+        return gym.make("ffprune/PruneBandit-v0", **arguments | asked).unwrapped
+
+    every, one, told = made(), made(n_samples=1), made(n_samples=1, search_windows=by_default)
+    assert one.evaluator is told.evaluator is every.evaluator
+    assert one.reset()[1]["n_samples"] == 1
+    one.set_task(n_samples=by_default)
+    assert one.reset()[1]["n_samples"] == every.reset()[1]["n_samples"] == by_default
+    more = made(n_samples=3)
+    assert more.evaluator is not every.evaluator
+    assert more.evaluator.max_samples == 3
+
+
 @pytest.mark.parametrize("name", ["ffprune/PruneBandit-v0", "ffprune/PruneBanditSurrogate-v0"])
 def test_envs_side_by_side_waste_no_step(name, tiny_folder, text_file):
     arguments = {"n_layers": 3} if "Surrogate" in name else make_kwargs(tiny_folder, text_file)
@@ -303,8 +325,23 @@ def test_options_of_a_reset_are_checked_and_leave_the_episode_as_it_was(env, opt
 def test_there_is_nothing_to_render():
     env = gym.make("ffprune/PruneBanditSurrogate-v0", render_mode=None)
     assert env.render_mode is None
-    with pytest.raises(ValueError, match="render_mode must be None, got 'human'"):
+    with pytest.raises(TypeError, match=r"^there is nothing to render: render_mode must be None, got 'human'$"):
         ff.PruneBanditEnv(ff.SurrogateEvaluator.synthetic(), render_mode="human")
+
+
+@pytest.mark.parametrize("name", ["ffprune/PruneBandit-v0", "ffprune/PruneBanditSurrogate-v0"])
+def test_stable_baselines3_makes_it_by_its_name(name, tiny_folder, text_file, monkeypatch):
+    """Which first asks for a render mode, and takes a TypeError for an answer, before a model is loaded."""
+    loaded, real = [], build.load_evaluator
+    monkeypatch.setattr(build, "load_evaluator", lambda *names, **given: loaded.append(names) or real(*names, **given))
+    arguments = {"n_layers": 3} if "Surrogate" in name else make_kwargs(tiny_folder, text_file)
+    envs = make_vec_env(name, n_envs=2, env_kwargs=arguments)
+    assert envs.observation_space.shape == (1,)
+    model = PPO("MlpPolicy", envs, n_steps=2, batch_size=4, n_epochs=1, device="cpu").learn(4)
+    assert model.num_timesteps == 4
+    assert len(loaded) == ("Surrogate" not in name)
+    if "Surrogate" in name:
+        assert PPO("MlpPolicy", name, n_steps=4, batch_size=4, device="cpu").learn(4).num_timesteps == 4
 
 
 def test_the_surrogate_is_made_at_once_and_without_a_model():

@@ -34,7 +34,7 @@ from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.recovery_flags import RecoverFlags
 from ffprune_env.cli.settings import asked_for, parse_settings
 from ffprune_env.cli.text_flags import TextFlags
-from ffprune_env.cli.used_flags import by_limit, by_recovery, by_search, by_timing, require_used
+from ffprune_env.cli.used_flags import by_limit, by_recovery, by_timing
 from ffprune_env.evaluators.build import build_evaluator
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.rewarded import identity_of_reward
@@ -63,7 +63,7 @@ from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import Outcome, run_search
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.start import Start, StartScores
-from ffprune_env.search.unheeded import require_heeded
+from ffprune_env.search.unheeded import by_search, require_heeded, require_used
 from ffprune_env.search.workers import Workers, WorkersVecEnv
 
 logger = logging.getLogger("ffprune")

@@ -38,7 +38,9 @@ COMMANDS = {
     "allocate": Command(
         "evaluate/allocate.py", "write the model of a search at any sparsity, or the smallest one that loses no more"
     ),
-    "recover": Command("train/recover.py", "train the pruned model of a search a few minutes towards the dense one"),
+    "recover": Command(
+        "train/recover.py", "train the pruned model of a search towards the dense one, for some minutes"
+    ),
     "perplexity": Command("evaluate/perplexity.py", "perplexity of a dense or pruned model"),
     "zero-shot": Command("evaluate/zero_shot.py", "zero-shot accuracy of a dense or pruned model"),
     "bench-serving": Command(

@@ -108,4 +108,5 @@ class RecoverFlags(RecoveryFlags):
     """Whether it is recovered at all."""
 
     recover: bool = False
-    """train the pruned model towards the dense one in the end: a few minutes of distillation (docs/recovery.md)"""
+    """train the pruned model towards the dense one in the end, for --recover-minutes or once over the text
+    (docs/recovery.md)"""

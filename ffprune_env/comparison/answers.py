@@ -32,6 +32,7 @@ class Paid:
         spent: windows that it was charged.
         seen: windows that the model read.
         seconds: that it took.
+        candidates: that it measured, on however few windows each, less those of its last look.
         learned: what a search by PPO leaves for others to start from.
     """
 
@@ -41,6 +42,7 @@ class Paid:
     spent: float
     seen: float
     seconds: float
+    candidates: float
     learned: Policy | None = None
 
 
@@ -78,6 +80,7 @@ def answer_of(subject: Subject, method: Method, sparsity: float, seed: int, eval
             spent=meter.spent / n,
             seen=meter.seen / n,
             seconds=seconds / n,
+            candidates=meter.candidates / n,
             learned=problem.learned[-1] if problem.learned else None,
         )
         for target, one in found.items()

@@ -45,6 +45,15 @@ class Cell:
             of, by name; None where text alone is rewarded, and in cells of before.
         lacks_update: matrices that go without SVD-LLM's update of their factors, for want of calibration text; 0 in
             cells of before, and of all other methods.
+        candidates: that the search measured, on however few windows each, less those of its last look: more than
+            ``evaluations`` where a curriculum begins with few windows. Of one search for several sparsities an equal
+            share; None in cells of before.
+        calibration_seconds: that it took to cut and calibrate the final model, which ``seconds`` does not hold: little
+            but in sequence. Of calibrations that share the dense model's pass the first pays for it. None without a
+            calibration, and in cells of before.
+        machine: what it was searched and measured on: ``device``, ``devices`` that the model was spread over,
+            ``threads`` and ``hardware``, as :func:`~ffprune_env.run.provenance.machine_facts` has them; None in cells
+            of before, which the folder's manifest speaks for.
     """
 
     method: str
@@ -72,6 +81,9 @@ class Cell:
     tokens_seen: int | None = None
     lacks_update: int = 0
     held_out: dict[str, float] | None = None
+    candidates: int | None = None
+    calibration_seconds: float | None = None
+    machine: dict[str, Any] | None = None
 
     @property
     def fell_back(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -13,6 +14,7 @@ from ffprune_env.comparison.answers import answer_of, progress
 from ffprune_env.comparison.cell import Cell
 from ffprune_env.comparison.subject import Subject
 from ffprune_env.lm.batches import is_out_of_memory, release_memory
+from ffprune_env.lm.timing import synchronize
 from ffprune_env.methods.registry import Method, settings_of
 from ffprune_env.pruning.calibration_kind import calibration_kind
 from ffprune_env.pruning.flap_bias import FlapBias
@@ -58,10 +60,13 @@ def search_and_measure(
             test_ppl, interval = subject.test(model)
             cut = model.num_parameters()
         params = prunable.params(kept)  # as many as are written: keys that no query reads are not
+        started = time.perf_counter()
         calibration = calibration_of(subject, method, kept)
-        calibrated_ppl = calibrated_interval = None
+        calibrated_ppl = calibrated_interval = calibrating = None
         if calibration is not None:
             with prunable.pruned(kept, calibration) as model:
+                synchronize(prunable.device)
+                calibrating = time.perf_counter() - started  # by Eqs. 6-7 weights are re-fitted as they are cut
                 params += model.num_parameters() - cut  # FLAP's compensation adds biases
                 calibrated_ppl, calibrated_interval = subject.test(model)
         rewarded = subject.held_out()
@@ -84,6 +89,8 @@ def search_and_measure(
         evaluations=paid.spent / n_windows,
         tokens=round(paid.spent * tokens_per_window),
         tokens_seen=round(paid.seen * tokens_per_window),
+        candidates=round(paid.candidates),
+        calibration_seconds=calibrating,
         seconds=paid.seconds,
         trace=[(round(spent * tokens_per_window), ppl) for spent, ppl in progress(paid, subject.evaluator)],
         calibration=calibration_kind(calibration),

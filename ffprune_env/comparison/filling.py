@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from ffprune_env.comparison.cell import Cell
 from ffprune_env.comparison.contest import ask, ask_final, search_and_measure, with_room
@@ -15,6 +16,7 @@ from ffprune_env.comparison.plan import ANSWERING, Key, read_cell
 from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
 from ffprune_env.comparison.subject import Subject
 from ffprune_env.lm.identity import ChangedError, identity_of_versions
+from ffprune_env.run.provenance import machine_facts
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +24,7 @@ logger = logging.getLogger(__name__)
 #: for the model is looked at when that is loaded.
 NOT_SHARED = (
     "out", "sparsity", "methods", "seeds", "factor_storage", "device", "device_map", "max_memory", "data_dir", "limit",
-    "held_out", "trust_remote_code", "bos",
+    "held_out", "trust_remote_code", "bos", "batch_size",
 )  # fmt: skip
 
 
@@ -91,7 +93,8 @@ def measure_missing(
     filling: Filling, folder: ComparisonFolder, subject: Subject, complain: Callable[[str], object]
 ) -> int:
     """Measures cell after cell what the folder lacks; returns how many methods could not do what they were asked."""
-    failures, wanted = 0, filling.wanted(folder)
+    failures, wanted, facts = 0, filling.wanted(folder), machine_facts(subject.evaluator.prunable.model)
+    machine = {name: facts[name] for name in ("device", "devices", "threads", "hardware")}
     if len(wanted) < len(filling.keys):
         logger.info("no attention can be cut: ffn-only is uniform, and not measured again")
     for key in wanted:
@@ -103,7 +106,7 @@ def measure_missing(
         try:
             if key.method in REBUILDERS:
                 measured, model = rebuild_and_measure(subject, key.method, key.sparsity)
-                cell = keep(folder, key, measured) if cell is None else cell
+                cell = keep(folder, key, measured, machine) if cell is None else cell
                 if unasked:
                     folder.add(ask(subject, cell, model))
                 del model
@@ -112,7 +115,7 @@ def measure_missing(
                 if cell is None:
                     ask_method = partial(search_and_measure, subject, key.method, method)
                     measured = with_room(subject, partial(ask_method, key.sparsity, key.seed, filling.evaluations))
-                    cell = keep(folder, key, measured)
+                    cell = keep(folder, key, measured, machine)
                 if unasked:
                     folder.add(with_room(subject, partial(ask_final, subject, cell, method)))
         except ChangedError:  # another process has begun to fill the folder with something else: nothing will fit
@@ -123,8 +126,9 @@ def measure_missing(
     return failures
 
 
-def keep(folder: ComparisonFolder, key: Key, cell: Cell) -> Cell:
-    """Keeps a cell, and says what it holds."""
+def keep(folder: ComparisonFolder, key: Key, cell: Cell, machine: dict[str, Any]) -> Cell:
+    """Keeps a cell, with what it was measured on, and says what it holds."""
+    cell = replace(cell, machine=machine)
     folder.add(cell)
     final = cell.test_ppl if cell.calibrated_test_ppl is None else cell.calibrated_test_ppl
     logger.info("%s: test PPL %.2f, in the end %.2f; %.0f s", key.title, cell.test_ppl, final, cell.seconds)

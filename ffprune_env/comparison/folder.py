@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 _IDENTITY = "identity.json"
 #: What a folder was made with that was filled before there was such a setting.
 BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single", "reward": "ppl", "openings": 0}
+# Settings of folders of before that figures do not depend on, and that none holds any more.
+_NOT_COMPARED = {"batch_size"}
 
 
 class ComparisonFolder:
@@ -54,7 +56,7 @@ class ComparisonFolder:
     def require_same(self, name: str, settings: Mapping[str, Any]) -> None:
         """Raises ChangedError if a file of settings is there and differs."""
         made_with = self._read(name)
-        for key in settings.keys() | (made_with or settings).keys():
+        for key in (settings.keys() | (made_with or settings).keys()) - _NOT_COMPARED:
             there, asked = (of.get(key, BEFORE.get(key)) for of in (made_with or settings, settings))
             if there != asked:
                 raise ChangedError(f"{self.path} was made with {key} {there!r}, not {asked!r}: give another --out")

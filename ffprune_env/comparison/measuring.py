@@ -117,7 +117,7 @@ def prepare(measuring: Measuring, folder: ComparisonFolder, loaded: Loaded) -> S
         texts["calibration"],
         texts["test"],
         settings.batch_size,
-        None if questions is None else questions.asker(tokenizer),
+        None if questions is None else questions.asker(tokenizer, settings.batch_size),
         targets=measuring.targets,
         start=measuring.start,
         policies=folder.policies,

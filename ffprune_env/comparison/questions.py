@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from ffprune_env.comparison.subject import ZeroShotTest
     from ffprune_env.evaluators.zero_shot import ZeroShot
 
-#: (model, tokenizer, tasks, limit) to accuracies.
-Score = Callable[["PreTrainedModel", "PreTrainedTokenizerBase", Mapping[str, Any], "int | None"], "ZeroShot"]
+#: (model, tokenizer, tasks, limit, batch size) to accuracies.
+Score = Callable[
+    ["PreTrainedModel", "PreTrainedTokenizerBase", Mapping[str, Any], "int | None", "int | None"], "ZeroShot"
+]
 
 
 @dataclass(frozen=True)
@@ -38,9 +40,14 @@ class Questions:
     apart: str = ""
     seeds: int = 1
 
-    def asker(self, tokenizer: PreTrainedTokenizerBase) -> ZeroShotTest:
-        """What asks a model all of them."""
-        return lambda model: self.score(model, tokenizer, self.tasks, self.limit)
+    def asker(self, tokenizer: PreTrainedTokenizerBase, batch_size: int | None = None) -> ZeroShotTest:
+        """What asks a model all of them.
+
+        Args:
+            tokenizer: the model's.
+            batch_size: token sequences per forward pass, fewer where memory runs out; None takes the usual number.
+        """
+        return lambda model: self.score(model, tokenizer, self.tasks, self.limit, batch_size)
 
     def facts(self) -> dict[str, Any]:
         """What accuracies depend on."""

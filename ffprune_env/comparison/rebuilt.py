@@ -57,6 +57,7 @@ def rebuild_and_measure(subject: Subject, name: str, sparsity: float) -> tuple[C
         evaluations=0,
         tokens=0,
         tokens_seen=0,
+        candidates=0,
         seconds=seconds,
         trace=[],
         lacks_update=lacking_update(model),

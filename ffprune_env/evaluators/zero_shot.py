@@ -16,6 +16,7 @@ from lm_eval.evaluator import evaluate  # type: ignore[import-untyped]
 from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
 
 from ffprune_env.evaluators.zero_shot_tasks import TASKS, open_tasks, quiet_lm_eval
+from ffprune_env.lm.batches import in_fitting_batches
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -89,7 +90,7 @@ def evaluate_zero_shot(
     tokenizer: PreTrainedTokenizerBase,
     data_dir: str | Path | None = None,
     limit: int | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     tasks: Sequence[str] = TASKS,
     show: Show | None = None,
 ) -> ZeroShot:
@@ -104,7 +105,7 @@ def score_tasks(
     tokenizer: PreTrainedTokenizerBase,
     tasks: Mapping[str, Any],
     limit: int | None = None,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     show: Show | None = None,
 ) -> ZeroShot:
     """Measures a model, dense or pruned, also inside ``with prunable.pruned(...)``.
@@ -114,11 +115,13 @@ def score_tasks(
         tokenizer: the model's.
         tasks: what :func:`open_tasks` yields.
         limit: questions per task, from the first; None asks all.
-        batch_size: token sequences per forward pass.
+        batch_size: token sequences per forward pass, fewer where memory runs out; None takes
+            :data:`DEFAULT_BATCH_SIZE`.
         show: called after every forward pass.
 
     Raises:
         ValueError: a setting out of range, or a tokenizer that lm-eval cannot use.
+        RuntimeError: memory runs out with a single sequence.
     """
     check_settings(limit, batch_size)
     if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
@@ -126,7 +129,7 @@ def score_tasks(
     results = {}
     started = time.perf_counter()
     with quiet_lm_eval():
-        scorer = _Scorer(model, tokenizer, batch_size, show)
+        scorer = _Scorer(model, tokenizer, batch_size or DEFAULT_BATCH_SIZE, show)
         for name, task in tasks.items():
             scorer.task_name = name
             report = evaluate(lm=scorer, task_dict={"tasks": {name: task}}, limit=limit, log_samples=False)
@@ -137,7 +140,7 @@ def score_tasks(
     return scored
 
 
-def check_settings(limit: int | None, batch_size: int) -> None:
+def check_settings(limit: int | None, batch_size: int | None) -> None:
     """Raises ValueError if a setting is out of range."""
     for name, value in (("limit", limit), ("batch_size", batch_size)):
         if value is not None and value < 1:
@@ -157,14 +160,24 @@ class _Scorer(HFLM):  # type: ignore[misc]
         self.broken = 0
         self._show = show
         self._read = self._to_read = 0
+        self._at_most = batch_size
 
     def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
         return super().loglikelihood(requests, disable_tqdm=True)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
         # Answers that differ in their last token alone are read at once.
-        self._read, self._to_read = 0, len({(*context, *answer[:-1]) for _, context, answer in requests})
-        scores = super()._loglikelihood_tokens(requests, *args, **kwargs)
+        sequences = {(*context, *answer[:-1]) for _, context, answer in requests}
+        self._to_read = len(sequences)
+
+        def score(size: int) -> Any:
+            self.batch_size_per_gpu, self._read = size, 0
+            return super(_Scorer, self)._loglikelihood_tokens(requests, *args, **kwargs)
+
+        # The longest are read first, so that little is read twice where memory runs out.
+        longest = min(max(map(len, sequences), default=1), self.max_length)
+        shape = torch.empty(len(sequences), longest, dtype=torch.int64, device="meta")
+        scores = in_fitting_batches(self.model, shape, self._at_most, score)
         too_long = sum(len(context) + len(answer) > self.max_length + 1 for _, context, answer in requests)
         self.broken = sum(not math.isfinite(score) for score, _ in scores)
         for count, what in (

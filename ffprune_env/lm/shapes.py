@@ -8,7 +8,7 @@ from dataclasses import dataclass
 GIB = 2**30
 #: GiB for chunks of logits, hidden states of a batch, and what CUDA keeps for itself.
 WORKING = 2
-#: Bytes of a weight in bfloat16, and of one in the float32 that factors are kept in.
+#: Bytes of a weight in bfloat16, and of one in the float32 that factors and Gram matrices are kept in.
 _WEIGHT, _FACTOR = 2, 4
 
 
@@ -66,12 +66,31 @@ class Shape:
 
     @property
     def factors(self) -> int:
-        """Bytes of the calibration's factors of all units: L⁻¹ [columns, columns] and W L [hidden, columns].
+        """Bytes of the calibration's factors where a search is rewarded for the calibrated model.
 
-        They are kept in float32 and in the dtype of the weights.
+        It is calibrated by a second copy of them, in the dtype of the weights.
         """
-        columns = (self.hidden, self.ffn)
-        return (_FACTOR + _WEIGHT) * self.layers * sum(n**2 + self.hidden * n for n in columns)
+        return self.exact_factors // _FACTOR * (_FACTOR + _WEIGHT)
+
+    @property
+    def exact_factors(self) -> int:
+        """Bytes of those of all units in float32: L⁻¹ [columns, columns] and W L [hidden, columns]."""
+        return _FACTOR * self.layers * sum(n**2 + self.hidden * n for n in (self.hidden, self.ffn))
+
+    def gram_runs(self, room: int) -> int:
+        """Runs over text that the Gram matrices of all inputs of a decoder take, where not all fit in memory at once.
+
+        A layer has four inputs: of q, k and v, of o, of what enters the FFN, and of what leaves it. Their matrices are
+        float32, and measured in order, the last first, as many in a run as there is room for.
+
+        Args:
+            room: bytes for the matrices of one run; one of them is measured whatever it takes.
+        """
+        runs, taken = 0, room
+        for n in self.layers * (self.ffn, self.hidden, self.hidden, self.hidden):
+            size = _FACTOR * n**2
+            runs, taken = (runs + 1, size) if taken + size > room else (runs, taken + size)
+        return runs
 
     def forward_operations(self, tokens: float) -> float:
         """Operations of a forward pass: 2 · parameters · tokens, norms and biases left out."""

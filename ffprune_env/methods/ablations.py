@@ -26,13 +26,15 @@ def _paper(settings: SearchSettings) -> Method:
 
 
 #: Calibration alone is `uniform` calibrated, search alone is `ppo-plain-reward` not calibrated, both are `ppo`
-#: calibrated. With `greedy` only the order of scores counts, and none stands for `ffn-only`; so it starts from equal
-#: scores, and compares with `ppo-from-nothing`.
+#: calibrated. One part is changed at a time, but for two that cannot be changed alone. A search whose sparsity rises
+#: draws no fresh windows, so `ppo-sparsity-ramp` compares with `ppo-same-windows`. With `greedy` only the order of
+#: scores counts, and none stands for `ffn-only`; so it starts from equal scores, and compares with `ppo-from-nothing`.
 ABLATIONS: dict[str, Method] = {
     "uniform": METHODS["uniform"],
     "ppo": METHODS["ppo"],
     "ppo-plain-reward": _ppo(SearchSettings(), plain_reward=True),
-    "ppo-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=True)),
+    "ppo-same-windows": _ppo(SearchSettings(fresh_windows=False)),
+    "ppo-sparsity-ramp": _ppo(SearchSettings(ramp_sparsity=True, fresh_windows=False)),
     "ppo-no-windows-ramp": _ppo(SearchSettings(ramp_windows=False)),
     "ppo-fisher-start": _ppo(SearchSettings(init="fisher")),
     "ppo-ffn-only-start": _ppo(SearchSettings(init="ffn-only")),

@@ -91,7 +91,9 @@ def search_by_ppo(
     means = _Means(settings, meter)
     # Where all are to begin from nothing, what others were not given would make the answer look like a find.
     simple = problem.init in ("own", "ffn-only")
+    before = meter.candidates
     outcome = run_search(settings, meter, start, scores, callbacks=[means], simple=simple)
+    meter.candidates = before + len(outcome.samples)  # the start is measured beside them, and is none
     problem.learned.append(outcome.learned)
     return {
         target: Found(answer.allocation, [*means.traces[target], (meter.spent, answer.allocation.kept)])

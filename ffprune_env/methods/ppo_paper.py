@@ -22,8 +22,9 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
 
     Args:
         problem: what to answer. Its bounds on rates do not count, those of the settings do: what nearly every unit ends
-            at is part of the method: a_min of the settings, or :data:`ROOM` below what is kept where that is less.
-            Nor does its start count, unless it is what another search has learnt.
+            at is part of the method: a_min of the settings, or of the search that is started from, or :data:`ROOM`
+            below what is kept where that is less. Nor does its start count, unless it is what another search has
+            learnt.
         settings: of the search, less what is the problem's: see :func:`~ffprune_env.methods.ppo.ppo`.
 
     Raises:
@@ -33,8 +34,7 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
         Sec. 2 of arXiv 2511.18977.
     """
     init: StartName | Policy = problem.init if isinstance(problem.init, Policy) else "none"
-    if isinstance(init, Policy):
-        a_min = float(init.meaning["a_min"])  # its scores mean what they meant
-    else:
-        a_min = max(0.0, min(settings.a_min, 1 - problem.sparsity - ROOM))
+    a_min = float(init.meaning["a_min"]) if isinstance(init, Policy) else settings.a_min
+    # Only the order of scores counts, which no bound changes.
+    a_min = max(0.0, min(a_min, 1 - problem.sparsity - ROOM))
     return ppo(replace(problem, a_min=a_min, a_max=settings.a_max, init=init), settings)

@@ -82,7 +82,7 @@ def hold_out(passages: Sequence[Passage], wanted: int) -> tuple[list[Passage], l
     """
     if len(passages) < 2:
         raise ValueError(
-            f"the text to recover on has {len(passages)} windows, at least 2 are needed, one of them to stop by: give "
+            f"the text to recover on has {len(passages)} windows, at least 2 are needed, one of them held out: give "
             f"a longer text or shorter windows"
         )
     n = max(1, min(wanted, int(_MOST_HELD_OUT * len(passages))))

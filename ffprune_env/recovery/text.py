@@ -35,7 +35,7 @@ class RecoveryText:
     Attributes:
         name: of the text.
         train: passages to train on.
-        held_out: passages to stop by.
+        held_out: passages to choose the best state by.
     """
 
     name: str
@@ -72,7 +72,7 @@ def load_recovery_text(
     others: Mapping[str, torch.Tensor],
     test_text: str | None = None,
 ) -> RecoveryText:
-    """Loads text to train on, and to stop by.
+    """Loads text to train on, and to choose the best state by.
 
     What a calibration saw it fits better than other text, so that training looks worse there than it is. Where that is
     what is trained on, training is stopped by windows that were searched on; of any other text, by a part of it.

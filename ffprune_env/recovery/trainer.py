@@ -55,7 +55,7 @@ class RecoveryTrainer(Trainer):
         student: the pruned model, with its adapters if it has any.
         distillation: makes losses of batches.
         train: passages to train on.
-        held_out: passages to stop by.
+        held_out: passages to choose the best state by.
         progress: how far it is.
         arguments: of Trainer, as :func:`training_arguments` makes them.
         advance: called after every step.

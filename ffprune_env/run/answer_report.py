@@ -30,6 +30,7 @@ from ffprune_env.run.recovery_files import FOLDER, forget_recovery
 from ffprune_env.run.results import Measured, PolicyResult, best_policy, label
 from ffprune_env.run.results_table import results_table
 from ffprune_env.run.saved_model import write_and_measure
+from ffprune_env.run.told_before import ToldBefore
 from ffprune_env.search.finalists import Answer
 from ffprune_env.texts.windows import DEFAULT_TEXT, split_tested
 
@@ -49,6 +50,7 @@ class AnswerReport:
         spent: what the parts that came to the answer cost.
         dense: the dense model, if it was measured already, such as for another sparsity of the same run.
         budget: what was asked for, where that was no sparsity.
+        told: what is known of the same answer, which was measured before: it stays, and is not measured again.
 
     Attributes:
         failure: one line that says what is wrong with the model that was written; None if nothing is.
@@ -65,14 +67,17 @@ class AnswerReport:
         spent: Mapping[Part, Cost],
         dense: PolicyResult | None = None,
         budget: BudgetReport | None = None,
+        told: ToldBefore | None = None,
     ) -> None:
         self.run, self.evaluator, self.test_windows = run, evaluator, test_windows
         self.target, self.answer, self.about, self._spent = target, answer, about, spent
         self.budget = budget
         self._has: int | None = None  # of what the budget counts, the model on disk
         self.policies: dict[str, Allocation] = {}
+        self._told = told or ToldBefore()
         known = {} if dense is None else {"dense": dense}
-        self.results = Measured(known, {}, evaluator.calibration_asked)
+        plain, calibrated = known | dict(self._told.plain), dict(self._told.calibrated)
+        self.results = Measured(plain, calibrated, evaluator.calibration_asked)
         self.failure: str | None = None
         self._before = _told_of_models(run)
 
@@ -211,12 +216,13 @@ class AnswerReport:
         texts = {**self.evaluator.texts, "test": self.test_windows}
         about = {
             "target_sparsity": self.target,
+            **self._told.search,
             **self.about,
             "seq_len": self.evaluator.windows.shape[1],
             "test_seq_len": self.test_windows.shape[1],
             "bos": self.evaluator.bos,
             "windows": {purpose: len(windows) for purpose, windows in texts.items()},
-            "cost": cost_content(self.cost),
+            "cost": cost_content(self.cost) if self._told.cost is None else self._told.cost,
         }
         if self.budget is not None:
             about["budget"] = self.budget.content(self.answer.allocation.kept, self._has)

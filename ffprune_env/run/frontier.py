@@ -15,6 +15,8 @@ from ffprune_env.run.folder import RunFolder, part_of
 
 #: The name of what a search for one sparsity alone chose.
 ALONE = "one σ alone"
+# How models are re-fitted: where one of these differs perplexities differ by it, whatever was kept.
+_REFITTED = ("calibration", "ridge", "ridge_scale", "openings")
 _BYTES = {"torch.float32": 4, "torch.float64": 8}
 
 
@@ -44,7 +46,8 @@ def frontier(run: Path, beside: Sequence[Path] = ()) -> list[Point]:
 
     Args:
         run: its folder.
-        beside: folders of searches for one sparsity alone, of the same model on the same test text.
+        beside: folders of searches for one sparsity alone, of the same model on the same test text, re-fitted in the
+            same way.
 
     Raises:
         ValueError: a run is not one, or has not ended; or one beside it is of more sparsities, or of something else.
@@ -63,9 +66,24 @@ def frontier(run: Path, beside: Sequence[Path] = ()) -> list[Point]:
         changed = [name for name, value in same.items() if folder.identity().get(name) != value]
         if changed:
             raise ValueError(f"{other} has another {changed[0]} than {run}: put runs beside it that have the same")
+        _require_refitted_alike(searched, folder)
         chosen = next(point for point in _points(searched, searched) if point.policy == "chosen")
         points[str(other), chosen.sparsity] = replace(chosen, policy=ALONE)
     return list(points.values())
+
+
+def _require_refitted_alike(other: RunFolder, run: RunFolder) -> None:
+    """Raises ValueError, which names the setting, if the models of two runs are re-fitted in different ways."""
+    theirs, ours = other.read_config(), run.read_config()
+    for name in _REFITTED:
+        if theirs.get(name) != ours.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise ValueError(
+                f"{other.path} was made with {flag} {theirs.get(name)}, and {run.path} with {ours.get(name)}: put runs "
+                f"beside it that have the same"
+            )
+        if theirs.get(name) == "none":  # nothing is, whatever the others say
+            return
 
 
 def _parts(run: RunFolder) -> dict[RunFolder, bool]:

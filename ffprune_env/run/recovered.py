@@ -126,7 +126,7 @@ def recover_run(
     Args:
         run: the folder of a sparsity.
         teacher: the dense model, or what it said.
-        text: to train on, and to stop by.
+        text: to train on, and what the state was chosen by.
         test_windows: int64 [n, seq_len], those that the run measured on.
         settings: what is trained, towards what, how long.
         device: where the model lives.
@@ -179,7 +179,7 @@ def card_section(result: Recovery, settings: RecoverySettings, text: RecoveryTex
     """
     rows = {
         "trained on": f"{result.tokens:,} tokens of {text.name}, of {len(text.train)} windows or conversations",
-        "held out, to stop by": f"{len(text.held_out)} more of them",
+        "its state chosen by": f"{len(text.held_out)} windows or conversations that were held out",
         "trained": f"{settings.what_is_trained} ({result.trained:,} parameters)",
         "loss": settings.objective,
         "teacher": "the dense model"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class Report(AnswerReport):
         if outcome.samples:
             made["scores_at_bound"] = share_at_bound(outcome.samples, settings.action_scale * settings.action_bound)
         if answer.added is not None:
-            made["added_to_start"] = asdict(answer.added) | {"percent": answer.added.percent}
+            made["added_to_start"] = answer.added.written(settings.rewarded)
         super().__init__(run, evaluator, test_windows, settings.target, answer, {**about, **made}, spent, dense, budget)
 
     def draw(self, hyperparameters: Mapping[str, Any]) -> None:
@@ -103,5 +102,6 @@ class Report(AnswerReport):
         if not steps or len(self.outcome.answers) > 1 or len(knots) == 1:
             return steps
         low, high = float(knots[0]), float(knots[-1])
-        asked = f"ffprune allocate {self.run.path} --sparsity {(self.target + high) / 2:.3g}"
+        half_way = (self.target + (high if high > self.target else low)) / 2
+        asked = f"ffprune allocate {self.run.path} --sparsity {half_way:.3g}"
         return [*steps, f"another σ:   {asked}  (from {low:g} to {high:g}, without another search)"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from ffprune_env.evaluators.objectives.reward import PERPLEXITY, RewardMix
 from ffprune_env.search.in_words import windows_in_words
 
 #: What the scores that a search started from are called among its last candidates.
@@ -23,7 +25,8 @@ class Added:
 
     Attributes:
         chosen: name of the answer; it may be the start itself.
-        nats: mean loss per token of the start minus that of the answer; 0 if that is the start.
+        nats: mean loss per token of the start minus that of the answer; 0 if that is the start, below 0 where that is
+            `ffn-only` and leads by no more than chance.
         windows: how many windows that is of: the first of those for finalists.
         next_best: name of the second best, measured on as many windows as the best; None if there was no other.
         next_nats: its mean loss per token minus that of the answer; below 0 where its lead is no more than chance.
@@ -37,19 +40,27 @@ class Added:
 
     @property
     def percent(self) -> float:
-        """By how much the answer's perplexity is lower than the start's, in percent of it."""
+        """By how much the answer's perplexity is lower than the start's, in percent of it, where losses are its."""
         return -100 * math.expm1(-self.nats)
 
-    def told(self, start: str, search_windows: int, seconds: float | None, of_text: bool = True) -> str:
+    def written(self, rewarded: RewardMix = PERPLEXITY) -> dict[str, Any]:
+        """As ``best.json`` has it: the fields, and ``percent`` where perplexity is what is rewarded.
+
+        Args:
+            rewarded: what the losses are of.
+        """
+        return asdict(self) | ({"percent": self.percent} if rewarded == PERPLEXITY else {})
+
+    def told(self, start: str, search_windows: int, seconds: float | None, rewarded: RewardMix = PERPLEXITY) -> str:
         """The line.
 
         Args:
             start: what the start is, such as ``fisher-iterated``.
             search_windows: windows of search text that the search measured.
             seconds: wall time of the search; None if none was made.
-            of_text: whether losses are those of text, per token, and not of something else that is rewarded.
+            rewarded: what the losses are of: of perplexity and divergence they are nats per token.
         """
-        unit = "nats per token" if of_text else "of the rewarded loss"
+        unit = "nats per token" if rewarded.of_text else "of the rewarded loss"
         on = f"on {windows_in_words(self.windows)}"
         rival = ""
         if self.next_best is not None and self.next_nats is not None:
@@ -59,11 +70,14 @@ class Added:
             answer = f"the start ({start})" if self.chosen == START else f"{self.chosen}, not the start ({start}),"
             return f"no search was made (--evaluations makes one): {answer} is the answer{rival and '; ' + rival}"
         cost = f"it cost {search_windows} windows in {seconds:.0f} s"
-        size = f"{self.nats:.4f} {unit}" + (f" ({self.percent:.2f} % of PPL)" if of_text else "")
+        size = f"{self.nats:.4f} {unit}" + (f" ({self.percent:.2f} % of PPL)" if rewarded == PERPLEXITY else "")
         if self.chosen == START:
             return f"PPO added nothing to its start ({start}){rival and ': ' + rival}; {cost}"
         if self.chosen in FREE:
             return f"PPO added nothing: {self.chosen} is better than its start ({start}) by {size} {on}; {cost}"
+        if self.nats < 0:
+            lead = f"the start ({start}) leads by {-self.nats:.4f} {unit}, no more than chance, {on}"
+            return f"PPO's answer is {self.chosen}: {lead}, and the rewards of the search speak against it; {cost}"
         doubt = f"; {rival}" if self.next_nats is not None and self.next_nats < 0 else ""
         return f"PPO added to its start ({start}): {self.chosen} is better by {size} {on}{doubt}; {cost}"
 

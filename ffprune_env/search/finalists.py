@@ -109,14 +109,20 @@ def choose(
         for name, measured in found.items():
             losses[name][n_samples] = measured
     last = {x.name: losses[x.name][n_samples] for x in ranked}
-    order = settled([x.name for x in ranked], last, spoken_for(scores))
+    plain = plain_among({x.name: x.allocation.kept.tobytes() for x in answers})
+    order = settled([x.name for x in ranked], last, spoken_for(scores) - plain, plain)
     logger.info("the best is %s", order[0])
     spent = sum(n_samples for by_windows in losses.values() for n_samples in by_windows)
     means = {name: {n: float(x.mean()) for n, x in by_windows.items()} for name, by_windows in losses.items()}
     return replace(next(x for x in ranked if x.name == order[0]), added=compare(order, means), spent=spent)
 
 
-def settled(order: Sequence[str], losses: Mapping[str, FloatArray], known: Collection[str]) -> list[str]:
+def settled(
+    order: Sequence[str],
+    losses: Mapping[str, FloatArray],
+    known: Collection[str],
+    plain: Collection[str] = (SAFETY_NET,),
+) -> list[str]:
     """Names with the answer first: the best, but `ffn-only` only where its lead is more than chance.
 
     Damage curves speak for a start, and the rewards of a search for its mean, both on other text than this. Nothing
@@ -128,17 +134,27 @@ def settled(order: Sequence[str], losses: Mapping[str, FloatArray], known: Colle
         order: of the candidates, the best first.
         losses: float64 [n] by name, of the same windows. Of one number no error can be told, and the lead counts.
         known: candidates that other text speaks for.
+        plain: names of `ffn-only`: a search may have started from it.
     """
-    if order[0] != SAFETY_NET or len(order) < 2 or order[1] not in known:
+    if order[0] not in plain or len(order) < 2 or order[1] not in known:
         return list(order)
-    leads = losses[order[1]] - losses[SAFETY_NET]
+    leads = losses[order[1]] - losses[order[0]]
     if len(leads) < 2 or not np.isfinite(leads).all():  # the latter of the other's model, which is broken
         return list(order)
     lead, error = float(leads.mean()), float(leads.std(ddof=1)) / len(leads) ** 0.5
     if lead > error:
         return list(order)
-    logger.info("%s leads by %.4f, with a standard error of %.4f: no more than chance", SAFETY_NET, lead, error)
-    return [order[1], SAFETY_NET, *order[2:]]
+    logger.info("%s leads by %.4f, with a standard error of %.4f: no more than chance", order[0], lead, error)
+    return [order[1], order[0], *order[2:]]
+
+
+def plain_among(kept: Mapping[str, object]) -> set[str]:
+    """Names of `ffn-only`, which may be the start too; none where it is no candidate.
+
+    Args:
+        kept: what every candidate keeps, by name, in anything that compares.
+    """
+    return {name for name in (START, SAFETY_NET) if SAFETY_NET in kept and kept.get(name) == kept[SAFETY_NET]}
 
 
 def spoken_for(scores: Mapping[str, FloatArray]) -> set[str]:
@@ -159,8 +175,8 @@ def choose_everywhere(
 ) -> dict[float, Answer]:
     """The best of some functions of σ, by the mean of ln PPL over the targets.
 
-    One function is chosen for all σ, since what is asked for later lies between the targets. `ffn-only` has to lead by
-    more than chance here, too.
+    One function is chosen for all σ, since what is asked for later lies between the targets. Functions that keep the
+    same at every target are one. `ffn-only` has to lead by more than chance here, too.
 
     Args:
         settings: of the search; the sparsities that are measured are its targets.
@@ -172,28 +188,42 @@ def choose_everywhere(
     Returns:
         By target, what the best function says; what was added is the mean over the targets.
     """
-    n_samples = windows_everywhere(settings)
-    text = f"{windows_in_words(n_samples)} that {unseen}"
-    logger.info("measuring %s at %d sparsities on %s", ", ".join(functions), len(settings.targets), text)
     bounds = settings.bounds
-    answers = {
+    said = {
         name: {
             at: Answer(name, x, allocate(x, at, units, **bounds, mapping=settings.mapping)) for at, x in scores.items()
         }
         for name, scores in functions.items()
     }
+    plain = plain_among({name: _kept_everywhere(by_target) for name, by_target in said.items()})
+    answers = _different(said)
+    n_samples = windows_everywhere(settings)
+    text = f"{windows_in_words(n_samples)} that {unseen}"
+    logger.info("measuring %s at %d sparsities on %s", ", ".join(answers), len(settings.targets), text)
     by_window = {
         name: np.mean([measure(answer.allocation.kept, n_samples) for answer in by_target.values()], axis=0)
         for name, by_target in answers.items()
     }
     losses = {name: float(x.mean()) for name, x in by_window.items()}
     known = set.intersection(*(spoken_for({name: x[at] for name, x in functions.items()}) for at in settings.targets))
-    order = settled(sorted(losses, key=lambda name: losses[name]), by_window, known)
+    order = settled(sorted(losses, key=lambda name: losses[name]), by_window, known - plain, plain)
     best = order[0]
     others = ", ".join(f"{name} {losses[name] - losses[best]:+.3f}" for name in losses if name != best)
-    logger.info("the best is %s; nats per token more, on the average: %s", best, others)
+    logger.info("the best is %s%s", best, others and f"; nats per token more, on the average: {others}")
     added = compare(order, {name: {n_samples: loss} for name, loss in losses.items()})
     return {at: replace(answer, added=added, spent=len(order) * n_samples) for at, answer in answers[best].items()}
+
+
+def _different(answers: Mapping[str, Mapping[float, Answer]]) -> dict[str, Mapping[float, Answer]]:
+    """By name, less those that keep the same at every target as one before them."""
+    found: dict[tuple[bytes, ...], str] = {}
+    for name, by_target in answers.items():
+        found.setdefault(_kept_everywhere(by_target), name)
+    return {name: answers[name] for name in found.values()}
+
+
+def _kept_everywhere(by_target: Mapping[float, Answer]) -> tuple[bytes, ...]:
+    return tuple(answer.allocation.kept.tobytes() for answer in by_target.values())
 
 
 def functions_of(

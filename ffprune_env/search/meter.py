@@ -29,6 +29,7 @@ class Meter:
         watch: indices of further windows to watch a search on.
         spent: windows charged so far; one with a backward pass counts as three.
         seen: windows that the model read so far, each time that it did: none where the evaluator remembers the answer.
+        candidates: measurements so far, on however few windows each; those for finalists are not among them.
         trace: (windows spent, kept) at every :meth:`note`.
 
     Raises:
@@ -43,7 +44,7 @@ class Meter:
         self.evaluator = evaluator
         self._dense_seen: set[int] = set()
         self.budget = evaluations * self.max_samples
-        self.spent = self.seen = 0
+        self.spent = self.seen = self.candidates = 0
         self.trace: list[tuple[int, IntArray]] = []
 
     @property
@@ -63,11 +64,13 @@ class Meter:
     def measure(self, kept: IntArray, n_samples: Windows) -> float:
         """Perplexity, counted."""
         self.spend(number_of(n_samples), seen=not self.evaluator.remembers(kept, n_samples))
+        self.candidates += 1
         return self.evaluator.measure(kept, n_samples)
 
     def compare(self, kept: IntArray, n_samples: Windows) -> tuple[float, float]:
         """Perplexity and divergence from the dense model, counted once."""
         self.spend(number_of(n_samples), seen=not self.evaluator.remembers(kept, n_samples, kl=True))
+        self.candidates += 1
         return self.evaluator.compare(kept, n_samples)
 
     def final_losses(self, kept: IntArray, n_samples: int) -> FloatArray:

@@ -16,6 +16,7 @@ from ffprune_env.budget.units import PruneUnit
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Ledger
+from ffprune_env.evaluators.objectives.reward import PERPLEXITY, RewardMix
 from ffprune_env.evaluators.protocol import SearchEvaluator
 from ffprune_env.lm.phases import phase
 from ffprune_env.search.finalists import Answer, candidates, choose, choose_everywhere, functions_of
@@ -44,7 +45,7 @@ class Outcome:
         seconds: wall time of the evaluations and of the training.
         start: name of what it started from.
         windows: windows of search text that it measured, its finalists included, whatever was remembered.
-        of_text: whether its losses are those of text, and not of something else that was rewarded.
+        rewarded: what its losses are of.
     """
 
     policy: PPO
@@ -55,7 +56,7 @@ class Outcome:
     seconds: float
     start: str
     windows: int
-    of_text: bool = True
+    rewarded: RewardMix = PERPLEXITY
 
     def samples_for(self, target: float) -> list[Sample]:
         """Those of one target."""
@@ -65,7 +66,7 @@ class Outcome:
         """What the search added to its start, and what it cost: one line, over all targets."""
         added = self.answers[max(self.answers)].added
         assert added is not None
-        return added.told(self.start, self.windows, self.seconds if self.samples else None, self.of_text)
+        return added.told(self.start, self.windows, self.seconds if self.samples else None, self.rewarded)
 
 
 def run_search(
@@ -114,7 +115,7 @@ def run_search(
         workers = len(env.workers.actors)
         env.beside = None if looking.fresh is None else looking.beside.kept
     samples: list[Sample] = []
-    archive = Archive(settings.target, settings.finalists)
+    archive = Archive(settings.target, settings.finalists, settings.per_update if settings.ramp_sparsity else None)
     began = time.perf_counter()
     if settings.total:
         with ledger.part("search", workers):
@@ -135,7 +136,7 @@ def run_search(
         seconds=seconds,
         start=start.name,
         windows=windows + sum(answer.spent for answer in answers.values()),
-        of_text=settings.rewarded.of_text,
+        rewarded=settings.rewarded,
     )
 
 

@@ -19,13 +19,15 @@ from safetensors.numpy import load_file, save_file
 
 from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray
-from ffprune_env.budget.mapping import allocate
+from ffprune_env.budget.mapping import allocate, says_rates
 from ffprune_env.budget.units import PruneUnit
 from ffprune_env.lm.replacing import replacing
 
 _TENSORS, _FACTS = "policy.safetensors", "policy.json"
 #: The settings that scores depend on.
 MEANING = ("mapping", "a_min", "a_max", "action_scale")
+# On these they depend where they say rates; where they say an order it is the same between any bounds.
+_BOUNDS = ("a_min", "a_max")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,9 @@ class Policy:
             raise ValueError(f"the policy of {self.run} is of a model with other units: start from a run on this model")
         if [unit.costs for unit in self.units] != [unit.costs for unit in units]:
             raise ValueError(f"the policy of {self.run} was searched for another measure of a budget: start from none")
+        ordered = not says_rates(meaning["mapping"])
         for name, value in meaning.items():
-            if self.meaning[name] != value:
+            if self.meaning[name] != value and not (ordered and name in _BOUNDS):
                 raise ValueError(
                     f"the policy of {self.run} was trained with {name} {self.meaning[name]!r}, not {value!r}"
                 )

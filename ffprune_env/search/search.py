@@ -27,7 +27,7 @@ from ffprune_env.search.run_search import run_search
 from ffprune_env.search.samples import Sample
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.parse import parse_start
-from ffprune_env.search.unheeded import require_heeded
+from ffprune_env.search.unheeded import UsedBy, by_search, require_heeded, require_used
 from ffprune_env.texts.default_text import AUTO_TEXT, text_for
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.windows import load_test_windows, require_text
@@ -113,7 +113,8 @@ def search(
             :class:`~ffprune_env.evaluators.settings.EvaluatorSettings`, such as ``evaluations=96`` or ``seed=1``.
 
     Raises:
-        ValueError: a setting is out of range, the model cannot be pruned, or a text is too short.
+        ValueError: a setting is out of range, or nothing would look at one that was given, as ``rollout`` without a
+            search; the model cannot be pruned, or a text is too short.
         TypeError: there is no such setting, or a model in memory has no tokenizer beside it.
         OSError: something cannot be loaded.
     """
@@ -192,6 +193,9 @@ def _settings_of(preset: str, sparsity: float, settings: Mapping[str, Any]) -> t
     searching.require_allowed()
     measuring.require_allowed()
     require_heeded(searching, settings.keys())
+    in_vain = "TensorBoard shows what it measures, and ff.search leaves no folder for it: ffprune search does"
+    watched = UsedBy(("eval_every",), searching.eval_every == 0, in_vain)
+    require_used(settings.keys(), (*by_search(searching, measuring), watched))
     return searching, measuring
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from ffprune_env.budget.sparsity_range import parse_sparsity
-from ffprune_env.cli.used_flags import UsedBy, require_used
+from ffprune_env.search.unheeded import UsedBy, require_used
 
 
 def test_only_what_somebody_asked_for_can_be_in_vain():

@@ -20,7 +20,8 @@ def test_cells_come_back_as_they_were(tmp_path):
     folder = ComparisonFolder(tmp_path / "x", {"model": "m", "seeds": (1, 2), "ridge": 0.01})
     heuristic = replace(CELL, method="svd-llm", seed=None, kept=None, sparsity=None, calibrated_test_ppl=None,
                         calibrated_test_interval=None, test_interval=None, trace=[], zero_shot=None)  # fmt: skip
-    collapsed = replace(CELL, seed=5, held_out={"loss": math.inf, "kl": math.inf, "held": 2.0})
+    noted = {"candidates": 17, "calibration_seconds": 0.5, "machine": {"device": "cpu", "devices": 1}}
+    collapsed = replace(CELL, seed=5, held_out={"loss": math.inf, "kl": math.inf, "held": 2.0}, **noted)
     for cell in (CELL, heuristic, collapsed):
         assert folder.cell(cell.method, cell.target_sparsity, cell.seed) is None
         folder.add(cell)

@@ -115,7 +115,8 @@ def test_zero_shot_is_added_to_what_is_finished(compare, monkeypatch, tmp_path):
     """The search is not run again; a failure or Ctrl-C while asking loses nothing that was found."""
     asked = []
 
-    def stub(model, tokenizer, tasks, limit):
+    def stub(model, tokenizer, tasks, limit, batch_size):
+        assert batch_size == 5
         asked.append(model.model.layers[0].mlp.down_proj.in_features)
         if len(asked) == 3:
             raise RuntimeError("out of memory")
@@ -123,7 +124,7 @@ def test_zero_shot_is_added_to_what_is_finished(compare, monkeypatch, tmp_path):
 
     monkeypatch.setattr(compare.module, "open_tasks", lambda data_dir: nullcontext({"boolq": None}))
     monkeypatch.setattr(compare.module, "score_tasks", stub)
-    flags = ("--methods", "uniform", "evolution", "--seeds", "2")
+    flags = ("--methods", "uniform", "evolution", "--seeds", "2", "--batch-size", "5")
     assert compare(*flags, "--zero-shot", "--limit", "9", model="nowhere/at-all")[0] == 2
     assert not compare.out.exists()
     assert compare(*flags)[0] == 0

@@ -90,7 +90,8 @@ def test_cells_that_are_added_are_of_the_order_that_was_there(compare, request):
     order = (compare.out / "order.json").read_bytes()
     request.getfixturevalue("other_scores")
     assert compare("--methods", "uniform", "ffn-only")[0] == 0
-    assert json.loads(file.read_text()) | {"seconds": 0} == before | {"seconds": 0}
+    untimed = {"seconds": 0, "calibration_seconds": 0}
+    assert json.loads(file.read_text()) | untimed == before | untimed
     assert (compare.out / "order.json").read_bytes() == order
     with pytest.raises(ValueError, match=r"another process ranked the model otherwise for .*: give the command again"):
         ComparisonFolder(compare.out, json.loads((compare.out / "settings.json").read_text())).write("order.json", {})
@@ -175,6 +176,16 @@ def test_questions_are_told_apart_by_what_they_are(tmp_path):
             (tmp_path / f"{task}.jsonl").write_text(f"{task}: {answer}\n")
         digests.append(questions.facts())
     assert {name for name in digests[0] if digests[0][name] != digests[1][name]} == {"data"}
+
+
+def test_a_folder_goes_on_with_another_batch_size_also_one_that_holds_its_first(compare):
+    assert compare("--methods", "uniform", batch_size=4)[0] == 0
+    file = compare.out / "settings.json"
+    settings = json.loads(file.read_text())
+    assert "batch_size" not in settings
+    file.write_text(json.dumps(settings | {"batch_size": 4}))  # as it was written before
+    code, _, err = compare("--methods", "uniform", "flap", batch_size=1)
+    assert (code, err) == (0, "")
 
 
 def test_another_setting_is_refused_and_loses_nothing(compare):

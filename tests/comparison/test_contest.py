@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -15,6 +16,7 @@ import ffprune_env as ff
 from ffprune_env.comparison.contest import ask_final, search_and_measure
 from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
 from ffprune_env.comparison.subject import Subject
+from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.final_calibration import FinalCalibration
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.zero_shot import TaskResult, ZeroShot
@@ -113,6 +115,31 @@ def test_a_search_pays_for_its_tokens_alone(windows):
     assert cell.calibrated_test_ppl != cell.test_ppl
 
 
+@pytest.mark.parametrize("name", ["eas", "ppo", "ppo-paper"])
+def test_candidates_are_counted_and_not_what_is_measured_beside_them_or_at_last(windows, monkeypatch, name):
+    """Of a curriculum there are more than the evaluations that are paid for."""
+    subject = subject_of(tiny_model("llama-gqa"), windows)
+    for evaluator in (subject.evaluator, subject.plain):
+        evaluator.texts["pool"] = evaluator.further = windows.flip(0)
+    stepped, real = [], PruneBanditEnv.step
+    monkeypatch.setattr(PruneBanditEnv, "step", lambda self, action: stepped.append(1) or real(self, action))
+    cell = search_and_measure(subject, name, METHODS[name], 0.3, 0, 40)
+    if name == "eas":
+        assert cell.candidates == cell.evaluations == 40
+    else:
+        assert cell.candidates == len(stepped)
+        assert (cell.candidates > cell.evaluations) == (name == "ppo-paper")
+
+
+def test_the_time_of_the_final_calibration_is_noted_apart(windows, monkeypatch):
+    subject = subject_of(tiny_model("llama-gqa"), windows)
+    evaluator = subject.evaluator
+    monkeypatch.setattr(evaluator, "final_calibration", lambda kept: time.sleep(0.2) or evaluator.calibration)
+    cell = search_and_measure(subject, "uniform", METHODS["uniform"], 0.3, None, 0)
+    assert cell.calibration_seconds > 0.2 > cell.seconds
+    assert rebuild_and_measure(subject, "slicegpt", 0.3)[0].calibration_seconds is None
+
+
 def test_a_backward_pass_sees_tokens_once_and_is_charged_three_times(windows):
     cell = search_and_measure(subject_of(tiny_model("llama-gqa"), windows), "fisher", METHODS["fisher"], 0.3, None, 20)
     assert (cell.tokens_seen, cell.tokens) == (windows.numel(), 3 * windows.numel())
@@ -125,7 +152,8 @@ def test_flap_bias_is_flap_as_its_authors_have_it(model_type, windows):
     subject = subject_of(tiny_model(model_type), windows)
     ridge, bias = (search_and_measure(subject, x, METHODS[x], 0.3, None, 0) for x in ("flap", "flap-bias"))
     assert ridge.kept == bias.kept
-    assert ridge == replace(search_and_measure(subject, "flap", METHODS["flap"], 0.3, None, 0), seconds=ridge.seconds)
+    again = search_and_measure(subject, "flap", METHODS["flap"], 0.3, None, 0)
+    assert ridge == replace(again, seconds=ridge.seconds, calibration_seconds=ridge.calibration_seconds)
     alone = PrunableModel(tiny_model(model_type))
     stats = collect_statistics(alone, windows)
     alone.rank(wifv_scores(alone, stats))

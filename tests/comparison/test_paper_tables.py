@@ -97,6 +97,10 @@ def test_zero_shot_is_in_the_paper_s_order_in_percent_and_calibrated_on_two_text
     assert (by_label["Ours (C4)"][8].text, by_label["Ours (C4)"][8].detail) == ("50.00", "paper 61.19")
     assert by_label["Ours (Calib)"][8].detail == "paper 61.89"
     assert (5, 8) in grid.best()
+    second = cell(OURS, 0.2, 7, seed=1, zero_shot={"boolq": 0.5}, zero_shot_stderr={"boolq": 0.03})
+    several = replace(one, comparison=replace(one.comparison, cells=[*one.comparison.cells[:2], second]))
+    ((_, grid),) = grids_of(TABLES[1], [several])
+    assert (grid.rows[6][1].text, grid.rows[6][1].detail) == ("45.00", "± 2.0; paper –")  # means over seeds
     ((_, grid),) = grids_of(TABLES[1], [replace(one, other_text="texts/words.txt")])
     assert (labels(grid)[5], grid.rows[5][8].detail) == ("Ours (words)", "paper –")
 
@@ -140,28 +144,101 @@ def test_a_warm_start_costs_what_it_starts_from_and_what_it_adds():
     cells = [
         cell("slicegpt", 0.2, 40, seconds=1800),
         cell("flap-bias", 0.2, 39, seconds=36),
-        cell(OURS, 0.2, 26, seconds=36_000, seed=0),
+        cell(OURS, 0.2, 26, seconds=36_000, seed=0, candidates=1328),
         cell(WARM, 0.3, 33, seconds=5_400, seed=0, **warm),
     ]
     ((_, grid),) = grids_of(TABLES[4], [measured("llama-7b", cells)])
     names = ["SliceGPT", "FLAP", "evolution"]
     assert labels(grid) == ["dense", *names, "Ours (Calib)", *names, "Ours (Calib), warm-started"]
     assert [column.title.partition(" (")[0] for column in grid.columns][2:] == [
-        "search cost", "total cost", "search tokens", "PPL"
+        "search cost", "total cost", "search tokens", "candidates measured", "PPL"
     ]  # fmt: skip
     rows = {(row[0].text.split(" †")[0], row[1].text): row[2:] for row in grid.rows}
-    assert [x.text for x in rows["SliceGPT", "20 %"]] == ["–", "0.50", "–", "40.00"]
-    assert [x.text for x in rows["FLAP", "20 %"]] == ["–", "0.11", "–", "39.00"]
-    assert [x.text for x in rows["Ours (Calib)", "20 %"]] == ["10.00", "10.10", "2 M", "26.00"]
-    assert [x.detail for x in rows["Ours (Calib)", "20 %"]] == ["paper 6.13", "paper 7.10", "", "paper 6.64"]
+    assert [x.text for x in rows["SliceGPT", "20 %"]] == ["–", "0.50", "–", "–", "40.00"]
+    assert [x.text for x in rows["FLAP", "20 %"]] == ["–", "0.11", "–", "–", "39.00"]
+    assert [x.text for x in rows["Ours (Calib)", "20 %"]] == ["10.00", "10.10", "2 M", "1,328", "26.00"]
+    assert [x.detail for x in rows["Ours (Calib)", "20 %"]] == ["paper 6.13", "paper 7.10", "", "", "paper 6.64"]
     last = rows["Ours (Calib), warm-started", "30 %"]
-    assert [x.text for x in last] == ["11.50", "11.60", "2 M", "33.00"]
-    assert [x.detail for x in last] == ["1.50 more; paper 7.03", "1.50 more; paper 8.12", "", "paper 8.02"]
+    assert [x.text for x in last] == ["11.50", "11.60", "2 M", "–", "33.00"]
+    assert [x.detail for x in last] == ["1.50 more; paper 7.03", "1.50 more; paper 8.12", "", "", "paper 8.02"]
     alone = measured("llama-7b", cells[-1:])
     ((_, grid),) = grids_of(TABLES[4], [alone])
     assert [x.text for x in grid.rows[-1][2:4]] == ["–", "–"]  # what it starts from is not there
     ((_, grid),) = grids_of(TABLES[4], [replace(alone, prepared=None, comparison=None)])
     assert all(x.text == "–" for row in grid.rows for x in row[2:])
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_what_is_called_calibrated_shows_nothing_where_nothing_was(number):
+    """No figure of a model that is only cut stands beside the paper's of one that is calibrated."""
+    accuracies = {"zero_shot": {**dict.fromkeys(TASKS, 0.5), "average": 0.5}}
+    keys = [*TABLES[number].keys(1), *TABLES[number].keys(1, other_text=True)]
+    cells = [replace(cell(*key[:2], 20, seed=key.seed), **accuracies) for key in keys]
+    cut = [x if x.kept is None else replace(x, calibrated_test_ppl=None, calibrated_test_interval=None) for x in cells]
+    for made, shown in ((cells, True), (cut, False)):
+        one = measured("llama-7b", made, other=made)
+        calibration = {"calibration": "ridge" if shown else "none"}
+        one = replace(one, comparison=replace(one.comparison, settings={**one.comparison.settings, **calibration}))
+        ((_, grid),) = grids_of(TABLES[number], [one])
+        for row in grid.rows[1:]:
+            there = shown or "†" in row[0].text or row[0].text in ("Ours", "Search")
+            assert (row[-1].text != "–") == there, row[0]
+            if number == 4:
+                assert (row[3].text != "–") == there  # in all
+                assert (row[2].text != "–") == ("Ours" in row[0].text or "evolution" in row[0].text)
+        assert any("--calibration none" in note for note in grid.notes) != shown
+
+
+def test_the_line_below_a_table_names_the_text_that_was_calibrated_on():
+    one = measured("tiny", [])
+    settings = {**one.comparison.settings, "text": "a/valid.txt", "calibration": "ridge", "calibration_text": None}
+    for changes, says in (
+        ({}, "Searched on valid.txt, ranked and calibrated (ridge) on valid.txt, tested on"),
+        ({"calibration_text": "c4"}, "Searched on valid.txt, ranked and calibrated (ridge) on c4, tested on"),
+    ):
+        told = replace(one, comparison=replace(one.comparison, settings=settings | changes))
+        ((_, grid),) = grids_of(TABLES[3], [told])
+        assert any(note.startswith(says) for note in grid.notes)
+
+
+def test_the_total_holds_the_calibration_of_the_model_itself():
+    alone = cell(OURS, 0.2, 26, seconds=3600, seed=0, calibration="sequential")
+    for changes, total in (
+        ({"calibration_seconds": 7200}, "3.10"),
+        ({}, "–"),  # in sequence it takes long, and how long was not noted
+        ({"calibration": "ridge"}, "1.10"),
+    ):
+        ((_, grid),) = grids_of(TABLES[4], [measured("tiny", [replace(alone, **changes)])])
+        assert [x.text for x in grid.rows[4][2:4]] == ["1.00", total]
+
+
+def test_hours_are_of_the_devices_of_their_cell_and_marked_where_they_are_of_different_ones():
+    cpu = {"device": "cpu", "devices": 1, "threads": 2, "hardware": "x86_64"}
+    gpus = {"device": "cuda:0", "devices": 2, "threads": 8, "hardware": "NVIDIA H200"}
+    warm = {"settings": {"warm": {"method": OURS, "sparsity": 0.2, "share": 0.15}}}
+
+    def shown(first, second, prepared):
+        cells = [
+            cell("slicegpt", 0.2, 40, machine=gpus),
+            cell(OURS, 0.2, 26, seed=0, calibration_seconds=3600, machine=first),
+            cell(WARM, 0.3, 33, seed=0, machine=second, **warm),
+        ]
+        ((_, grid),) = grids_of(TABLES[4], [replace(measured("tiny", cells, prepared=3600), machine=prepared)])
+        rows = [grid.rows[i][2:4] for i in (1, 4, 8)]
+        return [[x.text for x in row] for row in rows], rows[2][0].detail, grid.notes[0]
+
+    texts, added, note = shown(gpus, {**gpus, "device": "cuda:1", "threads": 4}, gpus)
+    assert (texts, added) == ([["–", "2.00"], ["2.00", "6.00"], ["4.00", "6.00"]], "2.00 more")
+    assert note.startswith("Device: 2 × cuda (NVIDIA H200). ")
+    texts, added, note = shown(cpu, gpus, cpu)
+    assert (texts, added) == ([["–", "2.00"], ["1.00", "3.00"], ["3.00 ¶", "4.00 ¶"]], "2.00 more")
+    assert "cpu (x86_64), 2 threads: ranking and calibration text, Ours (Calib) at 20 %" in note
+    assert "cuda (NVIDIA H200): SliceGPT at 20 %, Ours (Calib), warm-started at 30 %" in note
+    assert shown(gpus, gpus, cpu)[0] == [["–", "2.00"], ["2.00", "5.00 ¶"], ["4.00", "5.00 ¶"]]
+    # Cells of before do not say what they were measured on: the folder does, if anything.
+    texts, _, note = shown(None, None, cpu)
+    assert (texts[1], note.startswith("¶")) == (["1.00", "3.00"], True)
+    assert shown(None, None, {})[0][1] == ["1.00", "3.00"]
 
 
 def test_figures_of_the_paper_are_of_places_that_there_are_and_agree_with_each_other():

@@ -67,7 +67,11 @@ def test_the_fourth_table_warm_starts_goes_on_and_measures_nothing_twice(tables,
     assert (folder / "policies" / f"{OURS}-s20-seed0" / "checkpoints" / "policy.safetensors").exists()
     row = shown(tables, 4)["Ours (Calib), warm-started 30 %"]
     assert row[2]["detail"].endswith(" more")
-    assert row[5]["text"] == f"{second['calibrated_test_ppl']:.2f}"
+    assert row[5]["text"] == f"{second['candidates']}"
+    assert second["candidates"] > second["evaluations"]  # the paper's curriculum begins with few windows
+    assert row[6]["text"] == f"{second['calibrated_test_ppl']:.2f}"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert second["machine"] == {name: manifest[name] for name in ("device", "devices", "threads", "hardware")}
     assert "Table 4. Cost of the search" in out
     before = stat(tables.out)
 
@@ -81,7 +85,8 @@ def test_the_fourth_table_warm_starts_goes_on_and_measures_nothing_twice(tables,
     (folder / "cells" / warm).unlink()
     assert tables("--table", 4)[0] == 0
     again = json.loads((folder / "cells" / warm).read_text())
-    assert again | {"seconds": 0} == second | {"seconds": 0}
+    untimed = {"seconds": 0, "calibration_seconds": 0}
+    assert again | untimed == second | untimed
     changed = {path for path, at in stat(tables.out).items() if before.get(path) != at}
     assert {path.name for path in changed} == {warm, "policy.json"}
 
@@ -115,8 +120,8 @@ def test_models_stand_beside_each_other_and_tables_share_cells(tables, save_tiny
 def test_zero_shot_is_asked_of_models_calibrated_on_both_texts(tables, text_file, monkeypatch, tmp_path):
     asked = []
 
-    def stub(model, tokenizer, tasks, limit):
-        asked.append(sum(x.numel() for x in model.parameters()))
+    def stub(model, tokenizer, tasks, limit, batch_size):
+        asked.append(batch_size)
         return ZeroShot({task: TaskResult(0.5, 0.1, None, None, limit, "acc") for task in TASKS})
 
     other = tmp_path / "others.txt"
@@ -133,8 +138,10 @@ def test_zero_shot_is_asked_of_models_calibrated_on_both_texts(tables, text_file
     settings = json.loads((on_other / "settings.json").read_text())
     assert settings["calibration_text"] == str(other)
     assert json.loads((tables.out / tables.model.name / "settings.json").read_text())["calibration_text"] is None
-    assert tables(*words)[0] == 0
+    assert tables(*words, "--batch-size", 3)[0] == 0  # figures do not depend on it
     assert len(asked) == 8
+    assert tables(*words, "--seeds", 2, "--batch-size", 3)[0] == 0
+    assert asked == [None] * 8 + [3] * 3  # of evolution and, with each text, of ours the second seed
 
 
 def test_a_report_of_what_there_is_loads_nothing(tables, monkeypatch):
@@ -197,6 +204,7 @@ def test_flags_begin_at_the_paper_s_protocol(tables):
         (("--table", 2, "--models", "a/x", "b/x"), "two of --models end in the same name"),
         (("--table", 2, "--tflops", 0), "--tflops must be positive"),
         (("--table", 2, "--text", "nothing.txt"), "no such file"),
+        (("--table", 1, "--calibration-text", "c4"), "give --other-text c4 in place of --calibration-text"),
     ],
 )
 def test_bad_input_gets_one_line(tables, capsys, words, message):

@@ -135,6 +135,30 @@ def test_batch_size_memory_and_disk_make_no_difference(family, data, tokenizer, 
     assert all(result.n == QUESTIONS for result in one.tasks.values())
 
 
+def test_where_memory_runs_out_fewer_are_read_at_once_from_then_on(data, tokenizer, monkeypatch, caplog):
+    model = tiny_model("llama-gqa")
+    with open_tasks(TASKS, data) as tasks:
+        expected = score_tasks(model, tokenizer, tasks, batch_size=2)
+        sizes, call = [], HFLM._model_call
+
+        def short_of_memory(self, inps, *args, **kwargs):
+            sizes.append(len(inps))
+            if len(inps) > 2:
+                raise torch.OutOfMemoryError
+            return call(self, inps, *args, **kwargs)
+
+        steps = []
+        monkeypatch.setattr(HFLM, "_model_call", short_of_memory)
+        assert score_tasks(model, tokenizer, tasks, batch_size=8, show=lambda *x: steps.append(x)) == expected
+        assert sizes[:2] == [8, 4]
+        assert max(sizes[2:]) <= 4
+        assert all(done <= most for _, done, most in steps)
+        assert "out of memory with 8 windows at once: going on with 4" in caplog.text
+        monkeypatch.setattr(HFLM, "_model_call", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+        with pytest.raises(torch.OutOfMemoryError):
+            score_tasks(model, tokenizer, tasks, batch_size=8)
+
+
 def test_the_numbers_are_those_of_lm_evals_own_entry_point(data, tokenizer, monkeypatch):
     monkeypatch.setattr(lm_eval.evaluator, "add_env_info", lambda results: None)  # which asks pip and nvidia-smi
     model = tiny_model("llama-gqa")

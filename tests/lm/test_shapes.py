@@ -53,7 +53,8 @@ def test_what_is_multiplied_are_the_matrices_and_factors_are_of_the_output_proje
     outputs = [x for path, x in model.named_parameters() if path.endswith(("o_proj.weight", "down_proj.weight"))]
     outputs += [x for path, x in model.named_parameters() if path.endswith(("out_proj.weight", "fc2.weight"))]
     assert len(outputs) == 2 * shape.layers
-    assert shape.factors == sum(6 * (x.shape[1] ** 2 + x.numel()) for x in outputs)
+    assert shape.factors == sum(6 * (x.shape[1] ** 2 + x.numel()) for x in outputs)  # float32, and bfloat16 beside it
+    assert shape.exact_factors == sum(4 * (x.shape[1] ** 2 + x.numel()) for x in outputs)
 
 
 def test_time_and_memory_are_what_the_numbers_say():

@@ -8,6 +8,7 @@ from dataclasses import asdict
 import pytest
 
 from ffprune_env.comparison.plan import ANSWERING
+from ffprune_env.methods.ablations import ABLATIONS
 from ffprune_env.methods.registry import settings_of
 from ffprune_env.search.settings import SearchSettings
 
@@ -26,7 +27,8 @@ BY_PPO = {
     "policy": {"targets": [0.2, 0.3]},
     "ppo-from-20": {"warm": {"method": "ppo", **FROM_20}},
     "ppo-plain-reward": {"plain_reward": True},
-    "ppo-sparsity-ramp": {"ramp_sparsity": True},
+    "ppo-same-windows": {"fresh_windows": False},
+    "ppo-sparsity-ramp": {"fresh_windows": False, "ramp_sparsity": True},
     "ppo-no-windows-ramp": {"ramp_windows": False},
     "ppo-fisher-start": {"init": "fisher"},
     "ppo-ffn-only-start": {"init": "ffn-only"},
@@ -44,6 +46,18 @@ OTHERS = {"flap-bias": {"flap_bias": True}, "fisher-iterated": {"steps": 8}}
 def test_what_is_recorded_of_a_method_stays_what_it_was(name):
     told = PLAIN | (asdict(SearchSettings()) | BY_PPO[name] if name in BY_PPO else OTHERS.get(name, {}))
     assert settings_of(ANSWERING[name], (0.2, 0.3)) == told
+
+
+@pytest.mark.parametrize(("name", "other"), [("ppo-sparsity-ramp", "ppo-same-windows"), ("ppo-same-windows", "ppo")])
+def test_of_the_sparsity_ramp_one_part_is_changed_at_a_time(name, other):
+    """A search whose sparsity rises draws no windows, whatever it is told; so it is told that it draws none."""
+    first, second = asdict(ABLATIONS[name].settings), asdict(ABLATIONS[other].settings)
+    assert len({key for key in first if first[key] != second[key]}) == 1
+
+
+def test_no_method_is_told_to_draw_windows_that_it_does_not_draw():
+    told = (method.settings for method in ANSWERING.values() if method.settings is not None)
+    assert not [settings for settings in told if settings.fresh_windows and settings.ramp_sparsity]
 
 
 @pytest.mark.parametrize("name", ANSWERING)

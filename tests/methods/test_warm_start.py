@@ -43,6 +43,20 @@ def test_a_short_search_from_another_one_finds_more_than_one_from_nothing():
         assert found(60, 0.3, seed, learned)[0] < found(60, 0.3, seed)[0]
 
 
+@pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
+def test_the_paper_s_search_has_room_to_choose_wherever_it_starts(sparsity):
+    """At 50 % the lowest rate of the search at 20 %, 0.5, is what is kept in the mean: it would be all there is."""
+    first = Problem.of(CURVES, 0.2, evaluations=40)
+    METHODS["ppo-paper"].answer(first)
+    (learned,) = first.learned
+    started, alone = (Problem.of(CURVES, sparsity, evaluations=40, init=init) for init in (learned, "own"))
+    for problem in (started, alone):
+        rates = METHODS["ppo-paper"].answer(problem).rates
+        assert rates.max() - rates.min() > 0.15
+    assert started.learned[0].meaning == alone.learned[0].meaning
+    assert started.learned[0].meaning["a_min"] == pytest.approx(max(0, min(0.5, 0.8 - sparsity)))
+
+
 def test_a_comparison_keeps_what_searches_learn_and_starts_others_from_it(windows, tmp_path):
     subject = replace(subject_of(tiny_model("llama-gqa"), windows), policies=KeptPolicies(tmp_path / "policies"))
     warm = WARM_STARTED[warm_name("ppo-paper")]

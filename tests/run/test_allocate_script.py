@@ -17,9 +17,12 @@ from conftest import load_script
 import ffprune_env as ff
 from ffprune_env.cli.settings import parse_settings
 from ffprune_env.lm.same_model import rounding_tolerance
-from ffprune_env.run import answer_report
+from ffprune_env.run import answer_report, saved_model
+from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.frontier import ALONE, frontier
 from ffprune_env.run.frontier_plot import frontier_plot
+from ffprune_env.run.told_before import ToldBefore, told_before
+from ffprune_env.search.finalists import Answer
 
 TARGETS = (0.1, 0.2, 0.3, 0.4, 0.5)
 
@@ -162,6 +165,60 @@ def test_at_a_sparsity_that_the_run_measured_nothing_is_lost(own, allocate):
     assert not (own / "s35" / "model").exists()
 
 
+def test_what_the_search_came_to_is_told_when_its_model_is_written(own, allocate, caplog):
+    """And what it is compared with is not measured again."""
+    before = best_of(own / "s20")
+    caplog.set_level("INFO")
+    assert allocate(own, "--sparsity", 0.2)[0] == 0
+    after = best_of(own / "s20")
+    measured = {"chosen", "dense", "calibration", "saved", "allocated_by"}
+    assert {name: after[name] for name in before if name not in measured} == {
+        name: before[name] for name in before if name not in measured
+    }
+    assert {"evaluations", "search_cost_windows", "seconds", "added_to_start", "cost"} <= before.keys() - measured
+    assert {"search", "finalists", "total"} <= set(after["cost"])
+    assert "saved" in after
+    assert not [message for message in caplog.messages if "measuring uniform" in message]
+
+
+def test_what_the_run_measured_stays_where_its_model_cannot_be_written(own, allocate, monkeypatch):
+    def full(*args):
+        raise OSError("No space left on device")
+
+    before = best_of(own / "s40")
+    monkeypatch.setattr(saved_model, "save_pruned", full)
+    written, write = [], RunFolder.write_json
+
+    def note(self, name, content):
+        write(self, name, content)
+        if name == "best.json":
+            written.append(best_of(self.path))
+
+    monkeypatch.setattr(RunFolder, "write_json", note)
+    code, _, error = allocate(own, "--sparsity", 0.4)
+    assert code == 1
+    assert "the model could not be written and read back: No space left on device" in error
+    assert len(written) > 1
+    for best in written:  # wherever it is cut off
+        assert best["uniform"] == before["uniform"]
+        assert best["calibration"]["uniform"] == before["calibration"]["uniform"]
+        assert best["cost"] == before["cost"]
+
+
+@pytest.mark.parametrize("change", ["kept", "scores", "target", "damaged"])
+def test_nothing_is_told_of_another_answer(own, change):
+    policy, folder = ff.Policy.load(own), RunFolder(own / "s30")
+    answer = Answer("the policy", policy.scores(0.3), policy.allocate(0.3))
+    known = told_before(folder, 0.3, answer, policy.units)
+    assert known.search["evaluations"] == 16
+    assert known.plain["uniform"].test_ppl == best_of(own / "s30")["uniform"]["test_ppl"]
+    other = policy.allocate(0.3 if change != "kept" else 0.31)
+    answer = Answer("the policy", answer.scores + (1e-3 if change == "scores" else 0), other)
+    if change == "damaged":
+        (own / "s30" / "best.json").write_text('{"chosen": 3, "target_sparsity": 0.3}')
+    assert told_before(folder, 0.25 if change == "target" else 0.3, answer, policy.units) == ToldBefore()
+
+
 def test_a_model_can_go_elsewhere(own, allocate, tmp_path, monkeypatch):
     monkeypatch.chdir(own.parent)
     assert allocate(own.name, "--sparsity", 0.15, "--out", tmp_path / "out")[0] == 0
@@ -219,7 +276,7 @@ def test_the_frontier_shows_what_was_asked_for_later_and_searches_beside_it(own,
 
 
 def test_the_frontier_is_drawn_from_the_command_line(own, whole, monkeypatch, capsys, tmp_path):
-    words = [own, "--beside", whole, "--image", tmp_path / "x.png"]
+    words = [own, "--beside", whole, "--no-files", "--image", tmp_path / "x.png"]
     monkeypatch.setattr(sys, "argv", ["evaluate/frontier.py", *map(str, words)])
     assert load_script("evaluate/frontier.py").main() == 0
     assert ALONE in capsys.readouterr().out

@@ -8,6 +8,7 @@ import math
 import re
 import shutil
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import get_args
 
@@ -19,7 +20,7 @@ from matplotlib.image import imread
 from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.frontier import ALONE, Point, frontier
-from ffprune_env.run.frontier_files import FilePoint, KeptFiles, Pace, Source, best_of, sources_of
+from ffprune_env.run.frontier_files import FilePoint, KeptFiles, Pace, Source, best_of, measured_on, sources_of
 from ffprune_env.run.frontier_files_plot import files_plot
 from ffprune_env.run.frontier_plot import frontier_plot
 from ffprune_env.run.frontier_rows import COLUMNS, rows_of
@@ -123,8 +124,60 @@ def test_files_are_measured_once_and_drawn(own, run_frontier):
     assert page.tags.count("tr") == 7
     assert "Q8_0" in said
     before = (own / "frontier.json").read_bytes()
-    assert run_frontier(own, "--rounds", 1, "--types", "f16", "q8_0", "--no-files")[0] == 0
-    assert (own / "frontier.json").read_bytes() == before
+    code, said, _ = run_frontier(own, "--rounds", 1, "--types", "f16", "q8_0", "--no-files")
+    assert (code, (own / "frontier.json").read_bytes() == before) == (0, True)
+    assert said.count("searched") == 7  # what the run measured: five sparsities, and two that were asked for later
+    assert "Q8_0" not in said
+
+
+def test_with_files_that_were_measured_no_files_draws_the_run_and_what_is_beside_it(ended, run_frontier, tmp_path):
+    """And where files are drawn, of fewer windows, nothing can stand beside them."""
+    (ended / "config.yaml").write_text("model: m\ntext: words\nsparsity: [0.2, 0.5]\n")
+    RunFolder(ended).write_json("identity.json", {"weights": "x", "test text": "y"})
+    kept = KeptFiles(RunFolder(ended), measured_on("y", 4, 5), {"machine": "one"})
+    kept.add(replace(POINTS[0], made_of="x"))
+    alone = ended / "alone"
+    alone.mkdir()
+    (alone / "config.yaml").write_text("model: m\ntext: words\nsparsity: 0.3\n")
+    RunFolder(alone).write_json("identity.json", {"weights": "x", "test text": "y"})
+    best_json(alone, sparsity=0.3, test_ppl=10.5)
+    image = tmp_path / "x.svg"
+    code, said, _ = run_frontier(ended, "--beside", alone, "--no-files", "--image", image)
+    assert code == 0
+    assert said.count(ALONE) == 1
+    assert {line.split("│")[1].strip() for line in said.splitlines() if line.count("│") > 4} == {
+        "dense", "searched", ALONE,
+    }  # fmt: skip
+    code, _, error = run_frontier(ended, "--beside", alone)
+    assert code == 2
+    (line,) = error.splitlines()
+    assert "--beside marks what was measured on all test text, beside files on 4 windows of it: add --no-files" in line
+
+
+@pytest.mark.parametrize(
+    ("run", "other", "said"),
+    [
+        ("calibration: ridge", "calibration: none", "alone was made with --calibration none, and .* with ridge: put"),
+        ("ridge: 0.01", "ridge: 0.1", "with --ridge 0.1, and .* with 0.01: put"),
+        ("ridge_scale: relative", "ridge_scale: absolute", "with --ridge-scale absolute, and .* with relative: put"),
+        ("openings: 24", "openings: 0", "with --openings 0, and .* with 24: put"),
+        ("calibration: none\nridge: 0.1", "calibration: none\nridge: 0.2", None),
+        ("ridge: 0.1\nopenings: 0", "ridge: 0.1", None),  # of before there were any
+    ],
+)
+def test_what_is_re_fitted_otherwise_does_not_stand_beside_a_run(ended, run, other, said):
+    alone = ended / "alone"
+    alone.mkdir()
+    for folder, sparsity, more in ((ended, "[0.2, 0.5]", run), (alone, "0.3", other)):
+        (folder / "config.yaml").write_text(f"model: m\ntext: words\nsparsity: {sparsity}\n{more}\n")
+        RunFolder(folder).write_json("identity.json", {"weights": "x", "test text": "y"})
+    best_json(alone, sparsity=0.3)
+    if said is None:
+        assert [x.sparsity for x in frontier(ended, [alone]) if x.policy == ALONE] == [0.3]
+        return
+    with pytest.raises(ValueError, match=said) as refused:
+        frontier(ended, [alone])
+    assert "\n" not in str(refused.value)
 
 
 def test_the_same_command_goes_on(own, run_frontier, monkeypatch):
@@ -283,9 +336,9 @@ def test_a_file_that_collapsed_is_kept_and_told_and_not_drawn(tmp_path):
     assert files_plot(COLLAPSED[-1:], "tiny", "words").legends == []
 
 
-def best_json(folder, **chosen):
-    """A best.json as a search leaves it, of a dense and a chosen model."""
-    sparsity = float(folder.name[1:]) / 100
+def best_json(folder, sparsity=None, **chosen):
+    """A best.json as a search leaves it, of a dense and a chosen model; the folder says σ if nobody does."""
+    sparsity = float(folder.name[1:]) / 100 if sparsity is None else sparsity
     policies = {"dense": {"params": 2**20, "test_ppl": 10.0}, "chosen": {"params": 2**19, "test_ppl": 11.0} | chosen}
     RunFolder(folder).write_json("best.json", {"target_sparsity": sparsity, **policies})
 

@@ -116,17 +116,21 @@ def test_a_range_can_be_answered_by_curves_alone(ppo_script, tiny_folder, text_f
     assert (run / "plots" / "frontier.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("sparsity", "known", "folder"), [(0.2, "from 0.1 to 0.3", "s25"), (0.7, "from 0.35 to 0.7", "s52.5")]
+)
 def test_a_run_says_how_to_get_another_sparsity_and_that_works(
-    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch
+    ppo_script, tiny_folder, text_file, tmp_path, monkeypatch, sparsity, known, folder
 ):
+    """Half-way to the highest that it knows, or where that is its own to the lowest."""
     run = tmp_path / "run"
-    flags = flags_without_evaluations(tiny_folder, text_file, run, init="fisher")
+    flags = flags_without_evaluations(tiny_folder, text_file, run, init="fisher", sparsity=sparsity)
     with ppo_script.console.capture() as said:
         assert run_main(ppo_script, [*flags, "--no-baselines"]) == 0
     (line,) = (line for line in said.get().splitlines() if line.startswith("another σ:"))
-    assert line.endswith("(from 0.1 to 0.3, without another search)")
+    assert line.endswith(f"({known}, without another search)")
     command = line.removeprefix("another σ:").split("(")[0].split()
     assert command[:2] == ["ffprune", "allocate"]
     monkeypatch.setattr(sys, "argv", ["evaluate/allocate.py", *command[2:]])
     assert load_script("evaluate/allocate.py").main() == 0
-    assert (run / "s25" / "model" / "config.json").is_file()
+    assert (run / folder / "model" / "config.json").is_file()

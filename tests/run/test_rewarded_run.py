@@ -67,12 +67,15 @@ def test_a_run_reports_what_is_held_out_and_goes_on(ppo_script, run_of, tmp_path
     assert_same(tmp_path / "cut", whole)
 
 
-def test_what_a_search_added_is_told_in_its_own_unit(run_of, caplog):
+def test_what_a_search_added_is_told_in_its_own_unit(run_of, caplog, tmp_path):
     caplog.set_level("INFO")
     assert run_of("tasks:q.jsonl")[0] == 0
     (line,) = [x.getMessage() for x in caplog.records if x.getMessage().startswith("PPO added")]
     assert "per token" not in line
     assert "of PPL" not in line
+    added = best_of(tmp_path / "run")["added_to_start"]
+    assert "nats" in added
+    assert "percent" not in added
 
 
 def test_a_run_of_text_alone_reports_nothing_more(whole):

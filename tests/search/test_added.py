@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_finalists import CURVES
 
 from ffprune_env.budget.mapping import allocate
+from ffprune_env.evaluators.objectives.reward import parse_reward
 from ffprune_env.search.added import Added, compare
-from ffprune_env.search.finalists import choose
+from ffprune_env.search.finalists import Answer, choose
+from ffprune_env.search.problem import Problem
+from ffprune_env.search.run_search import run_search
 from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.starts.parse import parse_start
 
 
 def test_the_start_is_compared_on_windows_that_both_were_measured_on():
@@ -38,6 +43,37 @@ def test_where_the_start_is_the_best_that_is_said():
         "windows; it cost 96 windows in 47 s"
     )
     assert "(fisher); it cost" in compare(["the start"], {"the start": {1: 3.0}}).told("fisher", 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("reward", "unit"),
+    [
+        ("ppl", "0.2000 nats per token (18.13 % of PPL) on 4 windows"),
+        ("kl", "0.2000 nats per token on 4 windows"),
+        ("ppl=0.5", "0.2000 nats per token on 4 windows"),  # half of a loss is no perplexity
+        ("tasks", "0.2000 of the rewarded loss on 4 windows"),
+    ],
+)
+def test_percent_of_perplexity_is_said_where_that_is_rewarded(reward, unit):
+    added, rewarded = Added("a sample", 0.2, 4), parse_reward(reward)
+    assert f"is better by {unit}; it cost" in added.told("none", 96, 47.2, rewarded)
+    named = {"chosen", "nats", "windows", "next_best", "next_nats"}
+    assert added.written(rewarded).keys() == named | ({"percent"} if reward == "ppl" else set())
+
+
+def test_a_search_says_what_it_added_in_the_unit_of_its_reward():
+    settings = SearchSettings(sparsity=0.3, init="ffn-only", evaluations=8, fresh_windows=False, reward="kl")
+    start = parse_start(settings)
+    outcome = run_search(settings, CURVES, start, start.scores(Problem.of(CURVES, 0.3), settings.targets))
+    better = Answer("a sample", *[None] * 2, added=Added("a sample", 0.2, 4))
+    told = replace(outcome, answers={0.3: better}).told()
+    assert "a sample is better by 0.2000 nats per token on 4 windows; it cost" in told
+
+
+def test_a_start_that_leads_by_no_more_than_chance_is_not_called_worse():
+    told = Added("the policy's mean", -0.01, 8, "the start", -0.01).told("ffn-only", 96, 47)
+    assert "the start (ffn-only) leads by 0.0100 nats per token, no more than chance, on 8 windows" in told
+    assert "better" not in told
 
 
 def test_a_lead_that_is_no_more_than_chance_is_said_whatever_was_chosen():

@@ -7,6 +7,7 @@ import pytest
 
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
+from ffprune_env.search import run_search as run_search_module
 from ffprune_env.search.added import START
 from ffprune_env.search.affordable import affordable, most_windows, rounds
 from ffprune_env.search.finalists import (
@@ -15,11 +16,12 @@ from ffprune_env.search.finalists import (
     choose,
     choose_everywhere,
     functions_of,
+    plain_among,
     settled,
     spoken_for,
 )
 from ffprune_env.search.problem import Problem
-from ffprune_env.search.run_search import last_look
+from ffprune_env.search.run_search import last_look, run_search
 from ffprune_env.search.samples import Archive, Sample
 from ffprune_env.search.settings import SearchSettings
 from ffprune_env.search.starts.equal import Equal
@@ -120,6 +122,31 @@ def test_a_sample_that_was_chosen_is_what_is_left_at_its_own_sparsity():
     np.testing.assert_array_equal(table[0.4], mean)
 
 
+@pytest.mark.parametrize("ramp_sparsity", [True, False])
+def test_finalists_of_a_rising_sparsity_are_those_that_lead_their_own_rollout(ramp_sparsity, monkeypatch):
+    """Else those that are asked for less are ahead."""
+    settings = SearchSettings(
+        sparsity=0.4, init="none", evaluations=160, finalists=4, k=0.02, ramp_sparsity=ramp_sparsity,
+        ramp_windows=False, fresh_windows=False, learning_rate=1e-9,
+    )  # fmt: skip
+    settings.require_allowed()
+    archives = []
+    monkeypatch.setattr(
+        run_search_module, "candidates", lambda *a: archives.append(a[-2]) or candidates(*a[:-1], simple=False)
+    )
+    start = Equal()
+    outcome = run_search(settings, CURVES, start, start.scores(Problem.of(CURVES, 0.4), settings.targets))
+    nearly = [sample for sample in outcome.samples if sample.target_sparsity >= 0.95 * 0.4]
+    rewards = {sample.step: sample.reward for sample in nearly}
+    if ramp_sparsity:
+        assert len({sample.target_sparsity for sample in nearly}) > 4
+        rollouts = [nearly[i : i + 8] for i in range(0, len(nearly), 8)]
+        means = {sample.step: np.mean([x.reward for x in rollout]) for rollout in rollouts for sample in rollout}
+        rewards = {step: reward - means[step] for step, reward in rewards.items()}
+    expected = sorted(rewards, key=rewards.__getitem__, reverse=True)[:4]
+    assert [sample.step for sample in archives[0].best()] == expected
+
+
 HARD = np.array([3.0, 3.0, 3.0, 4.0])  # one window decides the mean
 EASY = np.array([3.1, 3.1, 3.1, 3.1])
 
@@ -145,6 +172,49 @@ def test_what_was_searched_for_need_not():
     assert settled(["the policy's mean", "the start"], losses, known)[0] == "the policy's mean"
 
 
+@pytest.mark.parametrize(
+    ("start", "answer"),
+    [
+        (HARD - [0.0, 0.0, 0.0, 0.5], "the policy's mean"),  # it leads by 0.125 nats, with a standard error of 0.125
+        (HARD - [0.1, 0.1, 0.1, 0.2], "the start"),
+    ],
+)
+def test_a_search_that_starts_from_ffn_only_keeps_it_where_it_leads_by_more_than_chance(start, answer):
+    """It is the same candidate under another name, and nothing more speaks for it."""
+    kept = {"the start": b"f", "ffn-only": b"f", "the policy's mean": b"m"}
+    plain = plain_among(kept)
+    assert plain == {"the start", "ffn-only"}
+    losses = {"the start": start, "the policy's mean": HARD}
+    known = {"the start", "the policy's mean"} - plain
+    assert settled(["the start", "the policy's mean"], losses, known, plain)[0] == answer
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_what_a_search_from_ffn_only_found_is_not_given_up_for_one_hard_window(everywhere):
+    sparsities = (0.2, 0.3)
+    settings = SearchSettings(sparsity=sparsities if everywhere else 0.3, init="ffn-only", final_windows=8)
+    starts = FfnOnly().scores(Problem.of(CURVES, 0.3), sparsities).targets
+    functions = functions_of(settings, CURVES.units, starts, {at: x[::-1].copy() for at, x in starts.items()})
+    plain = {allocate(x, at, CURVES.units, mapping=settings.mapping).kept.tobytes() for at, x in starts.items()}
+
+    def measure(kept, n_samples):
+        hard = np.full(n_samples, 3.0)
+        hard[-1] += 0.0 if kept.tobytes() in plain else 0.5  # it decides the mean, by as much as its standard error
+        return hard
+
+    if everywhere:
+        found = choose_everywhere(settings, CURVES.units, functions, measure)[0.3]
+    else:
+        found = choose(settings, CURVES.units, {name: x[0.3] for name, x in functions.items()}, measure)
+    assert found.name == "the policy's mean"
+    assert found.added.nats < 0
+
+
+def test_a_start_from_curves_is_not_plain():
+    assert plain_among({"the start": b"s", "ffn-only": b"f", "the policy's mean": b"f"}) == {"ffn-only"}
+    assert plain_among({"the start": b"s", "the policy's mean": b"s"}) == set()
+
+
 def test_nothing_speaks_for_equal_scores_nor_for_a_lucky_sample():
     """Where nothing speaks for the next best either, a lead is a lead."""
     scores = {"the start": np.zeros(3), "the policy's mean": np.arange(3.0), "archived sample 1": np.arange(3.0)}
@@ -158,6 +228,28 @@ def test_nothing_speaks_for_equal_scores_nor_for_a_lucky_sample():
 def test_a_broken_model_is_never_what_chance_saves():
     losses = {"the start": np.array([3.0, np.inf]), "ffn-only": np.array([3.0, 9.0])}
     assert settled(["ffn-only", "the start"], losses, {"the start"})[0] == "ffn-only"
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_functions_that_keep_the_same_everywhere_are_one(alike, caplog):
+    """The first name stays; what keeps the same at one sparsity and not at the other is measured."""
+    caplog.set_level("INFO")
+    settings = SearchSettings(sparsity=(0.2, 0.3), search_windows=2, final_windows=8)
+    start, other = np.linspace(-1, 1, len(CURVES.units)), np.linspace(1, -1, len(CURVES.units))
+    mean = {0.2: start + 1e-9, 0.3: start if alike else other}
+    functions = {START: dict.fromkeys((0.2, 0.3), start), "the policy's mean": mean}
+    asked = []
+
+    def losses(kept, n):
+        asked.append(n)
+        return np.full(n, 3.0)
+
+    answer = choose_everywhere(settings, CURVES.units, functions, losses)[0.3]
+    assert (answer.name, answer.added.chosen, answer.added.nats) == (START, START, 0)
+    assert answer.added.next_best == (None if alike else "the policy's mean")
+    assert asked == [4] * (2 if alike else 4)
+    assert answer.spent == (4 if alike else 8)
+    assert ("measuring the start at 2" in caplog.text) == alike
 
 
 @pytest.mark.parametrize("targets", [(0.3,), (0.2, 0.3)])

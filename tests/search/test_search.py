@@ -73,11 +73,36 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
         ({"init": "fishr"}, ValueError, "--init must be none, ffn-only"),
         ({"text": "absent.txt"}, OSError, "no such file"),
         ({"test_text": "wikitext"}, ValueError, "near names: wikitext2"),
+        (
+            {"patience": 3, "learning_rate": 0.1, "rollout": 4, "finalists": 3, "eval_every": 2},
+            ValueError,
+            "nothing looks at --learning-rate --rollout --finalists --patience --eval-every: from --init fisher-itera",
+        ),
+        ({"evaluations": 8, "eval_every": 2}, ValueError, "looks at --eval-every: TensorBoard shows .* ff.search leav"),
+        ({"init": "ffn-only", "init_steps": 4}, ValueError, "looks at --init-steps: --init ffn-only is taken as it is"),
+        ({"calibration": "none", "reward_model": "cut", "ridge": 0.1}, ValueError, "nothing looks at --ridge: nothing"),
     ):
         with pytest.raises(error, match=says):
             ff.search("smollm2-135m", **wrong)
     with pytest.raises(TypeError, match="needs its tokenizer beside it"):
         ff.search(tiny_model("llama"))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"evaluations": 8, "rollout": 4, "patience": 3, "finalists": 3, "learning_rate": 0.1, "eval_every": 0},
+        {"init": "ffn-only", "rollout": 4},
+        {"evaluations": 0, "rollout": 4},  # who asks for no search knows that there is none
+        {"preset": "quick"},  # what presets say is no wish
+        {"preset": "paper"},
+    ],
+)
+def test_what_something_looks_at_is_taken(asked, monkeypatch):
+    """As on the command line."""
+    monkeypatch.setattr("ffprune_env.search.search.load_model", lambda *a: pytest.fail("the model was loaded"))
+    with pytest.raises(TypeError, match="needs its tokenizer beside it"):
+        ff.search(tiny_model("llama"), **asked)
 
 
 def test_the_paper_s_settings_can_be_asked_for(text_file):

@@ -142,6 +142,25 @@ def test_the_steps_after_another_run_begin_where_that_leads(on_model, tmp_path, 
     assert [x.steps for x in start.cheaper()] == [2, 1, 0]
 
 
+@pytest.mark.parametrize(
+    ("target", "bounds", "known"),
+    [(0.7, {}, [0.35, 0.525]), (0.4, {"a_max": 0.75}, [0.3, 0.5, 0.6]), ((0.3, 0.7), {}, [0.5])],
+)
+def test_knots_around_a_target_are_those_that_the_bounds_allow(tmp_path, target, bounds, known):
+    """At 1.5 times 0.7 nothing is left, and at 1.25 times as much more goes than the lowest rate allows."""
+    settings = SearchSettings(sparsity=target, init="none", **bounds)
+    (tmp_path / "checkpoints").mkdir()
+    problem = Problem.of(CURVES, settings.target, **settings.bounds)
+    scores = dict.fromkeys((0.1, 0.9), np.zeros(len(CURVES.units)))
+    learned(settings, CURVES.units, scores).save(tmp_path / "checkpoints")
+    found = scores_for(replace(settings, init=str(tmp_path)), problem)
+    assert list(found.known) == pytest.approx(known)
+    policy = learned(settings, CURVES.units, found.everywhere)
+    for at in policy.knots:  # what a run prints as its range, and `allocate --max-loss` tries
+        assert policy.allocate(float(at)).sparsity >= at
+    assert set(scores_for(replace(settings, init="ffn-only"), problem).known) <= set(found.known)
+
+
 def test_a_target_out_of_reach_costs_the_others_nothing(on_model):
     settings = SearchSettings(sparsity=(0.1, 0.7), init="ffn-only", a_min=0.05)
     found = scores_for(settings, replace(on_model, a_min=0.05)).targets
@@ -207,6 +226,28 @@ def test_what_a_run_left_answers_any_sparsity_between_its_knots(tmp_path):
         assert np.abs(answer.rates - asked.rates).max() < 0.03
     with pytest.raises(ValueError, match=r"from 0\.1 to 0\.5, got 0\.6: search there$"):
         policy.allocate(0.6)
+
+
+@pytest.mark.parametrize(
+    ("mapping", "said"), [("paper", None), ("greedy", None), ("waterfill", "with a_min 0.5, not 0.3")]
+)
+def test_bounds_may_differ_from_those_of_another_run_where_scores_say_an_order(tmp_path, mapping, said):
+    settings = SearchSettings(sparsity=0.2, mapping=mapping, a_min=0.5)
+    scores = {0.2: np.linspace(-0.9, 2.0, len(CURVES.units))}
+    (tmp_path / "checkpoints").mkdir()
+    learned(settings, CURVES.units, scores).save(tmp_path / "checkpoints")
+    asked = replace(settings, sparsity=0.5, a_min=0.3, init=str(tmp_path), init_steps=0)
+    start, problem = parse_start(asked), Problem.of(CURVES, 0.5, a_min=0.3)
+    if said is not None:
+        with pytest.raises(ValueError, match=said):
+            start.scores(problem, asked.targets)
+        return
+    found = start.scores(problem, asked.targets).targets[0.5]
+    rates = allocate(found, 0.5, CURVES.units, a_min=0.3, mapping=mapping).rates
+    assert (np.diff(rates[::2]) >= 0).all()  # the units of one kind in the order of their scores
+    assert rates.min() < 0.35
+    with pytest.raises(ValueError, match=f"with mapping '{mapping}', not 'waterfill'"):
+        parse_start(replace(asked, mapping="waterfill")).scores(problem, asked.targets)
 
 
 @pytest.mark.parametrize(

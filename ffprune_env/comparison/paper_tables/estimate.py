@@ -14,6 +14,7 @@ from ffprune_env.comparison.plan import ANSWERING, Key
 from ffprune_env.comparison.rebuilt import REBUILDERS
 from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.lm.shapes import GIB, Shape, gpus_for
+from ffprune_env.methods.rebuilding.svd_llm import GRAM_BYTES
 from ffprune_env.methods.registry import Method
 from ffprune_env.pruning.criteria import CRITERIA
 from ffprune_env.search.affordable import affordable, most_windows, windows_at_last
@@ -28,8 +29,8 @@ from ffprune_env.search.starts.other_run import STEPS as OTHER_STEPS
 TEST_TOKENS = 341_469
 #: What a calibration in sequence takes, in forward passes over calibration text, as measured on the default model.
 SEQUENTIAL_PASSES = 2.6
-#: What methods take that rebuild weights, in forward passes over calibration text; their decompositions come on top.
-REBUILDING_PASSES = 2.0
+#: What the update of SVD-LLM takes, in forward passes over calibration text: every layer as it was, and compressed.
+UPDATE_PASSES = 2
 #: By task: questions, and tokens of all answers to one with what stands before them, by the default model's tokenizer.
 QUESTIONS = {
     "boolq": (3270, 290.0),
@@ -127,12 +128,13 @@ class Protocol:
         return sum(n * tokens for n, tokens in asked)
 
 
-def planned(table: PaperTable, protocol: Protocol) -> list[Planned]:
+def planned(table: PaperTable, protocol: Protocol, shape: Shape) -> list[Planned]:
     """What is measured for a table of one model, the dense one and what all share first.
 
     Args:
         table: which.
         protocol: how.
+        shape: of the model.
 
     Raises:
         ValueError: a budget is too small for a search.
@@ -148,7 +150,7 @@ def planned(table: PaperTable, protocol: Protocol) -> list[Planned]:
             lines.append(Planned(f"dense{mark}", 1, Passes(test=protocol.test_tokens, questions=asked)))
         for (method, sparsity), cells in Counter((key.method, key.sparsity) for key in keys).items():
             of_it = [key for key in keys if (key.method, key.sparsity) == (method, sparsity)]
-            passes = _sum(_passes(key, protocol, asked) for key in of_it)
+            passes = _sum(_passes(key, protocol, shape, asked) for key in of_it)
             lines.append(Planned(f"{method} at {100 * sparsity:g} %{mark}", cells, passes))
     return lines
 
@@ -167,6 +169,7 @@ class Need:
         factors: GiB of the calibration.
         copy: whether a method holds a second copy of the weights for a time.
         gpus: GPUs that hold weights and factors.
+        tokens: through it, in all.
         hours: of one of them, which works while the others wait.
     """
 
@@ -174,6 +177,7 @@ class Need:
     factors: float
     copy: bool
     gpus: int
+    tokens: float
     hours: float
 
 
@@ -187,10 +191,10 @@ def need(shape: Shape, table: PaperTable, protocol: Protocol, gpu_memory: float,
         gpu_memory: GiB of a GPU.
         tflops: 10¹² operations per second that it reaches.
     """
-    lines, settings = planned(table, protocol), protocol.settings
+    tokens, settings = total(planned(table, protocol, shape)).total, protocol.settings
     calibrates = settings.calibration != "none"
-    factors = shape.factors if calibrates else 0
-    operations = shape.forward_operations(total(lines).total)
+    factors = _factors(shape, settings)
+    operations = shape.forward_operations(tokens)
     if calibrates:
         preparations = sum(bool(table.keys(protocol.seeds, other_text)) for other_text in (False, True))
         operations += preparations * shape.calibration_operations(protocol.calibration_tokens)
@@ -201,8 +205,29 @@ def need(shape: Shape, table: PaperTable, protocol: Protocol, gpu_memory: float,
         factors=factors / GIB,
         copy=copy,
         gpus=gpus_for(on_device, gpu_memory),
+        tokens=tokens,
         hours=operations / (tflops * 1e12) / 3600,
     )
+
+
+def rebuilding_passes(method: str, shape: Shape) -> int:
+    """What a method that rebuilds weights takes, in forward passes over calibration text; decompositions come on top.
+
+    SVD-LLM runs the text for the Gram matrices that fit in memory, again for the next ones, and for its update.
+    SliceGPT runs every block once.
+
+    Args:
+        method: one of :data:`~ffprune_env.comparison.rebuilt.REBUILDERS`.
+        shape: of the model.
+    """
+    return {"svd-llm": shape.gram_runs(GRAM_BYTES) + UPDATE_PASSES, "slicegpt": 1}[method]
+
+
+def _factors(shape: Shape, settings: EvaluatorSettings) -> int:
+    """Bytes of the calibration's factors; those in the dtype of the weights are of a reward that is calibrated."""
+    if settings.calibration == "none":
+        return 0
+    return shape.factors if settings.reward_model == "calibrated" else shape.exact_factors
 
 
 def _prepared(protocol: Protocol) -> float:
@@ -211,19 +236,18 @@ def _prepared(protocol: Protocol) -> float:
     return passes * protocol.calibration_tokens
 
 
-def _passes(key: Key, protocol: Protocol, asked: float) -> Passes:
+def _passes(key: Key, protocol: Protocol, shape: Shape, asked: float) -> Passes:
     settings = protocol.settings
-    questions = asked if key.seed in (None, 0) else 0
     if key.method in REBUILDERS:
-        made = REBUILDING_PASSES * protocol.calibration_tokens
-        return Passes(calibration=made, test=protocol.test_tokens, questions=questions)
+        made = rebuilding_passes(key.method, shape) * protocol.calibration_tokens
+        return Passes(calibration=made, test=protocol.test_tokens, questions=asked)
     method, window = ANSWERING[key.method], settings.seq_len
     start, search, finalists = (window * n for n in searched(method, key.sparsity, protocol))
     looks = (1 + len(MARKS) if method.searches else 1) * settings.search_windows * window
     models = 1 if settings.calibration == "none" else 2  # cut, and calibrated
     sequential = settings.calibration == "sequential" and not method.flap_bias
     calibration = SEQUENTIAL_PASSES * protocol.calibration_tokens if sequential else 0
-    return Passes(start, search, finalists, calibration, models * protocol.test_tokens + looks, questions)
+    return Passes(start, search, finalists, calibration, models * protocol.test_tokens + looks, asked)
 
 
 def searched(method: Method, sparsity: float, protocol: Protocol) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ffprune_env.comparison.paper_tables.contents import EVOLUTION, OURS, Line, PaperTable
-from ffprune_env.comparison.paper_tables.measured import Measured, label_entry
+from ffprune_env.comparison.paper_tables.measured import MIXED_MARK, Measured, label_entry
 from ffprune_env.comparison.paper_tables.printed import PAPER_MODELS, SOURCE
 from ffprune_env.comparison.report.grids import (
     NONE,
@@ -68,7 +68,10 @@ def _zero_shot(table: PaperTable, one: Measured) -> Grid:
     for sparsity, line in _lines(table):
         accuracies = (_accuracy(table, one, line, sparsity, task) for task in TASKS)
         rows.append([label_entry(one.label(line), one.rows([(line, sparsity)])), *accuracies])
-    notes = ["± is the standard error over questions. acc of BoolQ and WinoGrande, acc_norm of the others."]
+    notes = [
+        "± is the standard error over questions; both are means over seeds. acc of BoolQ and WinoGrande, acc_norm of "
+        "the others."
+    ]
     limit = None if one.comparison is None else one.comparison.settings.get("zero_shot_limit", "none yet")
     if limit is not None:
         notes.append(f"Questions of every task that were asked, from the first: {limit}.")
@@ -106,11 +109,12 @@ def _costs(table: PaperTable, one: Measured) -> Grid:
         Column("search cost (device-hours)", "search cost\n(device-h)"),
         Column("total cost (device-hours)", "total cost\n(device-h)"),
         Column("search tokens", "search\ntokens"),
+        Column("candidates measured", "candidates"),
         Column("PPL", "PPL", "min"),
     ]
     none = Entry(NONE)
     dense = one.beside(one.dense_perplexity(), table.number, "dense", 0, "ppl")
-    rows = [[Entry("dense"), Entry("0 %"), none, none, none, dense]]
+    rows = [[Entry("dense"), Entry("0 %"), none, none, none, none, dense]]
     for sparsity, line in _lines(table):
         row = one.row(line, sparsity)
         entries = (*one.costs(line, sparsity), one.perplexity(line, sparsity))
@@ -119,17 +123,36 @@ def _costs(table: PaperTable, one: Measured) -> Grid:
             for entry, column in zip(entries, ("search", "total", "ppl"), strict=True)
         )
         tokens = none if row is None or not row.search else Entry(f"{row.tokens / 1e6:.3g} M")
-        rows.append(
-            [label_entry(line.label, one.rows([(line, sparsity)])), _percent(sparsity), search, total, tokens, ppl]
-        )
-    where = {} if one.comparison is None else one.comparison.settings
+        counted = None if row is None or not row.search else row.candidates
+        candidates = none if counted is None else Entry(f"{counted:,.0f}")
+        name = label_entry(line.label, one.rows([(line, sparsity)]))
+        rows.append([name, _percent(sparsity), search, total, tokens, candidates, ppl])
     notes = [
-        f"Device: {where.get('device', NONE)}, {where.get('threads', NONE)} threads. The search cost holds start, "
-        "search and last look; the total also ranking and calibration, which all that remove groups share.",
+        f"{_hardware(table, one)} The search cost holds start, search and last look; the total also the calibration of "
+        "the row's own model, and ranking and calibration text, which all that remove groups share.",
+        "A budget is windows of search text: of candidates that are measured on fewer than N_max windows, as the "
+        "paper's curriculum begins, it lasts for more than its number of evaluations.",
         f"Warm-started: {code(OURS)} at 30 % from what it found at 20 %, with {SHARE:.0%} of the budget. Its cost "
         "holds that of 20 %; what it adds is marked, and its tokens are its own.",
     ]
     return SparsityGrid(columns, rows, [*notes, *_notes(table, [one])])
+
+
+def _hardware(table: PaperTable, one: Measured) -> str:
+    """What hours are of: one name, or who was measured on which hardware."""
+    shared = one.preparation()
+    spent = [] if shared is None else [("ranking and calibration text", shared)]
+    for sparsity, line in _lines(table):
+        label = f"{line.label} at {100 * sparsity:g} %"
+        spent += [(label, one.search_cost(row)) for row in one.rows([(line, sparsity)])]
+    who: dict[str, list[str]] = {}
+    for label, cost in spent:
+        for name in sorted(cost.hardware):
+            who.setdefault(name, []).append(label)
+    if len(who) < 2:
+        return f"Device: {next(iter(who), NONE)}."
+    listed = "; ".join(f"{name}: {', '.join(labels)}" for name, labels in who.items())
+    return f"{MIXED_MARK} Adds up hours of different hardware, which do not compare. {listed}."
 
 
 def _lines(table: PaperTable) -> Iterable[tuple[float, Line]]:
@@ -151,6 +174,8 @@ def _notes(table: PaperTable, models: Sequence[Measured]) -> list[str]:
         notes.append(
             f"evolution is {code(EVOLUTION)}, with the same ranking, budget and calibration as ours (docs/methods.md)."
         )
+    if any(one.comparison is not None and one.comparison.settings.get("calibration") == "none" for one in models):
+        notes.append(f"--calibration none: what is to be calibrated stays {NONE}.")
     notes += _of_paper(models)
     return [
         *notes,
@@ -180,10 +205,12 @@ def _measured_on(models: Sequence[Measured]) -> list[str]:
 
 def _way(settings: dict[str, object]) -> str:
     text, test = settings.get("text"), settings.get("test_text") or settings.get("text")
+    how, calibrated_on = settings.get("calibration"), settings.get("calibration_text") or text
+    by = f"Searched on {_name(text)}, ranked and calibrated ({how}) on {_name(calibrated_on)}"
     shown = {"budget": settings.get("evaluations"), "N_max": settings.get("search_windows")}
     bos = stated(str(settings.get("bos", "never")))
     return (
-        f"Searched and calibrated ({settings.get('calibration')}) on {_name(text)}, tested on "
+        f"{by}, tested on "
         f"{settings.get('test_windows')} windows of {settings.get('test_seq_len')} tokens{bos} of {_name(test)}; "
         f"budget of {shown['budget']} evaluations on {shown['N_max']} windows of {settings.get('seq_len')} tokens, "
         f"{settings.get('calibration_windows')} windows of calibration text, criterion {settings.get('criterion')}."

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from ffprune_env.comparison.cell import Cell, Comparison
 from ffprune_env.comparison.paper_tables.contents import OTHER_TEXT, Line
+from ffprune_env.comparison.paper_tables.costs import NOTHING, Cost, cost_of, mean_cost
 from ffprune_env.comparison.paper_tables.printed import PAPER_MODELS, printed
-from ffprune_env.comparison.report.grids import NONE, Entry, name_entry, perplexity_entry
+from ffprune_env.comparison.report.grids import NONE, Entry, mean_scores, name_entry, perplexity_entry
 from ffprune_env.comparison.report.rows import Row, ppl_text
 
-_SECONDS = 3600
+#: Behind hours that are a sum over different hardware.
+MIXED_MARK = "¶"
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Measured:
         other: the same, calibrated on the other text.
         prepared: seconds that ranking and calibration took; None if that was not recorded.
         other_text: name of that text.
-        devices: that the model was spread over.
+        machine: what that was done on, as the folder says it, and all cells that do not say it themselves; empty if
+            nobody knows.
     """
 
     model: str
@@ -33,7 +37,7 @@ class Measured:
     other: Comparison | None = None
     prepared: float | None = None
     other_text: str = OTHER_TEXT
-    devices: int = 1
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
     def label(self, line: Line) -> str:
         """What a row is called: one that is calibrated on another text than the paper's by that text."""
@@ -65,23 +69,33 @@ class Measured:
         return replace(entry, detail=f"{entry.detail}; {paper}" if entry.detail else paper)
 
     def perplexity(self, line: Line, sparsity: float) -> Entry:
-        """Test perplexity of a row, mean over seeds, and the range if there are several."""
+        """Test perplexity of a row, mean over seeds, and the range if there are several.
+
+        A row of models that are calibrated shows none where nothing was calibrated.
+        """
         row = self.row(line, sparsity)
-        return Entry(NONE) if row is None else perplexity_entry(row.plain if line.cut else row.final)
+        if row is None:
+            return Entry(NONE)
+        spread = row.plain if line.cut or row.rebuilds else row.calibrated
+        return Entry(NONE) if spread is None else perplexity_entry(spread)
 
     def dense_perplexity(self) -> Entry:
         """Test perplexity of the dense model."""
         return Entry(NONE if self.comparison is None else ppl_text(self.comparison.dense_test_ppl))
 
     def accuracy(self, line: Line | None, sparsity: float, task: str) -> Entry:
-        """Accuracy of a row on a task, in percent; of the dense model without a row."""
+        """Accuracy of a row on a task, in percent, mean over seeds that were asked; of the dense model without a row.
+
+        A row of models that are calibrated shows none where nothing was calibrated.
+        """
         if line is None:
             scores = None if self.comparison is None else self.comparison.dense_zero_shot
             errors = None if self.comparison is None else self.comparison.dense_zero_shot_stderr
         else:
             row = self.row(line, sparsity)
-            asked = [cell for cell in (() if row is None else row.cells) if cell.zero_shot is not None]
-            scores, errors = (asked[0].zero_shot, asked[0].zero_shot_stderr) if asked else (None, None)
+            cells = () if row is None or not finished(row) else row.cells
+            scores = mean_scores([cell.zero_shot for cell in cells])
+            errors = mean_scores([cell.zero_shot_stderr for cell in cells])
         if scores is None or task not in scores:
             return Entry(NONE)
         error = (errors or {}).get(task)
@@ -91,31 +105,62 @@ class Measured:
         """Device-hours of the search of a row and of all that it takes, means over seeds.
 
         A search that starts from another one costs what that cost and its own, which is what it adds: that is marked.
-        Whoever rebuilds the weights calibrates by itself; all others need the ranking and the calibration too.
+        Whoever rebuilds the weights calibrates by itself; all others need the ranking, the calibration text and a
+        calibration of their own model too. Hours of different hardware are marked.
         """
         row = self.row(line, sparsity)
-        if row is None:
+        before = None if row is None else self._before(row.cells[0])
+        if row is None or before is None:
             return Entry(NONE), Entry(NONE)
-        own, before = row.seconds, self._seconds_before(row.cells[0])
-        shared = 0.0 if row.rebuilds else self.prepared
-        if before is None or shared is None:
-            return Entry(NONE), Entry(NONE)
-        added = f"{self._hours(own)} more" if row.cells[0].settings.get("warm") else ""
-        search = Entry(self._hours(before + own), added) if row.search else Entry(NONE)
-        return search, Entry(self._hours(before + own + shared), added)
+        own = self.search_cost(row)
+        added = f"{own.text} more" if row.cells[0].settings.get("warm") else ""
+        after = self._after(row)
+        search = _hours(before + own, added) if row.search else Entry(NONE)
+        return search, Entry(NONE) if after is None else _hours(before + own + after, added)
 
-    def _hours(self, seconds: float) -> str:
-        """Device-hours of a wall time."""
-        hours = self.devices * seconds / _SECONDS
-        return f"{hours:.2f}" if hours >= 0.1 else f"{hours:.2g}"
+    def search_cost(self, row: Row) -> Cost:
+        """What the answers of a row cost, each on the machine of its cell, in the mean over seeds."""
+        return mean_cost([cost_of(cell.seconds, self._machine(cell)) for cell in row.cells])
 
-    def _seconds_before(self, cell: Cell) -> float | None:
+    def preparation(self) -> Cost | None:
+        """What ranking and calibration text cost, which all that remove groups share; None if that is not known."""
+        return None if self.prepared is None else cost_of(self.prepared, self.machine)
+
+    def _before(self, cell: Cell) -> Cost | None:
         """What the search cost that this one starts from, in the mean over seeds; None if it is not there."""
         warm = cell.settings.get("warm")
         if not warm:
-            return 0.0
-        before = self._row(warm["method"], warm["sparsity"])
-        return None if before is None else before.seconds
+            return NOTHING
+        row = self._row(warm["method"], warm["sparsity"])
+        return None if row is None else self.search_cost(row)
+
+    def _after(self, row: Row) -> Cost | None:
+        """What there is to a row beside its answers; None where that is not known, or was not done."""
+        if row.rebuilds:
+            return NOTHING
+        shared, own = self.preparation(), [self._calibration(cell) for cell in row.cells]
+        known = [cost for cost in own if cost is not None]
+        if shared is None or len(known) < len(own) or not finished(row):
+            return None
+        return shared + mean_cost(known)
+
+    def _calibration(self, cell: Cell) -> Cost | None:
+        """What the final calibration of a cell cost; that by Eqs. 6-7 took no time to speak of before it was noted."""
+        if cell.calibration_seconds is not None:
+            return cost_of(cell.calibration_seconds, self._machine(cell))
+        return None if cell.calibration == "sequential" else NOTHING
+
+    def _machine(self, cell: Cell) -> Mapping[str, Any]:
+        return self.machine if cell.machine is None else cell.machine
+
+
+def finished(row: Row) -> bool:
+    """Whether the models of a row are what its method ends with: rebuilt, or calibrated."""
+    return row.rebuilds or row.calibrated is not None
+
+
+def _hours(cost: Cost, detail: str) -> Entry:
+    return Entry(f"{cost.text} {MIXED_MARK}" if cost.mixed else cost.text, detail)
 
 
 def label_entry(label: str, rows: Sequence[Row]) -> Entry:

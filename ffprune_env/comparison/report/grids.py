@@ -133,8 +133,8 @@ def perplexity_grid(comparison: Comparison, sparsity: float) -> Grid:
 def zero_shot_grid(comparison: Comparison, sparsity: float) -> Grid | None:
     """Zero-shot accuracy at one sparsity, best average first, below the dense model; None if none was measured."""
     rows = rows_at(comparison, sparsity)
-    scores = {row.method: _mean_scores([cell.zero_shot for cell in row.cells]) for row in rows}
-    errors = {row.method: _mean_scores([cell.zero_shot_stderr for cell in row.cells]) for row in rows}
+    scores = {row.method: mean_scores([cell.zero_shot for cell in row.cells]) for row in rows}
+    errors = {row.method: mean_scores([cell.zero_shot_stderr for cell in row.cells]) for row in rows}
     tested = sorted((row for row in rows if scores[row.method]), key=lambda row: -scores[row.method].get("average", 0))
     if not tested:
         return None
@@ -187,6 +187,17 @@ def perplexity_entry(spread: Spread, compared: bool = True) -> Entry:
     one = spread.low == spread.high or math.isnan(spread.mean)
     detail = "" if one else f"{ppl_text(spread.low)}{NONE}{ppl_text(spread.high)}"
     return Entry(ppl_text(spread.mean), detail, spread.mean if compared else None)
+
+
+def mean_scores(by_seed: Sequence[dict[str, float] | None]) -> dict[str, float]:
+    """Mean per task, over the seeds that were tested on it.
+
+    Args:
+        by_seed: accuracies, or standard errors, by task; None of a seed that was not tested.
+    """
+    measured = [one for one in by_seed if one]
+    tasks = dict.fromkeys(task for one in measured for task in one)
+    return {task: fmean(one[task] for one in measured if task in one) for task in tasks}
 
 
 def _against(ppl: float, uniform: Row | None, dense: float) -> list[Entry]:
@@ -267,13 +278,6 @@ def _accuracy(score: float | None, error: float | None, compared: bool = True) -
         return Entry(NONE)
     detail = "" if error is None else f"± {100 * error:.1f}"
     return Entry(f"{score:.1%}", detail, score if compared else None)
-
-
-def _mean_scores(by_seed: Sequence[dict[str, float] | None]) -> dict[str, float]:
-    """Mean per task, over the seeds that were tested on it."""
-    measured = [one for one in by_seed if one]
-    tasks = dict.fromkeys(task for one in measured for task in one)
-    return {task: fmean(one[task] for one in measured if task in one) for task in tasks}
 
 
 def _tokens(count: float) -> str:

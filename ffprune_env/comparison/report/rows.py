@@ -125,6 +125,12 @@ class Row:
         return fmean(seen) if len(seen) == len(self.cells) else None
 
     @property
+    def candidates(self) -> float | None:
+        """Candidates that the search measured, mean over seeds; None where that was not recorded."""
+        known = [cell.candidates for cell in self.cells if cell.candidates is not None]
+        return fmean(known) if len(known) == len(self.cells) else None
+
+    @property
     def seconds(self) -> float:
         """Duration of the search, mean over seeds."""
         return fmean(cell.seconds for cell in self.cells)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Memory for Gram matrices of one run; a 7B model takes six runs.
-_GRAM_BYTES = 4 * 2**30
+#: Memory for Gram matrices of one run; a 7B model takes six runs.
+GRAM_BYTES = 4 * 2**30
 
 
 @torch.no_grad()
@@ -120,7 +120,7 @@ def _grams_from_the_end(
         while left:
             linear = left[-1].linears[0]
             taken += torch.promote_types(torch.float32, linear.weight.dtype).itemsize * linear.in_features**2
-            if taken > _GRAM_BYTES and chunk:
+            if taken > GRAM_BYTES and chunk:
                 break
             chunk.append(left.pop())
         grams = second_moments(model, [group.linears[0] for group in chunk], windows, batch_size)

@@ -11,7 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from ffprune_env.budget.allocation import Allocation
+from ffprune_env.budget.allocation import Allocation, check_sparsity
 from ffprune_env.budget.arrays import FloatArray
 from ffprune_env.budget.even import ffn_only
 from ffprune_env.search.mean import scores_of
@@ -25,11 +25,26 @@ logger = logging.getLogger(__name__)
 _AROUND = (0.5, 0.75, 1.25, 1.5)
 
 
-def others(targets: Sequence[float]) -> list[float]:
-    """Sparsities whose answers say how the mean changes with σ: half-way between targets, or around a single one."""
+def others(targets: Sequence[float], problem: Problem) -> list[float]:
+    """Sparsities whose answers say how the mean changes with σ, as far as the bounds on rates allow them.
+
+    Args:
+        targets: ascending; half-way between two lies another, or some around a single one.
+        problem: of these bounds.
+    """
     if len(targets) == 1:
-        return [factor * targets[0] for factor in _AROUND]
-    return [(low + high) / 2 for low, high in pairwise(targets)]
+        found = [factor * targets[0] for factor in _AROUND]
+    else:
+        found = [(low + high) / 2 for low, high in pairwise(targets)]
+    return [at for at in found if _can_be_met(at, problem)]
+
+
+def _can_be_met(sparsity: float, problem: Problem) -> bool:
+    try:
+        check_sparsity(sparsity, problem.units, problem.a_min, problem.a_max)
+    except ValueError:
+        return False
+    return True
 
 
 class Known(Start):
@@ -59,8 +74,8 @@ class Known(Start):
             except ValueError as error:
                 logger.warning("the search does not start from %s: %s", start.name, error)
                 continue
-            for at in others(targets):
-                with suppress(ValueError):  # beyond what the bounds or the method can reach
+            for at in others(targets, problem):
+                with suppress(ValueError):  # beyond what the method can reach
                     known[at] = scores_of(answer(at), problem.a_min, problem.a_max)
         equal = np.zeros(len(problem.units))
         return StartScores({target: found.get(target, equal) for target in targets}, known)

@@ -67,7 +67,7 @@ class OtherRun(Start):
         self.require_fits(problem.units)
         found = {target: self._scores(replace(problem, sparsity=target)) for target in targets}
         known = {}
-        for at in others(targets):
+        for at in others(targets, problem):
             nearest = min(targets, key=lambda target: abs(target - at))
             known[at] = self.policy.scores(at) + found[nearest] - self.policy.scores(nearest)
         return StartScores(found, known)
