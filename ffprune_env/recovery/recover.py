@@ -52,7 +52,7 @@ def recover(
             :func:`~ffprune_env.recovery.stored_teacher.store_teacher` makes.
         windows: int64 [n, seq_len], or passages, such as :func:`ffprune_env.load_chat` gives.
         settings: what is trained, towards what, on how much text; None: the defaults.
-        held_out: text to choose the best state by, which is not trained on; None takes a few of the windows away for that.
+        held_out: text to choose the best state by, which is not trained on; None takes a few of the windows for that.
         folder: of checkpoints: what was interrupted goes on from there, and what has ended is there and not trained
             again. Remove it when the model is written. None: a temporary one.
         tensorboard: folder of events; None writes none.

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ffprune_env.budget.allocation import Allocation, whole
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Part
+from ffprune_env.export.gguf.families import why_no_gguf
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.export.model_card import CardFacts
@@ -22,6 +23,7 @@ from ffprune_env.lm.cost import Cost
 from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.phases import phase
 from ffprune_env.run.budget_report import BudgetReport
+from ffprune_env.run.config import CONFIG
 from ffprune_env.run.cost_report import cost_content
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.measuring import baselines, measure_policies
@@ -191,12 +193,17 @@ class AnswerReport:
         served = f"ffprune export-gguf {model} {self.gguf}"
         if self.gguf.is_file():
             served = f"llama-server -m {self.gguf}"
-        return [
+        elif why_no_gguf(self.evaluator.prunable.model) is not None:
+            served = f"vllm serve {model}  (with ffprune-vllm)"
+        steps = [
             f"measure it:  ffprune perplexity {model} --text {text} --split {split}",
             f"time it:     ffprune bench-serving {model}{beside}",
             f"serve it:    {served}",
             f'load it:     model = ffprune_env.load_pruned("{model}")',
         ]
+        if any((folder / CONFIG).is_file() for folder in (self.run.path, self.run.path.parent)):
+            steps.append(f"train it:    ffprune recover {self.run.path} --recover-minutes 10")
+        return steps
 
     def _measure(self, policies: Mapping[str, Allocation]) -> None:
         self.policies |= policies

@@ -125,6 +125,7 @@ def test_a_model_that_was_never_trained_is_written_as_the_run_would_have(own, al
     assert code == 0
     assert gguf.GGUFReader(own / "s27" / "model.gguf").fields["deci.block_count"].contents() == 3
     assert f"serve it:    llama-server -m {own / 's27' / 'model.gguf'}" in out
+    assert f"train it:    ffprune recover {own / 's27'} --recover-minutes 10" in out
     assert "MiB, f16: 23 f16" in caplog.text
     assert "ranking" not in caplog.text.lower()
     best = best_of(own / "s27")
@@ -137,6 +138,13 @@ def test_a_model_that_was_never_trained_is_written_as_the_run_would_have(own, al
     assert abs(found - np.log(best["calibration"]["chosen"]["test_ppl"])) < rounding_tolerance(model.dtype)
     for word in ("uniform", "searched, calibrated", "searched, from disk", f"ffprune bench-serving {own}"):
         assert word in out.replace("\n", " ")
+
+
+def test_a_model_that_llama_cpp_does_not_take_is_served_by_vllm(own, allocate, monkeypatch):
+    monkeypatch.setattr(answer_report, "why_no_gguf", lambda model: "no such architecture")
+    _, out, _ = allocate(own, "--sparsity", 0.29)
+    assert f"serve it:    vllm serve {own / 's29' / 'model'}" in out
+    assert "export-gguf" not in out
 
 
 def test_a_gguf_file_that_cannot_be_written_costs_the_model_nothing(own, allocate, monkeypatch):
