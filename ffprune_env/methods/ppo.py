@@ -93,7 +93,7 @@ def search_by_ppo(
     simple = problem.init in ("own", "ffn-only")
     before = meter.candidates
     outcome = run_search(settings, meter, start, scores, callbacks=[means], simple=simple)
-    meter.candidates = before + len(outcome.samples)  # the start is measured beside them, and is none
+    meter.recount(before, len(outcome.samples))  # the start is measured beside them, and is none
     problem.learned.append(outcome.learned)
     return {
         target: Found(answer.allocation, [*means.traces[target], (meter.spent, answer.allocation.kept)])

@@ -29,7 +29,8 @@ class Meter:
         watch: indices of further windows to watch a search on.
         spent: windows charged so far; one with a backward pass counts as three.
         seen: windows that the model read so far, each time that it did: none where the evaluator remembers the answer.
-        candidates: measurements so far, on however few windows each; those for finalists are not among them.
+        candidates: measurements so far, on however few windows each; those for finalists are not among them, nor what
+            a search says by :meth:`recount` that it measured beside its candidates.
         trace: (windows spent, kept) at every :meth:`note`.
 
     Raises:
@@ -116,6 +117,15 @@ class Meter:
             raise BudgetSpentError(f"{n_samples} windows asked for, {left} are left")
         self.spent += n_samples
         self.seen += n_samples if seen else 0
+
+    def recount(self, before: int, candidates: int) -> None:
+        """Sets right how many candidates there were, where a search also measured others beside them, as its start.
+
+        Args:
+            before: how many there were when the search began.
+            candidates: how many of its measurements were candidates.
+        """
+        self.candidates = before + candidates
 
     def look(self, n_samples: int) -> None:
         """Counts windows that gradients are taken on: seen once, and charged as LOOK_COST, whatever the budget is.

@@ -115,7 +115,7 @@ def run_search(
         workers = len(env.workers.actors)
         env.beside = None if looking.fresh is None else looking.beside.kept
     samples: list[Sample] = []
-    archive = Archive(settings.target, settings.finalists, settings.per_update if settings.ramp_sparsity else None)
+    archive = Archive(settings.target, settings.finalists)
     began = time.perf_counter()
     if settings.total:
         with ledger.part("search", workers):

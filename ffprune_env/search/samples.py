@@ -11,8 +11,9 @@ from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.env import COLLAPSE_REWARD
 from ffprune_env.search.in_words import windows_in_words
 
-# Of the final sparsity: from here on rewards count as comparable.
-_NEARLY = 0.95
+# Of the final sparsity: from here on rewards count as comparable. In the paper's curriculum that is the last ninth of a
+# search. What 1 % of σ changes is little beside what samples differ by; with 5 % the lightest rollout won.
+_NEARLY = 0.99
 
 
 @dataclass(frozen=True)
@@ -87,60 +88,40 @@ class Archive:
     """The best samples of a search, by reward or, on windows that were drawn anew, by their lead on the start there.
 
     Rewards at different sparsities do not compare: a lighter pruning always looks better. So a sample made at less
-    than 95 % of the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
+    than 99 % of the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
     rewards on different windows, some of which are easy: a sample measured on fewer ranks behind all that were measured
     on more.
-
-    Where the sparsity rises from rollout to rollout, those last 5 % still decide: all the best would be of the first
-    rollout that counts. There a sample is ranked by its lead on the mean of its own rollout, which was asked for the
-    same. Leads are differences of rewards, not of their logarithms: one collapsed model, whose logarithm has no bottom,
-    would lift all others of its rollout, and what a function says may have no logarithm.
 
     Args:
         final_sparsity: S_final.
         size: samples kept; each differs from the others in ``kept``.
-        rising: samples of a rollout, where the sparsity rises from one to the next; None where it does not.
+
+    Attributes:
+        seen: samples that it was given.
     """
 
-    def __init__(self, final_sparsity: float, size: int = 8, rising: int | None = None) -> None:
-        self.size, self.rising = size, rising
+    def __init__(self, final_sparsity: float, size: int = 8) -> None:
+        self.size, self.seen = size, 0
         self._comparable = (final_sparsity * _NEARLY, final_sparsity * (1 + 1e-6))
-        self._samples: list[Sample] = []
+        self._samples: dict[bytes, Sample] = {}
 
     def __call__(self, sample: Sample) -> None:
-        """Adds a sample."""
-        self._samples.append(sample)
-
-    @property
-    def seen(self) -> int:
-        """How many samples it was given."""
-        return len(self._samples)
+        """Adds a sample, and drops the worst if there are too many."""
+        self.seen += 1
+        key = sample.kept.tobytes()
+        if key in self._samples and self._rank(self._samples[key]) > self._rank(sample):
+            return
+        self._samples[key] = sample
+        if len(self._samples) > self.size:
+            worst = min(self._samples, key=lambda key: self._rank(self._samples[key]))
+            del self._samples[worst]
 
     def best(self) -> list[Sample]:
         """The samples kept, best first."""
-        kept: dict[bytes, tuple[tuple[int, float], Sample]] = {}
-        for sample, mean in zip(self._samples, self._means(), strict=True):
-            rank, key = self._rank(sample, sample.merit - mean), sample.kept.tobytes()
-            if key in kept and kept[key][0] > rank:
-                continue
-            kept[key] = rank, sample
-            if len(kept) > self.size:
-                del kept[min(kept, key=lambda key: kept[key][0])]
-        return [sample for _, sample in sorted(kept.values(), key=lambda ranked: ranked[0], reverse=True)]
+        return sorted(self._samples.values(), key=self._rank, reverse=True)
 
-    def _means(self) -> list[float]:
-        """What the lead of each sample is on: the mean merit of its rollout, or 0 where merits compare as they are."""
-        if self.rising is None:
-            return [0.0] * len(self._samples)
-        rollouts = [sample.step // self.rising for sample in self._samples]
-        merits: dict[int, list[float]] = {rollout: [] for rollout in rollouts}
-        for rollout, sample in zip(rollouts, self._samples, strict=True):
-            merits[rollout].append(sample.merit)
-        means = {rollout: sum(of_it) / len(of_it) for rollout, of_it in merits.items()}
-        return [means[rollout] for rollout in rollouts]
-
-    def _rank(self, sample: Sample, lead: float) -> tuple[int, float]:
-        """Windows measured on, 0 of what does not compare at all; and the lead among those of as many."""
+    def _rank(self, sample: Sample) -> tuple[int, float]:
+        """Windows measured on, 0 of what does not compare at all; and the merit among those of as many."""
         if not self._comparable[0] <= sample.target_sparsity <= self._comparable[1]:
             return 0, float(sample.step)
-        return sample.n_samples, lead
+        return sample.n_samples, sample.merit

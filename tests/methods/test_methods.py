@@ -174,6 +174,16 @@ def test_nothing_is_measured_beyond_the_budget():
         Meter(CURVES, -1)
 
 
+def test_a_search_says_how_many_of_its_measurements_were_candidates():
+    meter, kept = Meter(CURVES, 4), uniform(0.3, CURVES.units).kept
+    meter.measure(kept, 3)
+    before = meter.candidates
+    for _ in range(2):  # the start, and a candidate
+        meter.compare(kept, 5)
+    meter.recount(before, 1)
+    assert (meter.candidates, meter.spent) == (2, 13)
+
+
 def test_flap_keeps_what_stands_out_in_its_unit_at_the_price_of_its_parameters():
     units = CURVES.units[:4]  # two layers: 8 heads of 512, 256 channels of 48 parameters
     scores = [np.full(unit.n_groups, -1.0) for unit in units]

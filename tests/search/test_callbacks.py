@@ -149,28 +149,6 @@ def test_a_sample_that_was_measured_on_more_windows_stays_so():
     assert [(sample.step, sample.reward) for sample in archive.best()] == [(0, 0.7)]
 
 
-def test_where_sparsity_rises_samples_are_ranked_by_the_lead_on_their_own_rollout():
-    """Each rollout is asked for more than the one before: all rewards of the first are higher than any of the last."""
-    rollouts = {0.194: (0.90, 0.80, 0.86), 0.197: (0.60, 0.75, 0.65), 0.2: (0.50, 0.51, 0.56)}
-    drawn = [(at, reward) for at, rewards in rollouts.items() for reward in rewards]
-    rising, level = Archive(0.2, size=4, rising=3), Archive(0.2, size=4)
-    for step, (at, reward) in enumerate(drawn):
-        for archive in (rising, level):
-            archive(make_sample(step, reward, target_sparsity=at))
-    assert [sample.reward for sample in rising.best()] == [0.75, 0.90, 0.56, 0.86]  # by 0.083, 0.047, 0.037, 0.007
-    assert [sample.reward for sample in level.best()] == [0.90, 0.86, 0.80, 0.75]
-    rising(make_sample(9, 0.3, target_sparsity=0.2, n_samples=2))  # a rollout that was cut off, on more windows
-    assert [sample.reward for sample in rising.best()] == [0.3, 0.75, 0.90, 0.56]
-    assert rising.seen == 10
-
-
-def test_a_collapsed_model_does_not_lift_the_others_of_its_rollout_above_all():
-    archive = Archive(0.2, size=1, rising=4)
-    for step, reward in enumerate([0.6, 0.61, 1e-9, 0.59, 0.5, 0.9, 0.55, 0.52]):
-        archive(make_sample(step, reward))
-    assert [sample.reward for sample in archive.best()] == [0.9]
-
-
 def test_samples_say_what_the_environment_saw(tmp_path):
     env = make_env()
     samples = []

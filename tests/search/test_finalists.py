@@ -122,12 +122,11 @@ def test_a_sample_that_was_chosen_is_what_is_left_at_its_own_sparsity():
     np.testing.assert_array_equal(table[0.4], mean)
 
 
-@pytest.mark.parametrize("ramp_sparsity", [True, False])
-def test_finalists_of_a_rising_sparsity_are_those_that_lead_their_own_rollout(ramp_sparsity, monkeypatch):
-    """Else those that are asked for less are ahead."""
+def test_finalists_of_a_rising_sparsity_are_not_all_of_the_lightest_rollout(monkeypatch):
+    """Within 1 % of the final sparsity what samples differ by is more than what the sparsity makes."""
     settings = SearchSettings(
-        sparsity=0.4, init="none", evaluations=160, finalists=4, k=0.02, ramp_sparsity=ramp_sparsity,
-        ramp_windows=False, fresh_windows=False, learning_rate=1e-9,
+        sparsity=0.4, init="none", evaluations=480, finalists=4, ramp_sparsity=True, ramp_windows=False,
+        fresh_windows=False, learning_rate=1e-9, log_std_init=0.0,
     )  # fmt: skip
     settings.require_allowed()
     archives = []
@@ -136,15 +135,11 @@ def test_finalists_of_a_rising_sparsity_are_those_that_lead_their_own_rollout(ra
     )
     start = Equal()
     outcome = run_search(settings, CURVES, start, start.scores(Problem.of(CURVES, 0.4), settings.targets))
-    nearly = [sample for sample in outcome.samples if sample.target_sparsity >= 0.95 * 0.4]
-    rewards = {sample.step: sample.reward for sample in nearly}
-    if ramp_sparsity:
-        assert len({sample.target_sparsity for sample in nearly}) > 4
-        rollouts = [nearly[i : i + 8] for i in range(0, len(nearly), 8)]
-        means = {sample.step: np.mean([x.reward for x in rollout]) for rollout in rollouts for sample in rollout}
-        rewards = {step: reward - means[step] for step, reward in rewards.items()}
-    expected = sorted(rewards, key=rewards.__getitem__, reverse=True)[:4]
-    assert [sample.step for sample in archives[0].best()] == expected
+    compared = [sample for sample in outcome.samples if sample.target_sparsity >= 0.99 * 0.4]
+    assert 480 / 12 < len(compared) < 480 / 7
+    best = archives[0].best()
+    assert [x.step for x in best] == [x.step for x in sorted(compared, key=lambda x: x.reward, reverse=True)[:4]]
+    assert len({sample.step // 8 for sample in best}) > 1
 
 
 HARD = np.array([3.0, 3.0, 3.0, 4.0])  # one window decides the mean
