@@ -40,14 +40,14 @@ from ffprune_env.export.writable import require_writable_folder
 from ffprune_env.limits.limit import Limit
 from ffprune_env.limits.smallest import Smallest, smallest_model
 from ffprune_env.limits.told import limit_content, limit_lines, limit_table
-from ffprune_env.lm.identity import identity_of_settings
+from ffprune_env.lm.identity import identity_of_settings, identity_of_versions
 from ffprune_env.run.about import told_beside
 from ffprune_env.run.answer_report import AnswerReport
 from ffprune_env.run.config import targets_of
 from ffprune_env.run.folder import RunFolder, part_of
 from ffprune_env.run.limited import limit_part_of, trial_log
 from ffprune_env.run.over_sparsities import sparsities_table
-from ffprune_env.run.told_before import told_before
+from ffprune_env.run.told_before import MEASURED_WITH, told_before
 from ffprune_env.search.finalists import Answer
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.target_settings import SparsitySettings
@@ -183,6 +183,7 @@ def report(
     settings = job.settings
     about, facts = told_beside(settings.model, settings.text, settings.tested_on, settings, evaluator, test_windows)
     about["allocated_by"] = str(job.run.path.resolve())  # whoever reads it may be anywhere
+    about[MEASURED_WITH] = identity_of_versions()
     if job.found is not None:
         about["limit"] = limit_content(job.found)
     reports: list[AnswerReport] = []
@@ -191,7 +192,7 @@ def report(
         (folder.path / "plots").mkdir(parents=True, exist_ok=True)
         compared = args.baselines or "uniform" in (folder.read_json("best.json") or {})
         answer = Answer("the policy", job.policy.scores(sparsity), allocation)
-        told = told_before(folder, sparsity, answer, evaluator.units)
+        told = told_before(folder, sparsity, answer, evaluator.units, job.run)
         dense = reports[0].dense if reports else None
         result = AnswerReport(
             folder, evaluator, test_windows, sparsity, answer, about, job.ledger.parts, dense, told=told

@@ -31,6 +31,7 @@ from ffprune_env.cli.past_run import load_past_run, read_run_settings
 from ffprune_env.cli.progress import showing_phases
 from ffprune_env.cli.settings import require_folder_of
 from ffprune_env.export.gguf.kinds import GgufType
+from ffprune_env.export.gguf.llama_cpp import require_llama_cpp
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.run.folder import RunFolder
@@ -53,7 +54,7 @@ class Args(SearchedFlags, RoundFlags, TrustFlags):
 
     beside: tuple[Path, ...] = ()
     """folders of searches for one sparsity alone, of the same model on the same test text, re-fitted in the same way,
-    to draw as single marks beside what the run measured: with --no-files"""
+    to draw as single marks beside what the run measured: with --no-files, or without llama.cpp"""
     image: Path | None = None
     """file to write the picture to: .png, .svg or .pdf; None: plots/frontier.png in the folder of the run"""
     html: Path | None = None
@@ -79,9 +80,10 @@ def main() -> int:
         require_picture(args.image)
         if not args.types:
             raise ValueError("--types takes at least one type of file, such as f16")
-        require_beside_alike(args)
+        require_beside_alike(args, args.files and measures_files())
         points = frontier(args.of, args.beside)
         files = measured_files(args)
+        require_beside_alike(args, bool(files))  # those that were measured where llama.cpp was there
         draw(args, points, files)
     except KeyboardInterrupt:
         say("interrupted; what was measured is kept, and the same command goes on")
@@ -97,9 +99,23 @@ def require_picture(file: Path | None) -> None:
         raise ValueError(f"--image {file} ends in {file.suffix or 'nothing'}; allowed are {', '.join(PICTURES)}")
 
 
-def require_beside_alike(args: Args) -> None:
-    """Raises ValueError for runs that would have to stand beside files of another perplexity."""
-    if args.beside and args.files and args.file_windows is not None:
+def measures_files() -> bool:
+    """Whether llama.cpp is there."""
+    try:
+        require_llama_cpp("measuring files")
+    except ValueError:
+        return False
+    return True
+
+
+def require_beside_alike(args: Args, files: bool) -> None:
+    """Raises ValueError for runs that would have to stand beside files of another perplexity.
+
+    Args:
+        args: what is asked.
+        files: whether any are drawn; otherwise it is what the run measured, on all test text too.
+    """
+    if args.beside and files and args.file_windows is not None:
         raise ValueError(
             f"--beside marks what was measured on all test text, beside files on {args.file_windows} windows of it: "
             f"add --no-files, which draws what the run measured, or --file-windows None"

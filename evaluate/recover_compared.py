@@ -37,11 +37,13 @@ from ffprune_env.comparison.measuring import Measuring, load, prepare
 from ffprune_env.comparison.questions import Questions
 from ffprune_env.comparison.recovered import RecoveredCell, recover_cell, recovered_markdown
 from ffprune_env.evaluators.objectives.unseen import unseen_alone
+from ffprune_env.evaluators.settings import BatchSettings
 from ffprune_env.evaluators.zero_shot import score_tasks
 from ffprune_env.evaluators.zero_shot_tasks import open_tasks
 from ffprune_env.lm.batches import release_memory
 from ffprune_env.lm.devices import require_resident
 from ffprune_env.lm.identity import ChangedError, identity_of_versions, require_same
+from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.recovery.passages import digest_of
 from ffprune_env.recovery.settings import RecoverySettings
@@ -53,7 +55,7 @@ console = wide_console()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Args(RecoveryFlags, QuestionFlags, DeviceFlags, TrustFlags):
+class Args(RecoveryFlags, QuestionFlags, BatchSettings, DeviceFlags, TrustFlags):
     """What is asked of a comparison; every field is a flag. Zero-shot tasks are asked where --data-dir is given."""
 
     compared: tyro.conf.Positional[Path]
@@ -97,6 +99,7 @@ def plan(args: Args) -> Job:
     """Everything that can be refused before a model is loaded is refused here."""
     recovery = args.recovery_settings()
     args.require_recovery_text()
+    require_in_range("--batch-size", args.batch_size, 1)
     try:
         said = json.loads((args.compared / "settings.json").read_text(encoding="utf-8"))
         manifest = json.loads((args.compared / "manifest.json").read_text(encoding="utf-8"))
@@ -104,6 +107,8 @@ def plan(args: Args) -> Job:
         raise ValueError(f"{args.compared} is no comparison: evaluate/compare.py makes one by --out") from error
     found = {name: value for name, value in (BEFORE | said).items() if name in RunSettings.__dataclass_fields__}
     found |= {"device": args.device, "trust_remote_code": args.trust_remote_code}
+    # A comparison does not keep it, since no figure depends on it; those of before did.
+    found |= {} if args.batch_size is None else {"batch_size": args.batch_size}
     settings = checked(RunSettings, found, str(args.compared / "settings.json"))
     settings = replace(settings, bos=manifest.get("made", {}).get("bos", "never"))
     settings.require_texts()

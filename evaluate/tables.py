@@ -53,7 +53,7 @@ from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.presets import PRESETS
 from ffprune_env.search.target_settings import EvaluationsSettings
 from ffprune_env.texts.default_text import text_for
-from ffprune_env.texts.windows import require_text
+from ffprune_env.texts.windows import require_text, same_text
 
 logger = logging.getLogger("ffprune")
 console = wide_console()
@@ -92,11 +92,13 @@ class Args(
 
     def require_two_texts(self) -> None:
         """Raises ValueError where the two rows of table 1 that differ in their calibration text would be the same."""
-        if self.table == 1 and self.calibration_text is not None:
-            raise ValueError(
-                "--table 1 shows ours calibrated on --text and on another text: give --other-text "
-                f"{self.calibration_text} in place of --calibration-text"
-            )
+        for model in self.models if self.table == 1 else ():
+            one = self.for_model(model, self.calibration_text)
+            if same_text(one.calibration_text or one.text, self.other_text):
+                raise ValueError(
+                    f"--table 1 shows ours calibrated on two texts, and of {model} both are {self.other_text}: give "
+                    "another --other-text, or another --calibration-text"
+                )
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""

@@ -15,7 +15,7 @@ from ffprune_env.comparison.rebuilt import REBUILDERS, rebuild_and_measure
 from ffprune_env.comparison.subject import Subject
 from ffprune_env.lm.excess import share_removed, share_text
 from ffprune_env.lm.same_model import require_same_model, rounding_tolerance
-from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
+from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK, ONE_SEED_FELL_BACK
 from ffprune_env.recovery.recover import recover
 from ffprune_env.recovery.settings import RecoverySettings
 from ffprune_env.recovery.text import RecoveryText
@@ -143,7 +143,7 @@ def recovered_markdown(cells: Sequence[RecoveredCell]) -> str:
             )
         parts.append("\n".join(lines))
     if any(cell.fell_back for cell in cells):
-        parts.append(f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}.")
+        parts.append(ONE_SEED_FELL_BACK)
     return "\n\n".join(parts) + "\n"
 
 

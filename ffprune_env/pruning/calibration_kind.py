@@ -17,6 +17,8 @@ FELL_BACK = (
     "calibrated by Eqs. 6-7 alone, not in sequence as asked for: memory ran out, or the pruned model collapsed. "
     "Not compared in % with models that were"
 )
+#: The same, whole, below a table whose rows are means over seeds.
+ONE_SEED_FELL_BACK = f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}."
 
 
 def calibration_kind(calibration: Calibration | None) -> CalibrationKind:

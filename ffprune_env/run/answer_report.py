@@ -15,18 +15,17 @@ from transformers import PreTrainedTokenizerBase
 from ffprune_env.budget.allocation import Allocation, whole
 from ffprune_env.evaluators.language_model import LMEvaluator
 from ffprune_env.evaluators.ledger import Part
-from ffprune_env.export.gguf.families import why_no_gguf
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.export.model_card import CardFacts
 from ffprune_env.lm.cost import Cost
-from ffprune_env.lm.model_names import DEFAULT_MODEL
 from ffprune_env.lm.phases import phase
 from ffprune_env.run.budget_report import BudgetReport
 from ffprune_env.run.config import CONFIG
 from ffprune_env.run.cost_report import cost_content
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.measuring import baselines, measure_policies
+from ffprune_env.run.next_steps import next_steps, serving
 from ffprune_env.run.plots import retention_plot
 from ffprune_env.run.recovery_files import FOLDER, forget_recovery
 from ffprune_env.run.results import Measured, PolicyResult, best_policy, label
@@ -34,7 +33,6 @@ from ffprune_env.run.results_table import results_table
 from ffprune_env.run.saved_model import write_and_measure
 from ffprune_env.run.told_before import ToldBefore
 from ffprune_env.search.finalists import Answer
-from ffprune_env.texts.windows import DEFAULT_TEXT, split_tested
 
 logger = logging.getLogger(__name__)
 
@@ -186,24 +184,9 @@ class AnswerReport:
         """What can be done with the model, as commands and a line of Python; nothing if none was written."""
         if self.results.saved is None or self.failure is not None:
             return []
-        model, dense = self.run.path / "model", self.about.get("model", DEFAULT_MODEL)
-        text = self.about.get("test_text", DEFAULT_TEXT)
-        split = split_tested(self.about.get("text", DEFAULT_TEXT), text)
-        beside = "" if dense == DEFAULT_MODEL else f" --dense {dense}"
-        served = f"ffprune export-gguf {model} {self.gguf}"
-        if self.gguf.is_file():
-            served = f"llama-server -m {self.gguf}"
-        elif why_no_gguf(self.evaluator.prunable.model) is not None:
-            served = f"vllm serve {model}  (with ffprune-vllm)"
-        steps = [
-            f"measure it:  ffprune perplexity {model} --text {text} --split {split}",
-            f"time it:     ffprune bench-serving {model}{beside}",
-            f"serve it:    {served}",
-            f'load it:     model = ffprune_env.load_pruned("{model}")',
-        ]
-        if any((folder / CONFIG).is_file() for folder in (self.run.path, self.run.path.parent)):
-            steps.append(f"train it:    ffprune recover {self.run.path} --recover-minutes 10")
-        return steps
+        path = self.run.path
+        served = serving(self.evaluator.prunable.model, path / "model", self.gguf, self.gguf.is_file())
+        return next_steps(path, self.about, served, any((x / CONFIG).is_file() for x in (path, path.parent)))
 
     def _measure(self, policies: Mapping[str, Allocation]) -> None:
         self.policies |= policies

@@ -10,10 +10,11 @@ from typing import Any
 from ffprune_env.evaluators.objectives.reward import PERPLEXITY, RewardMix
 from ffprune_env.search.in_words import windows_in_words
 
-#: What the scores that a search started from are called among its last candidates.
-START = "the start"
+#: What the last candidates of a search are called: the scores that it started from, the policy's mean, and the one that
+#: no search and no curves speak for.
+START, MEAN, SAFETY_NET = "the start", "the policy's mean", "ffn-only"
 #: Candidates that nobody has to search for.
-FREE = (START, "ffn-only")
+FREE = (START, SAFETY_NET)
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Added:
         if self.chosen in FREE:
             return f"PPO added nothing: {self.chosen} is better than its start ({start}) by {size} {on}; {cost}"
         if self.nats < 0:
-            lead = f"the start ({start}) leads by {-self.nats:.4f} {unit}, no more than chance, {on}"
-            return f"PPO's answer is {self.chosen}: {lead}, and the rewards of the search speak against it; {cost}"
+            lead = f"the start ({start}) leads by {-self.nats:.4f} {unit} {on}, no more than chance"
+            return f"PPO's answer is {self.chosen}: {lead}; {cost}"
         doubt = f"; {rival}" if self.next_nats is not None and self.next_nats < 0 else ""
         return f"PPO added to its start ({start}): {self.chosen} is better by {size} {on}{doubt}; {cost}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -13,19 +13,15 @@ from ffprune_env.budget.allocation import Allocation
 from ffprune_env.budget.arrays import FloatArray, IntArray
 from ffprune_env.budget.mapping import allocate, says_rates
 from ffprune_env.budget.units import PruneUnit
-from ffprune_env.search.added import START, Added, compare
+from ffprune_env.search.added import MEAN, SAFETY_NET, START, Added, compare
 from ffprune_env.search.affordable import rounds, windows_everywhere
 from ffprune_env.search.in_words import windows_in_words
 from ffprune_env.search.mean import ffn_only_scores
 from ffprune_env.search.samples import Archive
 from ffprune_env.search.settings import SearchSettings
+from ffprune_env.search.settled import settled, simple_among, spoken_for
 
 logger = logging.getLogger(__name__)
-
-#: What the policy's mean is called among the last candidates.
-MEAN = "the policy's mean"
-#: The candidate that no search and no curves speak for.
-SAFETY_NET = "ffn-only"
 
 
 @dataclass(frozen=True)
@@ -84,7 +80,8 @@ def choose(
 
     All are measured on twice N_max windows, the better half on twice as many, and so on. Samples that were the best of
     many are lucky on the windows that they were found on, and so is the start on those of its curves: what they are
-    ranked by is text that neither saw. `ffn-only` has to lead by more than chance: see :func:`settled`.
+    ranked by is text that neither saw. `ffn-only` has to lead by more than chance: see
+    :func:`~ffprune_env.search.settled.settled`.
 
     Args:
         settings: of the search; its target is the sparsity.
@@ -109,61 +106,12 @@ def choose(
         for name, measured in found.items():
             losses[name][n_samples] = measured
     last = {x.name: losses[x.name][n_samples] for x in ranked}
-    plain = plain_among({x.name: x.allocation.kept.tobytes() for x in answers})
-    order = settled([x.name for x in ranked], last, spoken_for(scores) - plain, plain)
+    simple = simple_among({x.name: x.allocation.kept.tobytes() for x in answers})
+    order = settled([x.name for x in ranked], last, spoken_for(scores) - simple, simple)
     logger.info("the best is %s", order[0])
     spent = sum(n_samples for by_windows in losses.values() for n_samples in by_windows)
     means = {name: {n: float(x.mean()) for n, x in by_windows.items()} for name, by_windows in losses.items()}
     return replace(next(x for x in ranked if x.name == order[0]), added=compare(order, means), spent=spent)
-
-
-def settled(
-    order: Sequence[str],
-    losses: Mapping[str, FloatArray],
-    known: Collection[str],
-    plain: Collection[str] = (SAFETY_NET,),
-) -> list[str]:
-    """Names with the answer first: the best, but `ffn-only` only where its lead is more than chance.
-
-    Damage curves speak for a start, and the rewards of a search for its mean, both on other text than this. Nothing
-    else speaks for `ffn-only`, and of a few windows one that is hard decides. So it leads the next best by more than
-    the standard error of the difference, window by window, or that is the answer. Nothing speaks for equal scores, nor
-    for a sample that was the best of many: against these the lead counts as it is.
-
-    Args:
-        order: of the candidates, the best first.
-        losses: float64 [n] by name, of the same windows. Of one number no error can be told, and the lead counts.
-        known: candidates that other text speaks for.
-        plain: names of `ffn-only`: a search may have started from it.
-    """
-    if order[0] not in plain or len(order) < 2 or order[1] not in known:
-        return list(order)
-    leads = losses[order[1]] - losses[order[0]]
-    if len(leads) < 2 or not np.isfinite(leads).all():  # the latter of the other's model, which is broken
-        return list(order)
-    lead, error = float(leads.mean()), float(leads.std(ddof=1)) / len(leads) ** 0.5
-    if lead > error:
-        return list(order)
-    logger.info("%s leads by %.4f, with a standard error of %.4f: no more than chance", order[0], lead, error)
-    return [order[1], order[0], *order[2:]]
-
-
-def plain_among(kept: Mapping[str, object]) -> set[str]:
-    """Names of `ffn-only`, which may be the start too; none where it is no candidate.
-
-    Args:
-        kept: what every candidate keeps, by name, in anything that compares.
-    """
-    return {name for name in (START, SAFETY_NET) if SAFETY_NET in kept and kept.get(name) == kept[SAFETY_NET]}
-
-
-def spoken_for(scores: Mapping[str, FloatArray]) -> set[str]:
-    """Candidates that other text speaks for than that of the last look: the mean, and a start that says anything.
-
-    Args:
-        scores: [N] by name.
-    """
-    return {name for name in (START, MEAN) if name in scores and np.ptp(scores[name]) > 0}
 
 
 def choose_everywhere(
@@ -195,7 +143,7 @@ def choose_everywhere(
         }
         for name, scores in functions.items()
     }
-    plain = plain_among({name: _kept_everywhere(by_target) for name, by_target in said.items()})
+    simple = simple_among({name: _kept_everywhere(by_target) for name, by_target in said.items()})
     answers = _different(said)
     n_samples = windows_everywhere(settings)
     text = f"{windows_in_words(n_samples)} that {unseen}"
@@ -206,7 +154,7 @@ def choose_everywhere(
     }
     losses = {name: float(x.mean()) for name, x in by_window.items()}
     known = set.intersection(*(spoken_for({name: x[at] for name, x in functions.items()}) for at in settings.targets))
-    order = settled(sorted(losses, key=lambda name: losses[name]), by_window, known - plain, plain)
+    order = settled(sorted(losses, key=lambda name: losses[name]), by_window, known - simple, simple)
     best = order[0]
     others = ", ".join(f"{name} {losses[name] - losses[best]:+.3f}" for name in losses if name != best)
     logger.info("the best is %s%s", best, others and f"; nats per token more, on the average: {others}")

@@ -38,6 +38,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Settings whose value here asks for less than the default does: in vain or not, who gives it gets what was asked for.
+# Of `eval_every`, None leaves it to the search how often it looks, which here is never.
+_ASKS_FOR_NOTHING = {
+    "fresh_windows": False, "ramp_windows": False, "openings": 0, "init_steps": 0, "eval_every": None,
+}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -185,6 +191,7 @@ def _settings_of(preset: str, sparsity: float, settings: Mapping[str, Any]) -> t
             f"ffprune search --sparsity leaves a policy"
         )
     asked = {**PRESETS[preset], **settings}
+    asked["eval_every"] = asked.get("eval_every") or 0  # None would keep windows to look at, and nobody does
     searching = SearchSettings(sparsity=sparsity, **_of(SearchSettings, asked))
     measuring = EvaluatorSettings(**_of(EvaluatorSettings, {**asked, **searching.needless}))
     unknown = asked.keys() - asdict(searching).keys() - asdict(measuring).keys()
@@ -195,8 +202,18 @@ def _settings_of(preset: str, sparsity: float, settings: Mapping[str, Any]) -> t
     require_heeded(searching, settings.keys())
     in_vain = "TensorBoard shows what it measures, and ff.search leaves no folder for it: ffprune search does"
     watched = UsedBy(("eval_every",), searching.eval_every == 0, in_vain)
-    require_used(settings.keys(), (*by_search(searching, measuring), watched))
+    require_used(_wishes(settings), (*by_search(searching, measuring), watched))
     return searching, measuring
+
+
+def _wishes(settings: Mapping[str, Any]) -> set[str]:
+    """Names of the settings that ask for something: neither for their default, nor for a thing to be left out."""
+    plain = {**asdict(SearchSettings()), **asdict(EvaluatorSettings())}
+    return {
+        name
+        for name, value in settings.items()
+        if value != plain[name] and not (name in _ASKS_FOR_NOTHING and value == _ASKS_FOR_NOTHING[name])
+    }
 
 
 def _of(group: type, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -194,6 +194,19 @@ def test_flags_begin_at_the_paper_s_protocol(tables):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        ("--table", 1, "--calibration-text", "wikitext2"),
+        ("--table", 1, "--text", "c4", "--calibration-text", "wikitext2"),  # what is searched on is in neither row
+        ("--table", 2, "--calibration-text", "c4"),  # it has one row of ours
+    ],
+)
+def test_rows_that_are_calibrated_on_two_texts_are_taken_whatever_is_searched_on(tables, words):
+    code, out, err = tables(*words, "--no-measure")
+    assert (code, err, "nothing was measured" in out) == (0, "", True)
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (("--table", 5), "--table"),
@@ -204,7 +217,18 @@ def test_flags_begin_at_the_paper_s_protocol(tables):
         (("--table", 2, "--models", "a/x", "b/x"), "two of --models end in the same name"),
         (("--table", 2, "--tflops", 0), "--tflops must be positive"),
         (("--table", 2, "--text", "nothing.txt"), "no such file"),
-        (("--table", 1, "--calibration-text", "c4"), "give --other-text c4 in place of --calibration-text"),
+        (
+            ("--table", 1, "--calibration-text", "c4"),
+            "both are c4: give another --other-text, or another --calibration",
+        ),
+        (
+            ("--table", 1, "--text", "wikitext2", "--other-text", "wikitext2"),
+            "both are wikitext2: give another --other",
+        ),
+        (
+            ("--table", 1, "--models", "smollm2-135m", "llama-7b", "--text", "auto", "--other-text", "wikitext2"),
+            "ours calibrated on two texts, and of llama-7b both are wikitext2",
+        ),
     ],
 )
 def test_bad_input_gets_one_line(tables, capsys, words, message):

@@ -174,6 +174,21 @@ def test_methods_are_compared_after_recovery(compare, run_script):
     assert (code, "is no comparison: evaluate/compare.py makes one" in err) == (2, True)
 
 
+def test_a_comparison_is_recovered_with_as_many_windows_at_once_as_is_said(compare, run_script):
+    """What it was measured with it does not keep; folders of before did, and that is the default then."""
+    words = ("--methods", "uniform", "--sparsity", "0.3", "--calibration", "none", "--reward-model", "cut")
+    assert compare(*words, "--batch-size", "1")[0] == 0
+    script, file = load_script("evaluate/recover_compared.py"), compare.out / "settings.json"
+    settings = json.loads(file.read_text())
+    for kept, asked, used in (({}, None, None), ({}, 1, 1), ({"batch_size": 3}, None, 3), ({"batch_size": 3}, 2, 2)):
+        file.write_text(json.dumps(settings | kept))
+        job = script.plan(script.Args(compared=compare.out, batch_size=asked))
+        assert job.settings.batch_size == used
+        assert script.measuring_of(script.Args(compared=compare.out), job, None, "").settings.batch_size == used
+    code, _, err = run_script("evaluate/recover_compared.py", compare.out, "--batch-size", 0)
+    assert (code, "--batch-size must be at least 1, got 0" in err) == (2, True)
+
+
 def test_what_two_processes_recover_otherwise_is_not_mixed(compare, run_script, monkeypatch):
     """Both began while nothing was recovered yet: who comes second is told, and neither trains for nothing."""
     assert compare("--methods", "uniform", "ffn-only", "--sparsity", "0.3", "--calibration", "ridge")[0] == 0

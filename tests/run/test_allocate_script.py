@@ -140,13 +140,6 @@ def test_a_model_that_was_never_trained_is_written_as_the_run_would_have(own, al
         assert word in out.replace("\n", " ")
 
 
-def test_a_model_that_llama_cpp_does_not_take_is_served_by_vllm(own, allocate, monkeypatch):
-    monkeypatch.setattr(answer_report, "why_no_gguf", lambda model: "no such architecture")
-    _, out, _ = allocate(own, "--sparsity", 0.29)
-    assert f"serve it:    vllm serve {own / 's29' / 'model'}" in out
-    assert "export-gguf" not in out
-
-
 def test_a_gguf_file_that_cannot_be_written_costs_the_model_nothing(own, allocate, monkeypatch):
     def full(*args):
         raise OSError("No space left on device")
@@ -217,14 +210,36 @@ def test_what_the_run_measured_stays_where_its_model_cannot_be_written(own, allo
 def test_nothing_is_told_of_another_answer(own, change):
     policy, folder = ff.Policy.load(own), RunFolder(own / "s30")
     answer = Answer("the policy", policy.scores(0.3), policy.allocate(0.3))
-    known = told_before(folder, 0.3, answer, policy.units)
+    known = told_before(folder, 0.3, answer, policy.units, RunFolder(own))
     assert known.search["evaluations"] == 16
     assert known.plain["uniform"].test_ppl == best_of(own / "s30")["uniform"]["test_ppl"]
     other = policy.allocate(0.3 if change != "kept" else 0.31)
     answer = Answer("the policy", answer.scores + (1e-3 if change == "scores" else 0), other)
     if change == "damaged":
         (own / "s30" / "best.json").write_text('{"chosen": 3, "target_sparsity": 0.3}')
-    assert told_before(folder, 0.25 if change == "target" else 0.3, answer, policy.units) == ToldBefore()
+    target = 0.25 if change == "target" else 0.3
+    assert told_before(folder, target, answer, policy.units, RunFolder(own)) == ToldBefore()
+
+
+def test_what_other_versions_measured_is_measured_again(own, allocate, caplog):
+    """A table holds figures of one version: of those before, what the search came to is told alone."""
+    caplog.set_level("INFO")
+    identity = json.loads((own / "identity.json").read_text())
+    (own / "identity.json").write_text(json.dumps(identity | {"torch": "1.13.0"}))
+    before = best_of(own / "s20")
+    for group in (before, before["calibration"]):
+        group["uniform"]["test_ppl"] = 12345.0  # as those versions had it
+    (own / "s20" / "best.json").write_text(json.dumps(before))
+    assert allocate(own, "--sparsity", 0.2, "--no-save-model")[0] == 0
+    after = best_of(own / "s20")
+    assert "torch has changed from 1.13.0" in caplog.text
+    assert {after["uniform"]["test_ppl"], after["calibration"]["uniform"]["test_ppl"]}.isdisjoint({12345.0})
+    assert {name: after[name] for name in ("evaluations", "cost")} == {x: before[x] for x in ("evaluations", "cost")}
+    # Those of now are kept, whatever the run was begun with.
+    caplog.clear()
+    assert allocate(own, "--sparsity", 0.2, "--no-save-model")[0] == 0
+    assert "measuring uniform" not in caplog.text
+    assert best_of(own / "s20")["uniform"] == after["uniform"]
 
 
 def test_a_model_can_go_elsewhere(own, allocate, tmp_path, monkeypatch):

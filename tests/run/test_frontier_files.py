@@ -130,17 +130,42 @@ def test_files_are_measured_once_and_drawn(own, run_frontier):
     assert "Q8_0" not in said
 
 
-def test_with_files_that_were_measured_no_files_draws_the_run_and_what_is_beside_it(ended, run_frontier, tmp_path):
-    """And where files are drawn, of fewer windows, nothing can stand beside them."""
-    (ended / "config.yaml").write_text("model: m\ntext: words\nsparsity: [0.2, 0.5]\n")
-    RunFolder(ended).write_json("identity.json", {"weights": "x", "test text": "y"})
-    kept = KeptFiles(RunFolder(ended), measured_on("y", 4, 5), {"machine": "one"})
-    kept.add(replace(POINTS[0], made_of="x"))
+@pytest.fixture
+def alone(ended):
+    """A search for one sparsity alone, of the same model and text as the run that has ended."""
     alone = ended / "alone"
     alone.mkdir()
-    (alone / "config.yaml").write_text("model: m\ntext: words\nsparsity: 0.3\n")
-    RunFolder(alone).write_json("identity.json", {"weights": "x", "test text": "y"})
+    for folder, sparsity in ((ended, "[0.2, 0.5]"), (alone, "0.3")):
+        (folder / "config.yaml").write_text(f"model: m\ntext: words\nsparsity: {sparsity}\n")
+        RunFolder(folder).write_json("identity.json", {"weights": "x", "test text": "y"})
     best_json(alone, sparsity=0.3, test_ppl=10.5)
+    return alone
+
+
+def test_without_llama_cpp_the_run_is_drawn_and_what_is_beside_it(ended, alone, run_frontier, monkeypatch, tmp_path):
+    without_llama_cpp(monkeypatch)
+    image = tmp_path / "x.svg"
+    code, said, _ = run_frontier(ended, "--beside", alone, "--image", image)
+    assert (code, said.count(ALONE)) == (0, 1)
+    # Files that were measured elsewhere are drawn, and of fewer windows nothing can stand beside them.
+    kept = KeptFiles(RunFolder(ended), measured_on("y", 4, 5), {"machine": "one"})
+    kept.add(replace(POINTS[0], made_of="x"))
+    code, _, error = run_frontier(ended, "--beside", alone, "--image", image)
+    assert (code, "beside files on 4 windows of it: add --no-files" in error) == (2, True)
+
+
+def test_what_cannot_stand_beside_files_is_refused_before_any_is_measured(ended, alone, run_frontier):
+    pytest.importorskip("cyllama")
+    code, _, error = run_frontier(ended, "--beside", alone)
+    assert (code, "beside files on 4 windows of it: add --no-files" in error) == (2, True)
+
+
+def test_with_files_that_were_measured_no_files_draws_the_run_and_what_is_beside_it(
+    ended, alone, run_frontier, tmp_path
+):
+    """And where files are drawn, of fewer windows, nothing can stand beside them."""
+    kept = KeptFiles(RunFolder(ended), measured_on("y", 4, 5), {"machine": "one"})
+    kept.add(replace(POINTS[0], made_of="x"))
     image = tmp_path / "x.svg"
     code, said, _ = run_frontier(ended, "--beside", alone, "--no-files", "--image", image)
     assert code == 0

@@ -72,7 +72,7 @@ def test_a_search_says_what_it_added_in_the_unit_of_its_reward():
 
 def test_a_start_that_leads_by_no_more_than_chance_is_not_called_worse():
     told = Added("the policy's mean", -0.01, 8, "the start", -0.01).told("ffn-only", 96, 47)
-    assert "the start (ffn-only) leads by 0.0100 nats per token, no more than chance, on 8 windows" in told
+    assert "the start (ffn-only) leads by 0.0100 nats per token on 8 windows, no more than chance" in told
     assert "better" not in told
 
 

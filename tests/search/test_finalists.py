@@ -8,17 +8,13 @@ import pytest
 from ffprune_env.budget.mapping import allocate
 from ffprune_env.evaluators.surrogate import SurrogateEvaluator
 from ffprune_env.search import run_search as run_search_module
-from ffprune_env.search.added import START
+from ffprune_env.search.added import SAFETY_NET, START
 from ffprune_env.search.affordable import affordable, most_windows, rounds
 from ffprune_env.search.finalists import (
-    SAFETY_NET,
     candidates,
     choose,
     choose_everywhere,
     functions_of,
-    plain_among,
-    settled,
-    spoken_for,
 )
 from ffprune_env.search.problem import Problem
 from ffprune_env.search.run_search import last_look, run_search
@@ -142,60 +138,18 @@ def test_finalists_of_a_rising_sparsity_are_not_all_of_the_lightest_rollout(monk
     assert len({sample.step // 8 for sample in best}) > 1
 
 
-HARD = np.array([3.0, 3.0, 3.0, 4.0])  # one window decides the mean
-EASY = np.array([3.1, 3.1, 3.1, 3.1])
-
-
-@pytest.mark.parametrize(
-    ("ffn_only", "answer"),
-    [
-        (EASY, "the start"),  # it leads by 0.15 nats, with a standard error of 0.25
-        (HARD - [0.01, 0.02, 0.03, 0.02], "ffn-only"),
-        (np.full(4, 3.0), "the start"),  # by 0.25 with as much
-        (HARD[:1] - 0.1, "ffn-only"),  # of one number no error can be told
-    ],
-)
-def test_the_safety_net_has_to_lead_by_more_than_chance(ffn_only, answer):
-    losses = {"the start": HARD[: len(ffn_only)], "ffn-only": ffn_only}
-    assert settled(["ffn-only", "the start"], losses, {"the start"})[0] == answer
-
-
-def test_what_was_searched_for_need_not():
-    """A search was rewarded for it on other text."""
-    losses = {"the start": HARD, "the policy's mean": EASY}
-    known = {"the start", "the policy's mean"}
-    assert settled(["the policy's mean", "the start"], losses, known)[0] == "the policy's mean"
-
-
-@pytest.mark.parametrize(
-    ("start", "answer"),
-    [
-        (HARD - [0.0, 0.0, 0.0, 0.5], "the policy's mean"),  # it leads by 0.125 nats, with a standard error of 0.125
-        (HARD - [0.1, 0.1, 0.1, 0.2], "the start"),
-    ],
-)
-def test_a_search_that_starts_from_ffn_only_keeps_it_where_it_leads_by_more_than_chance(start, answer):
-    """It is the same candidate under another name, and nothing more speaks for it."""
-    kept = {"the start": b"f", "ffn-only": b"f", "the policy's mean": b"m"}
-    plain = plain_among(kept)
-    assert plain == {"the start", "ffn-only"}
-    losses = {"the start": start, "the policy's mean": HARD}
-    known = {"the start", "the policy's mean"} - plain
-    assert settled(["the start", "the policy's mean"], losses, known, plain)[0] == answer
-
-
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_what_a_search_from_ffn_only_found_is_not_given_up_for_one_hard_window(everywhere):
     sparsities = (0.2, 0.3)
     settings = SearchSettings(sparsity=sparsities if everywhere else 0.3, init="ffn-only", final_windows=8)
     starts = FfnOnly().scores(Problem.of(CURVES, 0.3), sparsities).targets
     functions = functions_of(settings, CURVES.units, starts, {at: x[::-1].copy() for at, x in starts.items()})
-    plain = {allocate(x, at, CURVES.units, mapping=settings.mapping).kept.tobytes() for at, x in starts.items()}
+    simple = {allocate(x, at, CURVES.units, mapping=settings.mapping).kept.tobytes() for at, x in starts.items()}
 
     def measure(kept, n_samples):
-        hard = np.full(n_samples, 3.0)
-        hard[-1] += 0.0 if kept.tobytes() in plain else 0.5  # it decides the mean, by as much as its standard error
-        return hard
+        if kept.tobytes() in simple:
+            return np.full(n_samples, 3.0)
+        return np.array([2.999] * (n_samples - 1) + [3.1])  # one decides the mean, by less than its standard error
 
     if everywhere:
         found = choose_everywhere(settings, CURVES.units, functions, measure)[0.3]
@@ -203,26 +157,6 @@ def test_what_a_search_from_ffn_only_found_is_not_given_up_for_one_hard_window(e
         found = choose(settings, CURVES.units, {name: x[0.3] for name, x in functions.items()}, measure)
     assert found.name == "the policy's mean"
     assert found.added.nats < 0
-
-
-def test_a_start_from_curves_is_not_plain():
-    assert plain_among({"the start": b"s", "ffn-only": b"f", "the policy's mean": b"f"}) == {"ffn-only"}
-    assert plain_among({"the start": b"s", "the policy's mean": b"s"}) == set()
-
-
-def test_nothing_speaks_for_equal_scores_nor_for_a_lucky_sample():
-    """Where nothing speaks for the next best either, a lead is a lead."""
-    scores = {"the start": np.zeros(3), "the policy's mean": np.arange(3.0), "archived sample 1": np.arange(3.0)}
-    assert spoken_for(scores) == {"the policy's mean"}
-    assert spoken_for({**scores, "the start": np.arange(3.0)}) == {"the start", "the policy's mean"}
-    losses = {"ffn-only": EASY, "the start": HARD, "archived sample 1": HARD}
-    for rival in ("the start", "archived sample 1"):
-        assert settled(["ffn-only", rival], losses, spoken_for(scores))[0] == "ffn-only"
-
-
-def test_a_broken_model_is_never_what_chance_saves():
-    losses = {"the start": np.array([3.0, np.inf]), "ffn-only": np.array([3.0, 9.0])}
-    assert settled(["ffn-only", "the start"], losses, {"the start"})[0] == "ffn-only"
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -256,7 +190,7 @@ def test_the_last_look_asks_the_safety_net_for_more_than_chance(targets):
 
     def losses(kept, n):
         assert n == 4
-        return HARD if kept.tobytes() in known.values() else EASY
+        return np.array([3.0, 3.0, 3.0, 3.1]) if kept.tobytes() in known.values() else np.full(n, 3.01)
 
     functions = {"the start": dict.fromkeys(targets, start), "ffn-only": {at: np.zeros(len(start)) for at in targets}}
     if len(targets) == 1:
@@ -265,6 +199,6 @@ def test_the_last_look_asks_the_safety_net_for_more_than_chance(targets):
     else:
         answer = choose_everywhere(settings, CURVES.units, functions, losses)[0.3]
     assert answer.name == answer.added.chosen == "the start"
-    assert (answer.added.next_best, round(answer.added.next_nats, 9)) == ("ffn-only", -0.15)
+    assert (answer.added.next_best, round(answer.added.next_nats, 9)) == ("ffn-only", -0.015)
     told = answer.added.told("fisher", 9, 1)
-    assert "ffn-only comes next, -0.1500 nats per token, no more than chance, on 4 windows" in told
+    assert "ffn-only comes next, -0.0150 nats per token, no more than chance, on 4 windows" in told

@@ -11,6 +11,7 @@ import pytest
 from conftest import byte_tokenizer, tiny_model
 
 import ffprune_env as ff
+from ffprune_env.search.search import _settings_of
 
 SMALL = {
     "seq_len": 64, "search_windows": 2, "final_windows": 2, "curve_windows": 2, "calibration_windows": 4,
@@ -81,6 +82,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
         ({"evaluations": 8, "eval_every": 2}, ValueError, "looks at --eval-every: TensorBoard shows .* ff.search leav"),
         ({"init": "ffn-only", "init_steps": 4}, ValueError, "looks at --init-steps: --init ffn-only is taken as it is"),
         ({"calibration": "none", "reward_model": "cut", "ridge": 0.1}, ValueError, "nothing looks at --ridge: nothing"),
+        ({"log_std_init": 0.0, "normalize_advantage": False}, ValueError, "--normalize-advantage --log-std-init: from"),
     ):
         with pytest.raises(error, match=says):
             ff.search("smollm2-135m", **wrong)
@@ -95,6 +97,13 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(monkeypatch):
         {"init": "ffn-only", "rollout": 4},
         {"evaluations": 0, "rollout": 4},  # who asks for no search knows that there is none
         {"preset": "quick"},  # what presets say is no wish
+        {"patience": None},  # nor is a default that is given by name, or what leaves a thing out
+        {"finalists": 0, "rollout": 8, "learning_rate": None},
+        {"eval_every": 0},
+        {"fresh_windows": False, "ramp_windows": False},
+        {"evaluations": 8, "eval_every": None},
+        {"init": "ffn-only", "init_steps": 0},
+        {"calibration": "none", "reward_model": "cut", "openings": 0},
         {"preset": "paper"},
     ],
 )
@@ -103,6 +112,11 @@ def test_what_something_looks_at_is_taken(asked, monkeypatch):
     monkeypatch.setattr("ffprune_env.search.search.load_model", lambda *a: pytest.fail("the model was loaded"))
     with pytest.raises(TypeError, match="needs its tokenizer beside it"):
         ff.search(tiny_model("llama"), **asked)
+
+
+def test_no_windows_are_kept_for_looks_that_nobody_takes():
+    unasked, asked = (_settings_of("default", 0.2, {"evaluations": 8, **more}) for more in ({}, {"eval_every": None}))
+    assert asked == unasked
 
 
 def test_the_paper_s_settings_can_be_asked_for(text_file):

@@ -6,7 +6,7 @@ from rich.table import Table
 
 from ffprune_env.comparison.cell import Comparison
 from ffprune_env.comparison.report.rows import find, ppl_text, rows_at, target_sparsities
-from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
+from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK, ONE_SEED_FELL_BACK
 
 _TITLES = ("σ", "neither", "calibration only", "search only", "both")
 
@@ -64,4 +64,4 @@ def _texts(comparison: Comparison) -> list[tuple[str, ...]]:
 
 def _notes(texts: list[tuple[str, ...]]) -> list[str]:
     marked = any(text.endswith(FELL_BACK_MARK) for line in texts for text in line)
-    return [f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}."] if marked else []
+    return [ONE_SEED_FELL_BACK] if marked else []

@@ -19,7 +19,7 @@ from ffprune_env.comparison.report.rows import (
 )
 from ffprune_env.lm.excess import change, share_removed
 from ffprune_env.lm.intervals import LEAST_WINDOWS, neighbours_note
-from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
+from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK, ONE_SEED_FELL_BACK
 
 NONE = "–"
 _MARK = " †"
@@ -270,7 +270,7 @@ def lacks_update_note(rows: Sequence[Row]) -> list[str]:
 
 def fell_back_note(rows: Sequence[Row]) -> list[str]:
     """The note on methods that were not calibrated as asked, if there are any."""
-    return [f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}."] if any(row.fell_back for row in rows) else []
+    return [ONE_SEED_FELL_BACK] if any(row.fell_back for row in rows) else []
 
 
 def _accuracy(score: float | None, error: float | None, compared: bool = True) -> Entry:
