@@ -25,6 +25,7 @@ from ffprune_env.recovery.text import RecoveryText
 from ffprune_env.run.best import read_best
 from ffprune_env.run.config import CONFIG
 from ffprune_env.run.folder import RunFolder
+from ffprune_env.run.next_steps import serving
 from ffprune_env.run.recovery_files import FACTS, FOLDER, WORK
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class RecoveredModel:
         dense_ppl, pruned_ppl, test_ppl: perplexities on test text: of the dense model, of ``model/``, and of what was
             written; the last is None where the model from before was kept.
         earlier: whether ``recovered/`` holds the model of an earlier recovery, where this one wrote none.
+        served: the command that serves what was written, or writes what can be served; None where nothing was.
     """
 
     run: Path
@@ -49,6 +51,7 @@ class RecoveredModel:
     pruned_ppl: float
     test_ppl: float | None
     earlier: bool = False
+    served: str | None = None
 
     @property
     def failure(self) -> str | None:
@@ -82,13 +85,12 @@ class RecoveredModel:
             f"{x.tokens:,} tokens in {x.steps} steps and {x.seconds:.0f} s; held-out KL {x.before.kl:.4f} -> "
             f"{x.after.kl:.4f}; {x.stopped}"
         ]
-        if self.test_ppl is None:
+        if self.served is None:
             return lines
-        model = self.run / FOLDER
         return [
             *lines,
-            f"serve it:    ffprune export-gguf {model} {model}.gguf",
-            f'load it:     model = ffprune_env.load_pruned("{model}")',
+            f"serve it:    {self.served}",
+            f'load it:     model = ffprune_env.load_pruned("{self.run / FOLDER}")',
         ]
 
 
@@ -148,7 +150,7 @@ def recover_run(
         tensorboard=run.path / "tb" / WORK,
     )
     facts = {"text": text.name, "settings": asdict(settings), **asdict(result)}
-    test_ppl, earlier = None, target.is_dir()
+    test_ppl, served, earlier = None, None, target.is_dir()
     if result.kept:
         with phase("writing", f"the recovered model to {target}"):
             save_rewritten(model, target, source, card_section(result, settings, text))
@@ -157,6 +159,7 @@ def recover_run(
         with phase("reading back", str(target), len(test_windows)) as advance:
             read = load_pruned(target, device=device)
             test_ppl = perplexity_in_steps(read, test_windows, batch_size, advance)
+        served = serving(read, target, Path(f"{target}.gguf"), written=False)
         is_there = isinstance(teacher, torch.nn.Module)
         sinks = find_sinks(teacher, test_windows, best.get("bos", "never")) if is_there else None
         lost = lost_sinks(sinks, read)
@@ -166,7 +169,7 @@ def recover_run(
         run.write_json(FACTS, {**facts, "test_ppl": test_ppl})
     shutil.rmtree(run.path / WORK, ignore_errors=True)  # what was trained is there until now
     dense_ppl, pruned_ppl = best["dense"]["test_ppl"], best["saved"]["test_ppl"]
-    return RecoveredModel(run.path, result, dense_ppl, pruned_ppl, test_ppl, earlier)
+    return RecoveredModel(run.path, result, dense_ppl, pruned_ppl, test_ppl, earlier, served)
 
 
 def card_section(result: Recovery, settings: RecoverySettings, text: RecoveryText) -> str:

@@ -59,6 +59,8 @@ def test_it_writes_a_model_like_the_one_before_and_says_what_became_of_it(copied
     code, out, _ = recover(copied, *QUICK)
     assert code == 0
     assert all(word in out for word in ("dense", "searched, from disk", "recovered, from disk", "held-out KL"))
+    folder = copied / "recovered"
+    assert f"serve it:    ffprune export-gguf {folder} {folder}.gguf" in out.replace("\n", " ")
     best, facts = (json.loads((copied / name).read_text()) for name in ("best.json", "recovery.json"))
     assert best["recovered"]["test_ppl"] == facts["test_ppl"]
     assert best["recovered"]["kept"] == best["saved"]["kept"]
