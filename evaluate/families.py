@@ -41,7 +41,7 @@ from ffprune_env.cli.consoles import errors, fail
 from ffprune_env.cli.flag_groups import VllmFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.settings import require_folder_of
-from ffprune_env.export.trial import Fault, Outcome, examine
+from ffprune_env.export.trial import FaultError, Outcome, examine
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.serving.backends import backend_of
@@ -248,7 +248,7 @@ def _served(tried: Tried, folder: Path) -> Tried:
         return tried
     try:
         return replace(tried, llama_cpp=by_llama_cpp(folder))
-    except Fault as fault:
+    except FaultError as fault:
         return replace(tried, outcome=replace(tried.outcome, fault=str(fault)))
 
 

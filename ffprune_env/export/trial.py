@@ -60,11 +60,11 @@ class Outcome:
     fault: str = ""
 
 
-class Fault(Exception):  # noqa: N818 - it is one of the library, and a finding here
+class FaultError(Exception):
     """Neither right nor refused."""
 
 
-class Refused(Exception):  # noqa: N818 - an outcome that is counted, and no error
+class RefusalError(Exception):
     """Said in one line that it cannot be done."""
 
 
@@ -83,9 +83,9 @@ def examine(family: str) -> Outcome:
     try:
         for step in steps(model):
             done[step] = True
-    except Refused as refusal:
+    except RefusalError as refusal:
         return replace(outcome, **done, reason=str(refusal).removeprefix(f"{type(model).__name__} "))
-    except Fault as fault:
+    except FaultError as fault:
         return replace(outcome, fault=str(fault))
     except Exception as error:  # what is no refusal is a fault
         return replace(outcome, fault=f"{type(error).__name__}: {_told(error)}")
@@ -99,8 +99,8 @@ def steps(model: PreTrainedModel) -> Iterator[str]:
         model: a tiny one.
 
     Raises:
-        Refused: a step cannot be done.
-        Fault: something is wrong.
+        RefusalError: a step cannot be done.
+        FaultError: something is wrong.
     """
     windows = torch.randint(3, VOCABULARY - 8, (2, 24), generator=torch.Generator().manual_seed(0))
     dense = measured(model, windows)
@@ -119,7 +119,7 @@ def steps(model: PreTrainedModel) -> Iterator[str]:
 
 
 def measured(model: PreTrainedModel, windows: torch.Tensor) -> float:
-    """The perplexity of the dense model; Fault if the model itself says another one."""
+    """The perplexity of the dense model; FaultError if the model itself says another one."""
     dense = attempt(lambda: perplexity(model, windows))
     require_same("the dense perplexity", dense, own_perplexity(model, windows))
     return dense
@@ -153,7 +153,7 @@ def searched(model: PreTrainedModel, windows: torch.Tensor, dense: float) -> Pru
     original = copy.deepcopy(model)
     try:
         prunable = attempt(lambda: PrunableModel(model))
-    except Refused:
+    except RefusalError:
         require_same("perplexity after a refusal", own_perplexity(model, windows), dense)
         raise
     calibration = attempt(lambda: prepare(prunable, windows))
@@ -168,7 +168,7 @@ def searched(model: PreTrainedModel, windows: torch.Tensor, dense: float) -> Pru
     with prunable.pruned(kept, calibration):
         ppl = perplexity(model, windows)
     if abs(math.log(ppl / dense)) < _TOLERANCE:
-        raise Fault(f"half of all groups removed, and the perplexity is {dense:.4f} as before")
+        raise FaultError(f"half of all groups removed, and the perplexity is {dense:.4f} as before")
     return Pruned(prunable, kept, calibration, ppl)
 
 
@@ -202,7 +202,7 @@ def load_by_its_own_code(folder: Path) -> PreTrainedModel:
 
 
 def require_same_text(model: PreTrainedModel, expected: PreTrainedModel) -> None:
-    """Raises Fault unless a model writes what another writes: greedily, with either cache, padded, and by beams."""
+    """Raises FaultError unless two models write the same: greedily, with either cache, padded, and by beams."""
     prompts = torch.randint(3, VOCABULARY - 8, (2, _PROMPT), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(prompts)
     mask[0, :3] = 0  # the first prompt is shorter
@@ -210,9 +210,11 @@ def require_same_text(model: PreTrainedModel, expected: PreTrainedModel) -> None
     beams = continued(expected, prompts[1:], _NEW, num_beams=3)
     for what, options in (("a dynamic", {}), ("a static", {"cache_implementation": "static"}), ("no", _NO_CACHE)):
         if not torch.equal(continued(model, prompts, _NEW, mask, **options), torch.stack(alone)):
-            raise Fault(f"what it generates with {what} cache and left padding is not what the model in memory does")
+            raise FaultError(
+                f"what it generates with {what} cache and left padding is not what the model in memory does"
+            )
     if not torch.equal(continued(model, prompts[1:], _NEW, num_beams=3), beams):
-        raise Fault("what it generates with beams is not what the model in memory does")
+        raise FaultError("what it generates with beams is not what the model in memory does")
 
 
 def continued(
@@ -237,7 +239,7 @@ def continued(
 
 
 def require_pruned_again(model: PreTrainedModel, windows: torch.Tensor, out: Path) -> None:
-    """Raises Fault unless half of what is left can go as well, in memory and on disk."""
+    """Raises FaultError unless half of what is left can go as well, in memory and on disk."""
     original, prunable = copy.deepcopy(model), PrunableModel(model)
     prunable.rank([np.arange(layout.n_members) % 3 for layout in prunable.layouts])
     kept = np.array([max(1, unit.n_groups // 2) for unit in prunable.units])
@@ -260,19 +262,19 @@ def prepare(prunable: PrunableModel, windows: torch.Tensor) -> RidgeCalibration:
 
 
 def attempt(call: Callable[[], T]) -> T:
-    """What a call gives; Refused if it refuses in one line, and Fault if it takes more."""
+    """What a call gives; RefusalError if it refuses in one line, and FaultError if it takes more."""
     try:
         return call()
     except ValueError as error:
         if "\n" in str(error):
-            raise Fault(f"a refusal of several lines: {_told(error)}") from error
-        raise Refused(str(error)) from error
+            raise FaultError(f"a refusal of several lines: {_told(error)}") from error
+        raise RefusalError(str(error)) from error
 
 
 def require_same(what: str, got: float, expected: float) -> None:
-    """Raises Fault unless two perplexities are finite and differ by no more than rounding."""
+    """Raises FaultError unless two perplexities are finite and differ by no more than rounding."""
     if not (math.isfinite(expected) and abs(got - expected) <= _TOLERANCE * expected):
-        raise Fault(f"{what} is {got:.4f}, and should be {expected:.4f}")
+        raise FaultError(f"{what} is {got:.4f}, and should be {expected:.4f}")
 
 
 @torch.no_grad()

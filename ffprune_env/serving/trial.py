@@ -19,7 +19,7 @@ from ffprune_env.export.gguf.families import why_no_gguf
 from ffprune_env.export.gguf.file import write_gguf
 from ffprune_env.export.gguf.kinds import TOLERANCES, GgufType, kind_of
 from ffprune_env.export.gguf.llama_cpp import LlamaCpp
-from ffprune_env.export.trial import Fault, continued
+from ffprune_env.export.trial import FaultError, continued
 from ffprune_env.lm.loss import perplexity
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.tiny_families import VOCABULARY, byte_tokenizer, tiny_of_family
@@ -96,7 +96,7 @@ def by_llama_cpp(folder: Path) -> LlamaCppFinding:
         folder: as :func:`write_tiny` writes it.
 
     Raises:
-        Fault: they are further apart than rounding makes them.
+        FaultError: they are further apart than rounding makes them.
         ValueError: llama.cpp is not installed.
     """
     model = load_pruned(folder, device="cpu").float()
@@ -111,7 +111,7 @@ def by_llama_cpp(folder: Path) -> LlamaCppFinding:
             write_gguf(model, folder, file, kind_of(name))
             theirs = float(LlamaCpp(file, _SEQ_LEN).losses(windows).mean().exp())
             if abs(math.log(theirs / ours)) > TOLERANCES.get(name, math.inf):
-                raise Fault(f"its perplexity as {name} in llama.cpp is {theirs:.4f}, and should be {ours:.4f}")
+                raise FaultError(f"its perplexity as {name} in llama.cpp is {theirs:.4f}, and should be {ours:.4f}")
             off[name] = theirs / ours - 1
     return LlamaCppFinding(off, "")
 

@@ -55,7 +55,7 @@ def test_a_family_is_read_by_its_own_code_generates_and_is_pruned_again(family, 
 
 def test_what_is_generated_otherwise_is_a_fault():
     model, other = tiny_model("llama"), tiny_model("llama", seed=1)
-    with pytest.raises(trial.Fault, match="dynamic cache and left padding"):
+    with pytest.raises(trial.FaultError, match="dynamic cache and left padding"):
         trial.require_same_text(other, model)
 
 

@@ -11,7 +11,7 @@ import torch
 from conftest import load_script
 
 from ffprune_env.export.gguf import file as gguf_file
-from ffprune_env.export.trial import Fault
+from ffprune_env.export.trial import FaultError
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.serving import trial
 
@@ -34,7 +34,7 @@ def test_llama_cpp_has_our_perplexity_and_wrong_files_do_not(folder, monkeypatch
         return ((name, x.roll(1, 0) if name == "blk.1.attn_k.weight" else x) for name, x in right(*args))
 
     monkeypatch.setattr(gguf_file, "tensors", turned)
-    with pytest.raises(Fault, match=r"^its perplexity as f16 in llama\.cpp is [\d.]+, and should be [\d.]+$"):
+    with pytest.raises(FaultError, match=r"^its perplexity as f16 in llama\.cpp is [\d.]+, and should be [\d.]+$"):
         trial.by_llama_cpp(folder)
 
 
