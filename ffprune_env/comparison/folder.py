@@ -27,8 +27,9 @@ logger = logging.getLogger(__name__)
 _IDENTITY = "identity.json"
 #: What a folder was made with that was filled before there was such a setting.
 BEFORE = {"start": "own", "ridge_scale": "relative", "heads": "single", "reward": "ppl", "openings": 0}
-# Settings of folders of before that figures do not depend on, and that none holds any more.
-_NOT_COMPARED = {"batch_size"}
+# What figures do not depend on, and folders of before hold; and by which name a dtype was asked for: which it was is
+# part of the model's identity.
+_NOT_COMPARED = {"batch_size", "dtype"}
 
 
 class ComparisonFolder:

@@ -71,8 +71,12 @@ class Loaded:
 def load(measuring: Measuring, folder: ComparisonFolder) -> Loaded:
     """Loads model and texts; ChangedError if the folder was filled with others."""
     model, tokenizer = measuring.load_model()
+    before = folder.manifest or {}
+    if before.get("dtype", str(model.dtype)) != str(model.dtype):
+        there = before["dtype"].removeprefix("torch.")
+        raise ChangedError(f"{folder.path} was measured in {there}, not {model.dtype}: give --dtype {there}")
     folder.require_same_identity(identity_of_model(model), measuring.model)
-    bos, made = bos_protocol(measuring.settings.bos, model, tokenizer), (folder.manifest or {}).get("made")
+    bos, made = bos_protocol(measuring.settings.bos, model, tokenizer), before.get("made")
     if made is not None and made.get("bos", "never") != bos:
         there = made.get("bos", "never")
         raise ChangedError(
@@ -127,8 +131,6 @@ def prepare(measuring: Measuring, folder: ComparisonFolder, loaded: Loaded) -> S
     if before is None:
         made = windows_made(loaded.texts, evaluator.bos)
         folder.write("manifest.json", {**provenance(), **facts, "made": made, "seconds_prepared": prepared})
-    elif before["dtype"] != facts["dtype"]:
-        raise ValueError(f"{folder.path} was measured in {before['dtype']}, not {facts['dtype']}: give --dtype")
     elif before["device"] != facts["device"] or before["threads"] != facts["threads"]:
         logger.warning("seconds do not compare: what is there was measured on %(device)s, %(threads)d threads", before)
     measure_dense(folder, subject, questions)

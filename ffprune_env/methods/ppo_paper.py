@@ -24,7 +24,7 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
         problem: what to answer. Its bounds on rates do not count, those of the settings do: what nearly every unit ends
             at is part of the method: a_min of the settings, or of the search that is started from, or :data:`ROOM`
             below what is kept where that is less. Nor does its start count, unless it is what another search has
-            learnt.
+            learnt: then the curriculum goes on at the sparsity where that one ended.
         settings: of the search, less what is the problem's: see :func:`~ffprune_env.methods.ppo.ppo`.
 
     Raises:
@@ -37,4 +37,7 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
     a_min = float(init.meaning["a_min"]) if isinstance(init, Policy) else settings.a_min
     # Only the order of scores counts, which no bound changes.
     a_min = max(0.0, min(a_min, 1 - problem.sparsity - ROOM))
+    if isinstance(init, Policy):
+        learnt = min(1.0, max(init.targets) / problem.sparsity)
+        settings = replace(settings, alpha_start=max(settings.alpha_start, learnt))
     return ppo(replace(problem, a_min=a_min, a_max=settings.a_max, init=init), settings)

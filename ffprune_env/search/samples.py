@@ -88,9 +88,9 @@ class Archive:
     """The best samples of a search, by reward or, on windows that were drawn anew, by their lead on the start there.
 
     Rewards at different sparsities do not compare: a lighter pruning always looks better. So a sample made at less
-    than 99 % of the final sparsity, or at more than it, ranks behind all others, the later the better. Nor do
-    rewards on different windows, some of which are easy: a sample measured on fewer ranks behind all that were measured
-    on more.
+    than 99 % of the final sparsity, or at more than it, ranks behind all others, and behind those made nearer to it.
+    Nor do rewards on different windows, some of which are easy: a sample measured on fewer ranks behind all that were
+    measured on more.
 
     Args:
         final_sparsity: S_final.
@@ -120,8 +120,8 @@ class Archive:
         """The samples kept, best first."""
         return sorted(self._samples.values(), key=self._rank, reverse=True)
 
-    def _rank(self, sample: Sample) -> tuple[int, float]:
-        """Windows measured on, 0 of what does not compare at all; and the merit among those of as many."""
-        if not self._comparable[0] <= sample.target_sparsity <= self._comparable[1]:
-            return 0, float(sample.step)
-        return sample.n_samples, sample.merit
+    def _rank(self, sample: Sample) -> tuple[float, int, float]:
+        """How near it was made, windows measured on among those as near, and the merit among those of as many."""
+        lowest, highest = self._comparable
+        near = min(0.0, sample.target_sparsity - lowest, highest - sample.target_sparsity)
+        return near, sample.n_samples, sample.merit

@@ -93,6 +93,7 @@ def test_zero_shot_is_in_the_paper_s_order_in_percent_and_calibrated_on_two_text
     assert by_label["dense"][1].text == "75.00"
     assert by_label["SliceGPT"][1].text == by_label["Ours (Calib)"][1].text == "40.00"
     assert by_label["SliceGPT"][1].detail == "± 1.0; paper –"
+    assert "Seeds: 1: Ours (C4) at 20 %; 2: Ours (Calib) at 20 %." in grid.notes
     assert [entry.text for entry in by_label["FLAP"][1:]] == ["–"] * 8
     assert (by_label["Ours (C4)"][8].text, by_label["Ours (C4)"][8].detail) == ("50.00", "paper 61.19")
     assert by_label["Ours (Calib)"][8].detail == "paper 61.89"
@@ -122,8 +123,8 @@ def test_perplexities_stand_by_sparsity_and_model_and_the_best_of_each_is_marked
         assert found["Ours", percent].text == f"{ours.test_ppl:.2f}"
         assert found["Ours (Calib)", percent].text == f"{ours.calibrated_test_ppl:.2f}"
         assert found["evolution", percent].text == f"{cells[EVOLUTION, sparsity].calibrated_test_ppl:.2f}"
-    assert found["Ours (Calib)", "20 %"].detail == "paper 6.64"
-    assert found["Ours", "30 %"].detail == "paper 8.65"
+    assert found["Ours (Calib)", "20 %"].detail == "paper 6.64 §"  # 40 windows of the test text, not all of it
+    assert found["Ours", "30 %"].detail == "paper 8.65 §"
     assert found["FLAP", "30 %"].detail == "paper –"
     assert all(row[3].text == "–" and not row[3].detail for row in grid.rows[1:])
     marked = {(grid.rows[i][1].text, j) for i, j in grid.best()}
@@ -136,7 +137,37 @@ def test_the_third_table_shows_the_parts_of_one_search():
     assert labels(grid) == ["dense", "Calib.", "Search", "Search + Calib."]
     assert [row[2] for row in texts(grid)] == [f"{DENSE:.2f}", "30.00", "270.00", "27.00"]
     details = [row[2].detail for row in grid.rows]
-    assert details == ["paper –", "paper 7.22", "260.00–280.00; paper 6.89", "26.00–28.00; paper 6.48"]
+    assert details == ["paper –", "paper 7.22 §", "260.00–280.00; paper 6.89 §", "26.00–28.00; paper 6.48 §"]
+    assert "Seeds of every search: 2." in grid.notes
+
+
+@pytest.mark.parametrize(
+    ("changes", "comparable"),
+    [
+        ({}, True),
+        ({"test_text": "wikitext2"}, True),
+        ({"test_text": None, "text": "wikitext2"}, True),
+        ({"test_text": "c4"}, False),
+        ({"test_windows": 32}, False),
+        ({"test_seq_len": 1024}, False),
+    ],
+)
+def test_the_paper_s_figure_is_marked_where_ours_was_measured_otherwise(changes, comparable):
+    protocol = {"test_text": "files/wiki.test.raw", "test_windows": None, "test_seq_len": 2048}
+    one = measured("mistral-7b", [cell("uniform", 0.2, 30)])
+    told = replace(one.comparison, settings={**one.comparison.settings, **protocol, **changes})
+    ((_, grid),) = grids_of(TABLES[3], [replace(one, comparison=told)])
+    assert grid.rows[1][2].detail == ("paper 7.22" if comparable else "paper 7.22 §")
+    assert any(note.startswith("§ ") for note in grid.notes) != comparable
+
+
+def test_a_model_that_was_not_calibrated_as_asked_is_not_the_best():
+    fell_back = {"calibration": "ridge", "calibration_asked": "sequential"}
+    cells = [cell(EVOLUTION, 0.2, 20, seed=0, **fell_back), cell(OURS, 0.2, 26, seed=0)]
+    for number, row in ((2, 6), (4, 4)):
+        ((_, grid),) = grids_of(TABLES[number], [measured("tiny", cells)])
+        best = {i for i, j in grid.best() if j == len(grid.columns) - 1}
+        assert best == {row}, [grid.rows[i][0].text for i in best]
 
 
 def test_a_warm_start_costs_what_it_starts_from_and_what_it_adds():
@@ -157,10 +188,13 @@ def test_a_warm_start_costs_what_it_starts_from_and_what_it_adds():
     assert [x.text for x in rows["SliceGPT", "20 %"]] == ["–", "0.50", "–", "–", "40.00"]
     assert [x.text for x in rows["FLAP", "20 %"]] == ["–", "0.11", "–", "–", "39.00"]
     assert [x.text for x in rows["Ours (Calib)", "20 %"]] == ["10.00", "10.10", "2 M", "1,328", "26.00"]
-    assert [x.detail for x in rows["Ours (Calib)", "20 %"]] == ["paper 6.13", "paper 7.10", "", "", "paper 6.64"]
+    assert [x.detail for x in rows["Ours (Calib)", "20 %"]] == ["paper 6.13", "paper 7.10", "", "", "paper 6.64 §"]
     last = rows["Ours (Calib), warm-started", "30 %"]
     assert [x.text for x in last] == ["11.50", "11.60", "2 M", "–", "33.00"]
-    assert [x.detail for x in last] == ["1.50 more; paper 7.03", "1.50 more; paper 8.12", "", "", "paper 8.02"]
+    assert [x.detail for x in last] == ["1.50 more; paper 7.03", "1.50 more; paper 8.12", "", "", "paper 8.02 §"]
+    second = cell(OURS, 0.2, 27, seconds=3600, seed=1)
+    ((_, grid),) = grids_of(TABLES[4], [measured("llama-7b", [*cells, second])])
+    assert grid.rows[-1][2].text == "11.50"  # of the search that it did start from, not of the mean
     alone = measured("llama-7b", cells[-1:])
     ((_, grid),) = grids_of(TABLES[4], [alone])
     assert [x.text for x in grid.rows[-1][2:4]] == ["–", "–"]  # what it starts from is not there

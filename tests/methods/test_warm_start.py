@@ -43,6 +43,30 @@ def test_a_short_search_from_another_one_finds_more_than_one_from_nothing():
         assert found(60, 0.3, seed, learned)[0] < found(60, 0.3, seed)[0]
 
 
+def test_the_curriculum_goes_on_where_that_of_the_other_search_ended(monkeypatch):
+    """What is lighter was learnt there: measured again, it would take half of a short budget."""
+    first = Problem.of(CURVES, 0.2, evaluations=100)
+    METHODS["ppo-paper"].answer(first)
+    (learned,) = first.learned
+    weights = np.array([unit.n_params for unit in CURVES.units])
+    groups = np.array([unit.n_groups for unit in CURVES.units])
+
+    def lightest(init):
+        removed, evaluator = [], SurrogateEvaluator.synthetic(n_layers=6, seed=3)
+        measure = evaluator.measure
+
+        def noting(kept, n_samples):
+            removed.append(1 - (kept / groups) @ weights / weights.sum())
+            return measure(kept, n_samples)
+
+        monkeypatch.setattr(evaluator, "measure", noting)
+        METHODS["ppo-paper"].answer(Problem.of(evaluator, 0.3, evaluations=100, init=init))
+        return min(removed)
+
+    assert lightest(learned) >= 0.2
+    assert lightest("own") < 0.16
+
+
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
 def test_the_paper_s_search_has_room_to_choose_wherever_it_starts(sparsity):
     """At 50 % the lowest rate of the search at 20 %, 0.5, is what is kept in the mean: it would be all there is."""

@@ -119,14 +119,15 @@ def test_the_archive_keeps_the_best_of_the_comparable():
     assert [sample.reward for sample in archive.best()] == [0.9, 0.7, 0.5]
 
 
-def test_the_archive_falls_back_on_the_latest_and_holds_no_twins():
+def test_the_archive_falls_back_on_the_nearest_and_holds_no_twins():
+    """A search whose sparsity ends before it comes near has nothing else: of its last rollout the best, by reward."""
     archive = Archive(0.2, size=2)
-    for step in range(4):
-        archive(make_sample(step, 0.5, target_sparsity=0.1))
-    assert [sample.step for sample in archive.best()] == [3, 2]
-    archive(make_sample(4, 0.3, kept=[7, 7]))
+    for step, (sparsity, reward) in enumerate([(0.1, 0.9), (0.15, 0.4), (0.15, 0.6), (0.15, 0.5), (0.25, 0.99)]):
+        archive(make_sample(step, reward, target_sparsity=sparsity))
+    assert [sample.step for sample in archive.best()] == [2, 3]
     archive(make_sample(5, 0.3, kept=[7, 7]))
-    assert [sample.step for sample in archive.best()] == [5, 3]
+    archive(make_sample(6, 0.3, kept=[7, 7]))
+    assert [sample.step for sample in archive.best()] == [6, 2]
 
 
 def test_one_easy_window_does_not_decide():

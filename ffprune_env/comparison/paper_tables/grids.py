@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ffprune_env.comparison.paper_tables.contents import EVOLUTION, OURS, Line, PaperTable
-from ffprune_env.comparison.paper_tables.measured import MIXED_MARK, Measured, label_entry
+from ffprune_env.comparison.paper_tables.measured import MIXED_MARK, OTHERWISE_MARK, Measured, label_entry
 from ffprune_env.comparison.paper_tables.printed import PAPER_MODELS, SOURCE
 from ffprune_env.comparison.report.grids import (
     NONE,
@@ -176,9 +176,10 @@ def _notes(table: PaperTable, models: Sequence[Measured]) -> list[str]:
         )
     if any(one.comparison is not None and one.comparison.settings.get("calibration") == "none" for one in models):
         notes.append(f"--calibration none: what is to be calibrated stays {NONE}.")
-    notes += _of_paper(models)
     return [
         *notes,
+        *_seeds(table, models),
+        *_of_paper(table, models),
         *_measured_on(models),
         *rebuild_note(rows),
         *lacks_update_note(rows),
@@ -186,10 +187,29 @@ def _notes(table: PaperTable, models: Sequence[Measured]) -> list[str]:
     ]
 
 
-def _of_paper(models: Sequence[Measured]) -> list[str]:
-    if any(one.model in PAPER_MODELS for one in models):
-        return [f"{SOURCE} paper {NONE}: could not be read there, or is not printed."]
-    return ["None of these models is in the paper, so no figure of the paper stands beside ours."]
+def _seeds(table: PaperTable, models: Sequence[Measured]) -> list[str]:
+    """How many seeds the searches are means over, and which are where that differs."""
+    whose: dict[int, list[str]] = {}
+    for sparsity, line in _lines(table):
+        for one in models:
+            row = one.row(line, sparsity)
+            if row is not None and row.seeds is not None:
+                of = f" of {one.model}" if len(models) > 1 else ""
+                whose.setdefault(row.seeds, []).append(f"{one.label(line)} at {100 * sparsity:g} %{of}")
+    if len(whose) < 2:
+        return [f"Seeds of every search: {n}." for n in whose]
+    return ["Seeds: " + "; ".join(f"{n}: {', '.join(labels)}" for n, labels in sorted(whose.items())) + "."]
+
+
+def _of_paper(table: PaperTable, models: Sequence[Measured]) -> list[str]:
+    there = [one for one in models if one.model in PAPER_MODELS]
+    if not there:
+        return ["None of these models is in the paper, so no figure of the paper stands beside ours."]
+    notes = [f"{SOURCE} paper {NONE}: could not be read there, or is not printed."]
+    column, how = ("average", "all questions") if table.zero_shot else ("ppl", "all of WikiText-2's test text by 2048")
+    if not all(one.as_printed(column) for one in there):
+        notes.append(f"{OTHERWISE_MARK} The paper's figure is of {how}, ours is not: the two do not compare.")
+    return notes
 
 
 def _measured_on(models: Sequence[Measured]) -> list[str]:

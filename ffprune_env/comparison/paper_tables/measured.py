@@ -16,6 +16,12 @@ from ffprune_env.comparison.report.rows import Row, ppl_text
 
 #: Behind hours that are a sum over different hardware.
 MIXED_MARK = "¶"
+#: Behind a figure of the paper that was measured otherwise than ours beside it.
+OTHERWISE_MARK = "§"
+
+# What the paper's perplexities are of: all of WikiText-2's test text in windows of so many tokens, by the names that it
+# has: of a text, and of the file that everybody has of it.
+_TEST_TEXTS, _TEST_SEQ_LEN = ("wikitext2", "wiki.test.raw"), 2048
 
 
 @dataclass(frozen=True)
@@ -65,8 +71,24 @@ class Measured:
         if self.model not in PAPER_MODELS:
             return entry
         figure = printed(table, self.model, label, sparsity, column)
-        paper = f"paper {NONE if figure is None else f'{figure:.2f}'}"
+        mark = "" if figure is None or self.as_printed(column) else f" {OTHERWISE_MARK}"
+        paper = f"paper {NONE if figure is None else f'{figure:.2f}'}{mark}"
         return replace(entry, detail=f"{entry.detail}; {paper}" if entry.detail else paper)
+
+    def as_printed(self, column: str) -> bool:
+        """Whether what stands in a column was measured as the paper measures it; hours are its own everywhere.
+
+        Args:
+            column: ``ppl``, one of hours, or the name of a task.
+        """
+        settings: Mapping[str, Any] = {} if self.comparison is None else self.comparison.settings
+        if column in ("search", "total"):
+            return True
+        if column != "ppl":
+            return settings.get("zero_shot_limit") is None and not settings.get("zero_shot_unseen")
+        test = str(settings.get("test_text") or settings.get("text"))
+        whole = (settings.get("test_seq_len"), settings.get("test_windows")) == (_TEST_SEQ_LEN, None)
+        return whole and Path(test).name in _TEST_TEXTS
 
     def perplexity(self, line: Line, sparsity: float) -> Entry:
         """Test perplexity of a row, mean over seeds, and the range if there are several.
@@ -77,7 +99,7 @@ class Measured:
         if row is None:
             return Entry(NONE)
         spread = row.plain if line.cut or row.rebuilds else row.calibrated
-        return Entry(NONE) if spread is None else perplexity_entry(spread)
+        return Entry(NONE) if spread is None else perplexity_entry(spread, line.cut or not row.fell_back)
 
     def dense_perplexity(self) -> Entry:
         """Test perplexity of the dense model."""
@@ -88,18 +110,21 @@ class Measured:
 
         A row of models that are calibrated shows none where nothing was calibrated.
         """
+        compared = True
         if line is None:
             scores = None if self.comparison is None else self.comparison.dense_zero_shot
             errors = None if self.comparison is None else self.comparison.dense_zero_shot_stderr
         else:
             row = self.row(line, sparsity)
             cells = () if row is None or not finished(row) else row.cells
+            compared = row is None or not row.fell_back
             scores = mean_scores([cell.zero_shot for cell in cells])
             errors = mean_scores([cell.zero_shot_stderr for cell in cells])
         if scores is None or task not in scores:
             return Entry(NONE)
         error = (errors or {}).get(task)
-        return Entry(f"{100 * scores[task]:.2f}", "" if error is None else f"± {100 * error:.1f}", scores[task])
+        detail = "" if error is None else f"± {100 * error:.1f}"
+        return Entry(f"{100 * scores[task]:.2f}", detail, scores[task] if compared else None)
 
     def costs(self, line: Line, sparsity: float) -> tuple[Entry, Entry]:
         """Device-hours of the search of a row and of all that it takes, means over seeds.
@@ -109,7 +134,7 @@ class Measured:
         calibration of their own model too. Hours of different hardware are marked.
         """
         row = self.row(line, sparsity)
-        before = None if row is None else self._before(row.cells[0])
+        before = None if row is None else self._before(row)
         if row is None or before is None:
             return Entry(NONE), Entry(NONE)
         own = self.search_cost(row)
@@ -126,13 +151,15 @@ class Measured:
         """What ranking and calibration text cost, which all that remove groups share; None if that is not known."""
         return None if self.prepared is None else cost_of(self.prepared, self.machine)
 
-    def _before(self, cell: Cell) -> Cost | None:
-        """What the search cost that this one starts from, in the mean over seeds; None if it is not there."""
-        warm = cell.settings.get("warm")
+    def _before(self, row: Row) -> Cost | None:
+        """What the searches cost that those of a row start from, seed by seed; None if one of them is not there."""
+        warm = row.cells[0].settings.get("warm")
         if not warm:
             return NOTHING
-        row = self._row(warm["method"], warm["sparsity"])
-        return None if row is None else self.search_cost(row)
+        found = self._row(warm["method"], warm["sparsity"])
+        by_seed = {} if found is None else {cell.seed: cell for cell in found.cells}
+        started = [by_seed[cell.seed] for cell in row.cells if cell.seed in by_seed]
+        return self.search_cost(Row(row.method, tuple(started))) if len(started) == len(row.cells) else None
 
     def _after(self, row: Row) -> Cost | None:
         """What there is to a row beside its answers; None where that is not known, or was not done."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 #: Where the figures were read: not in the paper itself, of which no copy with its tables was at hand.
 SOURCE = (
     "The paper's figures are those of arXiv 2511.18977v1 as transcribed, row by row and for its own method alone, in "
-    "docs/fastforward_clean_manifest_20260615/run_manifest.md of github.com/YuanTheouy/structure_pruning."
+    "docs/fastforward_clean_manifest_20260615 of github.com/YuanTheouy/structure_pruning."
 )
 #: Models of the paper's tables, by the names that ``--models`` takes.
 PAPER_MODELS = (
