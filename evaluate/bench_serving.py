@@ -5,8 +5,9 @@
 
 Both models live in processes of their own and take turns, so that a machine whose speed drifts slows both alike.
 Medians are printed, with the median and the quartiles of the ratios taken round by round, and the ratio of their
-parameters: what a server gains that spends its time on weights alone. A server that is not installed, or that refuses a
-model, is named with what installs it or why, and the others are measured.
+parameters: what a server gains that spends its time on weights alone. A decode is what comes behind the prompt, whose
+time is no part of it. A server that is not installed, or that refuses a model, is named with what installs it or why,
+and the others are measured. What ends it early, such as Ctrl-C, leaves a table of what was measured.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 import ffprune_env as ff
-from ffprune_env.cli.consoles import fail, say, start_logging, wide_console
+from ffprune_env.cli.consoles import say, start_logging, wide_console
+from ffprune_env.cli.ending import Ending
 from ffprune_env.cli.flag_groups import ClockFlags, GgufFlags, JsonFlags, RoundFlags, VllmFlags
 from ffprune_env.cli.flags import read_flags
 from ffprune_env.cli.model_flags import DeviceFlags, PrunedFlags, TrustFlags
@@ -36,10 +38,10 @@ from ffprune_env.modeling.config_names import PREFIX
 from ffprune_env.serving.backends import Backend, BackendName, backend_of, source_of
 from ffprune_env.serving.comparison import Served, as_json, compared
 from ffprune_env.serving.served import in_turns
-from ffprune_env.serving.worker import Job
+from ffprune_env.serving.worker import SHORT, Job
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # What pruning leaves as it is.
 _SAME = ("model_type", "num_hidden_layers", "hidden_size", "vocab_size")
@@ -61,7 +63,7 @@ class Args(PrunedFlags, TrustFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlag
     prompt: int = 512
     """tokens of every sequence in a prefill"""
     new_tokens: int = 64
-    """tokens of every sequence in a decode, after a prompt of 16"""
+    """tokens of every sequence in a decode, behind a prompt of 16 and a first token, whose time does not count"""
 
     def require_allowed(self) -> None:
         """Raises ValueError for settings that no model is needed to refuse."""
@@ -73,35 +75,77 @@ class Args(PrunedFlags, TrustFlags, DeviceFlags, RoundFlags, GgufFlags, JsonFlag
             for count in counts:
                 require_in_range(flag, count, 1)
 
+    def job(self, threads: int, device: str) -> Job:
+        """What servers are asked for."""
+        return Job(self.prompt, self.new_tokens, sorted(set(self.batch)), threads, device, self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Models:
+    """What is compared, on the CPU.
+
+    Attributes:
+        dense: the one.
+        pruned: the other.
+        tokenizer: of both.
+        dtype: of both.
+        device: where they are served, but by llama.cpp.
+    """
+
+    dense: PreTrainedModel
+    pruned: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    dtype: str
+    device: str
+
+    @property
+    def ideal(self) -> float:
+        """The ratio of their parameters."""
+        return float(self.dense.num_parameters() / self.pruned.num_parameters())
+
 
 def main() -> int:
     """Measures and prints; returns the exit code."""
     args = read_flags(Args, __doc__)
     start_logging(console, logging.INFO)
-    try:
+    models: Models | None = None
+    found: list[Served] = []
+    ending = Ending(found)
+    with ending, tempfile.TemporaryDirectory() as scratch:
         args.require_allowed()
         args.require_folder()
-        device = str(pick_device(args.device))
-        with tempfile.TemporaryDirectory() as scratch:
-            found, ideal = measure(args, device, Path(scratch))
-    except (ValueError, OSError) as error:
-        return fail(error, 2)
-    console.print(table(args, found, ideal, device))
-    args.write_json(as_json(found, ideal, settings(args, device)))
-    return 0 if found else 1
+        models = load(args)
+        for served in measure(args, models, Path(scratch)):
+            found.append(served)
+    if models is not None and found:
+        console.print(table(args, found, models))
+        with ending:
+            args.write_json(as_json(found, models.ideal, settings(args, models.device)))
+    return ending.code or (0 if found else 1)
 
 
-def measure(args: Args, device: str, scratch: Path) -> tuple[list[Served], float]:
-    """What both models took on every server that is there, and the ratio of their parameters."""
+def load(args: Args) -> Models:
+    """Both models.
+
+    Raises:
+        ValueError: they are not alike, or take fewer tokens than they would be asked for.
+        OSError: one of them is missing.
+    """
+    device = str(pick_device(args.device))
     pruned = ff.load_pruned(args.pruned, device="cpu")
     dtype = str(pruned.dtype).removeprefix("torch.")
     dense, tokenizer = ff.load_model(args.dense, dtype, "cpu", args.trust_remote_code)
+    require_context(args, context_length(pruned))
     require_same_model(args, dense, pruned)
+    return Models(dense, pruned, tokenizer, dtype, device)
+
+
+def measure(args: Args, models: Models, scratch: Path) -> Iterator[Served]:
+    """What both models took on every server that is there, server after server."""
     folders = {"dense": scratch / "dense", "pruned": args.pruned}
-    dense.save_pretrained(folders["dense"])
-    tokenizer.save_pretrained(folders["dense"])
-    models = {"dense": dense, "pruned": pruned}
-    ideal = dense.num_parameters() / pruned.num_parameters()
+    models.dense.save_pretrained(folders["dense"])
+    models.tokenizer.save_pretrained(folders["dense"])
+    loaded = {"dense": models.dense, "pruned": models.pruned}
     # What cannot be written for a server is known before anything is timed on another.
     sources: dict[Backend, dict[str, Path]] = {}
     for name in args.backend:
@@ -111,19 +155,16 @@ def measure(args: Args, device: str, scratch: Path) -> tuple[list[Served], float
             continue
         with leaving_out(name, args):
             sources[backend] = {
-                which: source_of(backend, models[which], folder, folder_in(scratch, which), args.kind)
+                which: source_of(backend, loaded[which], folder, folder_in(scratch, which), args.kind)
                 for which, folder in folders.items()
             }
-    found: list[Served] = []
     for backend, of_backend in sources.items():
-        stored = args.kind if backend.name == "llama.cpp" else dtype
+        stored = args.kind if backend.name == "llama.cpp" else models.dtype
         with leaving_out(backend.name, args):
             for threads in args.threads:
-                batches = sorted(set(args.batch))
-                job = Job(args.prompt, args.new_tokens, batches, threads, device, args.trust_remote_code)
+                job = args.job(threads, models.device)
                 measured = in_turns(backend.python, backend.name, of_backend, job, args.rounds, args.clock)
-                found.append(compared(f"{backend.name} {stored}", job, measured))
-    return found, ideal
+                yield compared(f"{backend.name} {stored}", job, measured)
 
 
 def folder_in(scratch: Path, which: str) -> Path:
@@ -152,11 +193,18 @@ def leaving_out(name: BackendName, args: Args) -> Iterator[None]:
         say(f"left out: {name}: {one_line(error)}")
 
 
+def require_context(args: Args, context: int) -> None:
+    """Raises ValueError for more tokens than a model takes: a prompt is answered by one more, at least."""
+    longest = args.job(1, "cpu").longest
+    if longest > context:
+        raise ValueError(
+            f"--prompt {args.prompt} and --new-tokens {args.new_tokens} need a sequence of {longest} tokens, and the "
+            f"model takes {context}: give at most --prompt {context - 1} and --new-tokens {context - SHORT - 1}"
+        )
+
+
 def require_same_model(args: Args, dense: PreTrainedModel, pruned: PreTrainedModel) -> None:
-    """Raises ValueError for a model that was made from another, or that is asked for more tokens than it takes."""
-    longest = max(args.prompt, args.new_tokens + 16)
-    if longest > context_length(pruned):
-        raise ValueError(f"the model takes {context_length(pruned)} tokens: ask for fewer with --prompt, --new-tokens")
+    """Raises ValueError for a model that was made from another."""
     for name in _SAME:
         of_pruned, of_dense = (str(getattr(x.config, name)).removeprefix(PREFIX) for x in (pruned, dense))
         if of_pruned != of_dense:
@@ -170,9 +218,9 @@ def settings(args: Args, device: str) -> dict[str, object]:
     return {**words, "device": device, "device of llama.cpp": "cpu", "cores": os.cpu_count()}
 
 
-def table(args: Args, found: list[Served], ideal: float, device: str) -> Table:
+def table(args: Args, found: list[Served], models: Models) -> Table:
     """Both models on all servers."""
-    on = "cpu" if device == "cpu" else f"{device}, llama.cpp on cpu"
+    on = "cpu" if models.device == "cpu" else f"{models.device}, llama.cpp on cpu"
     title = f"{args.pruned} beside {args.dense} on {on}: tokens per second ({args.clock}), medians of {args.rounds}"
     report = Table(title=title)
     for column in ("served by", "threads", "", "dense", "pruned", "ratio", "quartiles", "of ideal"):
@@ -188,12 +236,12 @@ def table(args: Args, found: list[Served], ideal: float, device: str) -> Table:
                 f"{speed.pruned:.1f}",
                 f"{speed.ratio:.2f}",
                 f"{speed.low:.2f}–{speed.high:.2f}",
-                f"{speed.ratio / ideal:.2f}",
+                f"{speed.ratio / models.ideal:.2f}",
             )
         report.add_row("", "", "memory of weights", "", "", f"{served.weights:.2f}")
         cache = "–" if served.cache is None else f"{served.cache:.2f}"
         report.add_row("", "", "cache per token", "", "", cache, end_section=True)
-    report.caption = f"ideal ratio {ideal:.2f}: parameters of the dense model by those of the pruned one"
+    report.caption = f"ideal ratio {models.ideal:.2f}: parameters of the dense model by those of the pruned one"
     return report
 
 

@@ -29,6 +29,7 @@ from ffprune_env.cli.text_flags import WindowsFlags
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.gguf.kinds import TOLERANCES
 from ffprune_env.export.gguf.llama_cpp import LlamaCpp, require_llama_cpp
+from ffprune_env.export.gguf.vocabulary import require_chat_template
 from ffprune_env.lm.loss import window_losses
 from ffprune_env.lm.models import load_model
 from ffprune_env.lm.ranges import require_in_range
@@ -65,6 +66,8 @@ def main() -> int:
                 require_llama_cpp(flag)
         if args.file.is_dir():
             raise ValueError(f"{args.file} is a folder: name a file in it, such as {args.file / 'model.gguf'}")
+        if args.ask is not None:
+            require_chat_template(args.pruned, "--ask")
         report = export_gguf(args.pruned, args.file, args.kind)
         for line in report.told(args.kind):
             console.print(f"{escape(str(args.file))}: {line}", soft_wrap=True)
@@ -73,6 +76,8 @@ def main() -> int:
         return compare(args) if args.windows != 0 else 0
     except (ValueError, OSError) as error:
         return fail(error, 2)
+    except RuntimeError as error:  # no memory
+        return fail(error, 1)
 
 
 def compare(args: Args) -> int:
@@ -88,7 +93,8 @@ def compare(args: Args) -> int:
         f"ours {ours:.4f} (float32), llama.cpp {theirs:.4f}: {theirs / ours - 1:+.3%}",
         soft_wrap=True,
     )
-    sample = tokenizer.decode(windows[0, :200])
+    # The text of a special token, such as the BOS in front, is that token for one of the two and text for the other.
+    sample = tokenizer.decode(windows[0, :200], skip_special_tokens=True)
     same = llama_cpp.tokens(sample) == tokenizer(sample, add_special_tokens=False)["input_ids"]
     console.print(f"llama.cpp's tokenizer gives {'the same' if same else 'OTHER'} tokens")
     try:

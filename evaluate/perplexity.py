@@ -5,14 +5,17 @@
 
 The interval is Student's t over the losses of windows, if there are at least 4 of them; from 8 on it is wider where
 neighbouring windows are alike, fewer are taken as independent. What was removed is read from the config of a pruned
-model.
+model. Whether keys and values are in Σw, as with --heads groups, the run says that it lies in, or an attention shows
+that lost some of its heads; where nothing tells, what was removed of Σw is unknown.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from rich.markup import escape
@@ -30,8 +33,10 @@ from ffprune_env.lm.intervals import neighbours_note, perplexity_interval
 from ffprune_env.lm.loss import perplexity_of, window_losses
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, PREFIX, PRUNED_KEYS
-from ffprune_env.modeling.layer_sizes import dense_key_heads, query_heads_per_key_head
+from ffprune_env.modeling.layer_sizes import query_heads_per_key_head
+from ffprune_env.pruning.head_groups import HeadGroups
 from ffprune_env.pruning.units import find_units
+from ffprune_env.run.config import CONFIG, read_config
 from ffprune_env.texts.bos import BosProtocol, bos_protocol, stated
 from ffprune_env.texts.windows import NAMED_TEXTS, load_windows, require_text
 
@@ -81,7 +86,7 @@ class Result:
         tokens: in all windows.
         dtype: of the model.
         device: where it ran.
-        sparsity: fraction of Σ w removed.
+        sparsity: fraction of Σ w removed; None where nothing tells whether keys and values are in it.
         total_sparsity: fraction of all parameters removed.
         ppl: perplexity; inf if a window has no finite loss.
         interval: its 95 % interval; None where windows are too few or not finite.
@@ -97,7 +102,7 @@ class Result:
     tokens: int
     dtype: str
     device: str
-    sparsity: float
+    sparsity: float | None
     total_sparsity: float
     ppl: float
     interval: tuple[float, float] | None
@@ -113,6 +118,8 @@ def main() -> int:
         args.write_json(vars(result))
     except (ValueError, OSError) as error:
         return fail(error, 2)
+    except RuntimeError as error:  # no memory
+        return fail(error, 1)
     except KeyboardInterrupt:
         say("interrupted; nothing was written")
         return 130
@@ -126,7 +133,7 @@ def measure(args: Args) -> Result:
     split = args.split or ("test" if args.text in NAMED_TEXTS else "all")
     model, tokenizer = args.load_named(args.measured)
     windows = load_windows(args.text, tokenizer, split, args.seq_len, args.windows, model=model, bos=args.bos)
-    sparsity, total_sparsity = removed(model)
+    sparsity, total_sparsity = removed(model, args.measured)
     batches = torch.split(windows, args.batch_size or fitting_size(model, windows, None))
     losses = torch.cat([window_losses(model, x, args.batch_size) for x in track(batches, "windows", console=console)])
     return Result(
@@ -147,8 +154,16 @@ def measure(args: Args) -> Result:
     )
 
 
-def removed(model: PreTrainedModel) -> tuple[float, float]:
-    """Fractions of Σ w and of all parameters that a pruned model lost; zeros for a dense one."""
+def removed(model: PreTrainedModel, name: str) -> tuple[float | None, float]:
+    """Fractions of Σ w and of all parameters that a pruned model lost; zeros for a dense one.
+
+    Args:
+        model: the model.
+        name: a folder, or whatever else it was loaded by.
+
+    Returns:
+        Both; None for the first where nothing tells whether keys and values are in Σ w, and that matters.
+    """
     config: PreTrainedConfig = model.config
     if not config.model_type.startswith(PREFIX):
         return 0.0, 0.0
@@ -160,20 +175,50 @@ def removed(model: PreTrainedModel) -> tuple[float, float]:
         dense = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(config.model_type.removeprefix(PREFIX), **settings)
         )
-    heads, kv_heads = getattr(config, HEADS_KEY), getattr(config, KV_HEADS_KEY, None)
-    # Where every layer has as many query heads for a key/value head as before, these went together, and count.
-    shared = query_heads_per_key_head(dense.config)
-    by_key = (
-        kv_heads is not None
-        and min(kv_heads) < dense_key_heads(dense.config)
-        and all(h == shared * k for h, k in zip(heads, kv_heads, strict=True))
-    )
-    kept = {"attention": kv_heads if by_key else heads, "ffn": getattr(config, CHANNELS_KEY)}
+    by_key = keys_went(config, name)
+    found = {share_removed(dense, config, x) for x in ((True, False) if by_key is None else (by_key,))}
+    return found.pop() if len(found) == 1 else None, 1 - model.num_parameters() / dense.num_parameters()
+
+
+def keys_went(config: PreTrainedConfig, name: str) -> bool | None:
+    """Whether keys and values went with their query heads, as the run says or what is left shows; None if nothing does.
+
+    Args:
+        config: of a pruned model.
+        name: what it was loaded by.
+    """
+    kv_heads, heads = getattr(config, KV_HEADS_KEY, None), heads_of_run(name)
+    if kv_heads is None or heads is not None:
+        return kv_heads is not None and heads == "groups"
+    shared, of = query_heads_per_key_head(config), config.num_attention_heads
+    cut = [h == shared * k for h, k in zip(getattr(config, HEADS_KEY), kv_heads, strict=True) if 0 < h < of]
+    return all(cut) if cut else None
+
+
+def heads_of_run(name: str) -> str | None:
+    """How heads went in the run whose folder a model lies in; None where it lies in none, or that does not say it."""
+    for folder in Path(name).resolve().parents[:2] if Path(name).is_dir() else ():
+        with suppress(ValueError):  # there is none, or it is somebody else's
+            heads = read_config(folder / CONFIG).get("heads")
+            return heads if heads in get_args(HeadGroups) else None
+    return None
+
+
+def share_removed(dense: PreTrainedModel, config: PreTrainedConfig, by_key: bool) -> float:
+    """The fraction of Σ w that went.
+
+    Args:
+        dense: the dense model, without weights.
+        config: of the pruned one.
+        by_key: whether keys and values are in Σ w.
+    """
+    heads = KV_HEADS_KEY if by_key else HEADS_KEY
+    kept: dict[str, list[int]] = {"attention": getattr(config, heads), "ffn": getattr(config, CHANNELS_KEY)}
     units = [layout.unit for layout in find_units(dense, heads="groups" if by_key else "single")]
     left = [kept[unit.kind][unit.layer] for unit in units]
     gone = sum(unit.group_params * (unit.n_groups - k) for unit, k in zip(units, left, strict=True))
     gone += sum(unit.rest_params for unit, k in zip(units, left, strict=True) if not k)
-    return gone / sum(unit.n_params for unit in units), 1 - model.num_parameters() / dense.num_parameters()
+    return gone / sum(unit.n_params for unit in units)
 
 
 def table(result: Result) -> Table:
@@ -190,7 +235,7 @@ def table(result: Result) -> Table:
         report.add_column(column, justify="left" if first else "right", no_wrap=not first, overflow="fold")
     report.add_row(
         escape(result.model),
-        f"{result.sparsity:.2%}",
+        "unknown" if result.sparsity is None else f"{result.sparsity:.2%}",
         f"{result.total_sparsity:.2%}",
         f"{result.ppl:.2f}",
         "none" if result.interval is None else "{:.2f} to {:.2f}".format(*result.interval),

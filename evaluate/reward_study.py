@@ -11,7 +11,6 @@ early, such as Ctrl-C, leaves a table of the policies that were measured.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -41,6 +40,7 @@ from ffprune_env.lm.models import load_model
 from ffprune_env.run.config import evaluator_settings, require_by_sparsity, warn_of_trust
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.measuring import reference_policies
+from ffprune_env.run.sample_log import read_samples
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.window_plan import load_planned_windows
 
@@ -151,15 +151,14 @@ def measure(args: Args) -> Iterator[Figures]:
 
 
 def nearly_as_sparse(run: RunFolder, sparsity: float) -> list[IntArray]:
-    """Groups kept by the samples of a run at nearly its sparsity, int64 [N] each; ValueError where they are few.
+    """Groups kept by the samples of a run at nearly its sparsity, int64 [N] each; ValueError where few can be read.
 
     Args:
         run: its folder; one that took its start as it is holds no samples.
         sparsity: σ of the run.
     """
-    lines = run.samples.read_text(encoding="utf-8").splitlines() if run.samples.is_file() else []
-    samples = [json.loads(line) for line in lines]
-    nearly = [np.array(x["kept"]) for x in samples if x["target_sparsity"] >= 0.95 * sparsity]
+    samples, _ = read_samples(run.samples)
+    nearly = [x.kept for x in samples if x.target_sparsity >= 0.95 * sparsity]
     if len(nearly) < _FEWEST:
         raise ValueError(
             f"{run.path} holds {len(nearly)} samples at nearly its sparsity, {_FEWEST} are needed: search with "

@@ -2,6 +2,7 @@
 
     python evaluate/windows.py --text python-docs
     python evaluate/windows.py --text valid.txt --test-text test.txt --model smollm2-135m
+    python evaluate/windows.py --text python-docs --init ffn-only --evaluations 96
 
 Nothing is measured. No two rows but the first two share a token: these see the same text, and nothing that is chosen or
 reported is measured on it.
@@ -24,19 +25,19 @@ from ffprune_env.cli.text_flags import TextFlags
 from ffprune_env.lm.models import load_model
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.search.presets import RUN_PRESETS
+from ffprune_env.search.settings import SearchSettings
 from ffprune_env.texts.overlap import require_unseen
 from ffprune_env.texts.plan_rows import PlanRow, plan_rows
 from ffprune_env.texts.unseen_windows import load_unseen_windows
 from ffprune_env.texts.window_plan import load_planned_windows
-from ffprune_env.texts.window_settings import WindowSettings
 from ffprune_env.texts.windows import NAMED_TEXTS, same_text
 
 console = wide_console()
 
 
 @dataclass(frozen=True)
-class Args(TextFlags, WindowSettings, TrustFlags, NameFlags):
-    """What a plan depends on: flags of train/ppo.py, with its defaults."""
+class Args(TextFlags, SearchSettings, TrustFlags, NameFlags):
+    """What a plan depends on: flags of train/ppo.py, with its defaults. What a search does not look at gets nothing."""
 
 
 def main() -> int:
@@ -53,9 +54,9 @@ def main() -> int:
 
 def plan(args: Args) -> list[PlanRow]:
     """Loads the texts as a search does."""
+    args.require_allowed()
     for flag, value in (
         ("--search-windows", args.search_windows),
-        ("--final-windows", args.final_windows),
         ("--curve-windows", args.curve_windows),
         ("--calibration-windows", args.calibration_windows),
     ):

@@ -59,6 +59,8 @@ def main() -> int:
         args.write_json(report(args, about, result))
     except (ValueError, OSError) as error:
         return fail(error, 2)
+    except RuntimeError as error:  # no memory
+        return fail(error, 1)
     except KeyboardInterrupt:
         say("interrupted; what was measured is above")
         return 130

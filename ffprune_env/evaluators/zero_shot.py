@@ -6,7 +6,8 @@ import copy
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -154,7 +155,9 @@ class _Scorer(HFLM):  # type: ignore[misc]
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size: int, show: Show | None
     ) -> None:
         # A copy, because lm-eval gives tokenizers a padding token.
-        super().__init__(model, "causal", tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+        own = copy.deepcopy(tokenizer)
+        with _nothing_tied(model):
+            super().__init__(model, "causal", tokenizer=own, batch_size=batch_size)
         self.task_name = ""
         #: Questions with an answer that has no finite likelihood, of the last task.
         self.broken = 0
@@ -194,6 +197,16 @@ class _Scorer(HFLM):  # type: ignore[misc]
         if self._show is not None:
             self._show(self.task_name, self._read, self._to_read)
         return logits
+
+
+@contextmanager
+def _nothing_tied(model: PreTrainedModel) -> Iterator[None]:
+    """Keeps lm-eval from tying weights by the config, which would replace a head of its own by the embedding."""
+    model.__dict__["tie_weights"] = lambda: None
+    try:
+        yield
+    finally:
+        del model.__dict__["tie_weights"]
 
 
 def _result(name: str, report: Mapping[str, Any], broken: bool) -> TaskResult:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ffprune_env.lm.models import load_model
 from ffprune_env.lm.quiet import quiet_transformers
+from ffprune_env.lm.tied import true_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,7 +25,8 @@ def save_dense(prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase, fold
     """
     prunable.require_dense("write")
     with quiet_transformers():
-        prunable.model.save_pretrained(folder)
+        with true_config(prunable.model):  # a head that is left out, or written, is looked for
+            prunable.model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         dtype = str(prunable.model.dtype).removeprefix("torch.")
         return load_model(str(folder), dtype, "cpu")[0]

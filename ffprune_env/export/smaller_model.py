@@ -15,6 +15,7 @@ from ffprune_env.export.writable import dense_family
 from ffprune_env.lm.context import context_length
 from ffprune_env.lm.head import own_logits
 from ffprune_env.lm.probing import ROUNDING, calm, probe_tokens, usual_error
+from ffprune_env.lm.tied import is_tied
 from ffprune_env.modeling.absent import absent_blocks
 from ffprune_env.modeling.auto_classes import pruned_model_class
 from ffprune_env.modeling.config_names import CHANNELS_KEY, HEADS_KEY, KV_HEADS_KEY, KV_INDEX_KEY
@@ -55,7 +56,7 @@ def smaller_model(
     model = prunable.model
     _require_one_dtype(model)
     left = _what_is_left(prunable, prunable.check_kept(kept), calibration)
-    tied = _is_tied(model)
+    tied = is_tied(model)
     model_class = pruned_model_class(dense_family(model))
     config = _smaller_config(model, model_class.config_class, left.sizes | {"tie_word_embeddings": tied})
     with torch.device("meta"):
@@ -86,16 +87,6 @@ def _smaller_config(
         if written.get(key) != value:
             raise ValueError(f"config key {key} would be written as {written.get(key)!r}, but is {value!r}: change it")
     return config
-
-
-def _is_tied(model: PreTrainedModel) -> bool:
-    """Whether embedding and head are one tensor: a checkpoint may hold two where its config says there is one."""
-    embedding, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
-    return embedding is head or (
-        embedding.device == head.device
-        and embedding.data_ptr() == head.data_ptr()
-        and (embedding.shape, embedding.stride()) == (head.shape, head.stride())
-    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import torch
 
 from ffprune_env.lm.quiet import quiet_transformers
 from ffprune_env.lm.stored_tensors import StoredTensor, stored_tensors
+from ffprune_env.lm.tied import correct_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -30,8 +31,8 @@ _MASK_VALUE = "masked_bias"
 def load_whole(model_class: Any, source: str | Path, **options: Any) -> PreTrainedModel:
     """Loads a model with ``from_pretrained``, and refuses it unless model and checkpoint hold the same tensors.
 
-    Weights that are tied in the model may be in the file once, or twice. Constants that the model computes anew, such
-    as rotary frequencies and causal masks, may be in the file.
+    Weights that are tied in the model may be in the file once, or twice. A head of its own stays one, and the config
+    says so. Constants that the model computes anew, such as rotary frequencies and causal masks, may be in the file.
 
     Args:
         model_class: a model class, or an Auto class.
@@ -58,6 +59,7 @@ def load_whole(model_class: Any, source: str | Path, **options: Any) -> PreTrain
     _refuse_unscaled(model, stored)
     _refuse_differences(model, info, stored)
     _look_at_numbers(model)
+    correct_config(model, set(map(_places(model, model.state_dict()), stored)))
     return model
 
 

@@ -43,14 +43,31 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield Path(path)
         return
     target = Path(path).resolve()
+    with scratch_beside(target) as scratch:
+        yield scratch
+        if target.is_file() and scratch.is_file():
+            shutil.copymode(target, scratch)
+        os.replace(scratch, target)
+
+
+@contextmanager
+def scratch_beside(path: str | Path) -> Iterator[Path]:
+    """A path beside a target for what is needed on the way to it, and removed in the end.
+
+    Every call has one of its own. What a killed process of this machine left beside the same target is removed first.
+
+    Args:
+        path: the target; the folder that holds it must exist.
+
+    Yields:
+        The path to write to, with the suffix of the target; nothing is there yet.
+    """
+    target = Path(path).resolve()
     with suppress(OSError):  # a folder that cannot be listed can be written to
         _remove_orphans(target)
     scratch = target.with_name(_name(os.getpid(), next(_counter), target.name))
     try:
         yield scratch
-        if target.is_file() and scratch.is_file():
-            shutil.copymode(target, scratch)
-        os.replace(scratch, target)
     finally:
         _remove(scratch)
 

@@ -25,8 +25,8 @@ COLUMNS: tuple[str, ...] = (
 #: What to know of them.
 NOTES: tuple[str, ...] = (
     f"loss: PPL / PPL of the dense model as {BASE.upper()} - 1; all perplexities are llama.cpp's, on test text.",
-    f"decode: {JOB.new_tokens} tokens of one sequence, on one thread of the CPU, in CPU time; ×: as a multiple of the "
-    f"dense model as {BASE.upper()}, which took turns with it, the median of all rounds.",
+    f"decode: {JOB.new_tokens} tokens of one sequence, without its prompt, on one thread of the CPU, in CPU time; ×: "
+    f"as a multiple of the dense model as {BASE.upper()}, which took turns with it, the median of all rounds.",
     f"prefill: a prompt of {JOB.prompt} tokens, in the same way.",
     "the best of: no other file here has both a lower perplexity and a smaller size, or a faster decode.",
 )

@@ -61,7 +61,10 @@ class SampleLog:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.ahead = path.with_name("measured.jsonl")
-        self.recorded = _read(path)
+        self.recorded, whole = read_samples(path)
+        if whole is not None:
+            with replacing(path) as scratch:
+                scratch.write_bytes(whole)
 
     def remind(self, evaluator: Remembering) -> None:
         """Tells the evaluator what was measured."""
@@ -111,9 +114,21 @@ class SampleLog:
         return sum(sample.seconds for sample in self.recorded)
 
 
-def _read(path: Path) -> list[Sample]:
+def read_samples(path: Path) -> tuple[list[Sample], bytes | None]:
+    """The samples of a file, which is left as it is: another process may be writing it.
+
+    Args:
+        path: the file; it may not exist. A last line that was cut off is left out, which is logged.
+
+    Returns:
+        The samples, and the file without its last line where that was cut off, else None.
+
+    Raises:
+        ValueError: another line is not a sample, or the steps do not count up from 0.
+        OSError: the file cannot be read.
+    """
     if not path.exists():
-        return []
+        return [], None
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     samples = []
@@ -129,11 +144,10 @@ def _read(path: Path) -> list[Sample]:
             whole = b"".join(line + b"\n" for line in lines[:i])
         else:
             samples.append(sample)
-    if len(whole) < len(content):
-        logger.warning("the last line of %s is broken, as a run leaves it that is cut off; it is dropped", path)
-        with replacing(path) as scratch:
-            scratch.write_bytes(whole)
-    return samples
+    if len(whole) == len(content):
+        return samples, None
+    logger.warning("the last line of %s is broken, as a run leaves it that is cut off; it is dropped", path)
+    return samples, whole
 
 
 def _as_sample(line: dict[str, Any]) -> Sample:

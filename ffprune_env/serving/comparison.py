@@ -16,7 +16,7 @@ class Speed:
     """One thing that both models did.
 
     Attributes:
-        what: ``prefill`` or ``decode``.
+        what: ``prefill``, or ``decode``, which the time of the prompt is no part of.
         batch: sequences at once.
         dense: tokens per second of the dense model, the median of all rounds.
         pruned: the same of the pruned model.

@@ -20,6 +20,7 @@ from ffprune_env.budget.measure import Measure
 from ffprune_env.export.dense_folder import save_dense
 from ffprune_env.lm.identity import identity_of_versions
 from ffprune_env.lm.models import cache_folder
+from ffprune_env.lm.one_line import one_line
 from ffprune_env.lm.pruned_folder import load_pruned
 from ffprune_env.lm.replacing import replacing
 from ffprune_env.serving.backends import source_of, versions_of
@@ -67,14 +68,18 @@ def unit_times(prunable: PrunableModel, tokenizer: PreTrainedTokenizerBase, serv
     about = provenance_of(prunable, server)
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
     file = cache_folder() / "unit-times" / f"{name}.json"
-    if file.is_file():
+    kept = _kept(file)
+    if kept is not None:
         logger.info("what units take on %s was timed before: %s", server.backend.name, file)
-        return _read(json.loads(file.read_text(encoding="utf-8")))
+        return kept
     dense, shapes = time_units(prunable, tokenizer, server)
-    file.parent.mkdir(parents=True, exist_ok=True)
     content = {"about": about, "dense": dense, "shapes": [asdict(shape) for shape in shapes]}
-    with replacing(file) as scratch:
-        scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(file) as scratch:
+            scratch.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        logger.warning("what units take is not kept, and is timed again next time: %s", one_line(error))
     return UnitTimes(dense, shapes)
 
 
@@ -130,6 +135,14 @@ def served_time(
         }
         found = server.beside(sources["dense"], [sources["pruned"]])
     return sum(round(found[what][1][0] * times.dense[what] * NANO) for what in parts_of(name))
+
+
+def _kept(file: Path) -> UnitTimes | None:
+    """What was timed before; None where nothing was, or it cannot be read: then it is timed again."""
+    try:
+        return _read(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _read(content: Mapping[str, Any]) -> UnitTimes:

@@ -6,6 +6,9 @@ For llama.cpp and vLLM it needs nothing of ffprune, so that a Python without it 
 
 It reads ``prefill 8``, ``decode 1`` or ``memory`` from standard input, a line each, and answers by a line of JSON. The
 last says under ``died`` why it cannot go on, if it cannot.
+
+A prefill is the time that prompts take to be read. A decode is the time of what is written behind short ones, a step of
+the model for every token, whatever serves it: that of the prompts, and of the token that comes of them, does not count.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +27,8 @@ SHORT = 16  # tokens of the prompt that a decode follows
 VLLM_CACHE = 2**30
 # Characters of a refusal: vLLM repeats all that it was given behind it.
 _REASON = 300
+# How often an answer and the beginning of one are timed until the longer one took longer.
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -31,7 +37,7 @@ class Job:
 
     Attributes:
         prompt: tokens of every sequence in a prefill.
-        new_tokens: tokens of every sequence in a decode, after a prompt of 16.
+        new_tokens: tokens of every sequence in a decode, after a prompt of 16 and the token that comes of it.
         batches: sequences at once, ascending.
         threads: of the CPU.
         device: ``cpu``, ``cuda``, ...; llama.cpp runs on the CPU.
@@ -48,7 +54,7 @@ class Job:
     @property
     def longest(self) -> int:
         """Tokens that a sequence may have."""
-        return max(self.prompt + 1, SHORT + self.new_tokens, 2 * SHORT)  # the last for memory()
+        return max(self.prompt + 1, SHORT + 1 + self.new_tokens, 2 * SHORT)  # the last for memory()
 
 
 class Model(Protocol):
@@ -57,8 +63,9 @@ class Model(Protocol):
     def prefill(self, batch: int) -> None:
         """Reads so many prompts."""
 
-    def decode(self, batch: int) -> None:
-        """Writes so many answers."""
+    def decode(self, batch: int) -> dict[str, float]:
+        """Writes so many answers; returns what all tokens but the first took, as :func:`timed` does."""
+        ...
 
     def memory(self) -> dict[str, float | None]:
         """Bytes of ``weights``, and of the ``cache`` for one token; None where the server does not tell."""
@@ -92,13 +99,10 @@ class InTransformers:
             self.model(self._tokens(batch, self.job.prompt), use_cache=True, logits_to_keep=1)
         self._wait()
 
-    def decode(self, batch: int) -> None:
-        """Writes so many answers."""
-        tokens, n = self._tokens(batch, SHORT), self.job.new_tokens
-        mask = self.torch.ones_like(tokens)
-        with self.torch.inference_mode():
-            self.model.generate(tokens, attention_mask=mask, min_new_tokens=n, max_new_tokens=n, do_sample=False)
-        self._wait()
+    def decode(self, batch: int) -> dict[str, float]:
+        """Writes so many answers; returns what all tokens but the first took."""
+        tokens = self._tokens(batch, SHORT)
+        return behind_the_first(lambda n: self._generate(tokens, n), self.job.new_tokens)
 
     def memory(self) -> dict[str, float | None]:
         """Bytes of weights, and of the cache for one token."""
@@ -106,6 +110,12 @@ class InTransformers:
             cache = self.model(self._tokens(1, 1), use_cache=True, logits_to_keep=1).past_key_values
         weights = sum(p.numel() * p.element_size() for p in self.model.parameters())
         return {"weights": weights, "cache": bytes_of_cache(cache)}
+
+    def _generate(self, tokens: Any, n: int) -> None:
+        mask = self.torch.ones_like(tokens)
+        with self.torch.inference_mode():
+            self.model.generate(tokens, attention_mask=mask, min_new_tokens=n, max_new_tokens=n, do_sample=False)
+        self._wait()
 
     def _tokens(self, batch: int, n: int) -> Any:
         vocabulary = self.model.config.get_text_config().vocab_size
@@ -143,11 +153,14 @@ class InLlamaCpp:
         """Reads so many prompts."""
         self._read(tokens_of(batch, self.job.prompt, self.vocabulary))
 
-    def decode(self, batch: int) -> None:
-        """Writes so many answers, of tokens that are not looked at: which they are makes no difference."""
+    def decode(self, batch: int) -> dict[str, float]:
+        """Writes so many answers, of tokens that are not looked at: which they are makes no difference.
+
+        Returns:
+            What all tokens but the first took, which is there when the prompts are read.
+        """
         self._read(tokens_of(batch, SHORT, self.vocabulary))
-        for i in range(self.job.new_tokens):
-            self._decode([(1 + i, SHORT + i, sequence, True) for sequence in range(batch)])
+        return timed(lambda: self._write(batch))
 
     def memory(self) -> dict[str, float | None]:
         """Bytes of weights, and of the cache for one token."""
@@ -155,6 +168,10 @@ class InLlamaCpp:
         short = self.context.get_state_seq_size(0)
         self._read(tokens_of(1, 2 * SHORT, self.vocabulary))
         return {"weights": float(self.model.size), "cache": (self.context.get_state_seq_size(0) - short) / SHORT}
+
+    def _write(self, batch: int) -> None:
+        for i in range(self.job.new_tokens):
+            self._decode([(1 + i, SHORT + i, sequence, True) for sequence in range(batch)])
 
     def _read(self, prompts: list[list[int]]) -> None:
         self.context.kv_cache_clear()
@@ -185,7 +202,7 @@ class InVllm:
         os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         kind, _, index = job.device.partition(":")
         if index:
-            os.environ["CUDA_VISIBLE_DEVICES"] = index
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible_alone(int(index), os.environ.get("CUDA_VISIBLE_DEVICES"))
         from vllm import LLM, SamplingParams
         from vllm.platforms import current_platform
 
@@ -216,9 +233,10 @@ class InVllm:
         """Reads so many prompts, and writes a token after each."""
         self._generate(tokens_of(batch, self.job.prompt, self.vocabulary), 1)
 
-    def decode(self, batch: int) -> None:
-        """Writes so many answers."""
-        self._generate(tokens_of(batch, SHORT, self.vocabulary), self.job.new_tokens)
+    def decode(self, batch: int) -> dict[str, float]:
+        """Writes so many answers; returns what all tokens but the first took."""
+        prompts = tokens_of(batch, SHORT, self.vocabulary)
+        return behind_the_first(lambda n: self._generate(prompts, n), self.job.new_tokens)
 
     def memory(self) -> dict[str, float | None]:
         """Bytes of weights, and of the cache for one token."""
@@ -231,6 +249,25 @@ class InVllm:
     def _generate(self, prompts: list[list[int]], n: int) -> None:
         sampling = self.sampling(temperature=0, max_tokens=n, min_tokens=n, ignore_eos=True, detokenize=False)
         self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+
+
+def visible_alone(index: int, visible: str | None) -> str:
+    """What ``CUDA_VISIBLE_DEVICES`` has to be for one GPU alone to be seen, of those that are seen now.
+
+    Args:
+        index: of the GPU among them, as torch counts.
+        visible: what the variable is now: numbers or UUIDs; None where it is not set, and all GPUs are seen.
+
+    Raises:
+        ValueError: fewer are seen.
+    """
+    if visible is None:
+        return str(index)
+    entries = [entry.strip() for entry in visible.split(",") if entry.strip()]
+    if index >= len(entries):
+        allowed = f"cuda:0 to cuda:{len(entries) - 1}" if entries else "none"
+        raise ValueError(f"there is no cuda:{index} with CUDA_VISIBLE_DEVICES={visible}: allowed are {allowed}")
+    return entries[index]
 
 
 def stored_dtype(folder: str) -> str:
@@ -290,14 +327,44 @@ def main() -> None:
         raise
 
 
-def answer_to(line: str, model: Model) -> dict[str, float | None]:
+def answer_to(line: str, model: Model) -> Mapping[str, float | None]:
     """What is answered to a line: bytes, or seconds by ``wall`` and by ``cpu``."""
     what, _, batch = line.strip().partition(" ")
     if what == "memory":
         return model.memory()
+    if what == "decode":
+        return model.decode(int(batch))
+    return timed(lambda: model.prefill(int(batch)))
+
+
+def timed(work: Callable[[], None]) -> dict[str, float]:
+    """What something takes: seconds by ``wall`` and by ``cpu``, of all threads together."""
     cpu, wall = time.process_time(), time.perf_counter()
-    getattr(model, what)(int(batch))
+    work()
     return {"wall": time.perf_counter() - wall, "cpu": time.process_time() - cpu}
+
+
+def behind_the_first(answer: Callable[[int], None], new_tokens: int) -> dict[str, float]:
+    """What the tokens of an answer take behind its first, of a server that does not say when it has read a prompt.
+
+    An answer of one token is timed just before the whole one, and taken off.
+
+    Args:
+        answer: writes so many tokens to a prompt.
+        new_tokens: tokens behind the first.
+
+    Raises:
+        ValueError: the clock says each time that they took nothing.
+    """
+    for _ in range(_TRIES):
+        first, whole = timed(lambda: answer(1)), timed(lambda: answer(1 + new_tokens))
+        took = {clock: whole[clock] - first[clock] for clock in whole}
+        if min(took.values()) > 0:
+            return took
+    raise ValueError(
+        f"an answer of {1 + new_tokens} tokens took no longer than one of 1, {_TRIES} times: ask for more "
+        f"--new-tokens, or measure where the machine is quieter"
+    )
 
 
 if __name__ == "__main__":

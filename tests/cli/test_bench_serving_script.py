@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from conftest import byte_tokenizer, load_script, tiny_model
-from test_evaluate_scripts import run_script
+from test_evaluate_scripts import ENDS, failing, run_script
 
 import ffprune_env as ff
 from ffprune_env.pruning.prunable import PrunableModel
@@ -49,6 +49,27 @@ def bench_serving(opt, monkeypatch, capsys, tmp_path):
         return *run_script("evaluate/bench_serving.py", monkeypatch, capsys, *own, *words), list(asked)
 
     return run
+
+
+@pytest.mark.parametrize(("error", "exit_code"), ENDS)
+def test_what_one_server_took_is_told_whatever_comes_on_the_next(
+    error, exit_code, bench_serving, monkeypatch, tmp_path
+):
+    script, file = load_script("evaluate/bench_serving.py"), tmp_path / "x.json"
+    if isinstance(error, OSError):  # a server that the disk is too full for is left out
+        monkeypatch.setattr(script.Args, "write_json", failing(None, 0, error))
+    else:
+        monkeypatch.setattr(script, "in_turns", failing(script.in_turns, 1, error))
+    code, out, err, _ = bench_serving("--backend", "transformers", "--threads", 1, 2, "--json", file)
+    assert (code, len(said_in(err))) == (exit_code, 1)
+    assert re.search(r"transformers float32 +│ +1 │", out)
+    if not isinstance(error, OSError):
+        assert [x["threads"] for x in json.loads(file.read_text())["served"]] == [1]
+
+
+def said_in(err):
+    """What the script said of its end, less what libraries print beside it."""
+    return [line for line in err.splitlines() if line.startswith(("interrupted", "error"))]
 
 
 def lines_of(err):

@@ -21,6 +21,7 @@ from ffprune_env.pruning.prunable import PrunableModel
 from ffprune_env.pruning.saliency import collect_statistics, wanda_scores
 from ffprune_env.pruning.sequential import SequentialCalibration
 from ffprune_env.run.config import evaluator_settings, read_config
+from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.frontier import frontier
 from ffprune_env.texts.overlap import unseen
 from ffprune_env.texts.window_plan import load_planned_windows
@@ -327,7 +328,8 @@ def test_dense_and_pruned_are_timed_where_they_are_served(runs, tiny_folder, mon
         ((*own, "--dense", runs / "other"), "was made from another model, name it with --dense"),
         ((*own, "--rounds", 0), "--rounds must be at least 1"),
         ((*own, "--threads", 0), "--threads must be at least 1"),
-        ((*own, "--prompt", 129), "the model takes 128 tokens"),
+        ((*own, "--prompt", 128), "takes 128: give at most --prompt 127 and --new-tokens 111"),
+        ((*own, "--new-tokens", 112), "need a sequence of 129 tokens, and the model takes 128"),
     ):
         code, _, err = run_script("evaluate/bench_serving.py", monkeypatch, capsys, *arguments)
         assert code == 2
@@ -460,6 +462,20 @@ def test_rewards_are_not_studied_on_a_run_that_has_hardly_any_samples(runs, monk
         assert code == 2
         says = f"{run} holds {n} samples at nearly its sparsity, 3 are needed: search with --evaluations 96"
         assert err == f"error: {says}\n"
+
+
+def test_rewards_are_studied_on_a_run_that_was_cut_off(runs, tmp_path, caplog):
+    """What a run leaves that was killed, or that is at work, is read as --resume reads it, and left as it is."""
+    script, cut = load_script("evaluate/reward_study.py"), RunFolder(other_run(runs / "one", tmp_path / "cut"))
+    whole = cut.samples.read_bytes()
+    cut.samples.write_bytes(torn := whole + whole[:40])
+    found = script.nearly_as_sparse(cut, 0.2)
+    assert [kept.tolist() for kept in found] == [json.loads(line)["kept"] for line in whole.splitlines()]
+    assert cut.samples.read_bytes() == torn
+    assert f"the last line of {cut.samples} is broken" in caplog.messages[-1]
+    cut.samples.write_bytes(b"{\n" + whole)
+    with pytest.raises(ValueError, match=f"^line 1 of {cut.samples} is not sample 0 of a search"):
+        script.nearly_as_sparse(cut, 0.2)
 
 
 @pytest.mark.parametrize(("name", "value"), [("budget", "parameters 20%"), ("max_loss", "5%")])

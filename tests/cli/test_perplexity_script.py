@@ -80,6 +80,49 @@ def test_a_pruned_folder_says_what_was_removed(family, run, text_file, tmp_path)
     assert f"{prunable.total_sparsity(kept):.2%}" in out
 
 
+@pytest.mark.parametrize(
+    ("family", "heads", "kept", "told"),
+    [
+        ("llama-gqa", "balanced", [0, 20, 1, 7, 2, 24], True),  # a part of an attention went beside a whole one
+        ("llama-gqa", "groups", [0, 20, 1, 7, 2, 24], True),
+        ("llama-gqa", "single", [0, 20, 3, 7, 4, 24], True),
+        ("llama-gqa", "balanced", [0, 20, 2, 7, 2, 24], False),  # no attention tells
+        ("llama-gqa", "groups", [2, 20, 0, 7, 2, 24], False),
+        ("llama-gqa", "balanced", [2, 20, 2, 7, 2, 24], False),
+        ("llama-gqa", "balanced", [2, 24, 2, 24, 2, 24], True),  # nothing went
+        ("llama", "single", [0, 20, 4, 7, 4, 24], True),  # each query head has keys of its own
+    ],
+)
+def test_what_was_removed_is_right_or_unknown_where_whole_attentions_went(
+    family, heads, kept, told, run, text_file, tmp_path
+):
+    prunable, folder = PrunableModel(tiny_model(family).float(), heads=heads), tmp_path / "run" / "model"
+    prunable.rank([np.arange(layout.n_members) for layout in prunable.layouts])
+    ff.save_pruned(prunable, kept, folder, byte_tokenizer())
+    arguments = (folder, "--text", text_file, "--seq-len", 64, "--windows", 1)
+    code, out, _, result = run(*arguments)
+    assert code == 0
+    assert result["total_sparsity"] == pytest.approx(prunable.total_sparsity(kept), rel=1e-12)
+    expected = pytest.approx(prunable.sparsity(kept), rel=1e-12)
+    assert result["sparsity"] == (expected if told else None)
+    assert ("unknown" in out) is not told
+    (tmp_path / "run" / "config.yaml").write_text(f"heads: {heads}\n")  # of the search that wrote it
+    assert run(*arguments)[-1]["sparsity"] == expected
+    (tmp_path / "run" / "config.yaml").write_text("{")  # somebody else's
+    assert run(*arguments)[-1]["sparsity"] == (expected if told else None)
+
+
+def test_a_lack_of_memory_is_one_line(run, tiny_folder, text_file, monkeypatch):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(load_script("evaluate/perplexity.py"), "window_losses", no_memory)
+    code, out, err, result = run(tiny_folder, "--text", text_file, "--seq-len", 64, "--windows", 1)
+    assert (code, result) == (1, None)
+    assert err == "error: CUDA out of memory. Tried to allocate 2 GiB\n"
+    assert "│" not in out
+
+
 def test_the_test_part_of_a_file_is_what_a_search_never_saw(run, tiny_folder, text_file):
     arguments = (tiny_folder, "--text", text_file, "--seq-len", 64, "--windows", 2)
     model, tokenizer = ff.load_model(str(tiny_folder), "float32")

@@ -14,6 +14,7 @@ from ffprune_env.evaluators.objectives.questions import read_questions, seen_amo
 from ffprune_env.evaluators.objectives.reward import RewardMix, Term, mix_of, parse_reward, written
 from ffprune_env.evaluators.objectives.settings import parse_words
 from ffprune_env.evaluators.objectives.shares import Bundles, Counts, is_held_out, split
+from ffprune_env.texts.files import read_rows
 
 
 @pytest.mark.parametrize(
@@ -73,19 +74,19 @@ ROW = {"question": "2 + 2?", "choices": ["4", "5"], "answer": 0}
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ("{", "line 2: .*Expecting"),
-        ("[]", "line 2: an object is needed, got list"),
-        ({"question": "x"}, "line 2: there is no choices"),
-        (ROW | {"question": " "}, "line 2: question must be a string that says something"),
-        (ROW | {"choices": ["4"]}, "line 2: at least two different choices"),
-        (ROW | {"choices": ["4", "4"]}, "line 2: at least two different choices"),
-        (ROW | {"choices": ["4", 5]}, "line 2: choices must be a list of strings"),
-        (ROW | {"answer": 2}, "line 2: answer must be an index from 0 to 1 or one of the choices, got 2"),
-        (ROW | {"answer": "6"}, "line 2: answer must be"),
-        (ROW | {"answer": True}, "line 2: answer must be"),
+        ("{", "is not read as JSON: Expecting .* line 2 "),
+        ("[]", "row 2: an object is needed, got list"),
+        ({"question": "x"}, "row 2: there is no choices"),
+        (ROW | {"question": " "}, "row 2: question must be a string that says something"),
+        (ROW | {"choices": ["4"]}, "row 2: at least two different choices"),
+        (ROW | {"choices": ["4", "4"]}, "row 2: at least two different choices"),
+        (ROW | {"choices": ["4", 5]}, "row 2: choices must be a list of strings"),
+        (ROW | {"answer": 2}, "row 2: answer must be an index from 0 to 1 or one of the choices, got 2"),
+        (ROW | {"answer": "6"}, "row 2: answer must be"),
+        (ROW | {"answer": True}, "row 2: answer must be"),
     ],
 )
-def test_a_line_that_is_no_question_is_named(tmp_path, row, says):
+def test_a_row_that_is_no_question_is_named(tmp_path, row, says):
     file = tmp_path / "q.jsonl"
     file.write_text(json.dumps(ROW) + "\n" + (row if isinstance(row, str) else json.dumps(row)))
     with pytest.raises(ValueError, match=says) as error:
@@ -102,6 +103,17 @@ def test_an_answer_is_an_index_or_a_choice(tmp_path):
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="holds no question"):
         read_questions(tmp_path / "empty.jsonl")
+
+
+def test_questions_are_read_as_texts_are(tmp_path):
+    """Separators of lines within a string, the mark of some editors, and line ends of Windows are nobody's mistake."""
+    rows = [ROW | {"question": f"one{mark}two?", "text": f"one{mark}two?"} for mark in "\u2028\u2029\x85\x1c\x0b\x0c"]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    written = {"x.jsonl": "\r\n".join(lines).encode("utf-8-sig"), "x.json": f"[{','.join(lines)}]".encode()}
+    for name, content in written.items():
+        (tmp_path / name).write_bytes(content)
+        asked = [question.asked for question in read_questions(tmp_path / name)]
+        assert asked == read_rows(tmp_path / name) == [row["text"] for row in rows]
 
 
 @pytest.mark.parametrize(

@@ -359,6 +359,16 @@ def test_bad_input_gets_one_line(folder, data, monkeypatch, capsys, tmp_path):
         assert message in line
 
 
+def test_a_lack_of_memory_is_one_line(folder, data, monkeypatch, capsys):
+    def no_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(HFLM, "_model_call", no_memory)
+    code, out, err = run_main(monkeypatch, capsys, folder, "--data-dir", data, "--limit", 1, "--batch-size", 1)
+    assert (code, err) == (1, "error: CUDA out of memory. Tried to allocate 2 GiB\n")
+    assert "average" not in out
+
+
 def test_ctrl_c_ends_it(folder, data, monkeypatch, capsys):
     script = load_script("evaluate/zero_shot.py")
 

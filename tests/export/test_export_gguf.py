@@ -13,6 +13,7 @@ from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import PreTrainedTokenizerFast
 
 import ffprune_env as ff
+from ffprune_env.export.gguf.families import require_gguf
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.gguf.key_heads import expand_keys
 from ffprune_env.export.gguf.llama_cpp import LlamaCpp
@@ -145,6 +146,59 @@ def test_llama_cpp_splits_text_as_a_tokenizer_like_llamas_does(tmp_path):
         assert LlamaCpp(tmp_path / "model.gguf").tokens(text) == ours(text)["input_ids"]
 
 
+def test_added_tokens_without_a_row_in_the_embedding_are_left_out_of_a_file_that_opens(tmp_path, windows, caplog):
+    pytest.importorskip("cyllama")
+    folder = pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24])
+    tokenizer = byte_tokenizer(MERGES)
+    tokenizer.add_special_tokens({"pad_token": "<|pad|>"})
+    tokenizer.add_tokens(["forever"])
+    tokenizer.save_pretrained(folder)
+    require_gguf(ff.load_pruned(folder), tokenizer, "f16")
+    export_gguf(folder, tmp_path / "model.gguf")
+    assert "the embedding has no row for added tokens, which are not written: <|pad|>, forever" in caplog.text
+    opened = LlamaCpp(tmp_path / "model.gguf", 64)
+    assert opened.tokens("forever <|pad|>", special=True) == byte_tokenizer(MERGES)("forever <|pad|>")["input_ids"]
+    theirs = opened.losses(windows).mean().exp().item()
+    assert theirs == pytest.approx(ff.perplexity(ff.load_pruned(folder), windows), rel=1e-3)
+
+
+def with_end(tokenizer):
+    tokenizer.add_special_tokens({"eos_token": "<|end|>"})
+
+
+def with_template(tokenizer):
+    tokenizer.add_tokens(["<|end|>"])
+    tokenizer.chat_template = "{{ messages[0]['content'] + '<|end|>' }}"
+
+
+def with_token_behind_text(tokenizer):
+    tokenizer.add_special_tokens({"pad_token": "<|end|>"})
+    tokens = [("<|end|>", 256)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("$A <|end|>", special_tokens=tokens)
+
+
+@pytest.mark.parametrize("use", [with_end, with_template, with_token_behind_text])
+def test_a_token_that_is_used_and_has_no_row_is_refused_before_a_search(tmp_path, use):
+    folder = pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24])
+    tokenizer = byte_tokenizer(MERGES)
+    use(tokenizer)
+    tokenizer.save_pretrained(folder)
+    said = r"^token 256 of the tokenizer, '<\|end\|>', has no row in the embedding.*resize_token_embeddings\(257\)"
+    for refuse in (
+        lambda: require_gguf(ff.load_pruned(folder), tokenizer, "f16"),
+        lambda: export_gguf(folder, tmp_path / "model.gguf"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            refuse()
+    assert [path.name for path in tmp_path.iterdir()] == ["pruned"]
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
+    folder = pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24], vocab_size=250)
+    with pytest.raises(ValueError, match=r"^token 250 of the tokenizer, .* has no row in the embedding, which has 250"):
+        export_gguf(folder, tmp_path / "model.gguf")
+
+
 def test_a_tokenizer_that_is_not_bpe_is_refused(tmp_path):
     folder = pruned_folder(tmp_path / "pruned", "llama", [3, 20, 4, 7, 2, 24])
     PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, "a"))).save_pretrained(folder)
@@ -191,6 +245,62 @@ def test_a_file_that_is_another_model_is_an_error(
     lines = captured.err.splitlines()
     assert len(lines) == (1 if says else 0)
     assert says is None or says in lines[0]
+
+
+def starting(tokenizer):
+    """A tokenizer that puts a token in front of every text, whose text no other says."""
+    tokenizer.add_special_tokens({"bos_token": "<s>"})
+    first = [("<s>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=first)
+    return tokenizer
+
+
+@pytest.mark.parametrize("bos", ["never", "always"])
+def test_a_tokenizer_that_adds_a_token_makes_no_file_of_another_model(tmp_path, script, capsys, text_file, bos):
+    pytest.importorskip("cyllama")
+    model, tokenizer = tiny_model("llama").float(), starting(byte_tokenizer(MERGES))
+    model.resize_token_embeddings(257)
+    folder = pruned(model, [3, 20, 4, 7, 2, 24], tmp_path / "pruned", tokenizer)
+    out = tmp_path / "model.gguf"
+    export_gguf(folder, out)
+    args = script.Args(pruned=folder, file=out, windows=2, seq_len=64, text=str(text_file), bos=bos)
+    assert script.compare(args) == 0
+    assert "llama.cpp's tokenizer gives the same tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("template", "code", "says", "written"),
+    [
+        (None, 2, "--ask needs a chat template, and the tokenizer in", False),
+        ("{{ messages[0]['content'] }}", 2, "llama.cpp knows the chat templates of common models only", True),
+        ("{{ '<|im_start|>' + messages[0]['content'] }}", 0, None, True),
+    ],
+)
+def test_a_question_needs_a_chat_template(tmp_path, script, monkeypatch, capsys, template, code, says, written):
+    pytest.importorskip("cyllama")
+    tokenizer = byte_tokenizer(MERGES)
+    tokenizer.chat_template = template
+    model = tiny_model("llama").float()
+    folder = pruned(model, [3, 20, 4, 7, 2, 24], tmp_path / "pruned", tokenizer)
+    out = tmp_path / "model.gguf"
+    monkeypatch.setattr("sys.argv", ["export_gguf.py", str(folder), str(out), "--ask", "why?"])
+    assert script.main() == code
+    lines = capsys.readouterr().err.splitlines()
+    assert [says in line for line in lines] == ([True] if says else [])
+    assert out.exists() is written
+
+
+def test_a_lack_of_memory_is_one_line(folder, tmp_path, script, monkeypatch, capsys, text_file):
+    def no_memory(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB")
+
+    monkeypatch.setattr(script, "window_losses", no_memory)
+    out = tmp_path / "model.gguf"
+    flags = ["--windows", "1", "--seq-len", "64", "--text", str(text_file)]
+    pytest.importorskip("cyllama")
+    monkeypatch.setattr("sys.argv", ["export_gguf.py", str(folder), str(out), *flags])
+    assert script.main() == 1
+    assert capsys.readouterr().err == "error: CUDA out of memory. Tried to allocate 2 GiB\n"
 
 
 def test_the_script_writes_and_refuses(tmp_path, script, monkeypatch, capsys):

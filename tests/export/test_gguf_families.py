@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gguf
 import pytest
 from conftest import byte_tokenizer, tiny_model
 from gguf_models import MERGES, pruned, relative_error, wide_model
@@ -45,6 +46,27 @@ def test_llama_cpp_computes_what_the_model_computes(tmp_path, tokenizer_folder, 
     model = wide_model(family, **settings)
     write_gguf(model, tokenizer_folder, tmp_path / "model.gguf", kind_of("f32"))
     assert relative_error(model, tmp_path / "model.gguf", windows[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("said", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_head_is_written_where_it_is_a_tensor_of_its_own_whatever_the_config_says(
+    tmp_path, tokenizer_folder, windows, tied, said
+):
+    pytest.importorskip("cyllama")
+    model = retold(wide_model("granite", **GRANITE, tie_word_embeddings=tied), said)
+    write_gguf(model, tokenizer_folder, tmp_path / "model.gguf", kind_of("f32"))
+    names = {x.name for x in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
+    assert ("output.weight" in names) is not tied
+    assert relative_error(model, tmp_path / "model.gguf", windows[0]) < TOLERANCE
+    reason = why_no_gguf(retold(wide_model("qwen3", tie_word_embeddings=tied), said))
+    assert reason is None if tied else "a qwen3 with a head of its own cannot be written" in reason
+
+
+def retold(model, said):
+    """A model whose config was edited."""
+    model.config.tie_word_embeddings = said
+    return model
 
 
 def test_a_pruned_qwen2_keeps_its_biases_and_its_rotation(tmp_path, windows, monkeypatch):

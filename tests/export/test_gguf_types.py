@@ -10,6 +10,7 @@ import torch
 from gguf_models import pruned, pruned_folder, wide_model
 
 import ffprune_env as ff
+from ffprune_env.export.gguf import file as gguf_file
 from ffprune_env.export.gguf.file import export_gguf
 from ffprune_env.export.gguf.kinds import kind_of, plain_kind_of
 from ffprune_env.export.gguf.llama_cpp import LlamaCpp
@@ -39,6 +40,22 @@ def test_llama_cpp_quantizes_every_matrix(tmp_path, folder, windows, kind, types
     assert theirs == pytest.approx(ours, rel=off)
     sizes = gguf.GGUFReader(tmp_path / "model.gguf").fields["deci.feed_forward_length"].contents()
     assert sizes == ([20, 7, 40] if kind == "bf16" else [32, 32, 64])  # channels of zeros fill up blocks
+
+
+def test_files_of_other_names_stay_and_one_target_can_be_written_twice_at_once(tmp_path, folder, monkeypatch):
+    pytest.importorskip("cyllama")
+    out, users = tmp_path / "model.gguf", tmp_path / "model.gguf.whole"
+    users.write_text("mine")
+
+    def meanwhile(source, target, kind):
+        monkeypatch.setattr(gguf_file, "quantize", quantize)
+        export_gguf(folder, out, "q8_0")
+        quantize(source, target, kind)
+
+    monkeypatch.setattr(gguf_file, "quantize", meanwhile)
+    assert export_gguf(folder, out, "q8_0").types == {"q8_0": 23}
+    assert users.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.gguf", "model.gguf.whole"]
 
 
 def test_what_fell_back_is_told_by_the_names_that_llama_cpp_uses(tmp_path, folder):

@@ -88,6 +88,18 @@ def test_the_size_of_a_gguf_file_is_known_before(family, kind, tmp_path):
         assert 0 <= measure.of(kept) - written <= 0.02 * written + 2048
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_size_of_a_gguf_file_is_known_before_whatever_the_config_says_of_the_head(tied, tmp_path):
+    model, tokenizer = wide_model("llama", tie_word_embeddings=tied), byte_tokenizer(MERGES)
+    model.config.tie_word_embeddings = not tied
+    prunable = ranked(model)
+    measure, kept = measure_of(prunable, "size", tokenizer, "f16"), drawn(prunable, 3)
+    ff.save_pruned(prunable, kept, tmp_path / "model", tokenizer)
+    export_gguf(tmp_path / "model", tmp_path / "model.gguf", "f16")
+    written = (tmp_path / "model.gguf").stat().st_size
+    assert 0 <= measure.of(kept) - written <= 0.02 * written + 2048
+
+
 def test_sizes_that_a_file_does_not_keep_to_are_refused():
     with pytest.raises(ValueError, match=r"--budget size: query heads that go one by one .* take --heads balanced"):
         measure_of(ranked(tiny_model("llama-gqa"), "single"), "size", byte_tokenizer(), "f16")

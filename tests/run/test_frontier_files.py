@@ -130,6 +130,16 @@ def test_files_are_measured_once_and_drawn(own, run_frontier):
     assert "Q8_0" not in said
 
 
+def test_figures_whose_decodes_contain_their_prompts_are_not_told(ended):
+    """As earlier versions timed them."""
+    now = measured_on("y", 4, 5)
+    before = {name: value for name, value in now.items() if name != "decode"}
+    KeptFiles(RunFolder(ended), before, {"machine": "one"}).add(replace(POINTS[0], made_of="x"))
+    for asked, n in ((before, 1), (now, 0)):
+        kept = KeptFiles(RunFolder(ended), asked, None).of([Source(POINTS[0].model, 0.0, "x")], [POINTS[0].kind])
+        assert len(kept) == n
+
+
 @pytest.fixture
 def alone(ended):
     """A search for one sparsity alone, of the same model and text as the run that has ended."""

@@ -14,7 +14,7 @@ import pytest
 from ffprune_env.serving.backends import Backend, backend_of, versions_of
 from ffprune_env.serving.comparison import as_json, compared
 from ffprune_env.serving.served import Measured, Timing, in_turns
-from ffprune_env.serving.worker import VLLM_CACHE, InTransformers, InVllm, Job, bytes_of_cache
+from ffprune_env.serving.worker import VLLM_CACHE, InTransformers, InVllm, Job, bytes_of_cache, visible_alone
 
 JOB = Job(prompt=100, new_tokens=10, batches=[2], threads=1)
 
@@ -154,6 +154,21 @@ def test_vllm_runs_where_and_in_what_numbers_was_said_or_not_at_all():
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     with pytest.raises(ValueError, match="this vLLM is a build for cuda, and cpu was asked for: give another --device"):
         InVllm("4096", Job(8, 2, [1], 1, "cpu"))
+
+
+@pytest.mark.usefixtures("vllm_on_gpu")
+@pytest.mark.parametrize("visible", ["2,3", "GPU-8932f937, MIG-c6d4f1ef,", "5,0,7"])
+def test_vllm_runs_on_a_gpu_of_those_that_are_ours(visible):
+    """``cuda:1`` counts among those that are seen, and not among all of the machine."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = visible
+    InVllm("4096", Job(8, 2, [1], 1, "cuda:1"))
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == visible.split(",")[1].strip()
+
+
+@pytest.mark.parametrize(("visible", "allowed"), [("2,3", "cuda:0 to cuda:1"), ("", "none")])
+def test_a_gpu_that_is_not_seen_is_refused(visible, allowed):
+    with pytest.raises(ValueError, match=f"no cuda:2 with CUDA_VISIBLE_DEVICES={visible}: allowed are {allowed}$"):
+        visible_alone(2, visible)
 
 
 def test_versions_are_those_of_the_python_that_runs_a_server(tmp_path):

@@ -118,6 +118,23 @@ def test_times_of_other_versions_and_of_another_gpu_are_others(monkeypatch):
     assert [found(*place) == x for place, x in zip(places, before, strict=True)] == [False] * 3
 
 
+def test_times_that_cannot_be_kept_are_used_all_the_same(monkeypatch, tmp_path, caplog):
+    prunable = ranked(tiny_model("llama").float())
+    shapes = [ShapeTimes(len(of), (1, 2), {"decode": (0.5, 1.0)}) for of in shapes_of(prunable.units)]
+    monkeypatch.setattr(latency, "time_units", lambda *_: ({"decode": 1.0}, shapes))
+    monkeypatch.setenv("FFPRUNE_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("no folder")
+    assert latency.unit_times(prunable, byte_tokenizer(), server()) == UnitTimes({"decode": 1.0}, shapes)
+    (said,) = caplog.messages
+    assert said.startswith("what units take is not kept, and is timed again next time: ")
+    monkeypatch.setenv("FFPRUNE_CACHE", str(tmp_path))
+    for _ in range(2):  # what was damaged is timed again, and kept
+        assert latency.unit_times(prunable, byte_tokenizer(), server()) == UnitTimes({"decode": 1.0}, shapes)
+        (kept,) = (tmp_path / "unit-times").glob("*.json")
+        assert json.loads(kept.read_text())["dense"] == {"decode": 1.0}
+        kept.write_text("{")
+
+
 def test_a_unit_of_one_group_costs_nothing():
     units = ranked(tiny_model("llama-gqa"), heads="groups").units
     one = [replace(unit, n_groups=1) for unit in units]

@@ -196,12 +196,17 @@ def test_the_script_prints_the_plan(tiny_folder, text_file, monkeypatch, capsys)
         return code, capsys.readouterr()
 
     monkeypatch.setattr(logging, "basicConfig", lambda **settings: None)
-    code, said = run(text=text_file, seq_len=64, test_seq_len=128, curve_windows=7)
-    assert code == 0
-    lines = {line.split("│")[1].strip(): line for line in said.out.splitlines() if line.count("│") == 7}
-    assert set(lines) - {""} == {
-        "ranking", "calibration", "curves", "search", "pool", "watch", "finalists", "limit", "test",
-    }  # fmt: skip
+    every = {"ranking", "calibration", "curves", "search", "pool", "watch", "finalists", "limit", "test"}
+    for words, needless in (
+        ({"evaluations": 96}, set()),
+        ({"init": "ffn-only"}, {"curves"}),
+        ({"init": "ffn-only", "evaluations": 0}, {"curves", "pool", "watch"}),
+        ({}, {"pool", "watch"}),  # it takes its start as it is
+    ):
+        code, said = run(text=text_file, seq_len=64, test_seq_len=128, curve_windows=7, **words)
+        assert code == 0
+        lines = {line.split("│")[1].strip(): line for line in said.out.splitlines() if line.count("│") == 7}
+        assert set(lines) - {""} == every - needless
     assert f"{text_file}, search part" in lines["finalists"]
     assert f"{text_file}, test part" in lines["test"]
     assert "│       7 │    448 │" in lines["curves"]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_ROW = 'each line is {"question": "...", "choices": ["...", "..."], "answer": 0}'
+from ffprune_env.texts.files import read_records
+
+_ROW = 'each row is {"question": "...", "choices": ["...", "..."], "answer": 0}'
 # So many words in a row are hardly ever the same by chance.
 _RUN = 8
 _MOST = 0.5
@@ -34,29 +35,27 @@ def read_questions(path: str | Path) -> list[Question]:
     """Reads a user's questions.
 
     Args:
-        path: .jsonl: every line an object with ``question``, a string; ``choices``, at least two different strings;
-            and ``answer``, the index of the right one or that choice itself. A choice is put behind the question with
-            a space between them.
+        path: .json or .jsonl, as texts and conversations are read: every row an object with ``question``, a string;
+            ``choices``, at least two different strings; and ``answer``, the index of the right one or that choice
+            itself. A choice is put behind the question with a space between them.
 
     Raises:
-        ValueError: a line is not that; the message names it.
+        ValueError: a row is not that; the message names it.
         OSError: the file cannot be read.
     """
     file = Path(path)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
-    found = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found.append(_question(json.loads(line)))
-        except ValueError as error:  # JSONDecodeError is one
-            raise ValueError(f"{file}, line {number}: {error}; {_ROW}") from error
-    if not found:
+        rows = read_records(file)
+    except ValueError as error:
+        raise ValueError(f"{error}; {_ROW}") from error
+    if not rows:
         raise ValueError(f"{file} holds no question: {_ROW}")
+    found = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            found.append(_question(row))
+        except ValueError as error:
+            raise ValueError(f"{file}, row {number}: {error}; {_ROW}") from error
     return found
 
 

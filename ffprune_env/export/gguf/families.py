@@ -8,6 +8,7 @@ from ffprune_env.export.gguf.kinds import BLOCK, Kind, kind_of, require_quantize
 from ffprune_env.export.gguf.rope import FIXED
 from ffprune_env.export.gguf.vocabulary import require_vocabulary
 from ffprune_env.export.writable import dense_family
+from ffprune_env.lm.tied import is_tied
 from ffprune_env.modeling.absent import absent_blocks
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def why_no_gguf(model: PreTrainedModel) -> str | None:
 
 def _why_no_openelm(model: PreTrainedModel, family: str, rope: str) -> str | None:
     found = {
-        "a head of its own": not model.config.tie_word_embeddings,
+        "a head of its own": not is_tied(model),
         "biases": any(name.endswith(".bias") for name, _ in model.named_parameters()),
         f"rope type {rope!r}": rope != "default",
     }
@@ -86,7 +87,7 @@ def require_gguf(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, nam
         raise ValueError(f"{reason}: leave out --gguf")
     head_dim = model.get_decoder().layers[0].self_attn.head_dim
     require_rows(kind, {"hidden_size": model.config.hidden_size, "head_dim": head_dim})
-    require_vocabulary(tokenizer)
+    require_vocabulary(tokenizer, model.config.vocab_size)
 
 
 def require_rows(kind: Kind, rows: dict[str, int]) -> None:

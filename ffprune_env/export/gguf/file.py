@@ -22,7 +22,7 @@ from ffprune_env.export.gguf.tensors import tensors
 from ffprune_env.export.gguf.vocabulary import write_vocabulary
 from ffprune_env.export.writable import dense_family
 from ffprune_env.lm.pruned_folder import load_pruned
-from ffprune_env.lm.replacing import replacing
+from ffprune_env.lm.replacing import replacing, scratch_beside
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -72,20 +72,10 @@ def write_gguf(model: PreTrainedModel, folder: Path, out: Path, kind: Kind) -> G
         if kind.plain:
             _write(scratch, model, folder, key_heads, kind, 1)
         else:
-            _write_quantized(scratch, out.with_name(f"{out.name}.whole"), model, folder, key_heads, kind)
+            with scratch_beside(out) as whole:
+                _write(whole, model, folder, key_heads, plain_kind_of(model.dtype), BLOCK)
+                quantize(whole, scratch, kind)
     return GgufReport.of(out, kind, key_heads)
-
-
-def _write_quantized(
-    file: Path, whole: Path, model: PreTrainedModel, folder: Path, key_heads: KeyHeads, kind: Kind
-) -> None:
-    """Writes a quantized file, by way of one with the numbers as they are, which is gone in the end."""
-    try:
-        with replacing(whole) as scratch:
-            _write(scratch, model, folder, key_heads, plain_kind_of(model.dtype), BLOCK)
-        quantize(whole, file, kind)
-    finally:
-        whole.unlink(missing_ok=True)
 
 
 def _write(file: Path, model: PreTrainedModel, folder: Path, key_heads: KeyHeads, kind: Kind, block: int) -> None:

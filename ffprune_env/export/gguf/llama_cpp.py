@@ -44,6 +44,7 @@ class LlamaCpp:
             def n_vocab(self) -> int:
                 return int(self.get_vocab().n_vocab)
 
+        self._file = file
         llama_cpp.disable_logging()
         model_settings, settings = llama_cpp.LlamaModelParams(), llama_cpp.LlamaContextParams()
         model_settings.n_gpu_layers = 0
@@ -86,8 +87,17 @@ class LlamaCpp:
         Args:
             question: of the user.
             n: tokens of the answer at most.
+
+        Raises:
+            ValueError: llama.cpp does not know the template, or there is none.
         """
-        prompt = self._model.chat_apply_template(self.chat_template, [self._message("user", question)], True)
+        try:
+            prompt = self._model.chat_apply_template(self.chat_template, [self._message("user", question)], True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"llama.cpp knows the chat templates of common models only, and not the one in {self._file}: ask it "
+                f"where templates are read as Jinja, such as in llama-server"
+            ) from error
         vocab, tokens = self._model.get_vocab(), self.tokens(prompt, special=True)
         said: list[int] = []
         token = self._likeliest(tokens, 0)

@@ -12,6 +12,7 @@ from torch import nn
 from ffprune_env.export.gguf.layers import WrittenLayer, norm_weight, written_layers
 from ffprune_env.export.gguf.projections import Projections
 from ffprune_env.export.gguf.rope import frequency_factors, interleave_rotation, score_scale
+from ffprune_env.lm.tied import is_tied
 from ffprune_env.modeling.absent import is_absent
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def tensors(
     """
     decoder, config = model.get_decoder(), model.config
     embedding = getattr(decoder, "embedding_multiplier", 1.0)
-    tied = config.tie_word_embeddings
+    tied = is_tied(model)
     yield "token_embd.weight", _scaled(model.get_input_embeddings().weight, embedding)
     factors = frequency_factors(model)
     if factors is not None:
