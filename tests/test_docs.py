@@ -18,6 +18,7 @@ from conftest import load_script
 
 from ffprune_env.cli.commands import COMMANDS
 from ffprune_env.cli.flags import read_flags
+from ffprune_env.cli.settings import parse_settings
 from ffprune_env.comparison.rebuilt import REBUILDERS
 from ffprune_env.env import PruneBanditEnv
 from ffprune_env.evaluators.build import load_evaluator
@@ -25,6 +26,7 @@ from ffprune_env.evaluators.settings import EvaluatorSettings
 from ffprune_env.making import make_prune_bandit
 from ffprune_env.methods.registry import METHODS
 from ffprune_env.pruning.criteria import CRITERIA
+from ffprune_env.search.presets import RUN_PRESETS
 from ffprune_env.search.settings import SearchSettings
 
 ROOT = Path(__file__).parents[1]
@@ -112,7 +114,7 @@ def test_a_command_is_one(script, words):
     if script == "train/ppo.py":  # it reads files that these name, and refuses some combinations
         told = {word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")}
         if not told & {"config", "resume"}:
-            found = read_flags(args, None, words)
+            found = parse_settings(words, args, RUN_PRESETS)
             if "<" not in found.init:  # nor are the questions and functions of a reader here
                 dataclasses.replace(found, reward="ppl").require_allowed()
         assert {name.removeprefix("no_") if name not in fields else name for name in told} <= fields
