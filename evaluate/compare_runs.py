@@ -44,7 +44,7 @@ from ffprune_env.lm.identity import (
     text_names,
 )
 from ffprune_env.lm.models import load_model
-from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK, CalibrationKind
+from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK, FELL_BACK_NOTE, CalibrationKind
 from ffprune_env.run.best import read_best
 from ffprune_env.run.config import (
     evaluator_settings,
@@ -232,7 +232,7 @@ def table(
         removed = next((f"{x.sparsity:.2%}" for x in measured if x is not None), "")
         marked = measured[1] is not None and measured[1].calibration != asked
         if marked:
-            report.caption, report.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"
+            report.caption, report.caption_justify = FELL_BACK_NOTE, "left"
         row = (cell for x in measured for cell in cells(x))
         report.add_row(f"{name} {FELL_BACK_MARK}" if marked else name, removed, *row)
     return report

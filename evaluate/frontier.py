@@ -34,13 +34,14 @@ from ffprune_env.export.gguf.kinds import GgufType
 from ffprune_env.export.gguf.llama_cpp import require_llama_cpp
 from ffprune_env.lm.ranges import require_in_range
 from ffprune_env.lm.replacing import replacing
+from ffprune_env.pruning.calibration_kind import FELL_BACK_NOTE
 from ffprune_env.run.folder import RunFolder
 from ffprune_env.run.frontier import Point, frontier
 from ffprune_env.run.frontier_files import FilePoint, KeptFiles, made_by, measure_files, measured_on, sources_of
 from ffprune_env.run.frontier_files_plot import files_plot
 from ffprune_env.run.frontier_page import frontier_page
 from ffprune_env.run.frontier_plot import frontier_plot
-from ffprune_env.run.frontier_rows import COLUMNS, MARKED, NOTES, rows_of, with_mark
+from ffprune_env.run.frontier_rows import COLUMNS, NOTES, rows_of, with_mark
 from ffprune_env.run.results import label
 
 console = wide_console()
@@ -151,13 +152,13 @@ def draw(args: Args, points: Sequence[Point], files: Sequence[FilePoint]) -> Non
     columns, rows, notes = COLUMNS, rows_of(files, marked), NOTES
     if files:
         if any(file.model in marked for file in files):
-            notes = (*notes, MARKED)
+            notes = (*notes, FELL_BACK_NOTE)
         # Of fewer windows perplexities are others than those that the run measured.
         figure = files_plot(files, model, text, points if args.file_windows is None else (), marked)
     else:
         columns, rows, notes = ("policy", "σ", "MiB", "test PPL"), measured_rows(points), ()
         if any(point.fell_back for point in points):
-            notes = (MARKED,)
+            notes = (FELL_BACK_NOTE,)
         figure = frontier_plot(points, model, text)
     table = Table()
     for column in columns:

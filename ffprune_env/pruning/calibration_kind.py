@@ -11,14 +11,16 @@ if TYPE_CHECKING:
 #: FLAP's bias compensation.
 CalibrationKind = Literal["none", "ridge", "sequential", "flap-bias"]
 
-#: What every table says of results that were not calibrated as it was asked for; begins with their mark.
+#: Behind results that were not calibrated as it was asked for.
 FELL_BACK_MARK = "‡"
-FELL_BACK = (
+_FELL_BACK = (
     "calibrated by Eqs. 6-7 alone, not in sequence as asked for: memory ran out, or the pruned model collapsed. "
-    "Not compared in % with models that were"
+    "Not compared in % with models that were."
 )
-#: The same, whole, below a table whose rows are means over seeds.
-ONE_SEED_FELL_BACK = f"{FELL_BACK_MARK} With one seed at least {FELL_BACK}."
+#: What every table says of them.
+FELL_BACK_NOTE = f"{FELL_BACK_MARK} {_FELL_BACK}"
+#: The same below a table whose rows are means over seeds.
+ONE_SEED_FELL_BACK = f"{FELL_BACK_MARK} With one seed at least {_FELL_BACK}"
 
 
 def calibration_kind(calibration: Calibration | None) -> CalibrationKind:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Sequence
 
 from ffprune_env.lm.excess import change_text
-from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
+from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK
 from ffprune_env.run.frontier_files import BASE, DENSE, JOB, FilePoint, best_of
 
 #: The columns of :func:`rows_of`.
@@ -30,10 +30,6 @@ NOTES: tuple[str, ...] = (
     f"prefill: a prompt of {JOB.prompt} tokens, in the same way.",
     "the best of: no other file here has both a lower perplexity and a smaller size, or a faster decode.",
 )
-
-
-#: What is said beside them where a model is marked.
-MARKED = f"{FELL_BACK_MARK} {FELL_BACK}."
 
 
 def with_mark(name: str, marked: bool) -> str:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from ffprune_env.budget.even import BASELINES
 from ffprune_env.lm.excess import change_text
-from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
+from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK, FELL_BACK_NOTE
 from ffprune_env.run.results import Measured, label
 
 
@@ -39,5 +39,5 @@ def sparsities_table(results: Mapping[float, Measured]) -> Table:
             row.append(change_text(chosen.test_ppl, uniform.test_ppl) if uniform is not None and alike else "")
         table.add_row(*row)
     if fell_back:
-        table.caption, table.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"
+        table.caption, table.caption_justify = FELL_BACK_NOTE, "left"
     return table

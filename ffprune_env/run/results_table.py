@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ffprune_env.evaluators.objectives.mix import reward_of
 from ffprune_env.lm.excess import change_text
-from ffprune_env.pruning.calibration_kind import FELL_BACK, FELL_BACK_MARK
+from ffprune_env.pruning.calibration_kind import FELL_BACK_MARK, FELL_BACK_NOTE
 from ffprune_env.run.results import Measured, PolicyResult, label
 from ffprune_env.texts.bos import BosProtocol, stated
 
@@ -67,7 +67,7 @@ def results_table(results: Measured, texts: Mapping[str, torch.Tensor], bos: Bos
             table.add_row(*row, *held_out_cells(result, dense, measures))
         table.add_section()
     if fell_back:
-        table.caption, table.caption_justify = f"{FELL_BACK_MARK} {FELL_BACK}.", "left"
+        table.caption, table.caption_justify = FELL_BACK_NOTE, "left"
     return table
 
 
