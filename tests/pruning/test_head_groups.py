@@ -178,7 +178,9 @@ def test_what_is_written_needs_no_index(heads, tmp_path, windows):
             expected = pruned(windows).logits
         torch.testing.assert_close(read(windows).logits, expected, rtol=0, atol=1e-9)
         removed = load_script("evaluate/perplexity.py").removed
-        assert removed(read) == pytest.approx((prunable.sparsity(kept), prunable.total_sparsity(kept)), abs=1e-12)
+        assert removed(read, str(tmp_path / "model")) == pytest.approx(
+            (prunable.sparsity(kept), prunable.total_sparsity(kept)), abs=1e-12
+        )
         again = ranked(heads, 2, read)  # and prunes it once more
         assert [unit.n_groups for unit in again.units] == kept
         torch.testing.assert_close(read(windows).logits, expected, rtol=0, atol=1e-9)
