@@ -46,7 +46,11 @@ def folder(tmp_path):
 
 def in_transformers(folder, clock, monkeypatch):
     served = InTransformers(str(folder), JOB)
-    seen = lambda _, args, kwargs: clock.spend(kwargs.get("input_ids", *args).shape[1])  # noqa: E731
+
+    def seen(_, args, kwargs):
+        tokens = args[0] if args else kwargs["input_ids"]
+        clock.spend(tokens.shape[1])
+
     served.model.register_forward_pre_hook(seen, with_kwargs=True)
     return served
 
@@ -79,8 +83,7 @@ class SteppingVllm:
 
 def in_vllm(folder, clock, monkeypatch):
     platforms = SimpleNamespace(current_platform=SimpleNamespace(device_type="cpu"))
-    sampling = lambda **settings: SimpleNamespace(**settings)  # noqa: E731
-    own = SimpleNamespace(LLM=SteppingVllm, SamplingParams=sampling, platforms=platforms)
+    own = SimpleNamespace(LLM=SteppingVllm, SamplingParams=SimpleNamespace, platforms=platforms)
     monkeypatch.setitem(sys.modules, "vllm", own)
     monkeypatch.setitem(sys.modules, "vllm.platforms", platforms)
     monkeypatch.setattr("os.environ", {})
