@@ -158,7 +158,7 @@ def study(args: Args) -> Iterator[tuple[tuple[int, str], float]]:
                 args.target,
                 evaluations=args.evaluations_each,
                 seed=seed,
-                a_min=settings.a_min,
+                a_min=settings.lowest,
                 a_max=settings.a_max,
             )
             start = problem.start() if init == "ffn-only" else np.full(len(surrogate.units), 1 - args.target)

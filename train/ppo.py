@@ -135,7 +135,7 @@ def main() -> int:
         args = parse_settings(sys.argv[1:], Args, RUN_PRESETS, __doc__)
         asked = asked_for(sys.argv[1:], Args)
         args.require_budget(asked)
-        args = replace(args, sparsity=range_for(args.limit, args.sparsity, args.a_min, asked))
+        args = replace(args, sparsity=range_for(args.limit, args.sparsity, args.a_min or 0.0, asked))
         args.require_texts()
         args.require_allowed()
         require_heeded(args, asked)
@@ -202,7 +202,7 @@ def load(args: Args, run: RunSession, stack: ExitStack) -> Job:
     make_env(args, evaluator)  # what it refuses is refused before minutes are spent
     scores = run.scores(args.targets, len(evaluator.units))
     if scores is None:
-        problem = Problem.of(evaluator, args.target, seed=args.seed, a_min=args.a_min, a_max=args.a_max)
+        problem = Problem.of(evaluator, args.target, seed=args.seed, a_min=args.lowest, a_max=args.a_max)
         with run.costs.part("start", evaluator.devices):
             scores = start.scores(problem, args.targets)
     workers = None
@@ -224,7 +224,7 @@ def count(
         return args, None
     server = args.server(args.gguf, str(evaluator.prunable.device))
     budget = count_budget(args.budget, evaluator.prunable, tokenizer, args.gguf, server, run.counted())
-    args = replace(args, sparsity=budget.measure.sparsity(args.budget, args.a_min, args.a_max))
+    args = replace(args, sparsity=budget.measure.sparsity(args.budget, args.a_min or 0.0, args.a_max))
     SearchSettings.require_allowed(args)
     logger.info("%s, σ = %.4g", budget.asked(), args.sparsity)
     return args, budget

@@ -11,8 +11,6 @@ from ffprune_env.search.problem import Problem, StartName
 from ffprune_env.search.saved_policy import Policy
 from ffprune_env.search.settings import SearchSettings
 
-#: How far the lowest rate is below what is kept in the mean, at the least: with less, nearly all units end there.
-ROOM = 0.2
 #: The search of ``--preset paper``. Ranking, calibration and windows are the comparison's, the same for all methods.
 PAPER: SearchSettings = search_settings("paper")
 
@@ -22,9 +20,9 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
 
     Args:
         problem: what to answer. Its bounds on rates do not count, those of the settings do: what nearly every unit ends
-            at is part of the method: a_min of the settings, or of the search that is started from, or :data:`ROOM`
-            below what is kept where that is less. Nor does its start count, unless it is what another search has
-            learnt: then the curriculum goes on at the sparsity where that one ended.
+            at is part of the method. Nor does its start count, unless it is what another search has learnt: then the
+            lowest rate is no higher than it was there, and the curriculum goes on at the sparsity where that one
+            ended.
         settings: of the search, less what is the problem's: see :func:`~ffprune_env.methods.ppo.ppo`.
 
     Raises:
@@ -34,10 +32,9 @@ def ppo_paper(problem: Problem, settings: SearchSettings = PAPER) -> Allocation:
         Sec. 2 of arXiv 2511.18977.
     """
     init: StartName | Policy = problem.init if isinstance(problem.init, Policy) else "none"
-    a_min = float(init.meaning["a_min"]) if isinstance(init, Policy) else settings.a_min
-    # Only the order of scores counts, which no bound changes.
-    a_min = max(0.0, min(a_min, 1 - problem.sparsity - ROOM))
+    a_min = replace(settings, sparsity=problem.sparsity).lowest
     if isinstance(init, Policy):
+        a_min = min(a_min, float(init.meaning["a_min"]))  # only the order of scores counts, which no bound changes
         learnt = min(1.0, max(init.targets) / problem.sparsity)
         settings = replace(settings, alpha_start=max(settings.alpha_start, learnt))
     return ppo(replace(problem, a_min=a_min, a_max=settings.a_max, init=init), settings)

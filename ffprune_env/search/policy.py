@@ -89,7 +89,7 @@ def make_env(settings: SearchSettings, evaluator: Evaluator) -> PruneBanditEnv:
         evaluator,
         settings.target,
         settings.search_windows,
-        settings.a_min,
+        settings.lowest,
         settings.a_max,
         settings.mapping,
         settings.action_scale,

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "heads": "single",
         "criterion": "wanda",
         "mapping": "paper",
-        "a_min": 0.5,
+        "a_min": None,
         "action_scale": 1.0,
         "action_bound": 16.0,
         "evaluations": 1000,

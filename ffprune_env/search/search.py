@@ -140,7 +140,7 @@ def search(
     ledger = Ledger()
     evaluator = build_evaluator(model, tokenizer, text, measuring, ledger=ledger)
     require_unseen(tested_on, *evaluator.texts.values())
-    problem = Problem.of(evaluator, sparsity, seed=searching.seed, a_min=searching.a_min, a_max=searching.a_max)
+    problem = Problem.of(evaluator, sparsity, seed=searching.seed, a_min=searching.lowest, a_max=searching.a_max)
     with ledger.part("start", evaluator.devices):
         scores = start.scores(problem, searching.targets)
     outcome = run_search(searching, evaluator, start, scores, listeners=listeners, ledger=ledger)

@@ -25,6 +25,10 @@ _EVALUATIONS = 96  # for every sparsity
 _ROUNDING = 1e-9
 _LEAST_ROOM = 0.02  # of rates, between what is kept in the mean and the lowest
 
+#: How far the lowest rate is below what is kept in the mean, where nobody says it. Where only the order of scores
+#: counts, most units end at the lowest rate, and what it is decides more than their order (docs/paper.md).
+ROOM = 0.1
+
 
 @dataclass(frozen=True)
 class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
@@ -33,8 +37,8 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
     mapping: MappingName = "waterfill"
     """scores to rates: waterfill (magnitudes count), paper (Algorithm 1 as printed: only their order counts) or greedy
     (the same, without its ties and its rounding)"""
-    a_min: float = 0.2
-    """lowest retention rate of a unit"""
+    a_min: float | None = 0.2
+    """lowest retention rate of a unit; None takes 0.1 less than what is kept of all"""
     a_max: float = 1.0
     """highest retention rate of a unit"""
 
@@ -106,9 +110,9 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
                 f"--network mlp starts from nothing or a run: --init must be none or runs/<other>, got {self.init!r}"
             )
         self._require_sparsities()
-        if 1 - self.target - self.a_min < _LEAST_ROOM:
+        if 1 - self.target - self.lowest < _LEAST_ROOM:
             raise ValueError(
-                f"--a-min {self.a_min:g} leaves a search nothing to choose at --sparsity {self.target:g}, where every "
+                f"--a-min {self.lowest:g} leaves a search nothing to choose at --sparsity {self.target:g}, where every "
                 f"unit ends at it: give one of {max(0.0, 0.8 - self.target):.2g} or less"
             )
         if not self.wanted and self.starts_equal:
@@ -123,18 +127,18 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
 
     def _require_sparsities(self) -> None:
         """Raises ValueError for sparsities that no allocation meets; whole groups may allow a little less still."""
-        if not 0 <= self.a_min < self.a_max <= 1:
+        if not 0 <= self.lowest < self.a_max <= 1:
             raise ValueError(
                 f"--a-min and --a-max are the least and the most that may stay of a unit, 0 ≤ a_min < a_max ≤ 1: got "
-                f"{self.a_min:g} and {self.a_max:g}"
+                f"{self.lowest:g} and {self.a_max:g}"
             )
         if not self.targets or not all(0 < target < 1 for target in self.targets):
             got = " ".join(f"{target:g}" for target in self.targets) or "none"
             raise ValueError(f"--sparsity takes numbers between 0 and 1, got {got}; 0.2 removes 20 %")
         lowest, highest = self.targets[0], self.targets[-1]
-        if highest > 1 - self.a_min + _ROUNDING:
+        if highest > 1 - self.lowest + _ROUNDING:
             needed = f"--sparsity {highest:g} needs an --a-min of {1 - highest:.2g} or less"
-            raise ValueError(f"{needed}, got {self.a_min:g}")
+            raise ValueError(f"{needed}, got {self.lowest:g}")
         if lowest < 1 - self.a_max - _ROUNDING:
             needed = f"--sparsity {lowest:g} needs an --a-max of {1 - lowest:.2g} or more"
             raise ValueError(f"{needed}, got {self.a_max:g}")
@@ -163,13 +167,18 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
         return WindowSettings(**used | self.needless).windows_wanted
 
     @property
+    def lowest(self) -> float:
+        """The lowest retention rate: as told, or :data:`ROOM` below what is kept at the highest sparsity."""
+        return max(0.0, 1 - self.target - ROOM) if self.a_min is None else self.a_min
+
+    @property
     def bounds(self) -> dict[str, float]:
         """The bounds on retention rates, as arguments."""
-        return {"a_min": self.a_min, "a_max": self.a_max}
+        return {"a_min": self.lowest, "a_max": self.a_max}
 
     def meaning(self) -> dict[str, Any]:
         """What the scores of a policy depend on: another search can start from it if these are the same."""
-        return {name: getattr(self, name) for name in MEANING}
+        return {name: getattr(self, name) for name in MEANING} | self.bounds
 
     @property
     def wanted(self) -> int:

@@ -15,7 +15,7 @@ from ffprune_env.search.settings import SearchSettings
 #: What is recorded of every method; of searches by PPO, what differs from the defaults of their settings.
 PLAIN = {"plain_reward": False, "flap_bias": False}
 PAPER = {
-    "plain_reward": True, "mapping": "paper", "a_min": 0.5, "action_scale": 1.0, "action_bound": 16.0,
+    "plain_reward": True, "mapping": "paper", "a_min": None, "action_scale": 1.0, "action_bound": 16.0,
     "evaluations": 1000, "ramp_sparsity": True, "fresh_windows": False, "search_windows": 8, "final_windows": 8,
     "init": "none", "network": "mlp", "learning_rate": 1e-4, "rollout": 16, "n_epochs": 20, "log_std_init": 0.0,
     "finalists": 2, "seq_len": 2048, "calibration_windows": 32,

@@ -69,16 +69,16 @@ def test_the_curriculum_goes_on_where_that_of_the_other_search_ended(monkeypatch
 
 @pytest.mark.parametrize("sparsity", [0.3, 0.5, 0.9])
 def test_the_paper_s_search_has_room_to_choose_wherever_it_starts(sparsity):
-    """At 50 % the lowest rate of the search at 20 %, 0.5, is what is kept in the mean: it would be all there is."""
+    """At 30 % the lowest rate of the search at 20 %, 0.7, is what is kept in the mean: it would be all there is."""
     first = Problem.of(CURVES, 0.2, evaluations=40)
     METHODS["ppo-paper"].answer(first)
     (learned,) = first.learned
     started, alone = (Problem.of(CURVES, sparsity, evaluations=40, init=init) for init in (learned, "own"))
     for problem in (started, alone):
         rates = METHODS["ppo-paper"].answer(problem).rates
-        assert rates.max() - rates.min() > 0.15
+        assert rates.max() - rates.min() > 0.08
     assert started.learned[0].meaning == alone.learned[0].meaning
-    assert started.learned[0].meaning["a_min"] == pytest.approx(max(0, min(0.5, 0.8 - sparsity)))
+    assert started.learned[0].meaning["a_min"] == pytest.approx(max(0, 0.9 - sparsity))
 
 
 def test_a_comparison_keeps_what_searches_learn_and_starts_others_from_it(windows, tmp_path):

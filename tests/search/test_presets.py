@@ -21,7 +21,7 @@ PAPER = search_settings("paper")
 
 def searched(settings):
     start = parse_start(settings)
-    problem = Problem.of(CURVES, settings.target, a_min=settings.a_min)
+    problem = Problem.of(CURVES, settings.target, a_min=settings.lowest)
     return run_search(settings, CURVES, start, start.scores(problem, settings.targets))
 
 
@@ -56,11 +56,20 @@ def test_without_a_curriculum_all_is_asked_from_the_start(without):
 
 def test_a_search_that_has_nothing_to_choose_is_refused():
     with pytest.raises(ValueError, match=r"--a-min 0\.5 leaves .* --sparsity 0\.5, .* give one of 0\.3 or less"):
-        replace(PAPER, sparsity=0.5).require_allowed()
-    replace(PAPER, sparsity=0.5, a_min=0.3).require_allowed()
+        replace(PAPER, sparsity=0.5, a_min=0.5).require_allowed()
 
 
-@pytest.mark.parametrize(("sparsity", "lowest"), [(0.2, 0.5), (0.3, 0.5), (0.5, 0.3)])
-def test_the_papers_method_always_has_something_to_choose(sparsity, lowest):
+@pytest.mark.parametrize(("sparsity", "lowest"), [(0.2, 0.7), (0.3, 0.6), (0.5, 0.4), (0.95, 0.0)])
+def test_the_lowest_rate_is_a_tenth_below_what_is_kept_where_nobody_says_it(sparsity, lowest):
+    settings = replace(PAPER, sparsity=sparsity)
+    settings.require_allowed()
+    assert settings.lowest == settings.bounds["a_min"] == settings.meaning()["a_min"] == pytest.approx(lowest)
+    assert replace(settings, sparsity=(0.1, sparsity)).lowest == settings.lowest  # one policy has one meaning
+    assert replace(settings, a_min=0.04).lowest == 0.04
+
+
+@pytest.mark.parametrize("sparsity", [0.2, 0.3, 0.5])
+def test_the_papers_method_ends_at_that_rate(sparsity):
     allocation = METHODS["ppo-paper"].answer(Problem.of(CURVES, sparsity, evaluations=20))
-    assert lowest <= allocation.rates.min() < 1 - sparsity - 0.1
+    assert allocation.rates.min() == pytest.approx(0.9 - sparsity, abs=0.02)
+    assert allocation.rates.max() == 1
