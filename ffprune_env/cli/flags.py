@@ -18,6 +18,7 @@ from ffprune_env.budget.budget import Budget
 from ffprune_env.budget.sparsity_range import Sparsity, SparsityRange, parse_sparsity
 from ffprune_env.cli.commands import as_called
 from ffprune_env.cli.consoles import fail
+from ffprune_env.cli.help_texts import with_help
 from ffprune_env.evaluators.objectives.settings import RewardText, parse_words
 
 T = TypeVar("T")
@@ -104,7 +105,9 @@ def read_flags(
     about = as_called(description or "", sys.argv[0]) or None
     try:
         with contextlib.redirect_stderr(said):
-            found = cast("T", tyro.cli(flags, args=argv, default=default, description=about, registry=_REGISTRY))
+            shown = with_help(flags)
+            begun = None if default is None else shown(**_values(default))
+            found = tyro.cli(shown, args=argv, default=begun, description=about, registry=_REGISTRY)
     except BrokenPipeError:  # ``--help | head``: who reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
@@ -113,7 +116,7 @@ def read_flags(
             fail(f"{sentence_of(said.getvalue())}; {sys.argv[0]} --help lists all flags", 2)
         raise
     sys.stderr.write(said.getvalue())  # warnings of tyro's, if any
-    return settled(found)
+    return settled(flags(**_values(found)))
 
 
 def settled(flags: T) -> T:
@@ -126,6 +129,11 @@ def _instance(flags: type[T], changes: Mapping[str, Any]) -> T:
     """The defaults of a dataclass with changes; what has none is still to be given on the command line."""
     needed = (x for x in fields(cast("Any", flags)) if x.default is MISSING and x.default_factory is MISSING)
     return flags(**{**{x.name: tyro.MISSING for x in needed}, **changes})
+
+
+def _values(flags: object) -> dict[str, Any]:
+    """Values of the fields of a dataclass by name, as they are."""
+    return {x.name: getattr(flags, x.name) for x in fields(cast("Any", flags))}
 
 
 def sentence_of(box: str) -> str:
