@@ -222,7 +222,7 @@ def count(
     """The settings with the sparsity that a budget comes to, and what is known of the budget, if there is one."""
     if args.budget is None:
         return args, None
-    server = args.server(args.gguf, str(evaluator.prunable.device))
+    server = args.server(args.gguf, str(evaluator.prunable.device), args.trust_remote_code)
     budget = count_budget(args.budget, evaluator.prunable, tokenizer, args.gguf, server, run.counted())
     args = replace(args, sparsity=budget.measure.sparsity(args.budget, args.a_min or 0.0, args.a_max))
     SearchSettings.require_allowed(args)

@@ -46,12 +46,13 @@ class BudgetFlags(VllmFlags, ClockFlags):
             if missing is not None:
                 raise ValueError(f"--budget {self.budget} is timed in {self.budget_server}: {missing}")
 
-    def server(self, gguf: GgufType | None, device: str) -> Server:
+    def server(self, gguf: GgufType | None, device: str, trust_remote_code: bool) -> Server:
         """Where a budget of time is measured: one prompt, and one answer.
 
         Args:
             gguf: how llama.cpp stores matrices; None: f16.
             device: that the model is on.
+            trust_remote_code: code that the model brought along may be run there, too.
         """
-        job = Job(_PROMPT, _ANSWER, [1], torch.get_num_threads(), device)
+        job = Job(_PROMPT, _ANSWER, [1], torch.get_num_threads(), device, trust_remote_code)
         return Server(backend_of(self.budget_server, Path(self.vllm_python)), gguf or "f16", job, clock=self.clock)

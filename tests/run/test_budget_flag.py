@@ -139,6 +139,24 @@ def test_a_search_goes_on_with_the_times_that_it_began_with(ppo_script, save_tin
     assert best["budget"]["written"] == best["budget"]["at_most"]
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_server_runs_the_code_of_a_model_only_where_that_is_trusted(
+    ppo_script, save_tiny, text_file, tmp_path, monkeypatch, trusted
+):
+    timed(monkeypatch, 0.4)
+    times, servers = budget_report.unit_times, []
+
+    def noted(prunable, tokenizer, server):
+        servers.append(server)
+        return times(prunable, tokenizer, server)
+
+    monkeypatch.setattr(budget_report, "unit_times", noted)
+    words = ("--budget", "decode", "0.75x", "--budget-server", "transformers", "--evaluations", "4", "--no-save-model")
+    flags = (*words, "--trust-remote-code") if trusted else words
+    assert run_with(ppo_script, save_tiny("llama-gqa"), text_file, tmp_path / "run", *flags) == 0
+    assert [server.job.trust_remote_code for server in servers] == [trusted]
+
+
 def test_a_kill_before_the_start_is_written_down_costs_nothing(ppo_script, save_tiny, text_file, tmp_path, monkeypatch):
     """Nothing was measured under the first times by then, so that those of now do as well."""
     run = tmp_path / "run"
