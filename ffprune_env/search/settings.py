@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from ffprune_env.budget.mapping import MappingName, says_rates
@@ -38,7 +38,8 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
     """scores to rates: waterfill (magnitudes count), paper (Algorithm 1 as printed: only their order counts) or greedy
     (the same, without its ties and its rounding)"""
     a_min: float | None = 0.2
-    """lowest retention rate of a unit; None takes 0.1 less than what is kept of all"""
+    """lowest retention rate of a unit, and with --mapping paper and greedy that of nearly all that lose anything; None
+    takes 0.1 less than what is kept of all"""
     a_max: float = 1.0
     """highest retention rate of a unit"""
 
@@ -113,7 +114,7 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
         if 1 - self.target - self.lowest < _LEAST_ROOM:
             raise ValueError(
                 f"--a-min {self.lowest:g} leaves a search nothing to choose at --sparsity {self.target:g}, where every "
-                f"unit ends at it: give one of {max(0.0, 0.8 - self.target):.2g} or less"
+                f"unit ends at it: give one of {replace(self, a_min=None).lowest:.2g} or less"
             )
         if not self.wanted and self.starts_equal:
             start = "--init none" if self.init == EQUAL else f"the start of --mapping {self.mapping}"

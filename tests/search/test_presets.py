@@ -55,7 +55,7 @@ def test_without_a_curriculum_all_is_asked_from_the_start(without):
 
 
 def test_a_search_that_has_nothing_to_choose_is_refused():
-    with pytest.raises(ValueError, match=r"--a-min 0\.5 leaves .* --sparsity 0\.5, .* give one of 0\.3 or less"):
+    with pytest.raises(ValueError, match=r"--a-min 0\.5 leaves .* --sparsity 0\.5, .* give one of 0\.4 or less"):
         replace(PAPER, sparsity=0.5, a_min=0.5).require_allowed()
 
 
