@@ -59,8 +59,9 @@ def test_answers_meet_the_budget_of_parameters_and_of_windows(name, on_model):
     total = sum(unit.n_params for unit in meter.units)
     assert 0.3 <= allocation.sparsity < 0.3 + cheapest / total
     assert meter.spent <= meter.budget
-    # Finalists that keep the same are measured once, so a little may be left; of rollouts of sixteen more than that.
-    least = 0.6 if name.startswith("ppo-paper") else 0.75
+    # Finalists that keep the same are measured once, so a little may be left. A rollout of sixteen takes up to 40 % of
+    # the budget, and where a_min is near the mean many samples of a tiny model keep the same.
+    least = 0.5 if name.startswith("ppo-paper") else 0.75
     assert (meter.spent > least * meter.budget) == ALL[name].searches
     if ALL[name].searches:
         low, high = group_bounds(meter.units, on_model.a_min, on_model.a_max)
