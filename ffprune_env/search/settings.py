@@ -128,14 +128,14 @@ class SearchSettings(WindowSettings, RewardSettings, TargetSettings):
 
     def _require_sparsities(self) -> None:
         """Raises ValueError for sparsities that no allocation meets; whole groups may allow a little less still."""
+        if not self.targets or not all(0 < target < 1 for target in self.targets):
+            got = " ".join(f"{target:g}" for target in self.targets) or "none"
+            raise ValueError(f"--sparsity takes numbers between 0 and 1, got {got}; 0.2 removes 20 %")
         if not 0 <= self.lowest < self.a_max <= 1:
             raise ValueError(
                 f"--a-min and --a-max are the least and the most that may stay of a unit, 0 ≤ a_min < a_max ≤ 1: got "
                 f"{self.lowest:g} and {self.a_max:g}"
             )
-        if not self.targets or not all(0 < target < 1 for target in self.targets):
-            got = " ".join(f"{target:g}" for target in self.targets) or "none"
-            raise ValueError(f"--sparsity takes numbers between 0 and 1, got {got}; 0.2 removes 20 %")
         lowest, highest = self.targets[0], self.targets[-1]
         if highest > 1 - self.lowest + _ROUNDING:
             needed = f"--sparsity {highest:g} needs an --a-min of {1 - highest:.2g} or less"

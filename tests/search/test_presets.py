@@ -68,6 +68,12 @@ def test_the_lowest_rate_is_a_tenth_below_what_is_kept_where_nobody_says_it(spar
     assert replace(settings, a_min=0.04).lowest == 0.04
 
 
+@pytest.mark.parametrize(("sparsity", "got"), [((), "none"), (-0.5, "-0.5"), (1.5, "1.5")])
+def test_a_sparsity_that_is_none_is_told_before_what_goes_with_it(sparsity, got):
+    with pytest.raises(ValueError, match=f"--sparsity takes numbers between 0 and 1, got {got}; "):
+        replace(PAPER, sparsity=sparsity).require_allowed()
+
+
 @pytest.mark.parametrize("sparsity", [0.2, 0.3, 0.5])
 def test_the_papers_method_ends_at_that_rate(sparsity):
     allocation = METHODS["ppo-paper"].answer(Problem.of(CURVES, sparsity, evaluations=20))
